@@ -1,0 +1,40 @@
+# The short verbs. Everything runs in a virtual environment of the checkout's own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint format studies clean
+
+demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
+	$(BIN)/jaxae train --data digits --latent-dim 64 --epochs 60 --learning-rate 3e-3 \
+	  --out runs/demo --overwrite
+
+test: $(INSTALLED)  ## the suite, minutes
+	$(BIN)/python -m pytest -n auto
+
+test-all: $(INSTALLED)  ## the full products and the slow studies as well
+	$(BIN)/python -m pytest -n auto --slow
+
+lint: $(INSTALLED)  ## style, then types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+studies: $(INSTALLED)  ## every experiment in full; results in runs/
+	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient
+	$(BIN)/python experiments/digits_against_pca.py --out runs/digits_against_pca
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxae needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

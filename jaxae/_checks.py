@@ -1,0 +1,120 @@
+"""The sentences of refusal: which argument, what was found, what would do.
+
+Everything here looks at shapes, dtypes, types and names only, so that it costs nothing
+under `jit`; values are looked at by `data.check_array` and `Observation.validate`.
+"""
+
+import difflib
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+T = TypeVar("T")
+
+
+def lookup(kind: str, catalogue: Mapping[str, T], name: str) -> T:
+    """`catalogue[name]`, or a ValueError that lists the known names."""
+    if not isinstance(name, str) or name not in catalogue:
+        raise ValueError(
+            f"unknown {kind} {name!r}{closest(name, catalogue)}; "
+            f"known: {', '.join(sorted(catalogue))}."
+        )
+    return catalogue[name]
+
+
+def closest(name: Any, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" where a known name is near, else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def positive_int(name: str, value: Any) -> int:
+    """`value` as a Python int of at least 1; a bool is not a number here."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return number
+
+
+def prng_key(key: Any) -> None:
+    """Refuse what is not a JAX random key."""
+    dtype = getattr(key, "dtype", None)
+    is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    is_raw = dtype == jnp.uint32 and jnp.shape(key) == (2,)
+    if not ((is_typed and jnp.shape(key) == ()) or is_raw):
+        raise ValueError(
+            f"key must be one JAX random key, got {describe(key)}; "
+            "make one with jax.random.key(0)."
+        )
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: dtype and shape for arrays, repr for the rest."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
+
+
+def one_example(name: str, value: Any, size: int, method: str) -> jax.Array:
+    """`value` as a real floating array of shape [size]; a batch is told to vmap."""
+    array = floating(name, value)
+    if array.shape == (size,):
+        return array
+    if array.ndim > 1 and array.shape[-1] == size:
+        raise ValueError(
+            f"{name} has shape {list(array.shape)} but {method} takes one example of "
+            f"shape [{size}]; vmap it: jax.vmap({method}, in_axes=(None, 0))."
+        )
+    raise ValueError(
+        f"{name} has shape {list(array.shape)} but {method} of this model takes shape "
+        f"[{size}]."
+    )
+
+
+def floating(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array of a real floating dtype."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be an array of floats, got {describe(value)}."
+        ) from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} has dtype {array.dtype} but a real floating dtype is needed; "
+            f"convert it first, e.g. {name}.astype(jnp.float32)."
+        )
+    return array
+
+
+def floating_dtype(dtype: Any) -> Any:
+    """`dtype` as a real floating dtype that JAX can hold now."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(
+            f"dtype must be a real floating dtype such as 'float32', got {dtype!r}."
+        )
+    if found == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "dtype is float64 but JAX would round it to float32 here; work inside "
+            "`with jax.enable_x64(True):`."
+        )
+    return found
+
+
+def extra(feature: str, name: str, error: ImportError) -> ImportError:
+    """The error for a missing optional package, with the command that installs it."""
+    return ImportError(
+        f"{feature} needs the package {error.name!r}, which is not installed; "
+        f"run: pip install 'jaxae[{name}]'."
+    )

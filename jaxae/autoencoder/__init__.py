@@ -1,0 +1,25 @@
+"""The model: parameters, parametrizations, the pure functions on them, files."""
+
+from jaxae.autoencoder.files import load, save
+from jaxae.autoencoder.model import Autoencoder, Forward
+from jaxae.autoencoder.parametrizations import (
+    Parametrization,
+    TiedParams,
+    UntiedParams,
+    tied,
+    untie,
+    untied,
+)
+
+__all__ = [
+    "Autoencoder",
+    "Forward",
+    "Parametrization",
+    "TiedParams",
+    "UntiedParams",
+    "load",
+    "save",
+    "tied",
+    "untie",
+    "untied",
+]

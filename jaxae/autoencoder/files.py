@@ -1,0 +1,229 @@
+"""A model on disk: `config.json` for people, `params.safetensors` for everything else.
+
+The safetensors file carries the model's description in its own metadata, so the two
+files cannot drift apart unnoticed. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxae import _checks, activations, observations
+from jaxae._version import __version__
+from jaxae.activations import Activation
+from jaxae.autoencoder.model import Autoencoder
+from jaxae.autoencoder.parametrizations import Params
+from jaxae.observations import Observation
+
+PARAMS_FILE = "params.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def describe(ae: Autoencoder) -> dict[str, Any]:
+    """The choices of a model as plain JSON values, parts by name."""
+    return {
+        "input_dim": ae.input_dim,
+        "latent_dim": ae.latent_dim,
+        "activation": ae.activation.name,
+        "observation": ae.observation.name,
+        "tied": ae.tied,
+    }
+
+
+def save(
+    directory, ae: Autoencoder, params: Params, *, run: dict | None = None
+) -> None:
+    """Write a model to a folder: `config.json` and `params.safetensors`.
+
+    Each file is written whole and then renamed into place, so that a reader never sees
+    half a file. A model already there is replaced.
+
+    Args:
+      directory: made if it does not exist.
+      ae: the model.
+      params: its parameters.
+      run: further JSON values for `config.json`, such as how it was trained.
+
+    Raises:
+      ValueError: if `params` are not this model's, or `directory` is a file.
+    """
+    ae.check_params(params)
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"directory must be a folder, but {directory} is a file.")
+    directory.mkdir(parents=True, exist_ok=True)
+    model = describe(ae)
+    config = {"jaxae": __version__, "model": model, **(run or {})}
+    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
+    metadata = {"jaxae": json.dumps(model)}
+    write_atomically(
+        directory / PARAMS_FILE, safetensors.numpy.save(tensors, metadata=metadata)
+    )
+    write_atomically(
+        directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode()
+    )
+
+
+def load(
+    directory,
+    *,
+    activation: Activation | None = None,
+    observation: Observation | None = None,
+) -> tuple[Autoencoder, Params]:
+    """Read the model that `save` wrote: `ae, params = jaxae.load(DIR)`.
+
+    Args:
+      directory: the folder.
+      activation, observation: parts of your own, for a model that was built with them;
+        the saved name must be theirs.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is damaged, the two disagree, a part is unknown and not
+        given, or float64 parameters would lose digits (x64 is off).
+    """
+    directory = Path(directory)
+    model = _read_model(directory / CONFIG_FILE)
+    tensors, metadata = _read_tensors(directory / PARAMS_FILE)
+    if metadata != model:
+        raise ValueError(
+            f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE} "
+            f"beside it: {model} against {metadata}; restore the pair from one save."
+        )
+    ae = _build(directory, model, activation, observation)
+    return ae, _assemble(directory, ae, tensors)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file beside its place, then rename it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _named_leaves(params: Params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    _must_exist(path)
+    try:
+        model = json.loads(path.read_bytes())["model"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        model = None
+    if not isinstance(model, dict) or set(model) != set(_MODEL_FIELDS):
+        raise ValueError(
+            f"{path} is not the config.json of a jaxae model: a JSON object with a "
+            f'"model" of {", ".join(_MODEL_FIELDS)} is needed.'
+        )
+    return model
+
+
+_MODEL_FIELDS = ("input_dim", "latent_dim", "activation", "observation", "tied")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
+    _must_exist(path)
+    try:
+        with safetensors.safe_open(path, framework="flax") as file:
+            metadata = json.loads((file.metadata() or {}).get("jaxae", "null"))
+            _refuse_rounding(path, file)
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({error}); restore a copy or "
+            "train again."
+        ) from None
+
+
+def _refuse_rounding(path: Path, file) -> None:
+    is_double = any(file.get_slice(name).get_dtype() == "F64" for name in file.keys())
+    if is_double and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            f"{path} holds float64 parameters, which JAX would round to float32 here; "
+            "load it inside `with jax.enable_x64(True):`."
+        )
+
+
+def _build(directory, model, activation, observation) -> Autoencoder:
+    try:
+        return Autoencoder(
+            input_dim=model["input_dim"],
+            latent_dim=model["latent_dim"],
+            activation=_part(
+                "activation", model["activation"], activation, activations.CATALOGUE
+            ),
+            observation=_part(
+                "observation", model["observation"], observation, observations.CATALOGUE
+            ),
+            tied=model["tied"],
+        )
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
+
+
+def _part(kind: str, name: Any, given, catalogue: dict):
+    if given is not None:
+        if given.name != name:
+            raise ValueError(
+                f"the model was saved with {kind} {name!r}, but {given.name!r} was "
+                "given; give the part it was built with."
+            )
+        return given
+    if not isinstance(name, str) or name not in catalogue:
+        raise ValueError(
+            f"the model was saved with {kind} {name!r}, which is not one of "
+            f"{', '.join(sorted(catalogue))}; if it is your own, pass it: "
+            f"jaxae.load(DIR, {kind}=...)."
+        )
+    return catalogue[name]
+
+
+def _assemble(directory: Path, ae: Autoencoder, tensors: dict) -> Params:
+    template = jax.eval_shape(lambda: ae.init(jax.random.key(0)))
+    expected = dict(_named_leaves(template))
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != {name: leaf.shape for name, leaf in expected.items()}:
+        raise ValueError(
+            f"{directory / PARAMS_FILE} holds {_shapes(tensors)}, but the model in "
+            f"{CONFIG_FILE} has {_shapes(expected)}; restore the pair from one save."
+        )
+    for name, tensor in tensors.items():
+        _checks.floating(f"tensor {name} of {directory / PARAMS_FILE}", tensor)
+    leaves = [jnp.asarray(tensors[name]) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _shapes(leaves: dict) -> str:
+    return ", ".join(f"{name}{list(leaf.shape)}" for name, leaf in leaves.items())
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; {path.parent} is not a folder that jaxae.save or "
+            "`jaxae train` has finished writing."
+        )

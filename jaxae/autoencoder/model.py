@@ -1,0 +1,309 @@
+"""The autoencoder: fixed choices in a frozen record, pure functions of parameters."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxae import _checks, activations, observations
+from jaxae.activations import Activation
+from jaxae.autoencoder import parametrizations
+from jaxae.autoencoder.parametrizations import Parametrization, Params, UntiedParams
+from jaxae.observations import Observation
+
+
+class Forward(NamedTuple):
+    """What one example becomes on its way through the model."""
+
+    a: Float[Array, "H"]  # encoder pre-activation
+    z: Float[Array, "H"]  # latents
+    eta: Float[Array, "D"]  # decoder pre-activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder:
+    """z = g(W_enc x + b_enc), x_hat = o(W_dec^T z + b_dec); tied: W_dec is W_enc.
+
+    A frozen record of choices: it can be printed, compared, hashed (a static argument
+    of `jax.jit`), pickled and written into `config.json`. Its methods are pure
+    functions of parameters and one example; for a batch, vmap them:
+    `jax.vmap(ae.encode, in_axes=(None, 0))(params, X)`.
+
+    Attributes:
+      input_dim: D, the number of inputs.
+      latent_dim: H, the number of latents.
+      activation: g, one of `jaxae.activations` or your own `Activation`.
+      observation: p(x | x_hat), one of `jaxae.observations` or your own.
+      tied: whether the decoder is the encoder transposed.
+
+    Raises:
+      ValueError: for a dimension below 1, or a part that is not of its type.
+
+    References:
+      Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
+    """
+
+    input_dim: int
+    latent_dim: int
+    activation: Activation = activations.sigmoid
+    observation: Observation = observations.bernoulli
+    tied: bool = True
+
+    def __post_init__(self):
+        for name in ("input_dim", "latent_dim"):
+            value = _checks.positive_int(name, getattr(self, name))
+            object.__setattr__(self, name, value)  # a NumPy integer becomes an int
+        _check_part("activation", self.activation, Activation, "activations.sigmoid")
+        _check_part(
+            "observation", self.observation, Observation, "observations.bernoulli"
+        )
+        if not isinstance(self.tied, bool | np.bool_):
+            raise ValueError(f"tied must be True or False, got {self.tied!r}.")
+        object.__setattr__(self, "tied", bool(self.tied))
+
+    @property
+    def parametrization(self) -> Parametrization:
+        """How this model's parameters map to W_enc, W_dec, b_enc, b_dec."""
+        return parametrizations.tied if self.tied else parametrizations.untied
+
+    def init(self, key, *, dtype: Any = jnp.float32, data_mean=None) -> Params:
+        """Draw parameters: Glorot uniform weights, zero biases.
+
+        W_ij ~ U(-r, r), r = gain sqrt(6 / (D + H)), with gain 4 for sigmoid latents, on
+        encoder and decoder alike. Row i is drawn from its own key: for any H it is the
+        same up to r. Drawn in float32, so every dtype starts at the same point.
+
+        Args:
+          key: consumed here.
+          dtype: of every parameter; float32 unless said, under x64 too.
+          data_mean: `[D]`, the mean of the data; where given, the output bias starts at
+            it, b_dec = o^-1(data_mean), so that training need not find it.
+
+        Raises:
+          ValueError: for a key that is none, a dtype that is not floating, a data_mean
+            of the wrong shape or where the observation has no eta_of_mean.
+
+        References:
+          Glorot and Bengio, Understanding the difficulty of training deep feedforward
+          neural networks, 2010.
+        """
+        _checks.prng_key(key)
+        dtype = _checks.floating_dtype(dtype)
+        encoder_key, decoder_key = jax.random.split(key)
+        params = UntiedParams(
+            W_enc=self._draw_weights(encoder_key),
+            W_dec=self._draw_weights(decoder_key),
+            b_enc=jnp.zeros(self.latent_dim),
+            b_dec=self._output_bias(data_mean),
+            activation=_theta(self.activation.init, self.latent_dim),
+            observation=_theta(self.observation.init, self.input_dim),
+        )
+        params = self.parametrization.from_untied(params)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+    def encoder_pre_acts(self, params: Params, x) -> Float[Array, "H"]:
+        """a(x) = b_enc + W_enc x, `[D] -> [H]`; the lecture's a.
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        x = _checks.one_example("x", x, self.input_dim, "ae.encoder_pre_acts")
+        return _encoder_pre_acts(self._expand(params), x)
+
+    def encode(self, params: Params, x) -> Float[Array, "H"]:
+        """z = g(b_enc + W_enc x), `[D] -> [H]`; the lecture's h(x).
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        x = _checks.one_example("x", x, self.input_dim, "ae.encode")
+        return self._encode(self._expand(params), x)[1]
+
+    def decoder_pre_acts(self, params: Params, z) -> Float[Array, "D"]:
+        """eta = b_dec + W_dec^T z, `[H] -> [D]`; the lecture's â.
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        z = _checks.one_example("z", z, self.latent_dim, "ae.decoder_pre_acts")
+        return _decoder_pre_acts(self._expand(params), z)
+
+    def decode(self, params: Params, z) -> Float[Array, "D"]:
+        """x_hat = o(b_dec + W_dec^T z), `[H] -> [D]`; the mean of p(x | z).
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        z = _checks.one_example("z", z, self.latent_dim, "ae.decode")
+        return self.observation.mean(_decoder_pre_acts(self._expand(params), z))
+
+    def reconstruct(self, params: Params, x) -> Float[Array, "D"]:
+        """x_hat = decode(encode(x)), `[D] -> [D]`; the lecture's f(x).
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        x = _checks.one_example("x", x, self.input_dim, "ae.reconstruct")
+        return self.observation.mean(self.forward(params, x).eta)
+
+    def forward(self, params: Params, x) -> Forward:
+        """a, z and eta of one example, `[D] -> ([H], [H], [D])`.
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        x = _checks.one_example("x", x, self.input_dim, "ae.forward")
+        return self._forward(params, params, x)
+
+    def loss(self, params: Params, x, target=None) -> Float[Array, ""]:
+        """l(f(x)), -log p(target | x_hat) without the terms free of the parameters.
+
+        Args:
+          params: this model's parameters.
+          x: `[D]`, what is encoded.
+          target: `[D]`, what is scored; x unless given (denoising, transcoders).
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        return self.path_loss(params, params, x, target)
+
+    def path_loss(self, encoder_params, decoder_params, x, target=None):
+        """The loss with its parameters named twice: loss(p, x) = path_loss(p, p, x).
+
+        Its derivatives in the first and in the second argument are the two gradients
+        that the lecture sums, each by itself: the oracle of `manual.path_grads`.
+
+        Args:
+          encoder_params: used for z = g(W_enc x + b_enc).
+          decoder_params: used for eta = W_dec^T z + b_dec and the loss.
+          x: `[D]`, what is encoded.
+          target: `[D]`, what is scored; x unless given.
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
+        """
+        x, target = self._check_pair(x, target, "ae.loss")
+        eta = self._forward(encoder_params, decoder_params, x).eta
+        return self.observation.loss(eta, target, *decoder_params.observation)
+
+    def log_prob(self, params: Params, x, target=None) -> Float[Array, ""]:
+        """log p(target | x_hat), normalised, in nats.
+
+        Args:
+          params: this model's parameters.
+          x: `[D]`, what is encoded.
+          target: `[D]`, what is scored; x unless given.
+
+        Raises:
+          ValueError: for a batch, a wrong size or dtype, another model's parameters, a
+            target outside the support, or an observation that is not a likelihood.
+        """
+        if self.observation.support == "none":
+            raise ValueError(
+                f"observation {self.observation} is a loss, not a likelihood, and has "
+                "no log_prob; use ae.loss."
+            )
+        x, target = self._check_pair(x, target, "ae.log_prob")
+        eta = self._forward(params, params, x).eta
+        return self.observation.log_prob(eta, target, *params.observation)
+
+    # ---- the mathematics, once, for untied parameters --------------------------------
+
+    def _encode(self, untied: UntiedParams, x):
+        a = _encoder_pre_acts(untied, x)
+        return a, self.activation.apply(a, *untied.activation)
+
+    def _forward(self, encoder_params, decoder_params, x) -> Forward:
+        a, z = self._encode(self._expand(encoder_params), x)
+        return Forward(a, z, _decoder_pre_acts(self._expand(decoder_params), z))
+
+    # ---- initial values --------------------------------------------------------------
+
+    def _draw_weights(self, key) -> Float[Array, "H D"]:
+        limit = self.activation.init_gain * math.sqrt(
+            6 / (self.input_dim + self.latent_dim)
+        )
+        row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+            key, jnp.arange(self.latent_dim)
+        )
+        uniform = jax.vmap(
+            lambda key: jax.random.uniform(
+                key, (self.input_dim,), jnp.float32, minval=-1, maxval=1
+            )
+        )
+        return limit * uniform(row_keys)
+
+    def _output_bias(self, data_mean) -> Float[Array, "D"]:
+        if data_mean is None:
+            return jnp.zeros(self.input_dim)
+        if self.observation.eta_of_mean is None:
+            raise ValueError(
+                f"data_mean was given but observation {self.observation} has no "
+                "eta_of_mean; leave data_mean out."
+            )
+        data_mean = _checks.one_example(
+            "data_mean", data_mean, self.input_dim, "ae.init"
+        )
+        return self.observation.eta_of_mean(data_mean)
+
+    # ---- refusals, on shapes and types only ------------------------------------------
+
+    def _expand(self, params: Params) -> UntiedParams:
+        self.check_params(params)
+        return self.parametrization.expand(params)
+
+    def check_params(self, params: Params) -> None:
+        """Refuse parameters of another type or of another model's size.
+
+        Raises:
+          ValueError: naming the field, its shape and the shape this model has.
+        """
+        expected = self.parametrization.params_type
+        if not isinstance(params, expected):
+            raise ValueError(
+                f"params must be {expected.__name__} for this "
+                f"{self.parametrization.name} model, got {type(params).__name__}; "
+                f"make them with ae.init(key)"
+                f"{' or jaxae.untie(params)' if not self.tied else ''}."
+            )
+        H, D = self.latent_dim, self.input_dim
+        for name, leaf in params._asdict().items():
+            if name in ("activation", "observation"):
+                continue
+            shape = {"b_enc": (H,), "b_dec": (D,)}.get(name, (H, D))
+            if jnp.shape(leaf) != shape:
+                raise ValueError(
+                    f"params.{name} must have shape {list(shape)} for this model "
+                    f"(input_dim={D}, latent_dim={H}), got {_checks.describe(leaf)}."
+                )
+
+    def _check_pair(self, x, target, method: str):
+        x = _checks.one_example("x", x, self.input_dim, method)
+        if target is None:
+            return x, x
+        return x, _checks.one_example("target", target, self.input_dim, method)
+
+
+def _encoder_pre_acts(untied: UntiedParams, x):
+    return untied.W_enc @ x + untied.b_enc
+
+
+def _decoder_pre_acts(untied: UntiedParams, z):
+    return z @ untied.W_dec + untied.b_dec  # W_dec^T z
+
+
+def _theta(init, size: int) -> tuple:
+    return () if init is None else tuple(init(size))
+
+
+def _check_part(name: str, part: Any, expected: type, example: str) -> None:
+    if not isinstance(part, expected):
+        raise ValueError(
+            f"{name} must be an {expected.__name__} such as jaxae.{example}, "
+            f"got {part!r}."
+        )

@@ -1,0 +1,207 @@
+"""What is minimised: mean reconstruction loss of a batch + sum of coef * penalty."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxae import _checks
+from jaxae.autoencoder import Autoencoder, Forward
+from jaxae.corruptions import Corruption
+from jaxae.penalties import Cotangents, Penalty
+
+CORRUPTION_RATE = "corruption_rate"
+
+
+class Aux(NamedTuple):
+    """What an objective returns beside its value."""
+
+    metrics: dict[str, Float[Array, ""]]  # looked at, not optimised
+    state: Any  # carried to the next step, neither learned nor swept
+
+
+@dataclass(frozen=True)
+class Objective:
+    """J(params) = mean_b l(f(x~_b), x_b) + sum_p hparams[p] * penalty_p.
+
+    x~ is x corrupted afresh for every call. Frozen and hashable: a static argument.
+
+    Attributes:
+      ae: the model.
+      corruption: one of `jaxae.corruptions`, of strength hparams["corruption_rate"].
+      penalties: some of `jaxae.penalties`, each weighted by the hparam of its name.
+
+    Raises:
+      ValueError: for a part that is not of its type, a penalty named twice, or one that
+        the model cannot bear.
+    """
+
+    ae: Autoencoder
+    _: KW_ONLY
+    corruption: Corruption | None = None
+    penalties: tuple[Penalty, ...] = ()
+
+    def __post_init__(self):
+        if not isinstance(self.ae, Autoencoder):
+            raise ValueError(f"ae must be a jaxae.Autoencoder, got {self.ae!r}.")
+        if not isinstance(self.corruption, Corruption | None):
+            raise ValueError(
+                "corruption must be a Corruption such as jaxae.corruptions.masking, or "
+                f"None, got {self.corruption!r}."
+            )
+        object.__setattr__(self, "penalties", _as_penalties(self.penalties))
+        for penalty in self.penalties:
+            penalty.check(self.ae)
+
+    @property
+    def hparam_names(self) -> tuple[str, ...]:
+        """The hyperparameters that this objective reads."""
+        rate = (CORRUPTION_RATE,) if self.corruption else ()
+        return rate + self._penalty_hparam_names
+
+    @property
+    def _penalty_hparam_names(self) -> tuple[str, ...]:
+        return tuple(name for p in self.penalties for name in (p.name, *p.hparams))
+
+    def __call__(
+        self, params, batch, key, hparams: Mapping[str, Any], state: Any = ()
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The objective's value on a batch, and what there is to see.
+
+        Args:
+          params: the model's parameters.
+          batch: `[B, D]`, or a pair (inputs, targets) of such.
+          key: consumed by the corruption; may be None where there is none.
+          hparams: scalars by name; may hold more than this objective reads.
+          state: carried through.
+
+        Raises:
+          ValueError: for a batch of the wrong shape or dtype, or a missing hparam.
+        """
+        inputs, targets = self.prepare(batch, key, hparams)
+        forward = self.forward(params, inputs)
+        loss, metrics = self.score(params, forward, targets, hparams)
+        return loss, Aux(metrics, state)
+
+    def evaluate(self, params, X, hparams) -> dict[str, Float[Array, ""]]:
+        """The metrics on data `[N, D]` (or a pair) as one batch, without corruption.
+
+        "loss", "reconstruction", each penalty, and "squared_error", the mean over
+        examples of ||x_hat - x||^2.
+
+        Raises:
+          ValueError: as for a call.
+        """
+        inputs, targets = self._as_pair(X)
+        _require(self._penalty_hparam_names, hparams)
+        forward = self.forward(params, inputs)
+        _, metrics = self.score(params, forward, targets, hparams)
+        x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
+        squared_error = jnp.mean(jnp.sum((x_hat - targets) ** 2, axis=-1))
+        return {**metrics, "squared_error": squared_error}
+
+    # ---- the parts of a call, shared with the hand-derived gradient ------------------
+
+    def prepare(self, batch, key, hparams) -> tuple[Array, Array]:
+        """Inputs, corrupted, and targets, each `[B, D]`."""
+        _require(self.hparam_names, hparams)
+        inputs, targets = self._as_pair(batch)
+        if self.corruption is None:
+            return inputs, targets
+        _checks.prng_key(key)
+        keys = jax.random.split(key, len(inputs))
+        rate = hparams[CORRUPTION_RATE]
+        corrupt = jax.vmap(self.corruption.apply, in_axes=(0, 0, None))
+        return corrupt(keys, inputs, rate), targets
+
+    def forward(self, params, inputs) -> Forward:
+        """a, z `[B, H]` and eta `[B, D]` of a batch."""
+        return jax.vmap(self.ae.forward, in_axes=(None, 0))(params, inputs)
+
+    def score(self, params, forward: Forward, targets, hparams):
+        """The value and its named parts, from a batch's forward pass."""
+        loss = jax.vmap(
+            self.ae.observation.loss, in_axes=(0, 0, *self._theta_axes(params))
+        )
+        reconstruction = jnp.mean(loss(forward.eta, targets, *params.observation))
+        metrics = {"reconstruction": reconstruction}
+        total = reconstruction
+        for penalty in self.penalties:
+            value = penalty.value(self.ae, params, forward, hparams)
+            metrics[penalty.name] = value
+            total = total + hparams[penalty.name] * value
+        return total, {"loss": total, **metrics}
+
+    def cotangents(self, params, forward: Forward, hparams) -> Cotangents:
+        """What the penalties together add to the backward pass."""
+        total = Cotangents()
+        for penalty in self.penalties:
+            added = penalty.cotangents(self.ae, params, forward, hparams)
+            coefficient = hparams[penalty.name]
+            scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, added)
+            total = Cotangents(*map(add, total, scaled))
+        return total
+
+    def _theta_axes(self, params) -> tuple:
+        return (None,) * len(params.observation)
+
+    def _as_pair(self, batch) -> tuple[Array, Array]:
+        inputs, targets = batch if isinstance(batch, tuple) else (batch, batch)
+        inputs = self._check_batch("batch", inputs)
+        targets = self._check_batch("targets", targets)
+        if len(inputs) != len(targets):
+            raise ValueError(
+                f"batch must pair each input with a target, got {len(inputs)} inputs "
+                f"and {len(targets)} targets."
+            )
+        return inputs, targets
+
+    def _check_batch(self, name: str, batch) -> Array:
+        array = _checks.floating(name, batch)
+        if array.ndim != 2 or array.shape[1] != self.ae.input_dim or not len(array):
+            raise ValueError(
+                f"{name} must have shape [B, {self.ae.input_dim}], "
+                f"got {list(array.shape)}"
+                f"{'; add a leading axis: x[None]' if array.ndim == 1 else ''}."
+            )
+        return array
+
+
+def add(left: Any, right: Any) -> Any:
+    """left + right for pytrees, where None adds nothing."""
+    if left is None or right is None:
+        return right if left is None else left
+    return jax.tree.map(jnp.add, left, right)
+
+
+def _require(names: tuple[str, ...], hparams: Mapping[str, Any]) -> None:
+    missing = [name for name in names if name not in hparams]
+    if missing:
+        raise ValueError(
+            f"hparams lacks {', '.join(missing)}; this objective reads "
+            f"{', '.join(names)}, got {', '.join(hparams) or 'none'}."
+        )
+
+
+def _as_penalties(penalties) -> tuple[Penalty, ...]:
+    # A Penalty is itself a tuple, so a forgotten comma must be caught by hand.
+    if isinstance(penalties, Penalty):
+        raise ValueError(
+            f"penalties must be a tuple, got {penalties!r}; write ({penalties!r},)."
+        )
+    penalties = tuple(penalties)
+    for penalty in penalties:
+        if not isinstance(penalty, Penalty):
+            raise ValueError(
+                "penalties must be of jaxae.penalties, such as jaxae.penalties.l1, "
+                f"got {penalty!r}."
+            )
+    names = [penalty.name for penalty in penalties]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"penalties must have different names, got {', '.join(names)}."
+        )
+    return penalties

@@ -1,0 +1,19 @@
+"""p(x | mu): what the data are, hence what the loss is.
+
+`bernoulli` and `gaussian` are written by hand; `from_log_prob` and `from_distribution`
+follow the lecture's recipe for anything else, with derivatives from autodiff.
+"""
+
+from jaxae.observations._base import CATALOGUE, Observation, get
+from jaxae.observations.by_hand import bernoulli, gaussian
+from jaxae.observations.recipes import from_distribution, from_log_prob
+
+__all__ = [
+    "CATALOGUE",
+    "Observation",
+    "bernoulli",
+    "from_distribution",
+    "from_log_prob",
+    "gaussian",
+    "get",
+]

@@ -1,0 +1,99 @@
+"""The record that an observation is, and the checks that they share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxae import _checks
+from jaxae.activations import Activation
+
+
+class Observation(NamedTuple):
+    """A conditional distribution p(x | mean(eta)) over the inputs.
+
+    Functions act on the last axis: `[D] -> []`, and `[B, D] -> [B]` unchanged.
+
+    Attributes:
+      name: how it is printed, saved, looked up and pickled.
+      link: the lecture's o, mean = o(eta) (a GLM's inverse link).
+      loss: `(eta, x, *theta) -> []`, -log p(x | mean(eta)) without the terms that are
+        free of eta and theta.
+      dloss: `(eta, x, *theta) -> [D]`, d loss / d eta.
+      log_prob: `(eta, x, *theta) -> []`, normalised.
+      sample: `(key, eta, *theta) -> x [D]`, or None where none was given.
+      validate: `(X) -> None`, or a ValueError that names the first bad row, column and
+        value.
+      support: "counting" or "lebesgue", what log_prob is a density against; "none"
+        where the loss is no likelihood.
+      derived: "hand" or "autodiff", where dloss comes from.
+      init: `(input_dim) -> theta`, a tuple of arrays, where p is learned.
+      dtheta: `(eta, x, *theta) -> dtheta`, a tuple like theta, for one example.
+      eta_of_mean: `(mean [D]) -> eta [D]`, for an output bias from the data's mean.
+    """
+
+    name: str
+    link: Activation
+    loss: Callable[..., Array]
+    dloss: Callable[..., Array]
+    log_prob: Callable[..., Array]
+    sample: Callable[..., Array] | None
+    validate: Callable[..., None]
+    support: str
+    derived: str
+    init: Callable[..., tuple] | None = None
+    dtheta: Callable[..., tuple] | None = None
+    eta_of_mean: Callable[..., Array] | None = None
+
+    def mean(self, eta: Array) -> Array:
+        """E[x | eta] = o(eta), `[D] -> [D]`."""
+        return self.link.apply(eta)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self):
+        # As for activations: by name where the name finds this very object.
+        if CATALOGUE.get(self.name) is self:
+            return get, (self.name,)
+        return Observation, tuple(self)
+
+
+CATALOGUE: dict[str, Observation] = {}  # filled where the observations are defined
+
+
+def get(name: str) -> Observation:
+    """The observation of that name.
+
+    Raises:
+      ValueError: for an unknown name; the message lists the known ones.
+    """
+    return _checks.lookup("observation", CATALOGUE, name)
+
+
+def validate_finite(X) -> None:
+    """Refuse NaN and infinity."""
+    refuse_unless(np.isfinite(np.asarray(X)), X, "must be finite")
+
+
+def refuse_unless(is_good, X, promise: str) -> None:
+    """Raise a ValueError about the first entry of X that is not good.
+
+    Does nothing under a JAX transformation, where values cannot be seen.
+    """
+    if isinstance(is_good, jax.core.Tracer):
+        return
+    is_good = np.asarray(is_good)
+    if is_good.all():
+        return
+    where = np.unravel_index(np.argmin(is_good), is_good.shape)
+    place = "row {}, column {}".format(*where) if len(where) == 2 else f"entry {where}"
+    if len(where) == 1:
+        place = f"column {where[0]}"
+    count = int((~is_good).sum())
+    raise ValueError(
+        f"data {promise}, found {np.asarray(X)[where]} at {place}"
+        f"{'' if count == 1 else f' and {count - 1} more'}."
+    )

@@ -1,0 +1,146 @@
+"""The lecture's recipe for any other kind of input, with derivatives from autodiff.
+
+Choose p(x | mu), choose how mu follows from the output pre-activation, take -log p as
+the loss. Hand-written observations are more exact (they never form mu where its
+logarithm is what is needed) and faster; these are for trying an idea in two lines.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxae.activations import Activation
+from jaxae.observations._base import Observation, validate_finite
+
+
+@functools.cache  # the same functions give the same object: nothing recompiles
+def from_log_prob(
+    log_prob: Callable[..., Array],
+    mean: Callable[..., Array],
+    *,
+    name: str | None = None,
+    sample: Callable[..., Array] | None = None,
+    validate: Callable[..., None] = validate_finite,
+    support: str = "lebesgue",
+) -> Observation:
+    """The lecture's recipe: l(f(x)) = -log p(x | mu), with mu = mean(eta).
+
+    Args:
+      log_prob: `(x [D], mu) -> []` (a result `[D]` is summed: independent columns).
+      mean: `(eta [D]) -> mu`, how the mean follows from the output pre-activation.
+      name: how it is printed and saved; the density's own name unless given.
+      sample: `(key, mu) -> x [D]`, if samples are wanted.
+      validate: `(X) -> None` or a ValueError; finite values unless given.
+      support: "counting" for a mass function, "lebesgue" for a density.
+
+    Returns:
+      An `Observation` with `derived == "autodiff"`. Its loss is the whole of -log p:
+      which terms are free of eta, only a person can tell.
+
+    References:
+      Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
+    """
+    _check_callable("log_prob", log_prob)
+    _check_callable("mean", mean)
+
+    def log_likelihood(eta, x):
+        return jnp.sum(log_prob(x, mean(eta)))
+
+    def sample_from_eta(key, eta):
+        return sample(key, mean(eta))
+
+    return _from_likelihood(
+        log_likelihood,
+        mean,
+        sample=None if sample is None else sample_from_eta,
+        name=name or _name_of(log_prob),
+        validate=validate,
+        support=support,
+    )
+
+
+@functools.cache
+def from_distribution(
+    make: Callable,
+    *,
+    name: str | None = None,
+    validate: Callable[..., None] = validate_finite,
+    support: str = "lebesgue",
+) -> Observation:
+    """The lecture's recipe with a distribution object: l(f(x)) = -log make(eta)(x).
+
+    Args:
+      make: `(eta [D]) -> distribution`, any object with `log_prob(x)` and `mean` (a
+        value or a method: numpyro, distrax and TFP all fit) and, if samples are
+        wanted, `sample`. Per-column log-probabilities are summed.
+      name: how it is printed and saved; `make`'s own name unless given.
+      validate: `(X) -> None` or a ValueError; finite values unless given.
+      support: "counting" for a mass function, "lebesgue" for a density.
+    """
+    _check_callable("make", make)
+
+    def log_likelihood(eta, x):
+        return jnp.sum(make(eta).log_prob(x))
+
+    def mean(eta):
+        value = make(eta).mean
+        return value() if callable(value) else value
+
+    def sample(key, eta):
+        distribution = make(eta)
+        parameters = inspect.signature(distribution.sample).parameters
+        if "seed" in parameters:  # distrax and TFP
+            return distribution.sample(seed=key)
+        return distribution.sample(key)  # numpyro
+
+    return _from_likelihood(
+        log_likelihood,
+        mean,
+        sample=sample,
+        name=name or _name_of(make),
+        validate=validate,
+        support=support,
+    )
+
+
+def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
+    if support not in ("counting", "lebesgue"):
+        raise ValueError(f"support must be 'counting' or 'lebesgue', got {support!r}.")
+    # Written by the user for one example; vectorize makes it serve a batch as well.
+    log_prob = jnp.vectorize(log_likelihood, signature="(d),(d)->()")
+    mean_fn = jnp.vectorize(mean, signature="(d)->(d)")
+
+    def loss(eta, x):
+        return -log_prob(eta, x)
+
+    def dloss(eta, x):
+        return jax.grad(lambda eta: jnp.sum(loss(eta, x)))(eta)
+
+    def link_vjp(a, z, dz):
+        del z
+        return jax.vjp(mean_fn, a)[1](dz)[0]
+
+    return Observation(
+        name,
+        link=Activation(f"mean of {name}", mean_fn, link_vjp),
+        loss=loss,
+        dloss=dloss,
+        log_prob=log_prob,
+        sample=sample,
+        validate=validate,
+        support=support,
+        derived="autodiff",
+    )
+
+
+def _name_of(function: Callable) -> str:
+    return getattr(function, "__name__", type(function).__name__).strip("<>")
+
+
+def _check_callable(name: str, value) -> None:
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {value!r}.")
