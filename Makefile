@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-all lint format studies clean
 
 demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
-	$(BIN)/jaxae train --data digits --latent-dim 64 --epochs 60 --learning-rate 3e-3 \
-	  --out runs/demo --overwrite
+	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
+	  --learning-rate 1e-2 --weight-decay 3e-3 --out runs/demo --overwrite
 
 test: $(INSTALLED)  ## the suite, minutes
 	$(BIN)/python -m pytest -n auto
