@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks
 
@@ -34,20 +34,27 @@ class Corruption(NamedTuple):
         return self.name
 
 
+# Drawn in float32 whatever x is and whether x64 is on or off, so that one key means one
+# noise: a gradient can be compared across dtypes.
+
+
+def _chance(key, shape: tuple[int, ...], probability) -> Bool[Array, "D"]:
+    return jax.random.uniform(key, shape, jnp.float32) < probability
+
+
 def _masking(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
-    return jnp.where(jax.random.uniform(key, x.shape) < rate, 0, x)
+    return jnp.where(_chance(key, x.shape, rate), 0, x)
 
 
 def _gaussian(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
-    noise = jax.random.normal(key, x.shape, x.dtype)
-    return x + jnp.asarray(rate, x.dtype) * noise
+    noise = jax.random.normal(key, x.shape, jnp.float32)
+    return x + (rate * noise).astype(x.dtype)
 
 
 def _salt_and_pepper(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
     where_key, value_key = jax.random.split(key)
-    is_hit = jax.random.uniform(where_key, x.shape) < rate
-    extreme = jax.random.bernoulli(value_key, shape=x.shape).astype(x.dtype)
-    return jnp.where(is_hit, extreme, x)
+    extreme = _chance(value_key, x.shape, 0.5).astype(x.dtype)
+    return jnp.where(_chance(where_key, x.shape, rate), extreme, x)
 
 
 masking = Corruption("masking", _masking)  # each input is 0 with probability rate

@@ -283,7 +283,7 @@ def _batches(key, hparams, data: Data, config: TrainConfig) -> Callable:
     if callable(data):
         return lambda i: data(jax.random.fold_in(key, i), hparams)
     num_examples = len(jax.tree.leaves(data)[0])
-    order = jax.random.permutation(key, num_examples)
+    order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
 
     def batch_at(i):
         rows = jax.lax.dynamic_slice_in_dim(

@@ -3,12 +3,43 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Every shape annotation of the library becomes a runtime check in the tests.
-install_import_hook("jaxae", "beartype.beartype").install()
+install_import_hook("jaxae", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow", action="store_true", help="run the full products and long studies too"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    kept = [item for item in items if "slow" not in item.keywords]
+    slow = [item for item in items if "slow" in item.keywords]
+    items[:] = kept
+    config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test, by a context, as a user would have it."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """1797 real images of 8 x 8 pixels, in [0, 1]."""
+    import jaxae
+
+    found = jaxae.data.digits()
+    return jaxae.data.scaled(found.train, found.scale)
