@@ -88,7 +88,8 @@ def path_grads(ae: Autoencoder, params, x, target=None) -> Paths:
 
     encoder: (d_a x^T, d_a), through z = g(W_enc x + b_enc); decoder: (z d_eta^T,
     d_eta), through eta = W_dec^T z + b_dec. Both of the params' type; `backprop`'s
-    grads are their sum. Equal to jax.grad of `ae.path_loss` by its first and second argument.
+    grads are their sum. Equal to jax.grad of `ae.path_loss` by its first and by its
+    second argument.
 
     Args:
       ae: the model.
@@ -107,7 +108,7 @@ def path_grads(ae: Autoencoder, params, x, target=None) -> Paths:
     )
 
 
-def value_and_grad(objective: Objective) -> Callable:
+def value_and_grad(objective) -> Callable:
     """Like `jax.value_and_grad(objective, has_aux=True)`, with no autodiff.
 
     Returns:

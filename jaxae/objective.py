@@ -39,6 +39,9 @@ class Objective:
         the model cannot bear.
     """
 
+    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    __no_type_check__ = True
+
     ae: Autoencoder
     _: KW_ONLY
     corruption: Corruption | None = None

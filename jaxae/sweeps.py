@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks, training
-from jaxae.objective import Objective
 from jaxae.training import TrainConfig
 
 RESERVED = ("latent_dim", "k")  # they change shapes, and need more than a vmap
@@ -74,13 +73,13 @@ class Sweep:
 
 
 def sweep(
-    objective: Objective,
+    objective,
     data: Any,
     space: Mapping[str, Iterable],
     *,
     hparams: Mapping[str, Any] | None = None,
     key,
-    config: TrainConfig | None = None,
+    config=None,
 ) -> Sweep:
     """Train every combination of `space` at once: the vmap of the pure epoch.
 

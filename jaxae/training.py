@@ -43,6 +43,9 @@ class TrainConfig:
         gradient.
     """
 
+    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    __no_type_check__ = True
+
     num_epochs: int = 20
     batch_size: int = 128
     optimizer: Optimizer = optimizers.adam
@@ -183,12 +186,12 @@ def step(
 
 
 def train(
-    objective: Objective,
+    objective,
     data: Data,
     *,
     hparams: Mapping[str, Any],
     key,
-    config: TrainConfig | None = None,
+    config=None,
     validation=None,
     params=None,
     on_epoch: Callable[[dict[str, float], TrainState], Any] | None = None,

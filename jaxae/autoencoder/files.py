@@ -39,7 +39,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
 
 
 def save(
-    directory, ae: Autoencoder, params: Params, *, run: dict | None = None
+    directory, ae: Autoencoder, params, *, run: dict | None = None
 ) -> None:
     """Write a model to a folder: `config.json` and `params.safetensors`.
 

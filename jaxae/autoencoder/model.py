@@ -47,6 +47,9 @@ class Autoencoder:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
     """
 
+    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    __no_type_check__ = True
+
     input_dim: int
     latent_dim: int
     activation: Activation = activations.sigmoid
@@ -105,7 +108,7 @@ class Autoencoder:
         params = self.parametrization.from_untied(params)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
 
-    def encoder_pre_acts(self, params: Params, x) -> Float[Array, "H"]:
+    def encoder_pre_acts(self, params, x) -> Float[Array, "H"]:
         """a(x) = b_enc + W_enc x, `[D] -> [H]`; the lecture's a.
 
         Raises:
@@ -114,7 +117,7 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.encoder_pre_acts")
         return _encoder_pre_acts(self._expand(params), x)
 
-    def encode(self, params: Params, x) -> Float[Array, "H"]:
+    def encode(self, params, x) -> Float[Array, "H"]:
         """z = g(b_enc + W_enc x), `[D] -> [H]`; the lecture's h(x).
 
         Raises:
@@ -123,7 +126,7 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.encode")
         return self._encode(self._expand(params), x)[1]
 
-    def decoder_pre_acts(self, params: Params, z) -> Float[Array, "D"]:
+    def decoder_pre_acts(self, params, z) -> Float[Array, "D"]:
         """eta = b_dec + W_dec^T z, `[H] -> [D]`; the lecture's â.
 
         Raises:
@@ -132,7 +135,7 @@ class Autoencoder:
         z = _checks.one_example("z", z, self.latent_dim, "ae.decoder_pre_acts")
         return _decoder_pre_acts(self._expand(params), z)
 
-    def decode(self, params: Params, z) -> Float[Array, "D"]:
+    def decode(self, params, z) -> Float[Array, "D"]:
         """x_hat = o(b_dec + W_dec^T z), `[H] -> [D]`; the mean of p(x | z).
 
         Raises:
@@ -141,7 +144,7 @@ class Autoencoder:
         z = _checks.one_example("z", z, self.latent_dim, "ae.decode")
         return self.observation.mean(_decoder_pre_acts(self._expand(params), z))
 
-    def reconstruct(self, params: Params, x) -> Float[Array, "D"]:
+    def reconstruct(self, params, x) -> Float[Array, "D"]:
         """x_hat = decode(encode(x)), `[D] -> [D]`; the lecture's f(x).
 
         Raises:
@@ -150,7 +153,7 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.reconstruct")
         return self.observation.mean(self.forward(params, x).eta)
 
-    def forward(self, params: Params, x) -> Forward:
+    def forward(self, params, x) -> Forward:
         """a, z and eta of one example, `[D] -> ([H], [H], [D])`.
 
         Raises:
@@ -159,7 +162,7 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.forward")
         return self._forward(params, params, x)
 
-    def loss(self, params: Params, x, target=None) -> Float[Array, ""]:
+    def loss(self, params, x, target=None) -> Float[Array, ""]:
         """l(f(x)), -log p(target | x_hat) without the terms free of the parameters.
 
         Args:
@@ -191,7 +194,7 @@ class Autoencoder:
         eta = self._forward(encoder_params, decoder_params, x).eta
         return self.observation.loss(eta, target, *decoder_params.observation)
 
-    def log_prob(self, params: Params, x, target=None) -> Float[Array, ""]:
+    def log_prob(self, params, x, target=None) -> Float[Array, ""]:
         """log p(target | x_hat), normalised, in nats.
 
         Args:
@@ -253,11 +256,11 @@ class Autoencoder:
 
     # ---- refusals, on shapes and types only ------------------------------------------
 
-    def _expand(self, params: Params) -> UntiedParams:
+    def _expand(self, params) -> UntiedParams:
         self.check_params(params)
         return self.parametrization.expand(params)
 
-    def check_params(self, params: Params) -> None:
+    def check_params(self, params) -> None:
         """Refuse parameters of another type or of another model's size.
 
         Raises:

@@ -94,7 +94,7 @@ untied = Parametrization(
 )
 
 
-def untie(params: Params) -> UntiedParams:
+def untie(params) -> UntiedParams:
     """Untied parameters of the same function: W_enc = W_dec = W.
 
     Every array is a copy, so that both may be trained and donated. Already untied

@@ -19,8 +19,8 @@ from jaxae.observations._base import Observation, validate_finite
 
 @functools.cache  # the same functions give the same object: nothing recompiles
 def from_log_prob(
-    log_prob: Callable[..., Array],
-    mean: Callable[..., Array],
+    log_prob,
+    mean,
     *,
     name: str | None = None,
     sample: Callable[..., Array] | None = None,
@@ -65,7 +65,7 @@ def from_log_prob(
 
 @functools.cache
 def from_distribution(
-    make: Callable,
+    make,
     *,
     name: str | None = None,
     validate: Callable[..., None] = validate_finite,

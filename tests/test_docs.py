@@ -1,0 +1,123 @@
+"""The pages say what is true: their Python runs, their names and quotations exist."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxae import Autoencoder, activations, manual, observations, penalties
+from jaxae.autoencoder import Parametrization, TiedParams, UntiedParams
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+if (ROOT / "README.md").exists():
+    PAGES.append(ROOT / "README.md")
+DERIVATION = ROOT / "docs" / "derivation.md"
+
+# What the derivation calls things by: modules, and records by the name of an instance.
+MODULES = {
+    "activations": "jaxae.activations",
+    "observations": "jaxae.observations",
+    "manual": "jaxae.manual",
+    "penalties": "jaxae.penalties",
+    "parametrizations": "jaxae.autoencoder.parametrizations",
+    "model": "jaxae.autoencoder.model",
+    "objective": "jaxae.objective",
+    "gradcheck": "jaxae.gradcheck",
+}
+RECORDS = {
+    "ae": (Autoencoder,),
+    "activation": (activations.Activation,),
+    "bp": (manual.Backprop,),
+    "observation": (observations.Observation,),
+    "parametrization": (Parametrization,),
+    "params": (TiedParams, UntiedParams),
+    "paths": (manual.Paths,),
+    "penalty": (penalties.Penalty,),
+}
+NAME = rf"((?:{'|'.join([*MODULES, *RECORDS])})(?:\.[A-Za-z_]\w*)+)"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text, language):
+    """(line number, content) of every fenced block of the language."""
+    return [
+        (text.count("\n", 0, fence.start(2)), fence[2])
+        for fence in FENCE.finditer(text)
+        if fence[1] == language
+    ]
+
+
+def without_blocks(text):
+    return FENCE.sub("", text)
+
+
+def names_in(text):
+    """Dotted names that a backticked span begins with."""
+    return sorted(set(re.findall(rf"`{NAME}", without_blocks(text))))
+
+
+def quotations_in(text):
+    """(name of a function, code that the page says is in it)."""
+    return re.findall(rf"`{NAME}`:\s`([^`]+)`", without_blocks(text))
+
+
+def resolve(name):
+    """The object of that name; AttributeError if there is none."""
+    first, *rest = name.split(".")
+    if first in MODULES:
+        found = importlib.import_module(MODULES[first])
+    else:
+        found = next((r for r in RECORDS[first] if hasattr(r, rest[0])), None)
+    for attribute in rest:
+        found = getattr(found, attribute)
+    return found
+
+
+def squeeze(code):
+    return re.sub(r"\s", "", code).replace(",)", ")")
+
+
+def is_quoted_rightly(name, code):
+    return squeeze(code) in squeeze(inspect.getsource(resolve(name)))
+
+
+TEXT = DERIVATION.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_page_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    for line, block in blocks(page.read_text(encoding="utf-8"), "python"):
+        # Blank lines in front: a traceback then shows the line of the page.
+        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", names_in(TEXT))
+def test_name_in_the_derivation_exists(name):
+    resolve(name)
+
+
+@pytest.mark.parametrize(("name", "code"), quotations_in(TEXT))
+def test_code_quoted_by_the_derivation_is_in_the_function_it_names(name, code):
+    assert is_quoted_rightly(name, code)
+
+
+def test_the_derivation_is_read_at_all():
+    assert len(blocks(TEXT, "python")) >= 4
+    assert len(names_in(TEXT)) >= 40
+    assert len(quotations_in(TEXT)) >= 30
+
+
+def test_what_does_not_exist_is_found_out():
+    page = "`manual._forwards`, `ae.lost`\n`activations._tanh_slope`: `1 - z**3`\n"
+    assert names_in(page) == ["activations._tanh_slope", "ae.lost", "manual._forwards"]
+    for name in ("manual._forwards", "ae.lost", "params.W_mid"):
+        with pytest.raises(AttributeError):
+            resolve(name)
+    [(name, code)] = quotations_in(page)
+    assert not is_quoted_rightly(name, code)
+    assert is_quoted_rightly(name, "1 - z**2")
