@@ -21,6 +21,7 @@ import numpy as np
 import jaxae
 from jaxae import _checks, data, plots
 from jaxae.autoencoder.files import CONFIG_FILE, PARAMS_FILE, write_atomically
+from jaxae.observations import Observation
 from jaxae.training import Run, TrainState
 
 METRICS_FILE, TIMING_FILE, RESULTS_FILE = (
@@ -181,7 +182,9 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, out: Path) -> int:
-    splits = _load(options)
+    key = jax.random.key(_checked_seed(options.seed))
+    observation = jaxae.observations.get(options.observation)
+    splits = _load(options, observation)
     objective, hparams = _objective(options, input_dim=splits.train.shape[1])
     config = jaxae.TrainConfig(
         num_epochs=options.epochs,
@@ -189,7 +192,6 @@ def _train(options: TrainOptions, out: Path) -> int:
         optimizer=jaxae.optimizers.get(options.optimizer),
         gradient=options.gradient,
     )
-    key = jax.random.key(_checked_seed(options.seed))
     init_key, train_key = jax.random.split(key)
     params = objective.ae.init(
         init_key,
@@ -230,7 +232,7 @@ def _checked_seed(seed: int) -> int:
     return seed
 
 
-def _load(options: TrainOptions) -> Splits:
+def _load(options: TrainOptions, observation: Observation) -> Splits:
     dtype = _checks.floating_dtype(options.dtype)
     found = data.load(options.data, root=options.data_root, array=options.array)
     scale = found.scale if options.divide_by is None else options.divide_by
@@ -241,7 +243,10 @@ def _load(options: TrainOptions) -> Splits:
             f"--data {options.data} holds {found.train.dtype}; say what divides it to "
             "floats, e.g. --divide-by 255 (or 1)."
         )
-    data.check_array(data.scaled(found.train, scale), "data")
+    # On the whole file, so that a bad value is named by its row there.
+    whole = data.scaled(found.train, scale)
+    data.check_array(whole, "data")
+    observation.validate(whole)
     if found.test is not None:
         rest, validation = data.split(
             found.train, options.validation_fraction, seed=options.seed

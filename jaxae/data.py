@@ -105,7 +105,8 @@ def check_array(X: Any, name: str = "data") -> None:
       ValueError: which of these fails, where, and what would do.
     """
     if not hasattr(X, "dtype"):
-        raise ValueError(f"{name} must be a NumPy or JAX array, got {type(X)}.")
+        kind = f"a {type(X).__name__}"
+        raise ValueError(f"{name} must be a NumPy or JAX array, got {kind}.")
     if X.ndim != 2 or 0 in X.shape:
         advice = "add a leading axis: X[None]" if X.ndim == 1 else "one row an example"
         raise ValueError(

@@ -9,26 +9,28 @@ from jaxtyping import Array, Float
 
 from jaxae.autoencoder import Autoencoder
 
+AnyArray = Array | np.ndarray
+
 
 def squared_error(
-    x: Float[Array, "B D"], x_hat: Float[Array, "B D"]
+    x: Float[AnyArray, "B D"], x_hat: Float[AnyArray, "B D"]
 ) -> Float[Array, ""]:
     """Mean over examples of ||x_hat - x||^2: twice the lecture's half squared error."""
     return jnp.mean(jnp.sum((x_hat - x) ** 2, axis=-1))
 
 
-def fvu(x: Float[Array, "B D"], x_hat: Float[Array, "B D"]) -> Float[Array, ""]:
+def fvu(x: Float[AnyArray, "B D"], x_hat: Float[AnyArray, "B D"]) -> Float[Array, ""]:
     """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2."""
     residual = jnp.sum((x_hat - x) ** 2)
     return residual / jnp.sum((x - jnp.mean(x, axis=0, keepdims=True)) ** 2)
 
 
-def l0(z: Float[Array, "B H"]) -> Float[Array, ""]:
+def l0(z: Float[AnyArray, "B H"]) -> Float[Array, ""]:
     """Mean over examples of the number of latents that are not 0."""
     return jnp.mean(jnp.sum((z != 0).astype(jnp.float32), axis=-1))
 
 
-def dead_fraction(z: Float[Array, "B H"]) -> Float[Array, ""]:
+def dead_fraction(z: Float[AnyArray, "B H"]) -> Float[Array, ""]:
     """Fraction of latents that are 0 on every example."""
     return jnp.mean(jnp.all(z == 0, axis=0).astype(jnp.float32))
 

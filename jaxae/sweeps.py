@@ -75,7 +75,7 @@ class Sweep:
 def sweep(
     objective,
     data: Any,
-    space: Mapping[str, Iterable],
+    space: Mapping[str, Any],
     *,
     hparams: Mapping[str, Any] | None = None,
     key,
@@ -102,7 +102,8 @@ def sweep(
     data = training.as_data("data", data, objective, jnp.float32, config)
     axes = _grid(space, hparams)
     lanes = _lanes(axes, hparams)
-    training.check_hparams(objective, config, data, lanes, key)
+    first_lane = {name: values[0] for name, values in lanes.items()}
+    training.check_hparams(objective, config, data, first_lane, key)
 
     num_lanes = len(next(iter(axes.values())))
     seeds = jnp.asarray(axes.get("seed", np.zeros(num_lanes, np.int32)))
@@ -145,7 +146,7 @@ _epoch_of_source = jax.jit(
 )
 
 
-def _grid(space: Mapping[str, Iterable], hparams: Mapping) -> dict[str, np.ndarray]:
+def _grid(space: Mapping[str, Any], hparams: Mapping) -> dict[str, np.ndarray]:
     """One entry a lane of each axis: all combinations, the last axis fastest."""
     if not space:
         raise ValueError(
@@ -164,9 +165,9 @@ def _grid(space: Mapping[str, Iterable], hparams: Mapping) -> dict[str, np.ndarr
     return {name: grid.reshape(-1) for name, grid in zip(values, grids, strict=True)}
 
 
-def _axis(name: str, axis: Iterable) -> np.ndarray:
+def _axis(name: str, axis: Any) -> np.ndarray:
     kinds = "iu" if name == "seed" else "fiu"
-    values = np.array(axis if isinstance(axis, np.ndarray) else list(axis))
+    values = np.array(list(axis) if isinstance(axis, Iterable) else axis)
     if values.ndim != 1 or not len(values) or values.dtype.kind not in kinds:
         raise ValueError(
             f"space[{name!r}] must be a list of at least one "

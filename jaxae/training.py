@@ -403,12 +403,12 @@ def as_data(
     num_examples = len(pair[0])
     if any(len(part) != num_examples for part in pair):
         raise ValueError(f"{name} must pair inputs and targets of equal length.")
+    objective.ae.observation.validate(np.asarray(pair[-1]))
     if config is not None and config.batch_size > num_examples:
         raise ValueError(
             f"batch_size must be at most the number of examples, got "
             f"{config.batch_size} for {num_examples}."
         )
-    objective.ae.observation.validate(np.asarray(pair[-1]))
     arrays = tuple(jnp.asarray(part, dtype) for part in pair)
     return arrays if isinstance(data, tuple) else arrays[0]
 

@@ -121,12 +121,12 @@ def test_state_is_carried_through():
 @pytest.mark.parametrize("function", [manual.backprop, manual.path_grads])
 def test_bad_input_is_refused_in_one_sentence(function):
     ae = model()
-    params = ae.init(KEY)
+    good = ae.init(KEY)
     for x, params, sentence in [
-        (jnp.ones((3, 6)), params, r"\[3, 6\].*vmap it"),
-        (jnp.ones(5), params, r"\[5\]"),
-        (jnp.ones(6, int), params, "dtype int32"),
-        (jnp.ones(6), jaxae.untie(params), "must be TiedParams"),
+        (jnp.ones((3, 6)), good, r"\[3, 6\].*vmap it"),
+        (jnp.ones(5), good, r"\[5\]"),
+        (jnp.ones(6, int), good, "dtype int32"),
+        (jnp.ones(6), jaxae.untie(good), "must be TiedParams"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             function(ae, params, x)

@@ -38,9 +38,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
     }
 
 
-def save(
-    directory, ae: Autoencoder, params, *, run: dict | None = None
-) -> None:
+def save(directory, ae: Autoencoder, params, *, run: dict | None = None) -> None:
     """Write a model to a folder: `config.json` and `params.safetensors`.
 
     Each file is written whole and then renamed into place, so that a reader never sees

@@ -260,13 +260,13 @@ class Autoencoder:
         self.check_params(params)
         return self.parametrization.expand(params)
 
-    def check_params(self, params) -> None:
+    def check_params(self, params: Any) -> None:
         """Refuse parameters of another type or of another model's size.
 
         Raises:
           ValueError: naming the field, its shape and the shape this model has.
         """
-        expected = self.parametrization.params_type
+        expected: Any = self.parametrization.params_type
         if not isinstance(params, expected):
             raise ValueError(
                 f"params must be {expected.__name__} for this "

@@ -1,0 +1,351 @@
+"""The command line, as a user meets it: a subprocess."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import jaxae
+from jaxae import cli
+
+PICTURES = ["curves.png", "filters.png", "reconstructions.png"]
+FILES = [
+    "config.json",
+    "metrics.jsonl",
+    "params.safetensors",
+    "results.json",
+    "timing.jsonl",
+]
+
+
+def run(*arguments, cwd, **keywords):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxae.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        **keywords,
+    )
+
+
+def train(tmp_path, *arguments):
+    """In this process, for speed; the way in and out is tested as a subprocess."""
+    out = tmp_path / "run"
+    status = cli.main(["train", "--epochs", "2", "--out", str(out), *arguments])
+    return status, out
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- the main job --------------------------------------------------------------------
+
+
+def test_train_writes_one_run_folder_and_says_where(tmp_path):
+    done = run("train", "--epochs", "3", "--latent-dim", "9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # quiet where there is no terminal
+    assert done.stdout.splitlines()[-1] == "run folder: runs/train"
+    assert "squared error of PCA(9)" in done.stdout
+    out = tmp_path / "runs" / "train"
+    assert sorted(os.listdir(out)) == sorted(FILES + PICTURES)
+
+    rows = lines(out / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert {"epoch", "seconds", "examples_per_second"} == set(
+        lines(out / "timing.jsonl")[0]
+    )
+    for name in PICTURES:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"]["latent_dim"] == 9 and config["options"]["epochs"] == 3
+    assert config["data"]["num_test"] == 359 and len(config["data"]["sha256"]) == 64
+    assert {"python", "jax", "jaxae", "optax"} <= set(config["versions"])
+
+    # What is reported is what the saved model does.
+    ae, params = jaxae.load(out)
+    results = json.loads((out / "results.json").read_text())
+    digits = jaxae.data.digits()
+    _, test, _ = jaxae.data.split(digits.train, 0.2, 0.1, seed=0)
+    test = jaxae.data.scaled(test, digits.scale)
+    found = jaxae.Objective(ae).evaluate(params, test, {})
+    np.testing.assert_allclose(results["test"]["loss"], found["loss"], rtol=1e-6)
+
+
+def test_results_print_pca_honestly(tmp_path):
+    from sklearn.decomposition import PCA
+
+    _, out = train(tmp_path, "--latent-dim", "16")
+    digits = jaxae.data.digits()
+    rest, test, _ = jaxae.data.split(digits.train / 16, 0.2, 0.1, seed=0)
+    pca = PCA(16).fit(rest)
+    expected = ((pca.inverse_transform(pca.transform(test)) - test) ** 2).sum(1).mean()
+    found = json.loads((out / "results.json").read_text())["test"]["pca_squared_error"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        train(tmp_path / name)
+    one, two = (tmp_path / name / "run" for name in ("one", "two"))
+    for name in ("metrics.jsonl", "params.safetensors", "results.json", *PICTURES):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--untied", "--activation", "relu", "--observation", "gaussian"),
+        ("--gradient", "manual", "--optimizer", "momentum", "--momentum", "0.9"),
+        ("--optimizer", "adamw", "--adamw-decay", "0.01", "--bias-from-mean"),
+        ("--corruption", "masking", "--corruption-rate", "0.3", "--l1", "0.01"),
+        ("--contractive", "0.01", "--weight-decay", "1e-4"),
+        ("--kl-sparsity", "0.1", "--kl-sparsity-target", "0.05"),
+        ("--dtype", "float64", "--gradient", "manual"),
+        ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
+        ("--validation-fraction", "0", "--test-fraction", "0.5"),
+        ("--test-fraction", "0"),
+    ],
+    ids=" ".join,
+)
+def test_every_option_trains(tmp_path, arguments):
+    status, out = train(tmp_path, "--latent-dim", "8", *arguments)
+    assert status == 0
+    rows = lines(out / "metrics.jsonl")
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert (out / "decoder_filters.png").exists() == ("--untied" in arguments)
+
+
+def test_gradient_manual_equals_autodiff(tmp_path):
+    losses = []
+    for gradient in ("manual", "autodiff"):
+        _, out = train(tmp_path, "--gradient", gradient, "--overwrite")
+        losses.append([row["train/loss"] for row in lines(out / "metrics.jsonl")])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_your_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.save("real.npy", rng.normal(size=(200, 7)))
+    np.save("bytes.npy", rng.integers(0, 256, size=(200, 5, 5), dtype=np.uint8))
+    np.savez("two.npz", a=rng.uniform(size=(200, 3)), b=np.zeros(3))
+    status, out = train(tmp_path, "--data", "real.npy", "--observation", "gaussian")
+    assert status == 0
+    assert json.loads((out / "config.json").read_text())["model"]["input_dim"] == 7
+    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite")
+    assert train(tmp_path, *arguments)[0] == 0
+    assert train(tmp_path, "--data", "two.npz", "--array", "a", "--overwrite")[0] == 0
+
+
+# ---- help ----------------------------------------------------------------------------
+
+
+def test_help_shows_every_option_with_its_default_and_every_known_name(tmp_path):
+    done = run("train", "--help", cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0
+    import dataclasses
+
+    for field in dataclasses.fields(cli.TrainOptions):
+        assert f"--{field.name.replace('_', '-')} " in done.stdout
+    assert done.stdout.count("(default: ") == len(dataclasses.fields(cli.TrainOptions))
+    catalogues = (
+        jaxae.activations.CATALOGUE,
+        jaxae.observations.CATALOGUE,
+        jaxae.corruptions.CATALOGUE,
+        jaxae.optimizers.CATALOGUE,
+        jaxae.data.NAMES,
+    )
+    for catalogue in catalogues:
+        for name in catalogue:
+            assert name in done.stdout
+
+
+def test_usage(tmp_path, capsys):
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["--version"]) == 0
+    assert jaxae.__version__ in capsys.readouterr().out
+
+
+# ---- bad input: one sentence, no traceback, nothing written --------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Files that a user may bring, good and bad, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    X = np.random.default_rng(0).uniform(size=(40, 6))
+    np.save("good.npy", X)
+    np.save("ints.npy", (255 * X).astype(np.uint8))
+    np.save("complex.npy", X.astype(complex))
+    np.save("vector.npy", X[0])
+    np.save("empty.npy", X[:0])
+    np.save("object.npy", np.array([{}, {}]), allow_pickle=True)
+    np.savez("several.npz", first=X, second=X)
+    pathlib.Path("text.npy").write_text("not an array")
+    pathlib.Path("file").write_text("")
+    for name, value in (("nan", np.nan), ("inf", np.inf), ("high", 1.5)):
+        bad = X.copy()
+        bad[3, 2] = value
+        np.save(f"{name}.npy", bad)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ("--activation", "sigmod"),
+            ["unknown activation 'sigmod'", "known: identity"],
+        ),
+        (("--observation", "poison"), ["unknown observation", "bernoulli, gaussian"]),
+        (("--optimizer", "adm"), ["unknown optimizer", "did you mean 'adam'"]),
+        (("--corruption", "noise"), ["unknown corruption", "masking"]),
+        (("--data", "mnst"), ["mnst", "digits", "fashion_mnist"]),
+        (("--data", "none.npy"), ["none.npy"]),
+        (("--data", "text.npy"), ["text.npy"]),
+        (("--data", "object.npy"), ["object.npy", "object"]),
+        (("--data", "several.npz"), ["several.npz", "first", "second"]),
+        (("--data", "vector.npy"), ["vector.npy"]),
+        (("--data", "empty.npy"), ["empty.npy"]),
+        (("--data", "complex.npy"), ["complex"]),
+        (("--data", "ints.npy"), ["uint8", "--divide-by"]),
+        (("--data", "nan.npy"), ["nan", "row 3, column 2"]),
+        (("--data", "inf.npy"), ["inf", "row 3, column 2"]),
+        (("--data", "high.npy"), ["[0, 1] for bernoulli", "found 1.5"]),
+        (("--data", "good.npy", "--batch-size", "64"), ["batch_size", "64 for"]),
+        (("--divide-by", "0"), ["--divide-by", "positive"]),
+        (("--latent-dim", "0"), ["latent_dim", "at least 1, got 0"]),
+        (("--latent-dim", "-4"), ["latent_dim", "at least 1, got -4"]),
+        (("--epochs", "0"), ["num_epochs", "at least 1, got 0"]),
+        (("--seed", "-1"), ["--seed", "-1"]),
+        (("--dtype", "int32"), ["dtype", "floating", "int32"]),
+        (("--gradient", "magic"), ["gradient", "autodiff", "magic"]),
+        (("--momentum", "0.9"), ["has momentum, which nothing reads"]),
+        (("--optimizer", "momentum"), ["lacks momentum"]),
+        (("--corruption", "masking"), ["lacks corruption_rate"]),
+        (("--learning-rate", "nan"), ["learning_rate", "finite"]),
+        (("--test-fraction", "1.5"), ["ractions"]),
+        (("--out", "file"), ["--out", "is a file"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input(folder, arguments, words, capsys):
+    before = sorted(os.listdir())
+    status = cli.main(["train", *arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("jaxae: error: ") and captured.err.count("\n") == 1
+    for word in words:
+        assert word in captured.err, captured.err
+    assert sorted(os.listdir()) == before  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--latent-dim", "many"),
+        ("train", "--unknown"),
+        ("train", "--activation", "sigmod"),
+        ("trian",),
+    ],
+)
+def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
+    tmp_path, capsys
+):
+    _, out = train(tmp_path)
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert train(tmp_path)[0] == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # Bad input harms nothing, though told to overwrite.
+    assert train(tmp_path, "--overwrite", "--batch-size", "9999")[0] == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert train(tmp_path, "--overwrite", "--seed", "1")[0] == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len(lines(out / "metrics.jsonl")) == 2
+    assert (out / "params.safetensors").read_bytes() != before["params.safetensors"]
+
+
+def test_a_diverging_run_says_so_saves_the_finite_state_and_fails(tmp_path, capsys):
+    arguments = ("--learning-rate", "1e30", "--optimizer", "sgd")
+    with pytest.warns(RuntimeWarning, match="stopped at step"):
+        status, out = train(
+            tmp_path,
+            "--activation",
+            "identity",
+            "--observation",
+            "gaussian",
+            *arguments,
+        )
+    assert status == 1
+    assert "became non-finite at step" in capsys.readouterr().err
+    _, params = jaxae.load(out)
+    assert np.isfinite(params.W).all()
+    for path in (out / "metrics.jsonl", out / "results.json"):
+        assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(tmp_path):
+    code = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "from jaxae import cli\nsys.exit(cli.main(['train']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "pip install 'jaxae[cli]'" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------
+
+
+def interrupt(process, path, times=1):
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    return out, err
+
+
+def test_ctrl_c_ends_tidy_with_what_was_reached_saved(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxae.cli", "train", "--epochs", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    out = tmp_path / "runs" / "train"
+    printed, err = interrupt(process, out / "metrics.jsonl")
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in err and "stopping after this epoch" in err
+    assert "interrupted after epoch" in printed
+    assert printed.splitlines()[-1] == "run folder: runs/train"
+    assert sorted(os.listdir(out)) == sorted(FILES + PICTURES)
+    jaxae.load(out)
+    assert json.loads((out / "results.json").read_text())["status"] == "stopped"

@@ -1,0 +1,182 @@
+"""The studies run, write what they promise, and fail when their claim does."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxae import activations, manual, observations
+from jaxae.autoencoder import parametrizations
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PICTURES = {
+    "tied_gradient": {
+        "identity.png",
+        "along_training.png",
+        "by_half_sigmoid_bernoulli.png",
+    },
+    "digits_against_pca": {"test_squared_error.png"},
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
+    result = run_study(name, tmp_path, "--quick")
+    assert result["pass"] and result["quick"]
+    assert "Larochelle" in result["source"] and result["claim"]
+    assert result["seeds"] and {"jax", "jaxae", "numpy"} <= set(result["versions"])
+    check_pictures(tmp_path, PICTURES[name])
+    check_numbers = {"tied_gradient": check_tied, "digits_against_pca": check_pca}
+    check_numbers[name](result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_full_study_confirms_its_claim(name, tmp_path):
+    result = run_study(name, tmp_path)
+    assert result["pass"] and not result["quick"]
+
+
+def check_tied(result):
+    judged = {(row["model"], row["dtype"]) for row in result["identity"]}
+    for activation in activations.CATALOGUE:
+        for observation in observations.CATALOGUE:
+            model = f"{activation}/{observation}"
+            assert {(model, "float32"), (model, "float64")} <= judged
+    assert ("sigmoid/bernoulli, NumPy", "float64") in judged
+    assert all(
+        row["worst"] <= 1e-12 for row in result["identity"] if row["dtype"] == "float64"
+    )
+    for run in result["along_training"]:
+        assert run["identity_ok"] and run["identity_worst"] <= 1e-12
+        assert -1 <= run["cosine"]["lowest"] <= run["cosine"]["highest"] <= 1
+    for study in result["training_by_half"]:
+        assert len(study["variants"]) == 4
+        for variant in study["variants"].values():
+            assert np.isfinite(variant["test_loss"]["mean"])
+
+
+def check_pca(result):
+    errors = result["test_squared_error"]
+    assert errors["identity latents"]["mean"] < errors["PCA"]["mean"]
+    assert errors["relu latents"]["mean"] < errors["PCA"]["mean"]
+    assert result["sigmoid_does_not_beat_pca"]
+
+
+# ---- a study must be able to fail ----------------------------------------------------
+
+
+def forget_the_decoder(monkeypatch, study):
+    def pullback(params, untied_grads):
+        del params
+        return parametrizations.TiedParams(untied_grads.W_enc, *untied_grads[2:])
+
+    broken = parametrizations.tied._replace(pullback=pullback)
+    monkeypatch.setattr(parametrizations, "tied", broken)
+
+
+def swap_the_paths(monkeypatch, study):  # their sum stays right
+    path_grads = manual.path_grads
+
+    def swapped(*args):
+        return manual.Paths(*reversed(path_grads(*args)))
+
+    monkeypatch.setattr(manual, "path_grads", swapped)
+
+
+def double_the_referee(monkeypatch, study):
+    lecture = study.lecture
+
+    def doubled(*args):
+        encoder, decoder = lecture(*args)
+        return [2 * leaf for leaf in encoder], decoder
+
+    monkeypatch.setattr(study, "lecture", doubled)
+
+
+@pytest.mark.parametrize(
+    "break_it, failing",
+    [
+        (forget_the_decoder, "encoder + decoder = jax.grad"),
+        (swap_the_paths, "encoder path = its oracle"),
+        (double_the_referee, "encoder path = NumPy"),
+    ],
+)
+def test_a_broken_gradient_fails_the_identity(
+    break_it, failing, monkeypatch, tmp_path, capsys
+):
+    study = load_study("tied_gradient")
+    monkeypatch.setattr(activations, "CATALOGUE", {"sigmoid": activations.sigmoid})
+    monkeypatch.setattr(observations, "CATALOGUE", {"gaussian": observations.gaussian})
+    monkeypatch.setattr(study, "QUICK", study.QUICK._replace(num_examples=8))
+    break_it(monkeypatch, study)
+    assert study.main(["--quick", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["pass"] is False
+    assert "along_training" not in result
+    found = {
+        comparison
+        for row in result["identity"]
+        for comparison, leaves in row["max_relative_error"].items()
+        if not row["ok"] and any(is_wrong(error) for error in leaves.values())
+    }
+    assert failing in found
+    assert "FAILS" in capsys.readouterr().out
+
+
+def is_wrong(error):
+    return error is None or error > 1e-3  # null: infinite, for the truth is 0
+
+
+def test_a_study_that_loses_to_pca_fails(monkeypatch, tmp_path, capsys):
+    study = load_study("digits_against_pca")
+    errors = {"PCA": 0.7, "PCA, clipped": 0.6} | dict.fromkeys(study.MODELS, 0.5)
+    errors["relu latents"] = 0.8
+    split = {name: {"by_seed": [error]} for name, error in errors.items()}
+    monkeypatch.setattr(study, "run_split", lambda X, seed, settings: split)
+    assert study.main(["--quick", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["pass"] is False and result["sigmoid_does_not_beat_pca"] is False
+    assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_an_output_folder_that_is_a_file_is_refused(name, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(SystemExit) as refusal:
+        load_study(name).main(["--out", str(file)])
+    assert refusal.value.code == 2
+    assert "--out must be a folder" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+# ---- helpers -------------------------------------------------------------------------
+
+
+def run_study(name, folder, *options) -> dict:
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *options]
+    done = subprocess.run(
+        [*command, "--out", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "result.json").read_text())
+
+
+def check_pictures(folder, expected):
+    assert {path.name for path in folder.glob("*.png")} == expected
+    for name in expected:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob(".*"))  # nothing unfinished is left behind
+
+
+def load_study(name):
+    """Afresh each time, so that nothing compiled before a break is used after it."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    return study

@@ -1,0 +1,469 @@
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxae import gradcheck
+
+
+class Params(NamedTuple):
+    W: jax.Array  # [H, D]
+    b: jax.Array  # [H]
+    c: jax.Array  # [D]
+
+
+def tied_loss(params, X):
+    """Bernoulli loss of a tied sigmoid autoencoder, mean over the batch."""
+    z = jax.nn.sigmoid(X @ params.W.T + params.b[None])
+    eta = z @ params.W + params.c[None]
+    return jnp.mean(jnp.sum(jax.nn.softplus(eta) - X * eta, axis=1))
+
+
+autodiff = jax.jit(jax.grad(tied_loss))
+
+
+def tied_case(size, dtype=jnp.float32):
+    input_dim, latent_dim, batch_size = size
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(latent_dim, input_dim)) / np.sqrt(input_dim)
+    b, c = 0.1 * rng.normal(size=latent_dim), 0.1 * rng.normal(size=input_dim)
+    X = rng.uniform(size=(batch_size, input_dim))
+    return Params(*(jnp.asarray(p, dtype) for p in (W, b, c))), jnp.asarray(X, dtype)
+
+
+def verdicts(report):
+    return {path: leaf.verdict for path, leaf in report.leaves.items()}
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def sum_of_sines(p):
+    return jnp.sum(jnp.sin(p))
+
+
+# --- What is right is found correct -----------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 100, 2000])
+def test_sines_are_correct(n):
+    report = gradcheck.check(sum_of_sines, normal(n))
+    leaf = report.leaves[""]
+    assert report.ok and leaf.verdict == "correct"
+    assert leaf.error < 1e-6 and leaf.resolution < 1e-5
+    assert leaf.slope == pytest.approx(2, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "dtype, resolution",
+    [(jnp.float16, 2e-2), (jnp.bfloat16, 1e-1), (jnp.float32, 1e-5)],
+    ids=["float16", "bfloat16", "float32"],
+)
+def test_a_correct_autoencoder_is_correct_in_every_dtype(dtype, resolution):
+    report = gradcheck.check(tied_loss, *tied_case((20, 10, 8), dtype), grad=autodiff)
+    assert set(verdicts(report).values()) == {"correct"}, str(report)
+    assert all(leaf.resolution < resolution for leaf in report.leaves.values())
+    assert report.leaves["W"].dtype == dtype.dtype.name
+
+
+def test_float64_claims_are_judged_to_the_resolution_of_differences():
+    with jax.enable_x64(True):
+        params, X = tied_case((5, 3, 4), jnp.float64)
+        right = gradcheck.check(tied_loss, params, X)
+        wrong = gradcheck.check(
+            tied_loss,
+            params,
+            X,
+            grad=lambda p, X: autodiff(p, X)._replace(b=1.00001 * autodiff(p, X).b),
+        )
+    assert right.ok and right.leaves["W"].dtype == "float64"
+    assert all(leaf.resolution < 1e-7 for leaf in right.leaves.values())
+    assert verdicts(wrong) == {"W": "correct", "b": "wrong", "c": "correct"}
+
+
+def test_numpy_and_python_params_are_judged_at_the_point_jax_sees():
+    params = {"w": np.linspace(0.1, 1, 5), "scale": 1.3}
+    report = gradcheck.check(lambda p: p["scale"] * sum_of_sines(p["w"]), params)
+    assert report.ok
+    assert {leaf.dtype for leaf in report.leaves.values()} == {"float32"}
+
+
+def test_scalars_empty_and_ignored_leaves():
+    params = {"a": jnp.float32(2), "e": jnp.zeros((0, 3)), "n": 3, "x": None, "f": True}
+    report = gradcheck.check(lambda p: p["a"] ** p["n"] + jnp.sum(p["e"]), params)
+    assert report.ok and set(report.leaves) == {"a", "e"}
+    assert report.ignored == ("f", "n", "x")
+    assert "ignored, not real numbers: f, n, x" in str(report)
+
+
+def test_a_zero_gradient_needs_a_zero_claim_up_to_its_rounding():
+    def fn(p):  # the shift cancels: autodiff gives rounding, about 1e-8
+        return jnp.sum(jax.nn.softmax(p["w"] + p["shift"]) * jnp.arange(7.0))
+
+    params = {"w": normal(7), "shift": jnp.float32(0.3)}
+    assert gradcheck.check(fn, params).ok
+
+    grad = jax.jit(jax.grad(fn))
+
+    def claim(value):
+        return lambda p: grad(p) | {"shift": jnp.float32(value)}
+
+    assert gradcheck.check(fn, params, grad=claim(0.0)).ok
+    report = gradcheck.check(fn, params, grad=claim(1e-3))
+    assert verdicts(report) == {"w": "correct", "shift": "wrong"}
+
+
+def test_a_loop_without_reverse_mode_is_judged_by_differences_alone():
+    def power(p):
+        steps = jnp.int32(3 + 0 * p[0])
+        return jax.lax.fori_loop(0, steps, lambda _, y: y * jnp.sum(p), p[0] * 0 + 1)
+
+    def claim(factor):
+        return lambda p: jnp.full(3, factor * 3 * jnp.sum(p) ** 2)
+
+    params = jnp.asarray([0.5, 1.0, 0.7])
+    report = gradcheck.check(power, params, grad=claim(1))
+    assert report.ok and "no float64 autodiff" in report.notes[0]
+    assert gradcheck.check(power, params, grad=claim(1.5)).leaves[""].verdict == "wrong"
+
+
+def test_python_branches_static_arguments_keys_and_aux_work():
+    def fn(p, key, power):
+        keep = jax.random.bernoulli(key, jnp.float32(0.5), p.shape)
+        if p[0] > 0:
+            p = 2 * p
+        return sum(jnp.sum(keep * p**k) for k in range(power)), {"keep": keep}
+
+    params = jnp.abs(normal(5))
+    assert gradcheck.check(fn, params, jax.random.key(1), 3, has_aux=True).ok
+
+
+def test_random_numbers_drawn_in_the_precision_of_the_data_are_the_same_ones():
+    def fn(p, key, x):
+        return jnp.sum(jnp.sin(p * (x + jax.random.normal(key, x.shape, x.dtype))))
+
+    assert gradcheck.check(fn, normal(5), jax.random.key(1), normal(5, seed=1)).ok
+
+
+def test_rounding_of_an_ill_conditioned_claim_is_measured_and_allowed():
+    leaf = gradcheck.check(lambda p: sum_of_sines(1e4 * p), normal(10)).leaves[""]
+    assert leaf.verdict == "correct" and leaf.error > 1e-5 and leaf.resolution < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_sum_of_20000_terms_in_float32_is_correct(seed):
+    X = normal(20000, 5, seed=seed)
+    report = gradcheck.check(lambda p: jnp.sum(jnp.tanh(X @ p)), normal(5))
+    assert report.ok and report.leaves[""].resolution < 1e-4, str(report)
+
+
+def test_float32_inside_shows_as_noise():
+    def fn(p):
+        return jnp.sum(jnp.sin(p.astype(jnp.float32)))
+
+    leaf = gradcheck.check(fn, normal(20)).leaves[""]
+    assert leaf.verdict == "correct" and 1e-6 < leaf.resolution < 1e-2
+
+
+# --- What is wrong is found, in its own leaf only ---------------------------------
+
+
+def zero_b(params, X):
+    grads = autodiff(params, X)
+    return grads._replace(b=jnp.zeros_like(grads.b))
+
+
+def wrong_sign(params, X):
+    grads = autodiff(params, X)
+    return grads._replace(c=-grads.c)
+
+
+def one_percent(params, X):
+    grads = autodiff(params, X)
+    return grads._replace(b=1.01 * grads.b)
+
+
+@jax.jit
+def no_encoder_path(params, X):
+    def loss(W_dec):
+        z = jax.nn.sigmoid(X @ params.W.T + params.b[None])
+        eta = z @ W_dec + params.c[None]
+        return jnp.mean(jnp.sum(jax.nn.softplus(eta) - X * eta, axis=1))
+
+    return autodiff(params, X)._replace(W=jax.grad(loss)(params.W))
+
+
+def transposed(params, X):
+    grads = autodiff(params, X)
+    return grads._replace(W=grads.W.T)
+
+
+def one_entry(params, X):
+    grads = autodiff(params, X)
+    return grads._replace(W=grads.W.at[1, 2].add(0.01 * jnp.max(jnp.abs(grads.W))))
+
+
+MUTANTS = {
+    "zero": (zero_b, "b", "zero"),
+    "sign": (wrong_sign, "c", "sign"),
+    "one percent": (one_percent, "b", "off by a factor 1.01"),
+    "no encoder path": (no_encoder_path, "W", ""),
+    "one entry": (one_entry, "W", "in 1 of "),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_mutant_is_wrong_in_its_own_leaf_only(mutant):
+    grad, path, hint = mutant
+    report = gradcheck.check(tied_loss, *tied_case((20, 10, 8)), grad=grad)
+    expected = {"W": "correct", "b": "correct", "c": "correct"} | {path: "wrong"}
+    assert verdicts(report) == expected, str(report)
+    leaf = report.leaves[path]
+    assert hint in leaf.hint
+    assert leaf.error > leaf.resolution and leaf.worst is not None
+    assert leaf.slope is None or leaf.slope < 1.5
+
+
+def test_three_mutants_at_once_are_told_apart_in_a_tiny_model():
+    def grad(params, X):
+        W, b = no_encoder_path(params, X).W, one_percent(params, X).b
+        return Params(W, b, wrong_sign(params, X).c)
+
+    report = gradcheck.check(tied_loss, *tied_case((5, 3, 4)), grad=grad)
+    assert set(verdicts(report).values()) == {"wrong"}
+    assert report.leaves["b"].hint == "off by a factor 1.01"
+    assert report.leaves["c"].hint == "sign"
+
+
+def test_a_missing_transpose_is_named():
+    report = gradcheck.check(tied_loss, *tied_case((7, 7, 4)), grad=transposed)
+    assert verdicts(report) == {"W": "wrong", "b": "correct", "c": "correct"}
+    assert report.leaves["W"].hint == "transposed"
+
+
+def test_one_wrong_entry_among_392000_is_found_and_the_rest_is_correct():
+    params, X = tied_case((784, 500, 64))
+    report = gradcheck.check(tied_loss, params, X, grad=one_entry)
+    assert verdicts(report) == {"W": "wrong", "b": "correct", "c": "correct"}
+    worst = report.leaves["W"].worst
+    assert worst.index == (1, 2)
+    assert worst.true == pytest.approx(float(autodiff(params, X).W[1, 2]), rel=1e-3)
+
+
+@jax.custom_jvp
+def steep_sine(p):
+    return jnp.sum(jnp.sin(p))
+
+
+@steep_sine.defjvp
+def _steep_sine_jvp(primals, tangents):
+    (p,), (dp,) = primals, tangents
+    return jnp.sum(jnp.sin(p)), jnp.sum(1.5 * jnp.cos(p) * dp)
+
+
+def test_a_rule_too_steep_is_found_at_600_inputs():
+    leaf = gradcheck.check(steep_sine, normal(600)).leaves[""]
+    assert leaf.verdict == "surrogate" and not leaf.ok
+    assert leaf.hint == "off by a factor 1.5"
+
+
+@jax.custom_vjp
+def one_entry_astray(p):
+    return jnp.sum(p**2)
+
+
+one_entry_astray.defvjp(
+    lambda p: (jnp.sum(p**2), p), lambda p, dy: ((2 * p * dy).at[123].add(2.0),)
+)
+
+
+def test_directions_see_one_entry_that_autodiff_has_wrong_too():
+    flat = 1 + 0.1 * normal(5000)  # no entry stands out
+    claim = jax.grad(one_entry_astray)
+    small_at_123 = flat.at[123].set(-1.0)  # the claim there is 0: nobody looks
+    leaf = gradcheck.check(one_entry_astray, small_at_123, grad=claim).leaves[""]
+    assert leaf.verdict == "surrogate" and leaf.error > leaf.resolution
+
+
+def test_a_small_leaf_does_not_hide_behind_a_large_one():
+    def fn(p):
+        return 1e4 * jnp.sum(p["large"] ** 2) + 1e-3 * sum_of_sines(p["small"])
+
+    def grad(p):
+        return {"large": 2e4 * p["large"], "small": 0.98e-3 * jnp.cos(p["small"])}
+
+    params = {"large": normal(50, 40), "small": normal(3)}
+    report = gradcheck.check(fn, params, grad=grad)
+    assert verdicts(report) == {"large": "correct", "small": "wrong"}
+    assert report.leaves["small"].hint == "off by a factor 0.98"
+
+
+# --- Kinks, surrogates, and what cannot be decided --------------------------------
+
+
+@pytest.mark.parametrize("claim, ok", [(0.0, True), (1.0, True), (2.0, False)])
+@pytest.mark.parametrize("n", [3, 300])
+def test_at_a_kink_the_claim_must_lie_between_the_one_sided_slopes(claim, ok, n):
+    params = jnp.ones(n).at[1].set(0.0)
+    report = gradcheck.check(
+        lambda p: jnp.sum(jnp.maximum(p, 0)),
+        params,
+        grad=lambda p: jnp.where(p == 0, claim, 1.0),
+    )
+    assert report.leaves[""].verdict == "kink" and report.ok is ok
+    if not ok:
+        assert report.leaves[""].worst.index == (1,)
+
+
+def test_beside_a_kink_a_wrong_entry_is_wrong():
+    report = gradcheck.check(
+        lambda p: jnp.sum(jnp.maximum(p, 0)),
+        jnp.asarray([0.0, 1.0, 2.0]),
+        grad=lambda p: jnp.asarray([0.5, 1.0, 1.1]),
+    )
+    leaf = report.leaves[""]
+    assert leaf.verdict == "wrong" and leaf.worst.index == (2,)
+
+
+@pytest.mark.parametrize("n", [4, 200])
+def test_straight_through_is_a_surrogate_and_ok_when_declared(n):
+    def fn(p):
+        rounded = p["w"] + jax.lax.stop_gradient(jnp.round(p["w"]) - p["w"])
+        return jnp.sum((rounded * p["v"]) ** 2)
+
+    rng = np.random.default_rng(0)
+    w = rng.integers(1, 4, n) + rng.uniform(-0.3, 0.3, n)
+    params = {"w": jnp.asarray(w, jnp.float32), "v": normal(n)}
+    report = gradcheck.check(fn, params)
+    assert verdicts(report) == {"w": "surrogate", "v": "correct"} and not report.ok
+    assert gradcheck.check(fn, params, surrogate=["w"]).ok
+    assert not gradcheck.check(fn, params, surrogate=["v"]).ok
+
+
+def test_a_wrong_claim_is_not_excused_by_a_declared_surrogate():
+    report = gradcheck.check(
+        lambda p: jnp.sum(p * jax.lax.stop_gradient(p)),
+        normal(5),
+        grad=lambda p: 3 * p,
+        surrogate=[""],
+    )
+    assert verdicts(report) == {"": "wrong"} and not report.ok
+
+
+def test_functions_that_are_not_deterministic_are_undecided():
+    rng = np.random.default_rng(0)
+    leaf = gradcheck.check(lambda p: jnp.sum(p) * rng.normal(), normal(3)).leaves[""]
+    assert leaf.verdict == "undecided" and not leaf.ok
+    assert "not deterministic" in leaf.hint
+    rng = np.random.default_rng(0)
+
+    def host(p):
+        draw = jax.ShapeDtypeStruct((), p.dtype)
+        noise = jax.pure_callback(lambda: rng.normal(size=()).astype(p.dtype), draw)
+        return jnp.sum(p) * noise
+
+    leaf = gradcheck.check(host, normal(3), grad=jnp.ones_like).leaves[""]
+    assert leaf.verdict == "undecided" and "not deterministic" in leaf.hint
+
+
+def test_random_numbers_that_differ_in_float64_are_named_as_the_trouble():
+    def fn(p, key):
+        return jnp.sum(p * jax.random.normal(key, p.shape))
+
+    leaf = gradcheck.check(fn, normal(5), jax.random.key(0)).leaves[""]
+    assert leaf.verdict == "undecided" and "random numbers" in leaf.hint
+
+
+def test_values_and_claims_that_are_not_finite_are_undecided():
+    params = {"a": jnp.asarray([0.0, 1.0]), "b": normal(3)}
+    report = gradcheck.check(
+        lambda p: jnp.sum(p["a"]) + sum_of_sines(p["b"]),
+        params,
+        grad=lambda p: {"a": jnp.asarray([1.0, jnp.nan]), "b": jnp.cos(p["b"])},
+    )
+    assert verdicts(report) == {"a": "undecided", "b": "correct"}
+    assert "(1,)" in report.leaves["a"].hint
+    report = gradcheck.check(lambda p: jnp.sum(jnp.log(p)), jnp.asarray([-1.0, 2.0]))
+    assert verdicts(report) == {"": "undecided"} and not report.ok
+    report = gradcheck.check(lambda p: jnp.sum(jnp.sqrt(p)), jnp.asarray([0.0, 2.0]))
+    assert verdicts(report) == {"": "undecided"}
+
+
+def test_a_gradient_lost_in_the_noise_of_the_function_is_undecided():
+    report = gradcheck.check(lambda p: 1e14 + sum_of_sines(p), normal(5))
+    assert verdicts(report) == {"": "undecided"}
+
+
+def test_a_gradient_too_small_for_differences_is_undecided():
+    report = gradcheck.check(lambda p: 1.0 + 1e-25 * jnp.sum(p**2), normal(5))
+    leaf = report.leaves[""]
+    assert leaf.verdict == "undecided" and "too small" in leaf.hint
+
+
+# --- Errors, reproducibility and the report ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fn, params, options, message",
+    [
+        (lambda p: p, jnp.ones(3), {}, "fn must return a real scalar"),
+        (lambda p: jnp.sum(p) + 1j, jnp.ones(3), {}, "fn must return a real scalar"),
+        (lambda p: (jnp.sum(p), 0), jnp.ones(3), {}, "has_aux=False"),
+        (jnp.sum, jnp.ones(3), {"has_aux": True}, "has_aux=True"),
+        (lambda p: 1.0, {"n": 3, "x": None}, {}, "at least one floating-point leaf"),
+        (lambda p: 1.0, {"z": jnp.ones(2, "complex64")}, {}, "leaf 'z' is complex"),
+        (jnp.sum, jnp.ones(3), {"grad": lambda p: (p, p)}, "same structure"),
+        (jnp.sum, jnp.ones(3), {"grad": lambda p: p[:2]}, "shape (3,) for leaf ''"),
+        (jnp.sum, jnp.ones(3), {"surrogate": ["W"]}, "paths among ['']"),
+    ],
+)
+def test_bad_input_raises_one_sentence(fn, params, options, message):
+    with pytest.raises(ValueError) as caught:
+        gradcheck.check(fn, params, **options)
+    assert message in str(caught.value)
+
+
+def test_the_report_prints_a_table_and_asserts_with_it():
+    params, X = tied_case((5, 3, 4))
+    good = gradcheck.check(tied_loss, params, X, grad=autodiff)
+    good.assert_ok()
+    assert str(good).splitlines()[0] == "gradcheck: ok"
+    bad = gradcheck.check(tied_loss, params, X, grad=zero_b)
+    with pytest.raises(AssertionError) as caught:
+        bad.assert_ok()
+    lines = str(bad).splitlines()
+    assert str(caught.value) == str(bad)
+    assert lines[0] == "gradcheck: not ok: b" and len(lines) == 5
+    assert [line.split()[0] for line in lines[1:]] == ["leaf", "W", "b", "c"]
+    row = lines[3]
+    assert "3" in row and "WRONG" in row and row.endswith("zero")
+    assert len({line.index("float32") for line in lines[2:]}) == 1  # aligned
+
+
+def test_the_report_as_json():
+    params = {"a": normal(2), "b": jnp.asarray([1.0])}
+    report = gradcheck.check(
+        lambda p: jnp.sum(p["a"]) + jnp.sum(p["b"]),
+        params,
+        grad=lambda p: {"a": p["a"] * jnp.nan, "b": 2 * p["b"]},
+    )
+    read = json.loads(report.to_json())
+    assert read["ok"] is False
+    assert read["leaves"]["a"]["resolution"] == "inf"
+    assert read["leaves"]["b"]["worst"]["index"] == [0]
+    assert read["leaves"]["b"]["worst"]["claimed"] == 2.0
+    assert read["leaves"]["b"]["verdict"] == "wrong"
+
+
+def test_the_same_key_gives_the_same_report_and_configuration_is_untouched():
+    before = jax.config.jax_enable_x64
+    first, again, other = (
+        gradcheck.check(sum_of_sines, normal(200), key=jax.random.key(seed)).to_json()
+        for seed in (1, 1, 2)
+    )
+    assert first == again and first != other
+    assert jax.config.jax_enable_x64 == before

@@ -1,0 +1,473 @@
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.decomposition import PCA
+from test_autoencoder import model
+
+import jaxae
+from jaxae import optimizers, penalties, training
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.uniform(size=(50, 6)).astype("f4")
+OBJECTIVE = jaxae.Objective(model())
+HPARAMS = {"learning_rate": 0.01}
+
+
+def config(**changes):
+    return jaxae.TrainConfig(**{"num_epochs": 3, "batch_size": 8, **changes})
+
+
+def train(objective=OBJECTIVE, data=X, **changes):
+    arguments = {"hparams": HPARAMS, "key": KEY, "config": config(), **changes}
+    return jaxae.train(objective, data, **arguments)
+
+
+# ---- what training is ----------------------------------------------------------------
+
+
+def test_training_is_deterministic_and_reports_one_entry_an_epoch():
+    first, second = train(validation=X[:9]), train(validation=X[:9])
+    chex.assert_trees_all_equal(first.params, second.params)
+    assert set(first.metrics) == {
+        "train/loss",
+        "train/reconstruction",
+        "validation/loss",
+        "validation/reconstruction",
+        "validation/squared_error",
+    }
+    assert all(values.shape == (3,) for values in first.metrics.values())
+    assert isinstance(first.metrics["train/loss"], np.ndarray)
+    assert first.status == "finished" and first.stopped_at is None
+    assert first.state.step == 3 * (50 // 8)  # the last partial batch is dropped
+    expected = OBJECTIVE.evaluate(first.params, X[:9], HPARAMS)
+    np.testing.assert_allclose(
+        first.metrics["validation/loss"][-1], expected["loss"], rtol=1e-6
+    )
+
+
+def test_an_epoch_is_the_steps_that_the_equations_say():
+    """Replayed in a Python loop with optax, from the definition."""
+    init_key, data_key = jax.random.split(KEY)
+    params = OBJECTIVE.ae.init(init_key)
+    optimizer = optax.adam(0.01)
+    opt_state, losses = optimizer.init(params), []
+    order_key, _ = jax.random.split(jax.random.fold_in(data_key, 0))
+    order = jax.random.permutation(order_key, np.arange(50))
+    for i in range(6):
+        batch = X[order[8 * i : 8 * i + 8]]
+        loss, grads = jax.value_and_grad(
+            lambda p, batch=batch: jax.vmap(OBJECTIVE.ae.loss, (None, 0))(
+                p, batch
+            ).mean()
+        )(params)
+        losses.append(loss)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    run = train(config=config(num_epochs=1))
+    chex.assert_trees_all_close(run.params, params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.metrics["train/loss"][0], np.mean(losses), rtol=1e-5)
+
+
+def test_every_epoch_has_its_own_order_that_covers_the_data():
+    seen = []
+
+    def spy(key, x, rate):
+        jax.debug.callback(lambda x: seen.append(x), x, ordered=False)
+        return x
+
+    corruption = jaxae.corruptions.Corruption("spy", spy)
+    objective = jaxae.Objective(model(), corruption=corruption)
+    hparams = {**HPARAMS, "corruption_rate": 0.0}
+    train(objective, X[:48], hparams=hparams, config=config(num_epochs=2))
+    jax.effects_barrier()
+    rows = [tuple(np.ravel(row)) for row in seen]
+    assert len(rows) == 96
+    assert set(rows) == {tuple(row) for row in X[:48]}
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("dtype, rtol", [("float64", 1e-9), ("float32", 2e-3)])
+def test_manual_and_autodiff_follow_one_trajectory_for_200_steps(
+    is_tied, dtype, rtol, digits
+):
+    """To 1e-9 in float64; in float32 to 2e-3, rounding amplified by 200 Adam steps."""
+    objective = jaxae.Objective(
+        model(D=64, H=16, tied=is_tied),
+        corruption=jaxae.corruptions.masking,
+        penalties=(penalties.l1, penalties.contractive, penalties.weight_decay),
+    )
+    hparams = {
+        "learning_rate": 3e-3,
+        "corruption_rate": 0.2,
+        "l1": 0.01,
+        "contractive": 0.01,
+        "weight_decay": 1e-4,
+    }
+    with jax.enable_x64(dtype == "float64"):
+        params = objective.ae.init(KEY, dtype=dtype)
+        runs = [
+            train(
+                objective,
+                digits[:400],
+                hparams=hparams,
+                params=params,
+                config=config(num_epochs=4, gradient=gradient),
+            )
+            for gradient in ("autodiff", "manual")
+        ]
+        assert runs[0].state.step == 200
+        assert runs[0].params.b_dec.dtype == dtype
+        for found, expected in zip(*(jax.tree.leaves(run.params) for run in runs)):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale)
+    np.testing.assert_allclose(
+        runs[0].metrics["train/loss"], runs[1].metrics["train/loss"], rtol=rtol
+    )
+
+
+def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
+    """Baldi and Hornik, 1989: the optimum projects on the leading components."""
+    D, H = 10, 3
+    data = digits @ np.linalg.qr(RNG.normal(size=(64, D)))[0].astype("f4")
+    data = data - data.mean(axis=0)
+    objective = jaxae.Objective(model("identity", "gaussian", D=D, H=H, tied=False))
+    run = jaxae.train(
+        objective,
+        data,
+        hparams={"learning_rate": 1e-2},
+        key=KEY,
+        config=jaxae.TrainConfig(num_epochs=60, batch_size=256),
+    )
+    fine = jaxae.train(
+        objective,
+        data,
+        hparams={"learning_rate": 1e-3},
+        key=KEY,
+        params=run.params,
+        config=jaxae.TrainConfig(num_epochs=1000, batch_size=len(data)),
+    )
+    pca = PCA(H).fit(data)
+    decoder = np.linalg.qr(np.asarray(fine.params.W_dec).T)[0]
+    cosines = np.linalg.svd(pca.components_ @ decoder, compute_uv=False)
+    assert cosines.min() > 0.999
+    score = float(objective.evaluate(fine.params, data, {})["squared_error"])
+    best = ((pca.inverse_transform(pca.transform(data)) - data) ** 2).sum(axis=1).mean()
+    assert best * (1 - 1e-4) <= score <= best * 1.01
+
+
+# ---- one program ---------------------------------------------------------------------
+
+
+def count_traces(monkeypatch):
+    traces, epoch = [], training.epoch
+
+    def counted(*arguments, **keywords):
+        traces.append(1)
+        return epoch(*arguments, **keywords)
+
+    counted.__wrapped__ = epoch  # jit finds the argument names through it
+    for name in ("_epoch_of_arrays", "_epoch_of_source"):
+        static = ("objective", "config") + ("data",) * name.endswith("source")
+        compiled = jax.jit(counted, static_argnames=static, donate_argnames="state")
+        monkeypatch.setattr(training, name, compiled)
+    return traces
+
+
+def test_one_trace_for_any_hparams_key_and_number_of_epochs(monkeypatch):
+    traces = count_traces(monkeypatch)
+    for num_epochs, rate, seed in [(1, 0.1, 0), (4, 0.01, 1), (2, 1e-4, 2)]:
+        train(
+            hparams={"learning_rate": rate},
+            key=jax.random.key(seed),
+            config=config(num_epochs=num_epochs),
+        )
+    assert len(traces) == 1
+    train(config=config(batch_size=9))
+    train(config=config(optimizer=optimizers.sgd))
+    assert len(traces) == 3
+
+
+def test_the_manual_gradient_computes_no_loss_where_none_is_logged():
+    """The loss is inside the branch of logging steps, and nowhere else."""
+    num_losses = []
+
+    def loss(eta, x):
+        jax.debug.callback(lambda: num_losses.append(1))
+        return jaxae.observations.bernoulli.loss(eta, x)
+
+    counted = jaxae.observations.bernoulli._replace(name="counted", loss=loss)
+    ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, observation=counted)
+    for gradient, expected in [("manual", 2), ("autodiff", 6)]:
+        num_losses.clear()
+        run = train(
+            jaxae.Objective(ae),
+            config=config(num_epochs=1, gradient=gradient, log_every=3),
+        )
+        jax.effects_barrier()
+        assert len(num_losses) == expected  # one for each step that computed it
+        assert np.isfinite(run.metrics["train/loss"]).all()
+
+
+def test_log_every_averages_the_steps_that_logged():
+    runs = [
+        train(config=config(gradient=gradient, log_every=4))
+        for gradient in ("manual", "autodiff")
+    ]
+    np.testing.assert_allclose(
+        runs[0].metrics["train/loss"], runs[1].metrics["train/loss"], rtol=1e-5
+    )
+    chex.assert_trees_all_equal(
+        train(config=config(log_every=1)).params, runs[1].params
+    )
+
+
+def test_epoch_is_pure_and_vmaps():
+    hparams = training.as_hparams(HPARAMS, jnp.float32)
+    state = training.init_state(OBJECTIVE, hparams, KEY, config=config())
+
+    def epoch(state, hparams):
+        return training.epoch(
+            state, hparams, jnp.asarray(X), objective=OBJECTIVE, config=config()
+        )
+
+    once, metrics = jax.jit(epoch)(state, hparams)
+    twice, _ = jax.jit(epoch)(state, hparams)
+    chex.assert_trees_all_equal(once, twice)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (state, hparams))
+    lanes, lane_metrics = jax.jit(jax.vmap(epoch))(*stacked)
+    for lane in range(2):
+        chex.assert_trees_all_close(
+            jax.tree.map(
+                lambda leaf, lane=lane: leaf[lane], (lanes.params, lane_metrics)
+            ),
+            (once.params, metrics),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+
+# ---- starting points, data, callbacks ------------------------------------------------
+
+
+def test_params_given_are_copied_not_donated_and_continue():
+    params = OBJECTIVE.ae.init(KEY)
+    before = jax.tree.map(np.array, params)
+    run = train(params=params)
+    chex.assert_trees_all_equal(jax.tree.map(np.array, params), before)
+    more = train(params=run.params)
+    assert more.metrics["train/loss"][-1] < run.metrics["train/loss"][-1]
+    assert np.isfinite(run.params.W).all()  # still alive
+
+
+def test_untied_params_that_share_a_buffer_train():
+    params = OBJECTIVE.ae.init(KEY)
+    shared = jaxae.UntiedParams(params.W, params.W, params.b_enc, params.b_dec)
+    run = train(jaxae.Objective(model(tied=False)), params=shared)
+    assert run.status == "finished"
+
+
+def test_pairs_of_inputs_and_targets():
+    run = train(data=(X, 1 - X), validation=(X, 1 - X))
+    plain = train()
+    assert not np.allclose(run.params.b_dec, plain.params.b_dec)
+    losses = run.metrics["validation/loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_pure_source_is_endless_data():
+    def source(key, hparams):
+        return jax.random.uniform(key, (8, 6)) * hparams["height"]
+
+    run = train(
+        data=source,
+        hparams={**HPARAMS, "height": 0.5},
+        config=config(steps_per_epoch=20),
+    )
+    assert run.state.step == 60
+    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+    with pytest.raises(ValueError, match="steps_per_epoch must say how many"):
+        train(data=source, hparams={**HPARAMS, "height": 0.5})
+    with pytest.raises(ValueError, match="lacks height"):
+        train(data=source, config=config(steps_per_epoch=2))
+
+
+def test_on_epoch_sees_each_epoch_and_can_stop():
+    seen = []
+
+    def on_epoch(metrics, state):
+        seen.append((metrics["train/loss"], int(state.step)))
+        return len(seen) == 2
+
+    run = train(on_epoch=on_epoch)
+    assert run.status == "stopped" and len(run.metrics["train/loss"]) == 2
+    assert [step for _, step in seen] == [6, 12]
+
+
+@pytest.mark.parametrize("name", optimizers.CATALOGUE)
+def test_every_optimizer_trains_with_traced_numbers(name):
+    extra = {"momentum": {"momentum": 0.9}, "adamw": {"adamw_decay": 0.01}}
+    run = train(
+        hparams={"learning_rate": 0.003, **extra.get(name, {})},
+        config=config(optimizer=optimizers.get(name), num_epochs=5),
+    )
+    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+
+
+def test_an_optimizer_of_your_own():
+    def clipped(hp):
+        return optax.chain(
+            optax.clip_by_global_norm(hp["clip"]), optax.adam(hp["learning_rate"])
+        )
+
+    run = train(hparams={**HPARAMS, "clip": 1.0}, config=config(optimizer=clipped))
+    assert run.status == "finished"
+    with pytest.raises(ValueError, match="lacks clip"):
+        train(config=config(optimizer=clipped))
+
+    def optional(hp):
+        return optax.sgd(hp["learning_rate"], momentum=hp.get("m", 0.0))
+
+    assert train(config=config(optimizer=optional)).status == "finished"
+    hparams = {**HPARAMS, "m": 0.5}
+    assert train(hparams=hparams, config=config(optimizer=optional)).state.step == 18
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+def test_low_precision_parameters_stay_in_their_dtype(dtype, gradient):
+    params = OBJECTIVE.ae.init(KEY, dtype=dtype)
+    run = train(
+        params=params,
+        hparams={"learning_rate": 0.05},
+        config=config(gradient=gradient, optimizer=optimizers.sgd),
+    )
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(run.params))
+    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+
+
+# ---- divergence ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradient):
+    objective = jaxae.Objective(model("identity", "gaussian"))
+    arguments = {"hparams": {"learning_rate": 1e12}}
+    settings = {"optimizer": optimizers.sgd, "gradient": gradient}
+    with pytest.warns(RuntimeWarning, match="stopped at step"):
+        run = train(objective, config=config(**settings), **arguments)
+    assert run.status == "diverged" and len(run.metrics["train/loss"]) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params))
+    assert 0 < run.stopped_at < 6
+    assert np.isfinite(run.metrics["train/loss"]).all()  # the steps that held
+
+    # One step at a time reaches the same state: nothing after the failure counts.
+    replay = training.init_state(
+        objective,
+        training.as_hparams(arguments["hparams"], "float32"),
+        KEY,
+        config=config(**settings),
+    )
+    order_key, noise_key = jax.random.split(jax.random.fold_in(replay.key, 0))
+    order = jax.random.permutation(order_key, np.arange(50))
+    for i in range(run.stopped_at + 1):
+        before = replay.params
+        replay, _, is_finite = training.step(
+            replay,
+            X[order[8 * i : 8 * i + 8]],
+            jax.random.fold_in(noise_key, i),
+            arguments["hparams"],
+            objective=objective,
+            config=config(**settings),
+        )
+    assert not is_finite
+    chex.assert_trees_all_close(run.params, before, rtol=1e-4)
+    chex.assert_trees_all_equal(replay.params, before)
+
+
+def test_a_sound_run_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train()
+
+
+# ---- bad input, before any work ------------------------------------------------------
+
+
+def bad(value, row=3, column=2):
+    data = X.copy()
+    data[row, column] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"data": bad(np.nan)}, "data must be finite.*row 3, column 2"),
+        ({"data": bad(-np.inf)}, "data must be finite.*row 3, column 2"),
+        ({"data": bad(1.5)}, r"\[0, 1\] for bernoulli, found 1.5 at row 3, column 2"),
+        ({"data": (255 * X).astype("u1")}, "floating point, got uint8.*X / 255"),
+        ({"data": X.astype(complex)}, "real floating point, got complex"),
+        ({"data": X[0]}, r"add a leading axis: X\[None\]"),
+        ({"data": X[:0]}, r"N and D >= 1"),
+        (
+            {"data": X[:, :5]},
+            r"must have 6 columns for this model, got shape \[50, 5\]",
+        ),
+        ({"data": X.tolist()}, "must be a NumPy or JAX array, got a list"),
+        ({"data": (X, X[1:])}, "inputs and targets of equal length"),
+        ({"validation": bad(np.nan)}, "validation must be finite"),
+        ({"validation": X[:0]}, "validation must be"),
+        ({"config": config(batch_size=51)}, "batch_size must be at most.*51 for 50"),
+        ({"hparams": {}}, "hparams lacks learning_rate; .* read: learning_rate"),
+        (
+            {"hparams": {"learning_rat": 0.1}},
+            "lacks learning_rate and has learning_rat, which nothing reads",
+        ),
+        ({"hparams": {**HPARAMS, "l1": 0.1}}, "has l1, which nothing reads"),
+        ({"hparams": {"learning_rate": np.nan}}, "must be a finite number, got nan"),
+        ({"hparams": {"learning_rate": "fast"}}, "must be a finite number, got 'fast'"),
+        (
+            {"hparams": {"learning_rate": [0.1]}},
+            r"must be a finite number, got \[0.1\]",
+        ),
+        ({"key": 0}, "key must be one JAX random key, got 0"),
+        ({"config": 3}, "config must be a jaxae.TrainConfig, got 3"),
+        ({"objective": model()}, r"make one with jaxae.Objective\(ae\)"),
+        ({"params": jaxae.untie(OBJECTIVE.ae.init(KEY))}, "must be TiedParams"),
+        ({"params": model(H=3).init(KEY)}, "params.W must have shape"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_before_any_work(
+    changes, sentence, monkeypatch
+):
+    monkeypatch.setattr(training, "_compiled_epoch", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ValueError, match=sentence) as error:
+        train(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be an integer of at least 1, got -1"),
+        ({"log_every": 1.5}, "log_every must be an integer of at least 1, got 1.5"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be an integer"),
+        ({"gradient": "magic"}, "'autodiff' or 'manual', got 'magic'"),
+        ({"optimizer": "adam"}, "optimizer must be a function.*got 'adam'"),
+    ],
+)
+def test_config_refuses_bad_choices(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config(**changes)
+
+
+def test_unknown_optimizer_lists_the_known():
+    with pytest.raises(ValueError, match="did you mean 'adam'.*known: adam, adamw"):
+        optimizers.get("adm")
