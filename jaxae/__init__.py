@@ -5,17 +5,18 @@ pytrees, everything on them is a pure function, and every gradient is also deriv
 hand.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from jaxae import (
     activations,
     corruptions,
     data,
-    gradcheck,
     manual,
     metrics,
     observations,
     optimizers,
     penalties,
-    plots,
     training,
 )
 from jaxae._version import __version__
@@ -30,6 +31,9 @@ from jaxae.autoencoder import (
 from jaxae.objective import Objective
 from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from jaxae import gradcheck, plots
 
 __all__ = [
     "Autoencoder",
@@ -55,3 +59,10 @@ __all__ = [
     "training",
     "untie",
 ]
+
+
+def __getattr__(name: str):
+    # Imported when first used: nothing that trains needs them.
+    if name in ("gradcheck", "plots"):
+        return importlib.import_module(f"jaxae.{name}")
+    raise AttributeError(f"module 'jaxae' has no attribute {name!r}")

@@ -112,9 +112,9 @@ def floating_dtype(dtype: Any) -> Any:
     return found
 
 
-def extra(feature: str, name: str, error: ImportError) -> ImportError:
+def extra(feature: str, package: str, extra: str) -> ImportError:
     """The error for a missing optional package, with the command that installs it."""
     return ImportError(
-        f"{feature} needs the package {error.name!r}, which is not installed; "
-        f"run: pip install 'jaxae[{name}]'."
+        f"{feature} needs the package {package!r}, which is not installed; "
+        f"run: pip install 'jaxae[{extra}]'."
     )

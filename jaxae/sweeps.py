@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks, training
-from jaxae.training import TrainConfig
+from jaxae.training import TrainConfig, refusals
 
 RESERVED = ("latent_dim", "k")  # they change shapes, and need more than a vmap
 
@@ -43,7 +43,7 @@ class Sweep:
         try:
             import pandas as pd
         except ImportError as error:
-            raise _checks.extra("sweep.table", "sweep", error) from error
+            raise _checks.extra("sweep.table", "pandas", "sweep") from error
         stopped_at = np.asarray(self.state.stopped_at)
         final = {name: values[:, -1] for name, values in self.metrics.items()}
         frame = pd.DataFrame({**self.axes, **final})
@@ -98,12 +98,12 @@ def sweep(
     """
     config = TrainConfig() if config is None else config
     hparams = dict(hparams or {})
-    training.check_arguments(objective, key, config)
-    data = training.as_data("data", data, objective, jnp.float32, config)
+    refusals.check_arguments(objective, key, config)
+    data = refusals.as_data("data", data, objective, jnp.float32, config)
     axes = _grid(space, hparams)
     lanes = _lanes(axes, hparams)
     first_lane = {name: values[0] for name, values in lanes.items()}
-    training.check_hparams(objective, config, data, first_lane, key)
+    refusals.check_hparams(objective, config, data, first_lane, key)
 
     num_lanes = len(next(iter(axes.values())))
     seeds = jnp.asarray(axes.get("seed", np.zeros(num_lanes, np.int32)))
@@ -181,7 +181,7 @@ def _axis(name: str, axis: Any) -> np.ndarray:
 def _lanes(axes: Mapping, hparams: Mapping) -> dict[str, jax.Array]:
     """Every hyperparameter, stacked `[L]`."""
     num_lanes = len(next(iter(axes.values())))
-    shared = training.as_hparams(hparams, jnp.float32)
+    shared = refusals.as_hparams(hparams, jnp.float32)
     stacked = {name: jnp.broadcast_to(v, (num_lanes,)) for name, v in shared.items()}
     own = {n: jnp.asarray(v, jnp.float32) for n, v in axes.items() if n != "seed"}
     return {**stacked, **own}

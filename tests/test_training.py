@@ -11,6 +11,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
+from jaxae.training import host, refusals
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -165,7 +166,7 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 
 
 def count_traces(monkeypatch):
-    traces, epoch = [], training.epoch
+    traces, epoch = [], host.epoch
 
     def counted(*arguments, **keywords):
         traces.append(1)
@@ -175,7 +176,7 @@ def count_traces(monkeypatch):
     for name in ("_epoch_of_arrays", "_epoch_of_source"):
         static = ("objective", "config") + ("data",) * name.endswith("source")
         compiled = jax.jit(counted, static_argnames=static, donate_argnames="state")
-        monkeypatch.setattr(training, name, compiled)
+        monkeypatch.setattr(host, name, compiled)
     return traces
 
 
@@ -228,7 +229,7 @@ def test_log_every_averages_the_steps_that_logged():
 
 
 def test_epoch_is_pure_and_vmaps():
-    hparams = training.as_hparams(HPARAMS, jnp.float32)
+    hparams = refusals.as_hparams(HPARAMS, jnp.float32)
     state = training.init_state(OBJECTIVE, hparams, KEY, config=config())
 
     def epoch(state, hparams):
@@ -369,7 +370,7 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
     # One step at a time reaches the same state: nothing after the failure counts.
     replay = training.init_state(
         objective,
-        training.as_hparams(arguments["hparams"], "float32"),
+        refusals.as_hparams(arguments["hparams"], "float32"),
         KEY,
         config=config(**settings),
     )
@@ -446,7 +447,7 @@ def bad(value, row=3, column=2):
 def test_bad_input_is_refused_in_one_sentence_before_any_work(
     changes, sentence, monkeypatch
 ):
-    monkeypatch.setattr(training, "_compiled_epoch", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(host, "_compiled_epoch", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
     assert "\n" not in str(error.value)

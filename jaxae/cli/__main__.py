@@ -1,0 +1,7 @@
+"""`python -m jaxae.cli`."""
+
+import sys
+
+from jaxae.cli import main
+
+sys.exit(main())

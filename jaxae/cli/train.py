@@ -1,0 +1,270 @@
+"""`jaxae train`: from the data to the pictures."""
+
+import contextlib
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxae
+from jaxae import _checks, data, plots
+from jaxae.autoencoder.files import write_atomically
+from jaxae.cli import folder
+from jaxae.cli.options import TrainOptions
+from jaxae.cli.reporting import Reporter
+from jaxae.observations import Observation
+from jaxae.training import Run
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+class Splits(NamedTuple):
+    """The rows of a run, in the model's dtype."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    info: data.Dataset
+
+
+def train(options: TrainOptions) -> int:
+    """`jaxae train`: everything from the data to the pictures."""
+    out = folder.check_out(Path(options.out), options.overwrite)
+    is_double = options.dtype == "float64"
+    with jax.enable_x64(True) if is_double else contextlib.nullcontext():
+        return _train(options, out)
+
+
+def _train(options: TrainOptions, out: Path) -> int:
+    key = jax.random.key(_checked_seed(options.seed))
+    observation = jaxae.observations.get(options.observation)
+    splits = _load(options, observation)
+    objective, hparams = _objective(options, input_dim=splits.train.shape[1])
+    config = jaxae.TrainConfig(
+        num_epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=jaxae.optimizers.get(options.optimizer),
+        gradient=options.gradient,
+    )
+    init_key, train_key = jax.random.split(key)
+    params = objective.ae.init(
+        init_key,
+        dtype=_checks.floating_dtype(options.dtype),
+        data_mean=splits.train.mean(axis=0) if options.bias_from_mean else None,
+    )
+    reporter = Reporter(out, options.epochs, len(splits.train))
+    with reporter, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # _conclude says it
+        run = jaxae.train(
+            objective,
+            splits.train,
+            hparams=hparams,
+            key=train_key,
+            config=config,
+            validation=splits.validation if len(splits.validation) else None,
+            params=params,
+            on_epoch=reporter.on_epoch,
+        )
+    results = _results(objective, run, splits, hparams)
+    _write_run(out, options, objective, run, splits, hparams, results)
+    _print_results(results, options.latent_dim)
+    return _conclude(run, out, options, reporter.was_interrupted)
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}.")
+    return seed
+
+
+def _load(options: TrainOptions, observation: Observation) -> Splits:
+    dtype = _checks.floating_dtype(options.dtype)
+    found = data.load(options.data, root=options.data_root, array=options.array)
+    scale = found.scale if options.divide_by is None else options.divide_by
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(f"--divide-by must be a positive number, got {scale}.")
+    if found.train.dtype.kind in "biu" and options.divide_by is None and scale == 1:
+        raise ValueError(
+            f"--data {options.data} holds {found.train.dtype}; say what divides it to "
+            "floats, e.g. --divide-by 255 (or 1)."
+        )
+    # On the whole file, so that a bad value is named by its row there.
+    whole = data.scaled(found.train, scale)
+    data.check_array(whole, "data")
+    observation.validate(whole)
+    if found.test is not None:
+        rest, validation = data.split(
+            found.train, options.validation_fraction, seed=options.seed
+        )
+        test = found.test
+    else:
+        rest, test, validation = data.split(
+            found.train,
+            options.test_fraction,
+            options.validation_fraction,
+            seed=options.seed,
+        )
+    return Splits(
+        train=data.scaled(rest, scale, dtype),
+        validation=data.scaled(validation, scale, dtype),
+        test=data.scaled(test, scale, dtype),
+        info=found,
+    )
+
+
+def _objective(options: TrainOptions, input_dim: int):
+    ae = jaxae.Autoencoder(
+        input_dim=input_dim,
+        latent_dim=options.latent_dim,
+        activation=jaxae.activations.get(options.activation),
+        observation=jaxae.observations.get(options.observation),
+        tied=not options.untied,
+    )
+    given = {
+        name: getattr(options, name)
+        for name in _HPARAMS
+        if getattr(options, name) is not None
+    }
+    corruption = None
+    if options.corruption is not None:
+        corruption = jaxae.corruptions.get(options.corruption)
+    objective = jaxae.Objective(
+        ae,
+        corruption=corruption,
+        penalties=tuple(
+            penalty
+            for name, penalty in jaxae.penalties.CATALOGUE.items()
+            if name in given
+        ),
+    )
+    return objective, given
+
+
+_HPARAMS = (
+    "learning_rate",
+    "momentum",
+    "adamw_decay",
+    "corruption_rate",
+    "kl_sparsity_target",
+    *jaxae.penalties.CATALOGUE,
+)
+
+
+def _results(objective, run: Run, splits: Splits, hparams) -> dict[str, Any]:
+    """Loss and squared error by split, beside PCA's squared error."""
+    evaluate = jax.jit(objective.evaluate)
+    results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
+    pca = _pca(splits.train, objective.ae.latent_dim)
+    for name in ("train", "validation", "test"):
+        X = getattr(splits, name)
+        if len(X):
+            scores = evaluate(run.params, X, hparams)
+            scores = {metric: float(value) for metric, value in scores.items()}
+            results[name] = {**scores, "pca_squared_error": pca(X)}
+    return results
+
+
+def _pca(X: np.ndarray, latent_dim: int) -> Callable[[np.ndarray], float]:
+    """`X -> squared error` of PCA with as many components, fitted to these rows."""
+    from sklearn.decomposition import PCA
+
+    # float64, because scikit-learn knows no bfloat16.
+    model = PCA(min(latent_dim, *X.shape), svd_solver="covariance_eigh")
+    model.fit(X.astype(np.float64))
+
+    def squared_error(X: np.ndarray) -> float:
+        X = X.astype(np.float64)
+        residual = model.inverse_transform(model.transform(X)) - X
+        return float(np.mean(np.sum(residual**2, axis=1)))
+
+    return squared_error
+
+
+def _write_run(out, options, objective, run: Run, splits, hparams, results) -> None:
+    _draw(out, objective.ae, run, splits)
+    results_json = folder.to_json(results, indent=2) + "\n"
+    write_atomically(out / folder.RESULTS_FILE, results_json.encode())
+    info = splits.info
+    described = {
+        "options": dataclasses.asdict(options),
+        "hparams": hparams,
+        "data": {
+            "name": info.name,
+            "source": info.source,
+            "licence": info.licence,
+            "sha256": info.sha256,
+            "num_train": len(splits.train),
+            "num_validation": len(splits.validation),
+            "num_test": len(splits.test),
+        },
+        "versions": _versions(),
+        "device": jax.devices()[0].device_kind,
+    }
+    jaxae.save(out, objective.ae, run.params, run=described)
+
+
+def _versions() -> dict[str, str]:
+    import jaxlib
+    import optax
+
+    modules = (jaxae, jax, jaxlib, optax, np)
+    versions = {module.__name__: module.__version__ for module in modules}
+    return {"python": sys.version.split()[0], **versions}
+
+
+def _draw(out: Path, ae: jaxae.Autoencoder, run: Run, splits: Splits) -> None:
+    shape = splits.info.image_shape or plots.square_shape(ae.input_dim)
+    untied = jax.tree.map(_drawable, ae.parametrization.expand(run.params))
+    plots.filters(untied.W_enc, out / folder.FILTERS, shape)
+    if not ae.tied:
+        plots.filters(untied.W_dec, out / folder.DECODER_FILTERS, shape)
+    examples = (splits.test if len(splits.test) else splits.train)[:12]
+    reconstruct = jax.vmap(ae.reconstruct, in_axes=(None, 0))
+    X_hat = reconstruct(run.params, jnp.asarray(examples))
+    plots.reconstructions(
+        _drawable(examples), _drawable(X_hat), out / folder.RECONSTRUCTIONS, shape
+    )
+    plots.curves(run.metrics, out / folder.CURVES)
+
+
+def _drawable(array) -> np.ndarray:
+    return np.asarray(array).astype(np.float64)  # matplotlib knows no bfloat16
+
+
+def _print_results(results: dict[str, Any], latent_dim: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", title=None)
+    for heading in ("loss", "squared error", f"squared error of PCA({latent_dim})"):
+        table.add_column(heading, justify="right")
+    for name in ("train", "validation", "test"):
+        if name in results:
+            row = results[name]
+            numbers = (row["loss"], row["squared_error"], row["pca_squared_error"])
+            table.add_row(name, *(f"{number:.4f}" for number in numbers))
+    Console().print(table)
+
+
+def _conclude(run: Run, out: Path, options: TrainOptions, was_interrupted) -> int:
+    reached = len(run.metrics["train/loss"])
+    status = 0
+    if run.status == "diverged":
+        status = 1
+        print(
+            f"jaxae: error: the loss or the parameters became non-finite at step "
+            f"{run.stopped_at}; what was saved is the state before it. A smaller "
+            "--learning-rate would do.",
+            file=sys.stderr,
+        )
+    elif was_interrupted:
+        status = INTERRUPTED
+        print(f"interrupted after epoch {reached} of {options.epochs}; it is saved.")
+    print(f"run folder: {out}")
+    return status
