@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Int32
 
 from jaxae import manual
-from jaxae.objective import Objective
+from jaxae.objective import Aux, Objective
 from jaxae.training.config import TrainConfig
 
 Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
@@ -97,7 +97,7 @@ def step(
       The new state, the metrics (0 where not logged), and whether the step held.
     """
     gradient = _manual_gradient if config.gradient == "manual" else _autodiff_gradient
-    grads, metrics = gradient(
+    grads, aux = gradient(
         state, batch, key, hparams, is_logged, objective=objective, config=config
     )
     optimizer = config.optimizer(hparams)
@@ -105,17 +105,17 @@ def step(
     params = optax.apply_updates(state.params, updates)
 
     is_running = state.stopped_at < 0
-    is_finite = _all_finite((params, metrics["loss"])) & is_running
+    is_finite = _all_finite((params, aux.metrics["loss"])) & is_running
     keep = functools.partial(jnp.where, is_finite)
     new = TrainState(
         params=jax.tree.map(keep, params, state.params),
         opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-        state=state.state,
+        state=jax.tree.map(keep, aux.state, state.state),
         key=state.key,
         step=state.step + 1,
         stopped_at=jnp.where(is_running & ~is_finite, state.step, state.stopped_at),
     )
-    return new, metrics, is_finite
+    return new, aux.metrics, is_finite
 
 
 # ---- the two gradients ---------------------------------------------------------------
@@ -125,7 +125,7 @@ def _autodiff_gradient(state, batch, key, hparams, is_logged, *, objective, conf
     del is_logged, config  # the loss comes with the gradient
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
     (_, aux), grads = value_and_grad(state.params, batch, key, hparams, state.state)
-    return grads, aux.metrics
+    return grads, aux
 
 
 def _manual_gradient(state, batch, key, hparams, is_logged, *, objective, config):
@@ -139,10 +139,11 @@ def _manual_gradient(state, batch, key, hparams, is_logged, *, objective, config
         return objective.score(state.params, forward, targets, hparams)[1]
 
     if config.log_every == 1:
-        return grads, score()
+        return grads, Aux(score(), state.state)
     # The hand-derived gradient needs no loss: computed only where it is logged.
     zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(score))
-    return grads, jax.lax.cond(is_logged, score, lambda: zeros)
+    metrics = jax.lax.cond(is_logged, score, lambda: zeros)
+    return grads, Aux(metrics, state.state)
 
 
 # ---- batches -------------------------------------------------------------------------
