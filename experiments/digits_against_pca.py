@@ -25,34 +25,18 @@ linear autoencoder 0.744 +- 0.009; sigmoid 0.924 +- 0.018, relu 0.609 +- 0.028, 
 none. About half of the way from PCA to relu is mere clipping.
 """
 
-import argparse
-import io
-import json
-import os
-import platform
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import _study
 import jax
-import jaxlib
 import numpy as np
-import optax
-import sklearn
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import jaxae
 from jaxae import activations, observations
 
-CLAIM = (
-    "On digits with H = 16, tied, Bernoulli output: identity and relu latents beat PCA "
-    "in test squared error, on every split; sigmoid latents do not."
-)
-SOURCE = (
-    "Model: Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, "
-    "October 2012. PCA: sklearn.decomposition.PCA."
-)
 LATENT_DIM = 16
 MODELS = {
     "linear autoencoder": (activations.identity, observations.gaussian),
@@ -78,33 +62,30 @@ QUICK = Settings(1, 2, 100, (0.003, 0.01, 0.03))
 
 
 def main(argv=None) -> int:
-    args = parse(argv)
+    args = _study.parse(argv, "digits_against_pca", __doc__)
     settings = QUICK if args.quick else FULL
     digits = jaxae.data.digits()
     X = jaxae.data.scaled(digits.train, digits.scale)
     splits = [run_split(X, seed, settings) for seed in range(settings.num_splits)]
-    verdicts = judge(splits)
-    passed = all(verdicts[name]["beats_pca_on_every_split"] for name in MUST_BEAT_PCA)
-    print_table(verdicts, splits)
-    result = describe(args, settings, digits) | {
-        "pass": passed,
-        "sigmoid_does_not_beat_pca": (
-            verdicts["sigmoid latents"]["beats_pca_on_splits"] == 0
-        ),
-        "test_squared_error": verdicts,
+    rows = judge(splits)
+    wins = {row["model"]: row["beats_pca"] for row in rows}
+    passed = all(wins[name] == len(splits) for name in MUST_BEAT_PCA)
+    counts = {"beats_pca": "", "beats_clipped_pca": "", "splits": ""}
+    _study.print_table(rows, {"model": "", "mean": ".3f", "std": ".3f", **counts})
+    draw(rows, args.out / "test_squared_error.png")
+    found = {
+        "sigmoid_does_not_beat_pca": wins["sigmoid latents"] == 0,
+        "test_squared_error": rows,
         "splits": splits,
     }
-    write(args.out / "test_squared_error.png", draw(verdicts, splits))
-    write(args.out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    print(f"{'PASS' if passed else 'FAIL'}: {args.out / 'result.json'}")
-    return 0 if passed else 1
+    return _study.finish(args, __doc__, settings, digits, passed, found)
 
 
 # ---- one split -----------------------------------------------------------------------
 
 
 def run_split(X, seed, settings) -> dict:
-    """Test squared errors by name: one for PCA, one a seed for each model."""
+    """Test squared errors: one for PCA, one a seed for each model."""
     print(f"split {seed + 1} of {settings.num_splits}", flush=True)
     train, test, validation = jaxae.data.split(X, 0.2, 0.2, seed=seed)
     return pca_errors(train, test) | {
@@ -167,56 +148,41 @@ def train_model(ae, train, validation, test, settings) -> dict:
 # ---- all splits ----------------------------------------------------------------------
 
 
-def judge(splits) -> dict:
+def judge(splits) -> list[dict]:
     """Mean and spread over splits and seeds, and on how many splits PCA is beaten."""
+    runs = {name: np.array([s[name]["by_seed"] for s in splits]) for name in splits[0]}
 
-    def better_on(name, rival):
-        is_better = [
-            np.mean(split[name]["by_seed"]) < np.mean(split[rival]["by_seed"])
-            for split in splits
-        ]
-        return int(np.sum(is_better))
+    def wins(errors, rival):  # [splits, seeds]
+        return int(np.sum(errors.mean(axis=1) < runs[rival].mean(axis=1)))
 
-    return {
-        name: {
-            "mean": float(np.mean(runs_of(name, splits))),
-            "std": float(np.std(runs_of(name, splits))),
-            "beats_pca_on_splits": better_on(name, "PCA"),
-            "beats_pca_on_every_split": better_on(name, "PCA") == len(splits),
-            "beats_clipped_pca_on_splits": better_on(name, "PCA, clipped"),
+    return [
+        {
+            "model": name,
+            "mean": errors.mean(),
+            "std": errors.std(),
+            "beats_pca": wins(errors, "PCA"),
+            "beats_clipped_pca": wins(errors, "PCA, clipped"),
+            "splits": len(splits),
+            "runs": errors.ravel(),
         }
-        for name in splits[0]
-    }
+        for name, errors in runs.items()
+    ]
 
 
-def runs_of(name, splits) -> list[float]:
-    return [error for split in splits for error in split[name]["by_seed"]]
-
-
-def print_table(verdicts, splits) -> None:
-    print(f"\n{'test squared error an image':30}{'mean':>8}{'std':>8}{'beats PCA':>12}")
-    for name, verdict in verdicts.items():
-        wins = f"{verdict['beats_pca_on_splits']} of {len(splits)}"
-        print(f"{name:30}{verdict['mean']:>8.3f}{verdict['std']:>8.3f}{wins:>12}")
-    print()
-
-
-def draw(verdicts, splits) -> bytes:
+def draw(rows, path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    names = list(verdicts)
     colours = ["#8a8a8a"] * 3 + ["#d1495b", "#1f77b4", "#335c67"]
-    means = [verdict["mean"] for verdict in verdicts.values()]
+    names = [row["model"].replace(" ", "\n") for row in rows]
+    means = [row["mean"] for row in rows]
     bars = axes.bar(names, means, color=colours, width=0.65)
     axes.bar_label(bars, fmt="%.3f", label_type="center", color="white")
-    for place, name in enumerate(names):
-        runs = runs_of(name, splits)
+    for place, row in enumerate(rows):
         # Side by side, for they would hide each other.
-        places = place + np.linspace(-0.2, 0.2, len(runs))
+        places = place + np.linspace(-0.2, 0.2, len(row["runs"]))
         label = "one run" if place == 0 else None
-        axes.plot(places, runs, ".", color="black", markersize=3, label=label)
+        axes.plot(places, row["runs"], ".", color="black", markersize=3, label=label)
     axes.axhline(means[0], color="0.3", linestyle="--", linewidth=1, label="PCA's mean")
-    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_ylabel("test squared error an image")
     axes.set_title(
         f"Digits, {LATENT_DIM} latents; in colour: tied weights, Bernoulli output"
@@ -224,57 +190,7 @@ def draw(verdicts, splits) -> bytes:
     axes.set_ylim(0, 1.2 * max(means))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
-    return png(figure)
-
-
-def png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
-
-
-# ---- the run -------------------------------------------------------------------------
-
-
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/digits_against_pca"),
-        help="folder for result.json and the picture (default: %(default)s)",
-    )
-    args = parser.parse_args(argv)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written: {error}.")
-    return args
-
-
-def describe(args, settings, digits) -> dict:
-    modules = (jaxae, jax, jaxlib, optax, np, sklearn)
-    return {
-        "claim": CLAIM,
-        "source": SOURCE,
-        "quick": args.quick,
-        "settings": settings._asdict(),
-        "seeds": list(range(settings.num_seeds)),
-        "data": {"name": digits.name, "sha256": digits.sha256},
-        "device": jax.devices()[0].device_kind,
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in modules},
-        },
-    }
-
-
-def write(path: Path, content: bytes) -> None:
-    """Beside its place, then moved into it: a reader never sees half a file."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    _study.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""What the studies share: options, table, result and pictures; nothing of any claim."""
+
+import argparse
+import io
+import json
+import os
+import platform
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+import optax
+import sklearn
+
+import jaxae
+
+
+def parse(argv, name: str, doc: str) -> argparse.Namespace:
+    """The options --quick and --out, a folder that exists from here on."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs") / name,
+        help="folder for result.json and pictures (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written: {error}.")
+    return args
+
+
+def finish(args, doc: str, settings, dataset, passed: bool, found: dict) -> int:
+    """Write result.json, print the verdict, and return the exit status."""
+    modules = (jaxae, jax, jaxlib, optax, np, sklearn)
+    result = {
+        "claim": _paragraph(doc, "Claim"),
+        "source": _paragraph(doc, "Source"),
+        "pass": passed,
+        "quick": args.quick,
+        "settings": settings._asdict(),
+        "seeds": list(range(settings.num_seeds)),
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in modules},
+        },
+        **found,
+    }
+    path = args.out / "result.json"
+    text = json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False)
+    _write(path, f"{text}\n".encode())
+    print(f"{'PASS' if passed else 'FAIL'}: {path}")
+    return 0 if passed else 1
+
+
+def print_table(rows: list[dict], formats: dict[str, str]) -> None:
+    """The columns that `formats` names, each in its format; the first to the left."""
+    table = [list(formats)]
+    for row in rows:
+        table.append([format(row[name], spec) for name, spec in formats.items()])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print()
+    for first, *others in table:
+        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+    print(flush=True)
+
+
+def save(figure, path: Path) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    _write(path, file.getvalue())
+
+
+def _paragraph(doc: str, name: str) -> str:
+    """The paragraph of a docstring that begins with "name: ", on one line."""
+    _, paragraph = doc.split(f"\n{name}: ")
+    return " ".join(paragraph.split("\n\n")[0].split())
+
+
+def _plain(value):
+    """As JSON has it: no arrays, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Beside its place, then moved into it: a reader never sees half a file."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
