@@ -62,7 +62,9 @@ def describe(value: Any) -> str:
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
 
 
-def one_example(name: str, value: Any, size: int, method: str) -> jax.Array:
+def one_example(
+    name: str, value: Any, size: int, method: str, in_axes: str = "(None, 0)"
+) -> jax.Array:
     """`value` as a real floating array of shape [size]; a batch is told to vmap."""
     array = floating(name, value)
     if array.shape == (size,):
@@ -70,7 +72,7 @@ def one_example(name: str, value: Any, size: int, method: str) -> jax.Array:
     if array.ndim > 1 and array.shape[-1] == size:
         raise ValueError(
             f"{name} has shape {list(array.shape)} but {method} takes one example of "
-            f"shape [{size}]; vmap it: jax.vmap({method}, in_axes=(None, 0))."
+            f"shape [{size}]; vmap it: jax.vmap({method}, in_axes={in_axes})."
         )
     raise ValueError(
         f"{name} has shape {list(array.shape)} but {method} of this model takes shape "

@@ -6,6 +6,7 @@ stays an independent referee of the derivatives written here.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Activation(NamedTuple):
       init: `(latent_dim) -> theta`, a tuple of arrays, where g is learned.
       vjp_theta: `(a, z, dz, *theta) -> dtheta`, a tuple like theta, for one example.
       init_gain: factor on Glorot's uniform limit for weights in front of this g.
+      image: bounds of g; kl_sparsity needs latents between 0 and 1.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Activation(NamedTuple):
     init: Callable[..., tuple] | None = None
     vjp_theta: Callable[..., tuple] | None = None
     init_gain: float = 1.0
+    image: tuple[float, float] = (-math.inf, math.inf)
 
     def __repr__(self) -> str:
         return self.name
@@ -57,6 +60,7 @@ def elementwise(
     curvature: Callable[..., Array] | None = None,
     *,
     init_gain: float = 1.0,
+    image: tuple[float, float] = (-math.inf, math.inf),
 ) -> Activation:
     """An elementwise activation: da_i = dz_i g'(a_i).
 
@@ -65,10 +69,12 @@ def elementwise(
       apply: `a -> g(a)`.
       slope: `(a, z) -> g'(a)`.
       curvature: `(a, z) -> g''(a)`; only the contractive penalty's gradient needs it.
-      init_gain: see `Activation`.
+      init_gain, image: see `Activation`.
     """
     vjp = functools.partial(_elementwise_vjp, slope)
-    return Activation(name, apply, vjp, slope, curvature, init_gain=init_gain)
+    return Activation(
+        name, apply, vjp, slope, curvature, init_gain=init_gain, image=image
+    )
 
 
 def _elementwise_vjp(slope, a, z, dz):
@@ -151,11 +157,22 @@ def _zero(a, z):
 # training deep feedforward neural networks", 2010, and the Theano tutorials' limit
 # 4 sqrt(6 / (fan_in + fan_out)) for sigmoid units.
 sigmoid = elementwise(
-    "sigmoid", _sigmoid, _sigmoid_slope, _sigmoid_curvature, init_gain=4.0
+    "sigmoid",
+    _sigmoid,
+    _sigmoid_slope,
+    _sigmoid_curvature,
+    init_gain=4.0,
+    image=(0.0, 1.0),
 )
-tanh = elementwise("tanh", _tanh, _tanh_slope, _tanh_curvature)
-relu = elementwise("relu", _relu, _relu_slope, _zero)
-softplus = elementwise("softplus", softplus_of, _softplus_slope, _softplus_curvature)
+tanh = elementwise("tanh", _tanh, _tanh_slope, _tanh_curvature, image=(-1.0, 1.0))
+relu = elementwise("relu", _relu, _relu_slope, _zero, image=(0.0, math.inf))
+softplus = elementwise(
+    "softplus",
+    softplus_of,
+    _softplus_slope,
+    _softplus_curvature,
+    image=(0.0, math.inf),
+)
 identity = elementwise("identity", _identity, _one, _zero)
 
 CATALOGUE: dict[str, Activation] = {

@@ -5,6 +5,7 @@ References:
   JMLR 2010: masking, Gaussian and salt-and-pepper noise.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,10 +22,12 @@ class Corruption(NamedTuple):
     Attributes:
       name: how it is printed, saved and looked up.
       apply: `(key, x [D], rate []) -> x [D]`; the key is consumed.
+      max_rate: the largest rate that has a meaning; 1 for a probability.
     """
 
     name: str
     apply: Callable[..., Array]
+    max_rate: float = 1.0
 
     def __call__(self, key, x, rate) -> Array:
         """The corrupted example, `(key, x [D], rate []) -> [D]`."""
@@ -58,7 +61,8 @@ def _salt_and_pepper(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
 
 
 masking = Corruption("masking", _masking)  # each input is 0 with probability rate
-gaussian = Corruption("gaussian", _gaussian)  # adds N(0, rate^2) to each input
+# Adds N(0, rate^2) to each input.
+gaussian = Corruption("gaussian", _gaussian, max_rate=math.inf)
 salt_and_pepper = Corruption("salt_and_pepper", _salt_and_pepper)  # 0 or 1, likewise
 
 CATALOGUE: dict[str, Corruption] = {

@@ -113,7 +113,7 @@ def check_array(X: Any, name: str = "data") -> None:
             f"{name} must be [N, D], N and D >= 1, got shape {X.shape}: {advice}."
         )
     if "float" not in X.dtype.name:  # by name, for NumPy has no kind for bfloat16
-        advice = "X / 255" if X.dtype.kind in "biu" else "X.real.astype('float32')"
+        advice = "X / 255" if X.dtype.kind in "iu" else "X.real.astype('float32')"
         raise ValueError(
             f"{name} must be real floating point, got {X.dtype}: convert it: {advice}."
         )

@@ -54,7 +54,7 @@ class Signals(NamedTuple):
     d_observation: tuple
 
 
-def backprop(ae: Autoencoder, params, x, target=None) -> Backprop:
+def backprop(ae, params, x, target=None) -> Backprop:
     """The lecture's algorithm on one example.
 
     d_eta = dl/deta (x_hat - x for the lecture's two losses); d_z = W_dec d_eta;
@@ -70,7 +70,9 @@ def backprop(ae: Autoencoder, params, x, target=None) -> Backprop:
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
     """
-    forward, signals, untied_grads = _example_pass(ae, params, x, target)
+    forward, signals, untied_grads = _example_pass(
+        ae, params, x, target, "manual.backprop"
+    )
     return Backprop(
         a=forward.a,
         z=forward.z,
@@ -83,7 +85,7 @@ def backprop(ae: Autoencoder, params, x, target=None) -> Backprop:
     )
 
 
-def path_grads(ae: Autoencoder, params, x, target=None) -> Paths:
+def path_grads(ae, params, x, target=None) -> Paths:
     """The encoder's and the decoder's share of the gradient, on one example.
 
     encoder: (d_a x^T, d_a), through z = g(W_enc x + b_enc); decoder: (z d_eta^T,
@@ -100,7 +102,7 @@ def path_grads(ae: Autoencoder, params, x, target=None) -> Paths:
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
     """
-    _, _, untied_grads = _example_pass(ae, params, x, target)
+    _, _, untied_grads = _example_pass(ae, params, x, target, "manual.path_grads")
     pullback = ae.parametrization.pullback
     return Paths(
         encoder=pullback(params, _only(ENCODER, untied_grads)),
@@ -162,13 +164,19 @@ def batch_grads(
     return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
 
 
-def _example_pass(ae: Autoencoder, params, x, target):
-    x = _checks.one_example("x", x, ae.input_dim, "backprop")
-    target = (
-        x
-        if target is None
-        else _checks.one_example("target", target, ae.input_dim, "backprop")
-    )
+def _example_pass(ae, params, x, target, method: str):
+    if not isinstance(ae, Autoencoder):
+        raise ValueError(
+            f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
+            f"the order is {method}(ae, params, x)."
+        )
+
+    def example(name, value):
+        in_axes = "(None, None, 0)"
+        return _checks.one_example(name, value, ae.input_dim, method, in_axes)
+
+    x = example("x", x)
+    target = x if target is None else example("target", target)
     forward = ae.forward(params, x)
     untied = ae.parametrization.expand(params)
     signals = _backward(ae, untied, forward, target, Cotangents(), 1.0)

@@ -9,29 +9,51 @@ from jaxtyping import Array, Float
 
 from jaxae.autoencoder import Autoencoder
 
-AnyArray = Array | np.ndarray
 
+def squared_error(x, x_hat) -> Float[Array, ""]:
+    """Mean over examples of ||x_hat - x||^2: twice the lecture's half squared error.
 
-def squared_error(
-    x: Float[AnyArray, "B D"], x_hat: Float[AnyArray, "B D"]
-) -> Float[Array, ""]:
-    """Mean over examples of ||x_hat - x||^2: twice the lecture's half squared error."""
+    Args:
+      x, x_hat: `[B, D]`.
+
+    Raises:
+      ValueError: if they are not batches of one shape.
+    """
+    _check_batches(x=x, x_hat=x_hat)
     return jnp.mean(jnp.sum((x_hat - x) ** 2, axis=-1))
 
 
-def fvu(x: Float[AnyArray, "B D"], x_hat: Float[AnyArray, "B D"]) -> Float[Array, ""]:
-    """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2."""
+def fvu(x, x_hat) -> Float[Array, ""]:
+    """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2.
+
+    Args:
+      x, x_hat: `[B, D]`.
+
+    Raises:
+      ValueError: if they are not batches of one shape.
+    """
+    _check_batches(x=x, x_hat=x_hat)
     residual = jnp.sum((x_hat - x) ** 2)
     return residual / jnp.sum((x - jnp.mean(x, axis=0, keepdims=True)) ** 2)
 
 
-def l0(z: Float[AnyArray, "B H"]) -> Float[Array, ""]:
-    """Mean over examples of the number of latents that are not 0."""
+def l0(z) -> Float[Array, ""]:
+    """Mean over examples, of latents `[B, H]`, of the number that is not 0.
+
+    Raises:
+      ValueError: if z is not a batch.
+    """
+    _check_batches(z=z)
     return jnp.mean(jnp.sum((z != 0).astype(jnp.float32), axis=-1))
 
 
-def dead_fraction(z: Float[AnyArray, "B H"]) -> Float[Array, ""]:
-    """Fraction of latents that are 0 on every example."""
+def dead_fraction(z) -> Float[Array, ""]:
+    """Fraction of latents, `[B, H]`, that are 0 on every example.
+
+    Raises:
+      ValueError: if z is not a batch.
+    """
+    _check_batches(z=z)
     return jnp.mean(jnp.all(z == 0, axis=0).astype(jnp.float32))
 
 
@@ -59,3 +81,15 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
             "cannot occur under it (grey levels have a loss but no bits: binarize)."
         )
     return float(-np.mean(log_probs) / (ae.input_dim * math.log(2)))
+
+
+def _check_batches(**arrays) -> None:
+    """Refuse what would broadcast into a number without meaning."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or any(
+        len(shape) != 2 for shape in shapes.values()
+    ):
+        found = " and ".join(f"{name} {list(s)}" for name, s in shapes.items())
+        raise ValueError(
+            f"metrics take whole batches of one shape [B, D], got {found}."
+        )

@@ -1,6 +1,7 @@
 """What is minimised: mean reconstruction loss of a batch + sum of coef * penalty."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ class Objective:
         return tuple(name for p in self.penalties for name in (p.name, *p.hparams))
 
     def __call__(
-        self, params, batch, key, hparams: Mapping[str, Any], state: Any = ()
+        self, params, batch, key, hparams, state: Any = ()
     ) -> tuple[Float[Array, ""], Aux]:
         """The objective's value on a batch, and what there is to see.
 
@@ -105,6 +106,23 @@ class Objective:
         x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
         squared_error = jnp.mean(jnp.sum((x_hat - targets) ** 2, axis=-1))
         return {**metrics, "squared_error": squared_error}
+
+    def check_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Refuse numbers out of range; for values that can be seen, before any work.
+
+        Raises:
+          ValueError: naming the hyperparameter, its value and its range.
+        """
+        if self.corruption is not None:
+            rate, largest = hparams[CORRUPTION_RATE], self.corruption.max_rate
+            if not 0 <= rate <= largest:
+                raise ValueError(
+                    f"hparams['{CORRUPTION_RATE}'] must be at least 0"
+                    f"{'' if math.isinf(largest) else f' and at most {largest:g}'} for "
+                    f"{self.corruption}, got {rate}."
+                )
+        for penalty in self.penalties:
+            penalty.check_hparams(hparams)
 
     # ---- the parts of a call, shared with the hand-derived gradient ------------------
 
@@ -152,6 +170,11 @@ class Objective:
         return (None,) * len(params.observation)
 
     def _as_pair(self, batch) -> tuple[Array, Array]:
+        if isinstance(batch, tuple) and len(batch) != 2:
+            raise ValueError(
+                "batch must be an array or a pair (inputs, targets), got a tuple of "
+                f"{len(batch)}."
+            )
         inputs, targets = batch if isinstance(batch, tuple) else (batch, batch)
         inputs = self._check_batch("batch", inputs)
         targets = self._check_batch("targets", targets)
@@ -180,7 +203,9 @@ def add(left: Any, right: Any) -> Any:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _require(names: tuple[str, ...], hparams: Mapping[str, Any]) -> None:
+def _require(names: tuple[str, ...], hparams: Any) -> None:
+    if not isinstance(hparams, Mapping):
+        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
     missing = [name for name in names if name not in hparams]
     if missing:
         raise ValueError(
@@ -195,7 +220,7 @@ def _as_penalties(penalties) -> tuple[Penalty, ...]:
         raise ValueError(
             f"penalties must be a tuple, got {penalties!r}; write ({penalties!r},)."
         )
-    penalties = tuple(penalties)
+    penalties = tuple(penalties) if isinstance(penalties, Iterable) else (penalties,)
     for penalty in penalties:
         if not isinstance(penalty, Penalty):
             raise ValueError(
@@ -203,6 +228,9 @@ def _as_penalties(penalties) -> tuple[Penalty, ...]:
                 f"got {penalty!r}."
             )
     names = [penalty.name for penalty in penalties]
+    taken = {"loss", "reconstruction", "squared_error"} & set(names)
+    if taken:
+        raise ValueError(f"a penalty must not be named {taken.pop()}: a metric is.")
     if len(set(names)) < len(names):
         raise ValueError(
             f"penalties must have different names, got {', '.join(names)}."

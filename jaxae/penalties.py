@@ -25,8 +25,8 @@ class Cotangents(NamedTuple):
     params: Any = None  # the params' own type
 
 
-def _accept_any(ae: Autoencoder) -> None:
-    del ae
+def _accept_any(argument: Any) -> None:
+    del argument
 
 
 class Penalty(NamedTuple):
@@ -39,6 +39,7 @@ class Penalty(NamedTuple):
       cotangents: the same arguments `-> Cotangents`, the derivatives of value.
       hparams: names of further hyperparameters that it reads.
       check: `(ae) -> None`, or a ValueError if the model cannot bear it.
+      check_hparams: `(hparams) -> None`, or a ValueError for a number out of range.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Penalty(NamedTuple):
     cotangents: Callable[..., Cotangents]
     hparams: tuple[str, ...] = ()
     check: Callable[[Autoencoder], None] = _accept_any
+    check_hparams: Callable[[Any], None] = _accept_any
 
     def __repr__(self) -> str:
         return self.name
@@ -87,11 +89,30 @@ def _kl_sparsity_cotangents(ae, params, forward: Forward, hparams):
     return Cotangents(z=jnp.broadcast_to(d_rho_hat / len(forward.z), forward.z.shape))
 
 
+def _check_between_0_and_1(ae: Autoencoder) -> None:
+    low, high = ae.activation.image
+    if low < 0 or high > 1:
+        raise ValueError(
+            "the kl_sparsity penalty needs latents between 0 and 1, but those of "
+            f"{ae.activation} lie in [{low}, {high}]; use sigmoid."
+        )
+
+
+def _check_target(hparams) -> None:
+    if not 0 < hparams["kl_sparsity_target"] < 1:
+        raise ValueError(
+            "hparams['kl_sparsity_target'] must lie between 0 and 1, "
+            f"got {hparams['kl_sparsity_target']}."
+        )
+
+
 kl_sparsity = Penalty(
     "kl_sparsity",
     _kl_sparsity,
     _kl_sparsity_cotangents,
     hparams=("kl_sparsity_target",),
+    check=_check_between_0_and_1,
+    check_hparams=_check_target,
 )
 
 # ---- contractive: mean_b ||dz/dx||_F^2 = mean_b sum_j g'(a_bj)^2 ||W_enc,j||^2 -------

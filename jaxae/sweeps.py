@@ -1,5 +1,6 @@
 """A sweep: one compiled program whose lanes are independent experiments."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,12 +54,12 @@ class Sweep:
         )
         return frame.rename_axis("lane")
 
-    def params(self, lane: int):
+    def params(self, lane):
         """The plain params of one lane."""
         lane = self._check(lane)
         return jax.tree.map(lambda leaf: leaf[lane], self.state.params)
 
-    def trial(self, lane: int) -> dict[str, Any]:
+    def trial(self, lane) -> dict[str, Any]:
         """The keyword arguments with which `train(data=..., **...)` repeats a lane."""
         lane = self._check(lane)
         fixed = dict(self._trial)
@@ -66,16 +67,19 @@ class Sweep:
         key = jax.random.fold_in(fixed.pop("key"), axes.pop("seed", 0))
         return {**fixed, "hparams": {**fixed["hparams"], **axes}, "key": key}
 
-    def _check(self, lane: int) -> int:
-        if not -len(self) <= lane < len(self):
-            raise ValueError(f"lane must be below {len(self)}, got {lane}.")
-        return lane
+    def _check(self, lane) -> int:
+        is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
+        if not is_integer or not -len(self) <= lane < len(self):
+            raise ValueError(
+                f"lane must be an integer below {len(self)}, got {lane!r}."
+            )
+        return int(lane)
 
 
 def sweep(
     objective,
     data: Any,
-    space: Mapping[str, Any],
+    space,
     *,
     hparams: Mapping[str, Any] | None = None,
     key,
@@ -102,17 +106,24 @@ def sweep(
     data = refusals.as_data("data", data, objective, jnp.float32, config)
     axes = _grid(space, hparams)
     lanes = _lanes(axes, hparams)
-    first_lane = {name: values[0] for name, values in lanes.items()}
-    refusals.check_hparams(objective, config, data, first_lane, key)
+    num_lanes = len(next(iter(lanes.values())))
+    for lane in range(num_lanes):
+        one = {name: values[lane] for name, values in lanes.items()}
+        if lane == 0:
+            refusals.check_hparams(objective, config, data, one, key)
+        objective.check_hparams(one)
 
-    num_lanes = len(next(iter(axes.values())))
     seeds = jnp.asarray(axes.get("seed", np.zeros(num_lanes, np.int32)))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, seeds)
-    state = _init_lanes(lanes, keys, objective=objective, config=config)
+    state = _init_lanes(lanes, keys, objective=objective, optimizer=config.optimizer)
     run_epoch = _epoch_of_source if callable(data) else _epoch_of_arrays
+    # As in train: the number of epochs is no part of the program.
+    config_of_epoch = dataclasses.replace(config, num_epochs=1)
     history = []
     for _ in range(config.num_epochs):
-        state, row = run_epoch(state, lanes, data, objective=objective, config=config)
+        state, row = run_epoch(
+            state, lanes, data, objective=objective, config=config_of_epoch
+        )
         history.append(jax.tree.map(np.asarray, row))
     metrics = {
         f"train/{name}": np.stack([row[name] for row in history], axis=1)
@@ -125,8 +136,9 @@ def sweep(
 _STATIC = ("objective", "config")
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _init_lanes(lanes, keys, *, objective, config):
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer"))
+def _init_lanes(lanes, keys, *, objective, optimizer):
+    config = TrainConfig(optimizer=optimizer)
     init = functools.partial(training.init_state, objective, config=config)
     return jax.vmap(init)(lanes, keys)
 
@@ -146,11 +158,12 @@ _epoch_of_source = jax.jit(
 )
 
 
-def _grid(space: Mapping[str, Any], hparams: Mapping) -> dict[str, np.ndarray]:
+def _grid(space, hparams: Mapping) -> dict[str, np.ndarray]:
     """One entry a lane of each axis: all combinations, the last axis fastest."""
-    if not space:
+    if not isinstance(space, Mapping) or not space:
         raise ValueError(
-            "space must name at least one axis, such as {'learning_rate': [0.1, 0.01]}."
+            "space must be a dict of at least one axis, such as "
+            "{'learning_rate': [0.1, 0.01]}."
         )
     for name in space:
         if name in RESERVED:
@@ -172,6 +185,10 @@ def _axis(name: str, axis: Any) -> np.ndarray:
         raise ValueError(
             f"space[{name!r}] must be a list of at least one "
             f"{'integer' if name == 'seed' else 'number'}, got {axis!r}."
+        )
+    if name == "seed" and not (0 <= values.min() and values.max() < 2**32):
+        raise ValueError(
+            f"space['seed'] must lie between 0 and 2**32 - 1, got {axis!r}."
         )
     if not np.isfinite(values).all():
         raise ValueError(f"space[{name!r}] must be finite, got {axis!r}.")

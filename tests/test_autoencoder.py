@@ -165,7 +165,7 @@ def test_init_can_start_the_output_bias_at_the_data_mean():
     np.testing.assert_allclose(
         AE.observation.mean(params.b_dec), mean.clip(1e-3, 0.999), rtol=1e-5
     )
-    with pytest.raises(ValueError, match="data_mean has shape"):
+    with pytest.raises(ValueError, match=r"data_mean must have shape \[6\], got \[5\]"):
         AE.init(KEY, data_mean=jnp.ones(5))
     no_inverse = observations.bernoulli._replace(name="b", eta_of_mean=None)
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, observation=no_inverse)
@@ -330,6 +330,11 @@ def test_a_batch_is_told_to_vmap(method):
             lambda: AE.encode(PARAMS._replace(b_dec=jnp.ones(5)), X),
             r"params.b_dec must have shape \[6\]",
         ),
+        (
+            lambda: AE.encode(PARAMS._replace(W=np.ones((4, 6), int)), X),
+            "params.W must be a real floating array, got int64",
+        ),
+        (lambda: AE.init(KEY, data_mean=jnp.full(6, 2.0)), r"\[0, 1\] for bernoulli"),
         (lambda: AE.init(0), "key must be one JAX random key, got 0"),
         (lambda: AE.init(jax.random.split(KEY)), "key must be one JAX random key"),
         (lambda: AE.init(KEY, dtype="int32"), "real floating dtype.*'int32'"),
@@ -365,6 +370,30 @@ def test_raw_uint32_keys_are_keys():
 
 
 # ---- save and load -------------------------------------------------------------------
+
+
+def test_parameters_of_any_memory_layout_are_saved_as_they_read(tmp_path):
+    ae = model(tied=False)
+    params = jax.tree.map(np.asarray, ae.init(KEY))
+    transposed = np.arange(24, dtype="f4").reshape(6, 4).T
+    strided = np.arange(12, dtype="f4")[::2]
+    params = params._replace(W_dec=transposed, b_dec=strided)
+    jaxae.save(tmp_path, ae, params)
+    _, loaded = jaxae.load(tmp_path)
+    chex.assert_trees_all_equal(loaded, params)
+
+
+def test_a_part_that_would_be_loaded_as_another_is_not_saved(tmp_path):
+    impostor = prelu._replace(name="relu")
+    ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=impostor)
+    with pytest.raises(ValueError, match="'relu' is another than jaxae's"):
+        jaxae.save(tmp_path / "m", ae, ae.init(KEY))
+    for run in ({"x": np.nan}, {"x": np.ones(2)}):
+        with pytest.raises(ValueError, match="run must be JSON"):
+            jaxae.save(tmp_path / "m", AE, PARAMS, run=run)
+    with pytest.raises(ValueError, match=r"order is jaxae.save\(DIR, ae, params\)"):
+        jaxae.save(tmp_path / "m", PARAMS, AE)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

@@ -53,7 +53,8 @@ def test_train_writes_one_run_folder_and_says_where(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # quiet where there is no terminal
     assert done.stdout.splitlines()[-1] == "run folder: runs/train"
-    assert "squared error of PCA(9)" in done.stdout
+    assert "of PCA(9)" in done.stdout
+    assert "pictures: filters.png, reconstructions.png, curves.png" in done.stdout
     out = tmp_path / "runs" / "train"
     assert sorted(os.listdir(out)) == sorted(FILES + PICTURES)
 
@@ -225,17 +226,34 @@ def folder(tmp_path, monkeypatch):
         (("--data", "nan.npy"), ["nan", "row 3, column 2"]),
         (("--data", "inf.npy"), ["inf", "row 3, column 2"]),
         (("--data", "high.npy"), ["[0, 1] for bernoulli", "found 1.5"]),
-        (("--data", "good.npy", "--batch-size", "64"), ["batch_size", "64 for"]),
+        (("--data", "good.npy", "--batch-size", "64"), ["--batch-size", "64 for"]),
         (("--divide-by", "0"), ["--divide-by", "positive"]),
-        (("--latent-dim", "0"), ["latent_dim", "at least 1, got 0"]),
-        (("--latent-dim", "-4"), ["latent_dim", "at least 1, got -4"]),
-        (("--epochs", "0"), ["num_epochs", "at least 1, got 0"]),
+        (("--latent-dim", "0"), ["--latent-dim", "at least 1, got 0"]),
+        (("--latent-dim", "-4"), ["--latent-dim", "at least 1, got -4"]),
+        (("--epochs", "0"), ["--epochs", "at least 1, got 0"]),
         (("--seed", "-1"), ["--seed", "-1"]),
-        (("--dtype", "int32"), ["dtype", "floating", "int32"]),
+        (("--dtype", "int32"), ["--dtype", "bfloat16, float32, float64", "int32"]),
+        (("--dtype", "float16"), ["--dtype", "bfloat16, float32, float64"]),
         (("--gradient", "magic"), ["gradient", "autodiff", "magic"]),
         (("--momentum", "0.9"), ["has momentum, which nothing reads"]),
         (("--optimizer", "momentum"), ["lacks momentum"]),
-        (("--corruption", "masking"), ["lacks corruption_rate"]),
+        (("--corruption", "masking"), ["lacks --corruption-rate"]),
+        (
+            ("--corruption", "masking", "--corruption-rate", "1.5"),
+            ["corruption_rate", "at most 1", "got 1.5"],
+        ),
+        (
+            (
+                "--kl-sparsity",
+                "1",
+                "--kl-sparsity-target",
+                ".1",
+                "--activation",
+                "relu",
+            ),
+            ["between 0 and 1", "relu", "use sigmoid"],
+        ),
+        (("--out", ""), ["--out"]),
         (("--learning-rate", "nan"), ["learning_rate", "finite"]),
         (("--test-fraction", "1.5"), ["ractions"]),
         (("--out", "file"), ["--out", "is a file"]),
@@ -315,14 +333,49 @@ def test_a_missing_extra_names_the_command_that_installs_it(tmp_path):
 # ---- Ctrl-C --------------------------------------------------------------------------
 
 
-def interrupt(process, path, times=1):
+def interrupt(process, path, times=1, number=signal.SIGINT):
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        time.sleep(0.2)
     out, err = process.communicate(timeout=120)
     return out, err
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path):
+    # Epochs of many seconds, so that the second comes before the first one's tidy end.
+    np.save(tmp_path / "big.npy", np.zeros((40_000, 500), np.float32))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jaxae.cli", "train", "--data", "big.npy"),
+            *("--latent-dim", "500", "--batch-size", "64", "--epochs", "1000"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    out = tmp_path / "runs" / "train"
+    _, err = interrupt(process, out / "metrics.jsonl", times=2)
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in err and "interrupted" in err
+    assert not out.exists()
+
+
+def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxae.cli", "train", "--epochs", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    out = tmp_path / "runs" / "train"
+    interrupt(process, out / "metrics.jsonl", number=signal.SIGTERM)
+    assert process.returncode == cli.INTERRUPTED
+    jaxae.load(out)
 
 
 def test_ctrl_c_ends_tidy_with_what_was_reached_saved(tmp_path):
@@ -336,7 +389,7 @@ def test_ctrl_c_ends_tidy_with_what_was_reached_saved(tmp_path):
     out = tmp_path / "runs" / "train"
     printed, err = interrupt(process, out / "metrics.jsonl")
     assert process.returncode == cli.INTERRUPTED
-    assert "Traceback" not in err and "stopping after this epoch" in err
+    assert "Traceback" not in err and "stopping at the next epoch's end" in err
     assert "interrupted after epoch" in printed
     assert printed.splitlines()[-1] == "run folder: runs/train"
     assert sorted(os.listdir(out)) == sorted(FILES + PICTURES)

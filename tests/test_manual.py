@@ -123,13 +123,15 @@ def test_bad_input_is_refused_in_one_sentence(function):
     ae = model()
     good = ae.init(KEY)
     for x, params, sentence in [
-        (jnp.ones((3, 6)), good, r"\[3, 6\].*vmap it"),
+        (jnp.ones((3, 6)), good, r"\[3, 6\].*vmap it.*in_axes=\(None, None, 0\)"),
         (jnp.ones(5), good, r"\[5\]"),
         (jnp.ones(6, int), good, "dtype int32"),
         (jnp.ones(6), jaxae.untie(good), "must be TiedParams"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             function(ae, params, x)
+    with pytest.raises(ValueError, match="order is manual"):
+        function(good, ae, jnp.ones(6))
     with pytest.raises(ValueError, match="must be a jaxae.Objective"):
         manual.value_and_grad(ae)
 

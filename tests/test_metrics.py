@@ -22,6 +22,15 @@ def test_squared_error_and_fvu_equal_scikit_learn():
     np.testing.assert_allclose(metrics.fvu(X, mean), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("metric", [metrics.squared_error, metrics.fvu])
+@pytest.mark.parametrize("other", [X[:1], X[:, :1], X[0]])
+def test_metrics_refuse_to_broadcast(metric, other):
+    with pytest.raises(ValueError, match="whole batches of one shape"):
+        metric(X, other)
+    with pytest.raises(ValueError, match="whole batches of one shape"):
+        metrics.l0(X[0])
+
+
 def test_l0_and_dead_fraction_count():
     z = jnp.array([[0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]])
     assert metrics.l0(z) == 1.5

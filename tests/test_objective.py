@@ -168,6 +168,19 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
             lambda: jaxae.Objective(AE, penalties=(penalties.l1, penalties.l1)),
             "different names, got l1, l1",
         ),
+        (lambda: MASKED(PARAMS, (X, X, X), KEY, FULL), "pair .*got a tuple of 3"),
+        (lambda: MASKED(PARAMS, X, KEY, None), "hparams must be a dict of numbers"),
+        (lambda: jaxae.Objective(AE, penalties=None), "must be of jaxae.penalties"),
+        (
+            lambda: jaxae.Objective(
+                AE, penalties=(penalties.l1._replace(name="loss"),)
+            ),
+            "must not be named loss",
+        ),
+        (
+            lambda: jaxae.Objective(model("relu"), penalties=(penalties.kl_sparsity,)),
+            "latents between 0 and 1, but those of relu",
+        ),
         (lambda: penalties.get("l2"), "unknown penalty 'l2'; known: contr"),
         (
             lambda: corruptions.get("noise"),

@@ -198,6 +198,12 @@ def test_recipes_refuse_what_is_no_function(make):
         make("normal", "mean") if make is from_log_prob else make("normal")
 
 
+def test_recipes_refuse_a_density_of_part_of_the_data():
+    partial = from_log_prob(lambda x, mu: -((x - mu)[:2] ** 2), _itself)
+    with pytest.raises(ValueError, match=r"one for each of the 4 columns, got shape"):
+        partial.loss(ETA, X)
+
+
 def test_recipes_refuse_an_unknown_support():
     with pytest.raises(ValueError, match="'counting' or 'lebesgue', got 'integers'"):
         from_log_prob(_normal_log_density, _itself, support="integers")

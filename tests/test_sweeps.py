@@ -1,4 +1,5 @@
 import builtins
+import dataclasses
 
 import chex
 import jax
@@ -62,6 +63,8 @@ def test_one_compilation_whatever_the_values():
     sweeps._epoch_of_arrays.clear_cache()
     sweep()
     sweep({"learning_rate": [0.5, 0.25], "seed": [5, 6, 9]})
+    more = dataclasses.replace(CONFIG, num_epochs=5)
+    assert sweep(config=more).metrics["train/loss"].shape == (6, 5)
     assert sweeps._epoch_of_arrays._cache_size() == 1
 
 
@@ -97,7 +100,7 @@ def test_sweeping_a_source():
 @pytest.mark.parametrize(
     "space, sentence",
     [
-        ({}, "space must name at least one axis"),
+        ({}, "space must be a dict of at least one axis"),
         ({"learning_rate": []}, r"space\['learning_rate'\] must be a list of at least"),
         ({"learning_rate": 0.1}, "must be a list"),
         ({"learning_rate": ["fast"]}, "must be a list of at least one number"),
@@ -107,6 +110,8 @@ def test_sweeping_a_source():
         ({"latent_dim": [2, 4]}, "changes the shape of the program; run one sweep for"),
         ({"lerning_rate": [0.1]}, "lacks learning_rate and has lerning_rate"),
         ({"seed": [0, 1]}, "lacks learning_rate"),
+        ({"seed": [-1], "learning_rate": [0.1]}, "between 0 and"),
+        ([0.1, 0.2], "space must be a dict"),
     ],
 )
 def test_bad_spaces_are_refused_in_one_sentence(space, sentence):
@@ -116,7 +121,7 @@ def test_bad_spaces_are_refused_in_one_sentence(space, sentence):
 
 def test_lane_out_of_range_and_missing_pandas(monkeypatch):
     found = sweep({"learning_rate": [0.1]})
-    with pytest.raises(ValueError, match="lane must be below 1, got 1"):
+    with pytest.raises(ValueError, match="lane must be an integer below 1, got 1"):
         found.params(1)
     real_import = builtins.__import__
 

@@ -339,6 +339,15 @@ def test_an_optimizer_of_your_own():
     assert train(hparams=hparams, config=config(optimizer=optional)).state.step == 18
 
 
+def test_a_traced_momentum_does_not_promote_a_half_precision_state():
+    run = train(
+        params=OBJECTIVE.ae.init(KEY, dtype="bfloat16"),
+        hparams={"learning_rate": 0.01, "momentum": 0.9},
+        config=config(optimizer=optimizers.momentum),
+    )
+    assert run.status == "finished" and run.params.W.dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("gradient", ["autodiff", "manual"])
 def test_low_precision_parameters_stay_in_their_dtype(dtype, gradient):
@@ -436,6 +445,39 @@ def bad(value, row=3, column=2):
         (
             {"hparams": {"learning_rate": [0.1]}},
             r"must be a finite number, got \[0.1\]",
+        ),
+        ({"hparams": {"learning_rate": True}}, "must be a finite number, got True"),
+        ({"hparams": {"learning_rate": 1e200}}, "must be a finite number, got 1e"),
+        ({"hparams": None}, "hparams must be a dict of numbers, got None"),
+        ({"data": (X, X, X)}, "a pair .*got a tuple of 3"),
+        ({"data": jaxae.data.digits()}, "of a Dataset, take .train"),
+        ({"validation": bad(2.0)}, r"validation must be in \[0, 1\]"),
+        ({"config": config(steps_per_epoch=3)}, "steps_per_epoch is for data from a"),
+        ({"config": config(optimizer=optax.adam)}, "optimizer must be a function"),
+        (
+            {"config": config(optimizer=lambda hp: hp["learning_rate"])},
+            "must return an",
+        ),
+        ({"on_epoch": "x"}, "on_epoch must be a function, got 'x'"),
+        (
+            {"params": OBJECTIVE.ae.init(KEY)._replace(b_enc=jnp.full(4, jnp.nan))},
+            "params.b_enc must be finite",
+        ),
+        (
+            {
+                "objective": jaxae.Objective(model(observation="gaussian")),
+                "data": X.astype(float) * 1e300,
+            },
+            "data overflows float32",
+        ),
+        (
+            {
+                "objective": jaxae.Objective(
+                    model(), penalties=(penalties.kl_sparsity,)
+                ),
+                "hparams": {**HPARAMS, "kl_sparsity": 1, "kl_sparsity_target": 0},
+            },
+            r"kl_sparsity_target'\] must lie between 0 and 1, got 0",
         ),
         ({"key": 0}, "key must be one JAX random key, got 0"),
         ({"config": 3}, "config must be a jaxae.TrainConfig, got 3"),

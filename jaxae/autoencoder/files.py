@@ -18,10 +18,8 @@ import safetensors.numpy
 
 from jaxae import _checks, activations, observations
 from jaxae._version import __version__
-from jaxae.activations import Activation
 from jaxae.autoencoder.model import Autoencoder
 from jaxae.autoencoder.parametrizations import Params
-from jaxae.observations import Observation
 
 PARAMS_FILE = "params.safetensors"
 CONFIG_FILE = "config.json"
@@ -38,7 +36,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
     }
 
 
-def save(directory, ae: Autoencoder, params, *, run: dict | None = None) -> None:
+def save(directory, ae, params, *, run: dict | None = None) -> None:
     """Write a model to a folder: `config.json` and `params.safetensors`.
 
     Each file is written whole and then renamed into place, so that a reader never sees
@@ -51,30 +49,29 @@ def save(directory, ae: Autoencoder, params, *, run: dict | None = None) -> None
       run: further JSON values for `config.json`, such as how it was trained.
 
     Raises:
-      ValueError: if `params` are not this model's, or `directory` is a file.
+      ValueError: if `params` are not this model's, `directory` is a file, `run` is not
+        JSON, or a part of your own bears a known part's name.
     """
+    _check_can_be_found_again(ae)
     ae.check_params(params)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
-    directory.mkdir(parents=True, exist_ok=True)
     model = describe(ae)
-    config = {"jaxae": __version__, "model": model, **(run or {})}
-    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(params)}
-    metadata = {"jaxae": json.dumps(model)}
-    write_atomically(
-        directory / PARAMS_FILE, safetensors.numpy.save(tensors, metadata=metadata)
-    )
-    write_atomically(
-        directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode()
-    )
+    config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
+    # safetensors writes the buffer as it lies, whatever the strides say.
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
+    content = safetensors.numpy.save(tensors, metadata={"jaxae": json.dumps(model)})
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / PARAMS_FILE, content)
+    write_atomically(directory / CONFIG_FILE, config)
 
 
 def load(
     directory,
     *,
-    activation: Activation | None = None,
-    observation: Observation | None = None,
+    activation=None,
+    observation=None,
 ) -> tuple[Autoencoder, Params]:
     """Read the model that `save` wrote: `ae, params = jaxae.load(DIR)`.
 
@@ -98,6 +95,31 @@ def load(
         )
     ae = _build(directory, model, activation, observation)
     return ae, _assemble(directory, ae, tensors)
+
+
+def _check_can_be_found_again(ae: Any) -> None:
+    if not isinstance(ae, Autoencoder):
+        raise ValueError(
+            f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
+            "the order is jaxae.save(DIR, ae, params)."
+        )
+    parts = (
+        ("activation", ae.activation, activations.CATALOGUE),
+        ("observation", ae.observation, observations.CATALOGUE),
+    )
+    for kind, part, catalogue in parts:
+        if catalogue.get(part.name, part) is not part:
+            raise ValueError(
+                f"{kind} {part.name!r} is another than jaxae's of that name, and would "
+                "be loaded as that one; give yours a name of its own."
+            )
+
+
+def _to_json(config: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run must be JSON values: {error}.") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -185,6 +207,8 @@ def _build(directory, model, activation, observation) -> Autoencoder:
 
 def _part(kind: str, name: Any, given, catalogue: dict):
     if given is not None:
+        if not hasattr(given, "apply") and not hasattr(given, "dloss"):
+            raise ValueError(f"{kind} must be the part itself, got {given!r}.")
         if given.name != name:
             raise ValueError(
                 f"the model was saved with {kind} {name!r}, but {given.name!r} was "

@@ -249,9 +249,14 @@ class Autoencoder:
                 f"data_mean was given but observation {self.observation} has no "
                 "eta_of_mean; leave data_mean out."
             )
-        data_mean = _checks.one_example(
-            "data_mean", data_mean, self.input_dim, "ae.init"
-        )
+        data_mean = _checks.floating("data_mean", data_mean)
+        if data_mean.shape != (self.input_dim,):
+            raise ValueError(
+                f"data_mean must have shape [{self.input_dim}], "
+                f"got {list(data_mean.shape)}; for data [N, D] give X.mean(axis=0)."
+            )
+        if not isinstance(data_mean, jax.core.Tracer):
+            self.observation.validate(data_mean)
         return self.observation.eta_of_mean(data_mean)
 
     # ---- refusals, on shapes and types only ------------------------------------------
@@ -279,6 +284,12 @@ class Autoencoder:
             if name in ("activation", "observation"):
                 continue
             shape = {"b_enc": (H,), "b_dec": (D,)}.get(name, (H, D))
+            dtype = getattr(leaf, "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                raise ValueError(
+                    f"params.{name} must be a real floating array, "
+                    f"got {_checks.describe(leaf)}."
+                )
             if jnp.shape(leaf) != shape:
                 raise ValueError(
                     f"params.{name} must have shape {list(shape)} for this model "

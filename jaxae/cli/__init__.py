@@ -3,7 +3,9 @@
 tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where used.
 """
 
+import dataclasses
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +33,20 @@ def main(argv: list[str] | None = None) -> int:
         _require_packages()
         return run(_parse(options_type, rest, verb))
     except (ValueError, OSError, ImportError) as error:
-        print(f"jaxae: error: {error}", file=sys.stderr)
+        print(f"jaxae: error: {_in_options(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxae: interrupted; nothing more was written.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _in_options(sentence: str) -> str:
+    """The library's names of arguments as the command line spells them."""
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    options = {name: f"--{name.replace('_', '-')}" for name in names if "_" in name}
+    options["num_epochs"] = "--epochs"
+    pattern = rf"(?<![\w'-])({'|'.join(options)})(?![\w'])"
+    return re.sub(pattern, lambda match: options[match[0]], sentence)
 
 
 def _usage() -> str:

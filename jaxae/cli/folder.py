@@ -1,5 +1,6 @@
 """A run folder: which files it has, how they are written."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ TIMING_FILE = "timing.jsonl"  # everything that a clock says, apart
 RESULTS_FILE = "results.json"
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES = "reconstructions.png", "curves.png"
+PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES)
 RUN_FILES = (
     *(CONFIG_FILE, PARAMS_FILE, METRICS_FILE, TIMING_FILE, RESULTS_FILE),
-    *(FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES),
+    *PICTURES,
 )
 
 
@@ -40,6 +42,13 @@ def clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
+
+
+def remove(out: Path) -> None:
+    """Remove a run's files, and the folder if nothing else is in it."""
+    clear(out)
+    with contextlib.suppress(OSError):
+        out.rmdir()
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ class TrainOptions:
     seed: int = 0
     """Of the split, the initial parameters, the order and the noise."""
     dtype: str = "float32"
-    """Of parameters and computation: float16, bfloat16, float32, float64."""
+    """Of parameters and computation: bfloat16, float32, float64."""
 
     out: str = "runs/train"
     """The run folder to write."""

@@ -1,36 +1,74 @@
-"""What a run says while it goes: lines in its folder, a bar, an ear for Ctrl-C."""
+"""What a run says while it goes, and how it hears Ctrl-C."""
 
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxae.cli import folder
-from jaxae.training import TrainState
+
+
+class Interrupt:
+    """Turns the first Ctrl-C or SIGTERM into a request, the second into an exception.
+
+    A request is asked for where stopping is tidy. The default handler raises wherever
+    Python happens to be, and an exception inside a callback of the runtime is lost.
+    """
+
+    def __init__(self):
+        self.is_requested = False
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def raise_if_requested(self) -> None:
+        """Stop here, where nothing has been written yet."""
+        if self.is_requested:
+            raise KeyboardInterrupt
+
+    def _request(self, number, frame) -> None:
+        if self.is_requested:
+            raise KeyboardInterrupt
+        self.is_requested = True
+        print(
+            "\njaxae: stopping at the next epoch's end; again to stop at once.",
+            file=sys.stderr,
+        )
 
 
 class Reporter:
-    """Writes a run's lines as it goes, shows progress, and hears Ctrl-C."""
+    """Writes a run's lines as it goes, and shows progress.
+
+    Leaves nothing of an unfinished run behind when an exception ends it.
+    """
 
     def __init__(self, out: Path, num_epochs: int, num_examples: int):
-        self.was_interrupted = False
         self._out, self._num_epochs, self._num_examples = out, num_epochs, num_examples
         self._epoch, self._stack = 0, contextlib.ExitStack()
 
     def __enter__(self) -> "Reporter":
         self._advance = self._stack.enter_context(_progress(self._num_epochs))
-        self._stack.enter_context(_on_interrupt(self._interrupt))
         self._started = time.perf_counter()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
         self._stack.close()
+        if kind is not None and self._epoch > 0:
+            folder.remove(self._out)
 
-    def on_epoch(self, metrics: dict[str, float], state: TrainState) -> bool:
-        """Write an epoch's lines; true if training should stop."""
-        del state
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        """Write an epoch's lines."""
         if self._epoch == 0:  # every refusal lies behind: now the disk may change
             folder.clear(self._out)
         self._epoch += 1
@@ -42,25 +80,6 @@ class Reporter:
         folder.append(self._out / folder.TIMING_FILE, timing)
         self._advance(metrics["train/loss"], rate)
         self._started = time.perf_counter()
-        return self.was_interrupted
-
-    def _interrupt(self) -> None:
-        if self.was_interrupted:
-            raise KeyboardInterrupt
-        self.was_interrupted = True
-        print(
-            "\njaxae: stopping after this epoch; Ctrl-C again to stop at once.",
-            file=sys.stderr,
-        )
-
-
-@contextlib.contextmanager
-def _on_interrupt(handle: Callable[[], None]) -> Iterator[None]:
-    previous = signal.signal(signal.SIGINT, lambda *_: handle())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

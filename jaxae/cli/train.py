@@ -1,6 +1,5 @@
 """`jaxae train`: from the data to the pictures."""
 
-import contextlib
 import dataclasses
 import sys
 import warnings
@@ -17,10 +16,13 @@ from jaxae import _checks, data, plots
 from jaxae.autoencoder.files import write_atomically
 from jaxae.cli import folder
 from jaxae.cli.options import TrainOptions
-from jaxae.cli.reporting import Reporter
+from jaxae.cli.reporting import Interrupt, Reporter
 from jaxae.observations import Observation
 from jaxae.training import Run
+from jaxae.training.host import advice
 
+# No float16: Adam's eps underflows in it, and its sums of squares overflow.
+DTYPES = ("bfloat16", "float32", "float64")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
@@ -35,13 +37,18 @@ class Splits(NamedTuple):
 
 def train(options: TrainOptions) -> int:
     """`jaxae train`: everything from the data to the pictures."""
+    if options.dtype not in DTYPES:
+        raise ValueError(
+            f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
+        )
+    if not options.out:
+        raise ValueError("--out must name a folder, got ''.")
     out = folder.check_out(Path(options.out), options.overwrite)
-    is_double = options.dtype == "float64"
-    with jax.enable_x64(True) if is_double else contextlib.nullcontext():
-        return _train(options, out)
+    with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
+        return _train(options, out, interrupt)
 
 
-def _train(options: TrainOptions, out: Path) -> int:
+def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     key = jax.random.key(_checked_seed(options.seed))
     observation = jaxae.observations.get(options.observation)
     splits = _load(options, observation)
@@ -58,7 +65,13 @@ def _train(options: TrainOptions, out: Path) -> int:
         dtype=_checks.floating_dtype(options.dtype),
         data_mean=splits.train.mean(axis=0) if options.bias_from_mean else None,
     )
+    interrupt.raise_if_requested()
     reporter = Reporter(out, options.epochs, len(splits.train))
+
+    def on_epoch(metrics, state):
+        reporter.on_epoch(metrics)
+        return interrupt.is_requested
+
     with reporter, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # _conclude says it
         run = jaxae.train(
@@ -69,12 +82,12 @@ def _train(options: TrainOptions, out: Path) -> int:
             config=config,
             validation=splits.validation if len(splits.validation) else None,
             params=params,
-            on_epoch=reporter.on_epoch,
+            on_epoch=on_epoch,
         )
     results = _results(objective, run, splits, hparams)
     _write_run(out, options, objective, run, splits, hparams, results)
-    _print_results(results, options.latent_dim)
-    return _conclude(run, out, options, reporter.was_interrupted)
+    _print_results(results)
+    return _conclude(run, out, options)
 
 
 def _checked_seed(seed: int) -> int:
@@ -160,22 +173,27 @@ def _results(objective, run: Run, splits: Splits, hparams) -> dict[str, Any]:
     """Loss and squared error by split, beside PCA's squared error."""
     evaluate = jax.jit(objective.evaluate)
     results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
-    pca = _pca(splits.train, objective.ae.latent_dim)
+    num_components = min(objective.ae.latent_dim, *splits.train.shape)
+    results["pca_components"] = num_components
+    pca = _pca(splits.train, num_components)
     for name in ("train", "validation", "test"):
         X = getattr(splits, name)
         if len(X):
             scores = evaluate(run.params, X, hparams)
             scores = {metric: float(value) for metric, value in scores.items()}
+            variance = np.sum(np.var(X.astype(np.float64), axis=0))
+            with np.errstate(divide="ignore", invalid="ignore"):  # constant data
+                scores["fvu"] = float(scores["squared_error"] / variance)
             results[name] = {**scores, "pca_squared_error": pca(X)}
     return results
 
 
-def _pca(X: np.ndarray, latent_dim: int) -> Callable[[np.ndarray], float]:
+def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
     """`X -> squared error` of PCA with as many components, fitted to these rows."""
     from sklearn.decomposition import PCA
 
     # float64, because scikit-learn knows no bfloat16.
-    model = PCA(min(latent_dim, *X.shape), svd_solver="covariance_eigh")
+    model = PCA(num_components, svd_solver="covariance_eigh")
     model.fit(X.astype(np.float64))
 
     def squared_error(X: np.ndarray) -> float:
@@ -237,34 +255,37 @@ def _drawable(array) -> np.ndarray:
     return np.asarray(array).astype(np.float64)  # matplotlib knows no bfloat16
 
 
-def _print_results(results: dict[str, Any], latent_dim: int) -> None:
+def _print_results(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("split", title=None)
-    for heading in ("loss", "squared error", f"squared error of PCA({latent_dim})"):
+    pca = f"of PCA({results['pca_components']})"
+    for heading in ("loss", "variance unexplained", "squared error", pca):
         table.add_column(heading, justify="right")
     for name in ("train", "validation", "test"):
         if name in results:
             row = results[name]
-            numbers = (row["loss"], row["squared_error"], row["pca_squared_error"])
-            table.add_row(name, *(f"{number:.4f}" for number in numbers))
+            names = ("loss", "fvu", "squared_error", "pca_squared_error")
+            table.add_row(name, *(f"{row[column]:.4f}" for column in names))
     Console().print(table)
 
 
-def _conclude(run: Run, out: Path, options: TrainOptions, was_interrupted) -> int:
+def _conclude(run: Run, out: Path, options: TrainOptions) -> int:
     reached = len(run.metrics["train/loss"])
     status = 0
-    if run.status == "diverged":
+    if run.stopped_at is not None:
         status = 1
         print(
             f"jaxae: error: the loss or the parameters became non-finite at step "
-            f"{run.stopped_at}; what was saved is the state before it. A smaller "
-            "--learning-rate would do.",
+            f"{run.stopped_at}; what was saved is the state before it. "
+            f"{advice(run.stopped_at)}",
             file=sys.stderr,
         )
-    elif was_interrupted:
+    elif run.status == "stopped":
         status = INTERRUPTED
         print(f"interrupted after epoch {reached} of {options.epochs}; it is saved.")
+    pictures = [name for name in folder.PICTURES if (out / name).exists()]
+    print(f"pictures: {', '.join(pictures)}")
     print(f"run folder: {out}")
     return status

@@ -48,7 +48,7 @@ def from_log_prob(
     _check_callable("mean", mean)
 
     def log_likelihood(eta, x):
-        return jnp.sum(log_prob(x, mean(eta)))
+        return _total(log_prob(x, mean(eta)), x, "log_prob")
 
     def sample_from_eta(key, eta):
         return sample(key, mean(eta))
@@ -84,7 +84,7 @@ def from_distribution(
     _check_callable("make", make)
 
     def log_likelihood(eta, x):
-        return jnp.sum(make(eta).log_prob(x))
+        return _total(make(eta).log_prob(x), x, "make(eta).log_prob")
 
     def mean(eta):
         value = make(eta).mean
@@ -135,6 +135,15 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
         support=support,
         derived="autodiff",
     )
+
+
+def _total(log_probs, x, name: str):
+    if jnp.shape(log_probs) not in ((), x.shape):
+        raise ValueError(
+            f"{name} must return a number, or one for each of the {len(x)} columns, "
+            f"got shape {list(jnp.shape(log_probs))}."
+        )
+    return jnp.sum(log_probs)
 
 
 def _name_of(function: Callable) -> str:

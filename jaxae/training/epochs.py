@@ -4,7 +4,6 @@ They read no clock, no global state and no random state; the optimiser is built 
 them from traced hyperparameters.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,7 +105,11 @@ def step(
 
     is_running = state.stopped_at < 0
     is_finite = _all_finite((params, aux.metrics["loss"])) & is_running
-    keep = functools.partial(jnp.where, is_finite)
+
+    def keep(new, old):
+        # A traced number may promote a half-precision moment; its dtype is the state's.
+        return jnp.where(is_finite, new.astype(old.dtype), old)
+
     new = TrainState(
         params=jax.tree.map(keep, params, state.params),
         opt_state=jax.tree.map(keep, opt_state, state.opt_state),
@@ -153,6 +156,7 @@ def _batches(key, hparams, data: Data, config: TrainConfig) -> Callable:
     """`i -> batch i` of an epoch."""
     if callable(data):
         return lambda i: data(jax.random.fold_in(key, i), hparams)
+    data = jax.tree.map(jnp.asarray, data)
     num_examples = len(jax.tree.leaves(data)[0])
     order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
 

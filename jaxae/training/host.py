@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,12 +36,12 @@ def train(
     objective,
     data: Data,
     *,
-    hparams: Mapping[str, Any],
+    hparams,
     key,
     config=None,
     validation=None,
     params=None,
-    on_epoch: Callable[[dict[str, float], TrainState], Any] | None = None,
+    on_epoch=None,
 ) -> Run:
     """Minimise an objective over the parameters of its model.
 
@@ -71,12 +70,14 @@ def train(
     """
     config = TrainConfig() if config is None else config
     refusals.check_arguments(objective, key, config, params)
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
     data = refusals.as_data("data", data, objective, dtype, config)
     if validation is not None:
         validation = refusals.as_data("validation", validation, objective, dtype)
-    refusals.check_hparams(objective, config, data, hparams, key)
     hparams = refusals.as_hparams(hparams, dtype)
+    refusals.check_hparams(objective, config, data, hparams, key)
 
     if params is not None:
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
@@ -120,13 +121,20 @@ def _evaluate(params, X, hparams, *, objective):
     return objective.evaluate(params, X, hparams)
 
 
+def advice(stopped_at: int) -> str:
+    """What would do after a divergence at that step."""
+    if stopped_at == 0:
+        return "Already the first step failed: look at data, hparams and start."
+    return "Try a smaller learning_rate."
+
+
 def _as_run(state: TrainState, history: list[dict[str, float]], status: str) -> Run:
     stopped_at = int(state.stopped_at) if status == "diverged" else None
     if stopped_at is not None:
         warnings.warn(
             f"training stopped at step {stopped_at}, where the loss or the parameters "
-            "became non-finite; the run holds the state from which that step began. A "
-            "smaller learning_rate would do.",
+            "became non-finite; the run holds the state from which that step began. "
+            f"{advice(stopped_at)}",
             RuntimeWarning,
             stacklevel=3,
         )

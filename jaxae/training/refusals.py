@@ -31,6 +31,13 @@ def check_arguments(objective, key, config, params=None) -> None:
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not np.isfinite(leaf).all():
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"params.{name} must be finite, got NaN or infinity; start from "
+                    "ae.init(key) or a sound checkpoint."
+                )
 
 
 def as_data(
@@ -52,6 +59,16 @@ def as_data(
                 "source, got None; set it in the TrainConfig."
             )
         return data
+    if config is not None and config.steps_per_epoch is not None:
+        raise ValueError(
+            "steps_per_epoch is for data from a source; an array's epoch is its "
+            "length // batch_size: leave it out."
+        )
+    if isinstance(data, tuple) and len(data) != 2:
+        raise ValueError(
+            f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
+            f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
+        )
     pair = data if isinstance(data, tuple) else (data,)
     for part in pair:
         check_array(part, name)
@@ -63,33 +80,54 @@ def as_data(
     num_examples = len(pair[0])
     if any(len(part) != num_examples for part in pair):
         raise ValueError(f"{name} must pair inputs and targets of equal length.")
-    objective.ae.observation.validate(np.asarray(pair[-1]))
+    _validate(name, objective, pair[-1])
     if config is not None and config.batch_size > num_examples:
         raise ValueError(
             f"batch_size must be at most the number of examples, got "
             f"{config.batch_size} for {num_examples}."
         )
-    arrays = tuple(jnp.asarray(part, dtype) for part in pair)
+    with np.errstate(over="ignore"):  # seen and said just below
+        arrays = tuple(jnp.asarray(np.asarray(part).astype(dtype)) for part in pair)
+    if not all(bool(jnp.isfinite(array).all()) for array in arrays):
+        raise ValueError(
+            f"{name} overflows {jnp.dtype(dtype)}, the parameters' dtype; scale it."
+        )
     return arrays if isinstance(data, tuple) else arrays[0]
 
 
-def as_hparams(hparams: Mapping[str, Any], dtype) -> dict[str, Array]:
+def _validate(name: str, objective: Objective, targets) -> None:
+    try:
+        objective.ae.observation.validate(np.asarray(targets))
+    except ValueError as error:
+        # The observation speaks of "data"; here that may be the validation data.
+        raise ValueError(str(error).replace("data", name, 1)) from None
+
+
+def as_hparams(hparams, dtype) -> dict[str, Array]:
     """Scalars by name as arrays, at least float32, so that they are traced.
 
     Raises:
       ValueError: for what is not a finite real scalar.
     """
+    if not isinstance(hparams, Mapping):
+        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
-        try:
-            is_scalar = np.ndim(value) == 0 and bool(np.isfinite(float(value)))
-        except (TypeError, ValueError):
-            is_scalar = False
-        if not is_scalar:
+        if not _is_finite_number(value, dtype):
             raise ValueError(
                 f"hparams[{name!r}] must be a finite number, got {value!r}."
             )
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
+
+
+def _is_finite_number(value: Any, dtype) -> bool:
+    if isinstance(value, str | bool | np.bool_) or np.ndim(value) != 0:
+        return False
+    try:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.asarray(float(value)).astype(dtype)))
+    except (TypeError, ValueError):
+        return False
 
 
 class _Reads(Mapping):
@@ -125,7 +163,7 @@ def check_hparams(
       ValueError: listing the names.
     """
     reads = _Reads(hparams)
-    config.optimizer(reads)
+    _check_optimizer(config, reads)
     if callable(data):
         jax.eval_shape(lambda key: data(key, reads), key)
     needed = sorted(reads.names | set(objective.hparam_names))
@@ -137,4 +175,20 @@ def check_hparams(
         raise ValueError(
             f"hparams {' and '.join(found)}; this objective and optimizer read: "
             f"{', '.join(needed) or 'none'}."
+        )
+    objective.check_hparams(hparams)
+
+
+def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:
+    try:
+        made = config.optimizer(reads)
+    except Exception as error:
+        raise ValueError(
+            "config.optimizer must be a function hparams -> transformation, such as "
+            f"lambda hp: optax.adam(hp['learning_rate']), but it failed: {error}."
+        ) from error
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise ValueError(
+            "config.optimizer must return an optax.GradientTransformation, "
+            f"got {made!r}."
         )
