@@ -84,8 +84,13 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             params=params,
             on_epoch=on_epoch,
         )
+    # The model first: whatever happens to a picture, it is safe.
+    described = _describe(options, splits, hparams)
+    jaxae.save(out, objective.ae, run.params, run=described)
     results = _results(objective, run, splits, hparams)
-    _write_run(out, options, objective, run, splits, hparams, results)
+    results_json = folder.to_json(results, indent=2) + "\n"
+    write_atomically(out / folder.RESULTS_FILE, results_json.encode())
+    _draw(out, objective.ae, run, splits)
     _print_results(results)
     return _conclude(run, out, options)
 
@@ -204,12 +209,10 @@ def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
     return squared_error
 
 
-def _write_run(out, options, objective, run: Run, splits, hparams, results) -> None:
-    _draw(out, objective.ae, run, splits)
-    results_json = folder.to_json(results, indent=2) + "\n"
-    write_atomically(out / folder.RESULTS_FILE, results_json.encode())
+def _describe(options: TrainOptions, splits: Splits, hparams) -> dict[str, Any]:
+    """What `config.json` says beside the model."""
     info = splits.info
-    described = {
+    return {
         "options": dataclasses.asdict(options),
         "hparams": hparams,
         "data": {
@@ -224,7 +227,6 @@ def _write_run(out, options, objective, run: Run, splits, hparams, results) -> N
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
     }
-    jaxae.save(out, objective.ae, run.params, run=described)
 
 
 def _versions() -> dict[str, str]:
