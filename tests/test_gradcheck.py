@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxae
 from jaxae import gradcheck
 
 
@@ -154,9 +155,8 @@ def test_rounding_of_an_ill_conditioned_claim_is_measured_and_allowed():
     assert leaf.verdict == "correct" and leaf.error > 1e-5 and leaf.resolution < 0.1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_sum_of_20000_terms_in_float32_is_correct(seed):
-    X = normal(20000, 5, seed=seed)
+def test_a_sum_of_20000_terms_in_float32_is_correct():
+    X = normal(20000, 5)
     report = gradcheck.check(lambda p: jnp.sum(jnp.tanh(X @ p)), normal(5))
     assert report.ok and report.leaves[""].resolution < 1e-4, str(report)
 
@@ -169,12 +169,38 @@ def test_float32_inside_shows_as_noise():
     assert leaf.verdict == "correct" and 1e-6 < leaf.resolution < 1e-2
 
 
+def rounding_case(input_dim, seed):
+    """x_hat - x cancels, and by far the most of the error comes from it."""
+    ae = jaxae.Autoencoder(input_dim=input_dim, latent_dim=1)
+    x = np.random.default_rng(seed).uniform(size=input_dim).astype(np.float32)
+    return ae, ae.init(jax.random.key(seed)), x
+
+
+@pytest.mark.parametrize("input_dim, seed", [(1, 1), (1, 13), (1, 24)])
+def test_rounding_of_intermediate_results_is_measured_and_allowed(input_dim, seed):
+    ae, params, x = rounding_case(input_dim, seed)
+    gradcheck.check(ae.loss, params, x).assert_ok()
+
+
+def test_rounding_does_not_excuse_a_thousandth():
+    ae, params, x = rounding_case(2, 55)
+
+    @jax.jit
+    def by_hand(params, x, factor):
+        grads = jaxae.manual.backprop(ae, params, x).grads
+        return grads._replace(b_dec=factor * grads.b_dec)
+
+    def check(factor):
+        return gradcheck.check(
+            ae.loss, params, x, grad=lambda p, x: by_hand(p, x, factor)
+        )
+
+    check(1.0).assert_ok()
+    expected = {"W": "correct", "b_enc": "correct", "b_dec": "wrong"}
+    assert verdicts(check(1.001)) == expected
+
+
 # --- What is wrong is found, in its own leaf only ---------------------------------
-
-
-def zero_b(params, X):
-    grads = autodiff(params, X)
-    return grads._replace(b=jnp.zeros_like(grads.b))
 
 
 def wrong_sign(params, X):
@@ -208,7 +234,6 @@ def one_entry(params, X):
 
 
 MUTANTS = {
-    "zero": (zero_b, "b", "zero"),
     "no encoder path": (no_encoder_path, "W", ""),
     "one entry": (one_entry, "W", "in 1 of "),
 }
@@ -428,6 +453,9 @@ def test_a_gradient_too_small_for_differences_is_undecided():
         (lambda p: 1.0, {"z": jnp.ones(2, "complex64")}, {}, "leaf 'z' is complex"),
         (jnp.sum, jnp.ones(3), {"grad": lambda p: (p, p)}, "same structure"),
         (jnp.sum, jnp.ones(3), {"grad": lambda p: p[:2]}, "shape (3,) for leaf ''"),
+        (3, jnp.ones(3), {}, "fn must be a function of the params, got 3"),
+        (jnp.sum, jnp.ones(3), {"grad": 3}, "grad must be a function"),
+        (jnp.sum, jnp.ones(3), {"key": 0}, "key must be one JAX random key"),
         (jnp.sum, jnp.ones(3), {"surrogate": ["W"]}, "paths among ['']"),
     ],
 )

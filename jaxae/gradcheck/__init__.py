@@ -18,17 +18,23 @@ to other leaves or to the value of the function:
   the terms are narrower (in u if that is less). N is the longest sum that the arrays
   allow: all axes but the shortest of the largest among params, args and constants.
   For 784x500 weights it is 1.7e-6.
-* `roundoff`: what cancellation costs is in no constant, so it is measured: twice the
-  largest change of the claim when every parameter moves at random by its last bit. A
-  correct claim owes its error to rounding of that size; a bug is the same on both
-  sides of the last bit, so it does not widen its own tolerance.
+* `roundoff`: what cancellation costs is in no constant, so it is measured. Every
+  parameter, and every intermediate result that is rounded and depends on one, moves at
+  random by its last bit, 2 u (Parker, "Monte Carlo arithmetic", 1997). Rounding to
+  nearest has a standard deviation of u / sqrt(3), so five of them change the claim by
+  5 / (2 sqrt(3)) times the root mean square change seen; this is that of the entry
+  where it is largest. A correct claim owes its error to rounding of that size, as where
+  x_hat - x cancels; a bug is the same on both sides of the last bit, so it does not
+  widen its own tolerance. In a claim that cannot be traced only the parameters move,
+  by two last bits; of a loop or a branch, only what comes out of it does.
 * `differences`: what the difference quotients resolve, from the disagreement of two
   extrapolations and the measured noise of the function.
 
 The modules, each building on those before: `report`, what is returned; `rounding` and
-`params`, what is given; `differences`, the slope along a line; `functions`, the
-function in float64; `evidence`, all that is measured of a leaf; `verdicts`, what
-follows for its gradient and the claim; `checking`, the whole.
+`params`, what is given; `stochastic`, the claim as rounding may change it;
+`differences`, the slope along a line; `functions`, the function in float64; `evidence`,
+all that is measured of a leaf; `verdicts`, what follows for its gradient and the claim;
+`checking`, the whole.
 """
 
 from jaxae.gradcheck.checking import check

@@ -17,19 +17,26 @@ from jaxae.gradcheck.functions import (
     longest_sum,
     scalar,
 )
-from jaxae.gradcheck.params import fill, read_grads, read_params
+from jaxae.gradcheck.params import (
+    fill,
+    read_grads,
+    read_params,
+    read_seed,
+    require_callables,
+)
 from jaxae.gradcheck.report import Leaf, Report
-from jaxae.gradcheck.rounding import canonical, narrow, nearby, tolerance
+from jaxae.gradcheck.rounding import canonical, narrow, nearby, nudged, tolerance
+from jaxae.gradcheck.stochastic import shaken
 from jaxae.gradcheck.verdicts import judge
 
-_NUM_NEARBY = 4  # evaluations of the claim one last bit away
+_NUM_NEARBY = 8  # evaluations of the claim one last bit away
 
 
 def check(
-    fn: Callable[..., Any],
+    fn: Any,
     params: Any,
     *args: Any,
-    grad: Callable[..., Any] | None = None,
+    grad: Any = None,
     key: Any = None,
     has_aux: bool = False,
     surrogate: Collection[str] = (),
@@ -61,17 +68,19 @@ def check(
       not finite, too noisy or not deterministic, never ok.
 
     Raises:
-      ValueError: `fn` gives no real scalar, `params` has no floating-point leaf or a
-        complex one, `grad` has another structure or shape, `surrogate` names no leaf.
+      ValueError: `fn` or `grad` is not callable, `key` is no random key, `fn` gives no
+        real scalar, `params` has no floating-point leaf or a complex one, `grad` has
+        another structure or shape, `surrogate` names no leaf.
 
     Example:
       >>> report = check(lambda p: jnp.sum(p**2), params, grad=lambda p: 2 * p)
       >>> report.assert_ok()
     """
+    require_callables(fn, grad)
+    seed = read_seed(key)
     floats, ignored = read_params(params, surrogate)
     points = {path: narrow(leaf) for path, leaf in floats.items()}
     args = jax.tree.map(canonical, args)
-    seed = 0 if key is None else np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng(seed)
 
     def loss(floats: Floats, args: Any) -> jax.Array:
@@ -84,7 +93,7 @@ def check(
     value = compiled(loss, floats, args)
     gradient = claim if grad else compiled(jax.grad(loss), floats, args)
     values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
-    claims = nearby(gradient, floats, rng, count=_NUM_NEARBY)
+    claims = [gradient(floats), *_shake(gradient, floats, rng)]
     claims = [jax.tree.map(narrow, grads) for grads in claims]
     num_terms = longest_sum(loss, floats, args)
     leaves = {path: Leaf(p.shape, str(p.dtype)) for path, p in points.items()}
@@ -102,6 +111,20 @@ def check(
         if leaves[path].verdict == "surrogate":
             leaves[path] = replace(leaves[path], ok=True)
     return Report(leaves, ignored, notes)
+
+
+def _shake(
+    gradient: Callable[[Floats], Floats], floats: Floats, rng: np.random.Generator
+) -> list[Floats]:
+    """The claim with its params and all that it rounds moved by a last bit.
+
+    Where it cannot be traced, only its params move, by two.
+    """
+    shake = shaken(gradient, floats)
+    if shake is None:
+        return [gradient(nudged(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)]
+    seeds = rng.integers(2**32, size=_NUM_NEARBY)
+    return [shake(nudged(floats, rng), int(seed)) for seed in seeds]
 
 
 def _judge_all(

@@ -30,7 +30,7 @@ class Evidence(NamedTuple):
     leaf: Leaf  # still undecided
     tolerance: float  # 8 u + sqrt(N) u32
     claim: np.ndarray  # [n]
-    roundoff: np.ndarray  # [n] change of the claim within the params' last bit
+    roundoff: np.ndarray  # [n] what rounding may do to the claim
     autodiff: Any  # [n] in float64, or None
     autodiff_roundoff: Any
     looked_at: np.ndarray  # [m] entries differenced one by one
@@ -89,7 +89,7 @@ def gather(
     along_axes = (line(np.arange(point.size) == k, sizes[k]) for k in looked_at)
     along_signs = [line(vector, size) for vector in signs]
     lines = itertools.chain(along_axes, along_signs[:num_directions])
-    blur = tolerance * np.linalg.norm(claim) + 2 * np.linalg.norm(roundoff)
+    blur = tolerance * np.linalg.norm(claim) + np.linalg.norm(roundoff)
     slope = taylor_order(along_signs[0], float(signs[0] @ claim), float(blur))
     return Evidence(
         leaf=replace(leaf, slope=slope),
@@ -105,10 +105,15 @@ def gather(
 
 
 def _spread(near: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The first, flat in float64, and the largest change from it, entry by entry."""
+    """The first, flat in float64, and entry by entry what rounding may do to it.
+
+    That is five standard deviations. The others have moved by 2 u where rounding to
+    nearest, uniform within u, has a standard deviation of u / sqrt(3).
+    """
     flat = [np.asarray(x).astype(np.float64).ravel() for x in near]
-    changes = [np.nan_to_num(np.abs(x - flat[0]), posinf=0.0) for x in flat]
-    return flat[0], np.max(changes, axis=0)
+    changes = [np.nan_to_num(np.abs(x - flat[0]), posinf=0.0) for x in flat[1:]]
+    scale = 5 / (2 * math.sqrt(3))
+    return flat[0], scale * np.sqrt(np.mean(np.square(changes), axis=0))
 
 
 def _where_to_look(

@@ -1,4 +1,4 @@
-"""The floating-point leaves of the params, and of a gradient like them, by path."""
+"""What is given: the floating-point leaves of params and of a gradient like them."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,6 +7,33 @@ import jax
 import numpy as np
 
 from jaxae.gradcheck.rounding import canonical, float_dtype
+
+
+def require_callables(fn: Any, grad: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(fn):
+        raise ValueError(f"fn must be a function of the params, got {fn!r:.80}.")
+    if grad is not None and not callable(grad):
+        raise ValueError(
+            f"grad must be a function of the params or None, got {grad!r:.80}; for "
+            "numbers that are at hand, pass lambda *args: numbers."
+        )
+
+
+def read_seed(key: Any) -> Any:
+    """Whole numbers that seed NumPy: those of the key, 0 for None."""
+    if key is None:
+        return 0
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    is_raw = dtype == np.uint32 and shape == (2,)
+    if not (is_raw or (is_typed and shape == ())):
+        found = f"{dtype}{list(shape)}" if dtype is not None else f"{key!r:.80}"
+        raise ValueError(
+            f"key must be one JAX random key or None, got {found}; make one with "
+            "jax.random.key(0)."
+        )
+    return np.asarray(jax.random.key_data(key)).ravel()
 
 
 def read_params(

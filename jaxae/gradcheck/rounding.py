@@ -47,15 +47,20 @@ def nearby(
     function: Callable[[Any], Any], floats: Any, rng: np.random.Generator, count: int
 ) -> list[Any]:
     """Its value at `floats`, then at `count` points that are one last bit away."""
-    near = [jax.tree.map(lambda x: _nudge(x, rng), floats) for _ in range(count)]
+    near = [nudged(floats, rng) for _ in range(count)]
     return [function(point) for point in (floats, *near)]
 
 
-def _nudge(leaf: Any, rng: np.random.Generator) -> Any:
-    """x (1 + 2 u s), s = 1 or -1 at random: every entry one last bit away."""
+def nudged(floats: Any, rng: np.random.Generator, bits: int = 1) -> Any:
+    """A point that is `bits` last bits away in every entry."""
+    return jax.tree.map(lambda x: _nudge(x, rng, bits), floats)
+
+
+def _nudge(leaf: Any, rng: np.random.Generator, bits: int) -> Any:
+    """x (1 + 2 u s bits), s = 1 or -1 at random."""
     point = narrow(leaf)
     signs = rng.choice([-1.0, 1.0], size=point.shape)
-    factor = 1 + 2 * unit_roundoff(point.dtype) * signs
+    factor = 1 + 2 * unit_roundoff(point.dtype) * bits * signs
     moved = np.asarray(point.astype(np.float64) * factor).astype(point.dtype)
     if isinstance(leaf, jax.Array):
         return jax.device_put(moved, leaf.sharding)

@@ -51,7 +51,7 @@ def _judge_zero(e: Evidence) -> Leaf:
     """
     rounding = largest(e.roundoff)
     floor = largest(e.found.resolution[: e.looked_at.size])
-    error, resolution = largest(e.claim), floor + 2 * rounding
+    error, resolution = largest(e.claim), floor + rounding
     leaf = replace(e.leaf, error=error, resolution=resolution)
     if error > resolution:
         verdict = "surrogate" if _follows_autodiff(e) else "wrong"
@@ -142,11 +142,11 @@ def _measure(e: Evidence, truth: Truth) -> tuple[float, float]:
     m, roundoff = e.looked_at.size, e.roundoff.copy()
     roundoff[truth.kinks] = 0.0
     error = largest(e.claim[truth.known] - truth.true)
-    blur = 2 * largest(roundoff) + largest(e.found.resolution[:m])
+    blur = largest(roundoff) + largest(e.found.resolution[:m])
     measures = [(error / truth.scale, e.tolerance + blur / truth.scale)]
     if not truth.has_kink:
         error = largest(_outside(e, e.claim)[m:])
-        blur = 2 * float(np.linalg.norm(roundoff)) + largest(e.found.resolution[m:])
+        blur = float(np.linalg.norm(roundoff)) + largest(e.found.resolution[m:])
         measures.append((error / truth.norm, e.tolerance + blur / truth.norm))
     return max(measures, key=lambda pair: pair[0] / pair[1])
 
@@ -154,7 +154,7 @@ def _measure(e: Evidence, truth: Truth) -> tuple[float, float]:
 def _follows_autodiff(e: Evidence) -> bool:
     if e.autodiff is None:
         return False
-    allowed = e.tolerance * largest(e.autodiff) + 2 * largest(e.roundoff)
+    allowed = e.tolerance * largest(e.autodiff) + largest(e.roundoff)
     return largest(e.claim - e.autodiff) <= allowed
 
 

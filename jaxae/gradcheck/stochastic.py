@@ -1,0 +1,112 @@
+"""A function in which whatever is rounded moves by its last bit.
+
+Parker, "Monte Carlo arithmetic", 1997: what then changes is what rounding may change.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, Literal
+
+# The primitives that round; all others select, compare or rearrange, so that what is
+# equal stays equal. Loops and branches move as a whole, by what comes out of them.
+_ROUNDING = frozenset(
+    "acos acosh add add_any asin asinh atan atan2 atanh cbrt cond conv_general_dilated "
+    "cos cosh cumlogsumexp cumprod cumsum digamma div dot_general erf erf_inv erfc exp "
+    "exp2 expm1 integer_pow lgamma log log1p logistic mul pow reduce_prod reduce_sum "
+    "rsqrt scan scatter-add sin sinh sqrt square sub tan tanh while".split()
+)
+_CALLS = {  # where each keeps what it calls
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+class _Value(NamedTuple):
+    array: Any
+    is_moving: bool  # depends on the params
+
+
+def shaken(
+    function: Callable[[Any], Any], tree: Any
+) -> Callable[[Any, int], Any] | None:
+    """`(tree, seed) -> function(tree)`, all that rounds in it moved at random.
+
+    None if the function cannot be traced: Python's branches and NumPy look at values.
+    """
+
+    @jax.jit
+    def run(consts: list[Any], leaves: list[Any], seed: Any) -> list[Any]:
+        inputs = [_Value(leaf, True) for leaf in leaves]
+        outputs = _Shaker(seed).evaluate(closed.jaxpr, consts, inputs)
+        return [out.array for out in outputs]
+
+    def shake(tree: Any, seed: int) -> Any:
+        outputs = run(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    try:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(tree)
+        run.eval_shape(closed.consts, jax.tree.leaves(tree), np.uint32(0))
+    except Exception:  # a function may fail on tracers in its own way
+        return None
+    return shake
+
+
+class _Shaker:
+    """Evaluates expressions; what depends on no moving value stays as it is.
+
+    So random numbers that are compared with a threshold draw the same mask.
+    """
+
+    def __init__(self, seed: Any) -> None:
+        self.salt = seed
+
+    def evaluate(
+        self, jaxpr: Jaxpr, consts: Iterable[Any], inputs: Iterable[_Value]
+    ) -> list[_Value]:
+        values = dict(zip(jaxpr.invars, inputs, strict=True))
+        still = (_Value(const, False) for const in consts)
+        values.update(zip(jaxpr.constvars, still, strict=True))
+
+        def read(atom: Any) -> _Value:
+            if isinstance(atom, Literal):
+                return _Value(atom.val, False)
+            return values[atom]
+
+        for eqn in jaxpr.eqns:
+            outputs = self.apply(eqn, [read(atom) for atom in eqn.invars])
+            values.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def apply(self, eqn: Any, operands: list[_Value]) -> list[_Value]:
+        name, params = eqn.primitive.name, eqn.params
+        if name in _CALLS:
+            inner = params[_CALLS[name]]
+            consts = getattr(inner, "consts", ())  # one that is not closed has none
+            return self.evaluate(getattr(inner, "jaxpr", inner), consts, operands)
+        params = eqn.primitive.get_bind_params(params)
+        outputs = eqn.primitive.bind(*(x.array for x in operands), **params)
+        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        is_moving = any(x.is_moving for x in operands)
+        if is_moving and name in _ROUNDING:
+            outputs = map(self.move, outputs)
+        return [_Value(out, is_moving) for out in outputs]
+
+    def move(self, x: Any) -> Any:
+        """x (1 + 2 u s), s = 1 or -1 from a hash of a salt and the entry's number."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        self.salt = self.salt * np.uint32(0x9E3779B1) + np.uint32(1)
+        bits = jax.lax.iota(np.uint32, x.size) + self.salt
+        for factor in (0x85EBCA6B, 0xC2B2AE35, 1):
+            bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(factor)
+        eps = jnp.finfo(x.dtype).eps
+        factors = jnp.where(bits >> np.uint32(31), 1 + eps, 1 - eps).astype(x.dtype)
+        return x * factors.reshape(x.shape)
