@@ -197,6 +197,9 @@ class Autoencoder:
     def log_prob(self, params, x, target=None) -> Float[Array, ""]:
         """log p(target | x_hat), normalised, in nats.
 
+        A target outside the support is refused where its value can be seen; under jit
+        and vmap, where it cannot, the answer is the truth: -inf.
+
         Args:
           params: this model's parameters.
           x: `[D]`, what is encoded.
