@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxae import _checks
+from jaxae import _checks, metrics
 from jaxae.autoencoder import Autoencoder, Forward
 from jaxae.corruptions import Corruption
 from jaxae.penalties import Cotangents, Penalty
@@ -87,8 +87,8 @@ class Objective:
         """
         inputs, targets = self.prepare(batch, key, hparams)
         forward = self.forward(params, inputs)
-        loss, metrics = self.score(params, forward, targets, hparams)
-        return loss, Aux(metrics, state)
+        loss, scores = self.score(params, forward, targets, hparams)
+        return loss, Aux(scores, state)
 
     def evaluate(self, params, X, hparams) -> dict[str, Float[Array, ""]]:
         """The metrics on data `[N, D]` (or a pair) as one batch, without corruption.
@@ -102,10 +102,9 @@ class Objective:
         inputs, targets = self._as_pair(X)
         _require(self._penalty_hparam_names, hparams)
         forward = self.forward(params, inputs)
-        _, metrics = self.score(params, forward, targets, hparams)
+        _, scores = self.score(params, forward, targets, hparams)
         x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
-        squared_error = jnp.mean(jnp.sum((x_hat - targets) ** 2, axis=-1))
-        return {**metrics, "squared_error": squared_error}
+        return {**scores, "squared_error": metrics.squared_error(targets, x_hat)}
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Refuse numbers out of range; for values that can be seen, before any work.
@@ -148,13 +147,13 @@ class Objective:
             self.ae.observation.loss, in_axes=(0, 0, *self._theta_axes(params))
         )
         reconstruction = jnp.mean(loss(forward.eta, targets, *params.observation))
-        metrics = {"reconstruction": reconstruction}
+        scores = {"reconstruction": reconstruction}
         total = reconstruction
         for penalty in self.penalties:
             value = penalty.value(self.ae, params, forward, hparams)
-            metrics[penalty.name] = value
+            scores[penalty.name] = value
             total = total + hparams[penalty.name] * value
-        return total, {"loss": total, **metrics}
+        return total, {"loss": total, **scores}
 
     def cotangents(self, params, forward: Forward, hparams) -> Cotangents:
         """What the penalties together add to the backward pass."""

@@ -106,10 +106,10 @@ def sweep(
     data = refusals.as_data("data", data, objective, jnp.float32, config)
     axes = _grid(space, hparams)
     lanes = _lanes(axes, hparams)
-    num_lanes = len(next(iter(lanes.values())))
+    num_lanes = len(next(iter(axes.values())))
     for lane in range(num_lanes):
         one = {name: values[lane] for name, values in lanes.items()}
-        if lane == 0:
+        if lane == 0:  # the names are those of every lane
             refusals.check_hparams(objective, config, data, one, key)
         objective.check_hparams(one)
 
@@ -195,10 +195,10 @@ def _axis(name: str, axis: Any) -> np.ndarray:
     return values
 
 
-def _lanes(axes: Mapping, hparams: Mapping) -> dict[str, jax.Array]:
-    """Every hyperparameter, stacked `[L]`."""
+def _lanes(axes: Mapping, hparams: Mapping) -> dict[str, np.ndarray]:
+    """Every hyperparameter, stacked `[L]`, on the host."""
     num_lanes = len(next(iter(axes.values())))
     shared = refusals.as_hparams(hparams, jnp.float32)
-    stacked = {name: jnp.broadcast_to(v, (num_lanes,)) for name, v in shared.items()}
-    own = {n: jnp.asarray(v, jnp.float32) for n, v in axes.items() if n != "seed"}
+    stacked = {name: np.full(num_lanes, v) for name, v in shared.items()}
+    own = {n: np.asarray(v, np.float32) for n, v in axes.items() if n != "seed"}
     return {**stacked, **own}

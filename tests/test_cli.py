@@ -333,6 +333,17 @@ def test_a_missing_extra_names_the_command_that_installs_it(tmp_path):
 # ---- Ctrl-C --------------------------------------------------------------------------
 
 
+def start(tmp_path, *options):
+    """A training that does not end by itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxae.cli", "train", "--epochs", "1000000", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+
+
 def interrupt(process, path, times=1, number=signal.SIGINT):
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
@@ -347,16 +358,8 @@ def interrupt(process, path, times=1, number=signal.SIGINT):
 def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path):
     # Epochs of many seconds, so that the second comes before the first one's tidy end.
     np.save(tmp_path / "big.npy", np.zeros((40_000, 500), np.float32))
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "jaxae.cli", "train", "--data", "big.npy"),
-            *("--latent-dim", "500", "--batch-size", "64", "--epochs", "1000"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
+    options = ("--data", "big.npy", "--latent-dim", "500", "--batch-size", "64")
+    process = start(tmp_path, *options)
     out = tmp_path / "runs" / "train"
     _, err = interrupt(process, out / "metrics.jsonl", times=2)
     assert process.returncode == cli.INTERRUPTED
@@ -365,13 +368,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path):
 
 
 def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jaxae.cli", "train", "--epochs", "1000000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
+    process = start(tmp_path)
     out = tmp_path / "runs" / "train"
     interrupt(process, out / "metrics.jsonl", number=signal.SIGTERM)
     assert process.returncode == cli.INTERRUPTED
@@ -379,13 +376,7 @@ def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
 
 
 def test_ctrl_c_ends_tidy_with_what_was_reached_saved(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jaxae.cli", "train", "--epochs", "1000000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
+    process = start(tmp_path)
     out = tmp_path / "runs" / "train"
     printed, err = interrupt(process, out / "metrics.jsonl")
     assert process.returncode == cli.INTERRUPTED

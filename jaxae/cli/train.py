@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxae
-from jaxae import _checks, data, plots
+from jaxae import _checks, data, metrics, plots
 from jaxae.autoencoder.files import write_atomically
 from jaxae.cli import folder
 from jaxae.cli.options import TrainOptions
@@ -63,13 +63,15 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     params = objective.ae.init(
         init_key,
         dtype=_checks.floating_dtype(options.dtype),
-        data_mean=splits.train.mean(axis=0) if options.bias_from_mean else None,
+        data_mean=splits.train.mean(axis=0, dtype=np.float64)
+        if options.bias_from_mean
+        else None,
     )
     interrupt.raise_if_requested()
     reporter = Reporter(out, options.epochs, len(splits.train))
 
-    def on_epoch(metrics, state):
-        reporter.on_epoch(metrics)
+    def on_epoch(row, state):
+        reporter.on_epoch(row)
         return interrupt.is_requested
 
     with reporter, warnings.catch_warnings():
@@ -177,6 +179,7 @@ _HPARAMS = (
 def _results(objective, run: Run, splits: Splits, hparams) -> dict[str, Any]:
     """Loss and squared error by split, beside PCA's squared error."""
     evaluate = jax.jit(objective.evaluate)
+    reconstruct = jax.jit(jax.vmap(objective.ae.reconstruct, in_axes=(None, 0)))
     results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
     num_components = min(objective.ae.latent_dim, *splits.train.shape)
     results["pca_components"] = num_components
@@ -186,9 +189,7 @@ def _results(objective, run: Run, splits: Splits, hparams) -> dict[str, Any]:
         if len(X):
             scores = evaluate(run.params, X, hparams)
             scores = {metric: float(value) for metric, value in scores.items()}
-            variance = np.sum(np.var(X.astype(np.float64), axis=0))
-            with np.errstate(divide="ignore", invalid="ignore"):  # constant data
-                scores["fvu"] = float(scores["squared_error"] / variance)
+            scores["fvu"] = float(metrics.fvu(X, reconstruct(run.params, X)))
             results[name] = {**scores, "pca_squared_error": pca(X)}
     return results
 
@@ -203,8 +204,9 @@ def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
 
     def squared_error(X: np.ndarray) -> float:
         X = X.astype(np.float64)
-        residual = model.inverse_transform(model.transform(X)) - X
-        return float(np.mean(np.sum(residual**2, axis=1)))
+        return float(
+            metrics.squared_error(X, model.inverse_transform(model.transform(X)))
+        )
 
     return squared_error
 
