@@ -2,16 +2,21 @@
 
 import json
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxae.gradcheck.rounding import canonical
 
 
 class Worst(NamedTuple):
     """The entry that deviates most."""
 
     index: tuple[int, ...]  # type: ignore[assignment]  # hides tuple.index
-    claimed: float
-    true: float
+    claimed: float | complex
+    true: float | complex
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Report:
     leaves: dict[str, Leaf]
     ignored: tuple[str, ...] = ()  # paths of integer, bool, None and other leaves
     notes: tuple[str, ...] = ()
+    cost: dict[str, int] = field(default_factory=dict)  # evaluations of each function
 
     @property
     def ok(self) -> bool:
@@ -48,28 +54,60 @@ class Report:
             raise AssertionError(str(self))
 
     def to_json(self) -> str:
-        """The report as JSON text; numbers that are not finite become strings."""
+        """The report as JSON text.
+
+        Numbers that are not finite become strings, complex ones pairs.
+        """
         leaves = {
             path: vars(leaf) | {"worst": leaf.worst and leaf.worst._asdict()}
             for path, leaf in self.leaves.items()
         }
-        text = json.dumps({"ok": self.ok} | vars(self) | {"leaves": leaves})
-        finite = json.loads(text, parse_constant=lambda name: str(float(name)))
-        return json.dumps(finite, allow_nan=False)
+        return as_json({"ok": self.ok} | vars(self) | {"leaves": leaves})
 
     def __str__(self) -> str:
         """A table, one row a leaf."""
         bad = [path or "params" for path, leaf in self.leaves.items() if not leaf.ok]
         title = "leaf shape dtype verdict error resolution slope worst hint".split()
         rows = [title, *(_row(path, leaf) for path, leaf in self.leaves.items())]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = aligned(rows)
         lines.insert(0, f"gradcheck: {'not ok: ' + ', '.join(bad) if bad else 'ok'}")
         if self.ignored:
             lines.append(f"ignored, not real numbers: {', '.join(self.ignored)}")
-        return "\n".join([*lines, *self.notes])
+        lines.extend(self.notes)
+        if self.cost:
+            parts = (f"{name} {count}" for name, count in self.cost.items())
+            lines.append(f"evaluations: {', '.join(parts)}")
+        return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def as_json(tree: Any) -> str:
+    """JSON text; numbers that are not finite become strings."""
+    text = json.dumps(tree)
+    finite = json.loads(text, parse_constant=lambda name: str(float(name)))
+    return json.dumps(finite, allow_nan=False)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A line for each row, its cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def described(leaf: Any) -> Leaf:
+    """A leaf of which nothing is known yet but what it is."""
+    seen = canonical(np.asarray(leaf) if isinstance(leaf, float | complex) else leaf)
+    return Leaf(np.shape(seen), str(seen.dtype))
+
+
+def declared(report: Report, surrogate: Collection[str]) -> Report:
+    """The report, ok where a leaf found to follow a surrogate was declared one."""
+    leaves = dict(report.leaves)
+    for path in surrogate:
+        if leaves[path].verdict == "surrogate":
+            leaves[path] = replace(leaves[path], ok=True)
+    return replace(report, leaves=leaves)
 
 
 def _row(path: str, leaf: Leaf) -> list[str]:
