@@ -1,0 +1,398 @@
+"""Which wrong gradients do gradient checkers catch, and which right ones do they fail?
+
+Claim: `jaxae.gradcheck` finds every one of these wrong gradients, in exactly the leaves
+that are wrong, and passes every right one that is easily taken for wrong, at every size
+and seed. `jax.test_util.check_grads`, `chex.assert_numerical_grads` and torch's
+`gradcheck` judge the same claims beside it; nothing is claimed of them.
+
+Source: the autoencoder and its gradient are Hugo Larochelle's, Neural networks:
+Autoencoder, Université de Sherbrooke, October 2012; the published bugs name the project
+and the issue in which they were reported.
+
+    python experiments/gradient_bugs.py [--quick] [--out DIR]
+
+A case, of those in `_gradient_cases`, is a function of a pytree with a gradient claimed
+for it. A bug is caught if the leaves that are not ok are the ones that are wrong by
+design; a right gradient passes if every leaf is ok. All other outcomes are counted
+apart: missed, false alarm, other leaves blamed, undecided, cannot run.
+
+How each judge is called, with its own defaults, in the case's own dtype:
+  jaxae        check(fn, params, *args, grad=claim, surrogate=as the case declares)
+  check_grads  check_grads(f, (params,), order=1, modes=("rev",)), f a `custom_vjp`
+               whose backward pass is the claim times the cotangent
+  by leaf      the same for each leaf by itself, the others fixed: it then says which
+               leaf is wrong, and small leaves do not hide behind large ones
+  chex         assert_numerical_grads(f, leaves, order=1), f a `custom_jvp` of the
+               leaves (it takes no pytree) whose tangent is <claim, tangent>
+  torch        gradcheck in float64, as it demands; `benchmarks/torch_gradcheck.py`
+               runs it in its own environment, its results are read from there
+Of these only `by leaf` is asked for the wrong leaves too; the others need but raise.
+A surrogate can be declared to jaxae alone.
+"""
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import _study
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _gradient_cases import CASES, Case, Size
+from jax.test_util import check_grads
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+import jaxae
+
+RIGHT = {"bug": "caught", "right": "passed"}
+WRONG = {"bug": "missed", "right": "false alarm"}
+OTHER, UNDECIDED, CANNOT = "other leaves", "undecided", "cannot run"
+TORCH = Path(__file__).parents[1] / "benchmarks" / "results" / "torch_gradcheck.json"
+
+
+class Settings(NamedTuple):
+    """How much of it to do."""
+
+    sizes: tuple[Size, ...]
+    num_seeds: int
+    num_seeds_large: int  # at the last size, if there are several
+    num_processes: int
+    stride: int = 1  # of the cases, every so many-th
+
+
+class Dataset(NamedTuple):
+    """What the cases draw their inputs from."""
+
+    name: str = "random numbers"
+    sha256: None = None
+
+
+SIZES = (Size(5, 3, 4), Size(20, 10, 8), Size(64, 32, 32), Size(784, 500, 64))
+FULL = Settings(SIZES, num_seeds=10, num_seeds_large=3, num_processes=2)
+QUICK = Settings(SIZES[:1], num_seeds=1, num_seeds_large=1, num_processes=1, stride=4)
+
+
+def main(argv=None) -> int:
+    args = _study.parse(argv, "gradient_bugs", __doc__)
+    settings = QUICK if args.quick else FULL
+    with tempfile.TemporaryDirectory() as cache:
+        rows = judge_all(settings, cache)
+    rows = with_torch(rows)
+    print_outcomes(rows)
+    draw(rows, args.out / "detection_matrix.png")
+    passed = all(is_all_right(row, "jaxae") for row in rows)
+    found = {"totals": totals(rows), "cases": rows}
+    return _study.finish(args, __doc__, settings, Dataset(), passed, found)
+
+
+# ---- the judges: (case, fn, grad, params, args) -> outcome ---------------------------
+
+
+def outcome(case: Case, blamed: set) -> str:
+    """Of a judge that names leaves."""
+    if not blamed:
+        return WRONG["bug"] if case.wrong else RIGHT["right"]
+    if case.kind == "right":
+        return WRONG["right"]
+    return RIGHT["bug"] if blamed == set(case.wrong) else OTHER
+
+
+def by_jaxae(case: Case, fn, grad, params, args) -> tuple[str, str]:
+    """With the report."""
+    surrogate = case.function.surrogate
+    options = {"grad": grad, "surrogate": surrogate}
+    try:
+        report = jaxae.gradcheck.check(fn, params, *args, **options)
+    except Exception as error:
+        return CANNOT, repr(error)
+    leaves = report.leaves.items()
+    if any(leaf.verdict == UNDECIDED and not leaf.ok for _, leaf in leaves):
+        return UNDECIDED, str(report)
+    return outcome(case, {path for path, leaf in leaves if not leaf.ok}), str(report)
+
+
+def by_check_grads(case: Case, fn, grad, params, args) -> str:
+    f = with_vjp(lambda p: fn(p, *args), lambda p: grad(p, *args))
+    return raises(case, lambda: check_grads(f, (params,), 1, modes=("rev",)))
+
+
+def by_check_grads_of_leaves(case: Case, fn, grad, params, args) -> str:
+    paths, leaves, fill = flatten(params)
+
+    def judge_leaf(i: int) -> str:
+        def put(leaf):
+            return fill([*leaves[:i], leaf, *leaves[i + 1 :]])
+
+        f = with_vjp(
+            lambda leaf: fn(put(leaf), *args),
+            lambda leaf: flatten(grad(put(leaf), *args))[1][i],
+        )
+        return raises(case, lambda: check_grads(f, (leaves[i],), 1, modes=("rev",)))
+
+    found = {path: judge_leaf(i) for i, path in enumerate(paths)}
+    if CANNOT in found.values():
+        return CANNOT
+    alarms = RIGHT["bug"], WRONG["right"]
+    return outcome(case, {path for path, each in found.items() if each in alarms})
+
+
+def by_chex(case: Case, fn, grad, params, args) -> str:
+    """On `fn` as it is: chex replaces stop_gradient, which a compiled one escapes."""
+    _, leaves, fill = flatten(params)
+    loss = case.function.loss
+    f = jax.custom_jvp(lambda *leaves: loss(fill(leaves), *args))
+
+    @f.defjvp
+    def jvp(primals, tangents):
+        claims = flatten(grad(fill(primals), *args))[1]
+        out = f(*primals)
+        slope = sum(map(jnp.vdot, claims, tangents))
+        return out, jnp.asarray(slope, out.dtype)
+
+    return raises(case, lambda: chex.assert_numerical_grads(f, leaves, order=1))
+
+
+JUDGES = {
+    "check_grads": by_check_grads,
+    "by leaf": by_check_grads_of_leaves,
+    "chex": by_chex,  # last, since what is traced meanwhile sees its stop_gradient
+}
+
+
+def with_vjp(fn, grad):
+    """`fn` with the claim as its derivative."""
+
+    def backward(params, cotangent):
+        scale = functools.partial(jnp.multiply, cotangent)
+        return (jax.tree.map(scale, grad(params)),)
+
+    f = jax.custom_vjp(fn)
+    f.defvjp(lambda params: (fn(params), params), backward)
+    return f
+
+
+def raises(case: Case, check) -> str:
+    """Whether an alarm is raised, by what checks an assertion."""
+    try:
+        check()
+    except AssertionError:
+        return RIGHT["bug"] if case.kind == "bug" else WRONG["right"]
+    except Exception:
+        return CANNOT
+    return WRONG["bug"] if case.kind == "bug" else RIGHT["right"]
+
+
+def flatten(tree):
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    paths, leaves = [name(path) for path, _ in flat], [leaf for _, leaf in flat]
+    return paths, leaves, functools.partial(jax.tree.unflatten, structure)
+
+
+# ---- all cases, sizes and seeds ------------------------------------------------------
+
+
+def judge_all(settings, cache) -> list[dict]:
+    """A row a case: outcomes by judge and size, counted over seeds."""
+    keep_compiled(cache)
+    names = list(CASES)[:: settings.stride]
+    # The longest first, so that no process is left alone with them.
+    tasks = [(name, size) for size in settings.sizes[::-1] for name in names]
+    seeds = [range(num_seeds_at(size, settings)) for _, size in tasks]
+    if settings.num_processes == 1:
+        counts = list(map(judge, tasks, seeds))
+    else:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(
+            settings.num_processes, context, keep_compiled, (cache,)
+        ) as pool:
+            counts = list(pool.map(judge, tasks, seeds))
+    rows = []
+    for name in names:
+        case = CASES[name]
+        fields = ("kind", "name", "cause", "source", "wrong")
+        row = {field: getattr(case, field) for field in fields}
+        row["outcomes"] = {judge: {} for judge in ("jaxae", *JUDGES)}
+        row["failures"] = {}
+        for size in settings.sizes:
+            found, failures = counts[tasks.index((name, size))]
+            for judged, counter in found.items():
+                row["outcomes"][judged][str(size)] = dict(counter)
+            if failures:
+                row["failures"][str(size)] = failures
+        rows.append(row)
+    return rows
+
+
+def num_seeds_at(size, settings) -> int:
+    is_large = size == settings.sizes[-1] and len(settings.sizes) > 1
+    return settings.num_seeds_large if is_large else settings.num_seeds
+
+
+def keep_compiled(cache) -> None:
+    """What is compiled for one seed serves all others."""
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def judge(task, seeds) -> tuple[dict, dict]:
+    """Outcomes of each judge; and of ours, by seed, the reports that are not right."""
+    name, size = task
+    case, failures = CASES[name], {}
+    fn, grad = jax.jit(case.function.loss), case.grad
+    problems = [case.function.inputs(np.random.default_rng(s), size) for s in seeds]
+    found = {"jaxae": Counter()}
+    for seed, (params, *args) in zip(seeds, problems, strict=True):
+        result, report = by_jaxae(case, fn, grad, params, args)
+        found["jaxae"][result] += 1
+        if result != RIGHT[case.kind]:
+            failures[seed] = f"{result}\n{report}"
+            print(f"{name}, {size}, seed {seed}: {failures[seed]}", flush=True)
+    for judged, by_peer in JUDGES.items():
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            found[judged] = Counter(
+                by_peer(case, fn, grad, jax.tree.map(jnp.asarray, params), args)
+                for params, *args in problems
+            )
+    jax.clear_caches()  # what chex has replaced must not outlive it
+    return found, failures
+
+
+def with_torch(rows) -> list[dict]:
+    """With what torch's gradcheck found, where it was run."""
+    if not TORCH.exists():
+        return rows
+    by_case = json.loads(TORCH.read_text())["outcomes"]
+    for row in rows:
+        for judged, outcomes in by_case.get(row["name"], {}).items():
+            row["outcomes"][judged] = outcomes
+    return rows
+
+
+# ---- what is seen --------------------------------------------------------------------
+
+
+def pooled(row, judged) -> Counter:
+    """Outcomes over all sizes."""
+    return sum(map(Counter, row["outcomes"].get(judged, {}).values()), Counter())
+
+
+def is_all_right(row, judged) -> bool:
+    return set(pooled(row, judged)) == {RIGHT[row["kind"]]}
+
+
+def judges_of(rows) -> list[str]:
+    return list(dict.fromkeys(judged for row in rows for judged in row["outcomes"]))
+
+
+def totals(rows) -> dict:
+    """Outcomes over all cases of a kind, by judge; and the cases that are all right."""
+    found = {}
+    for kind in RIGHT:
+        of_kind = [row for row in rows if row["kind"] == kind]
+        for judged in judges_of(rows):
+            counts = sum((pooled(row, judged) for row in of_kind), Counter())
+            cases = [row["name"] for row in of_kind if is_all_right(row, judged)]
+            all_right = {"cases all right": len(cases), "cases": len(of_kind)}
+            found.setdefault(kind, {})[judged] = dict(counts) | all_right
+    return found
+
+
+def print_outcomes(rows) -> None:
+    judges = judges_of(rows)
+    for kind, word in RIGHT.items():
+        table = []
+        for row in rows:
+            if row["kind"] == kind:
+                cells = {judged: cell(row, judged, word) for judged in judges}
+                table.append({f"{kind}, {word} of": row["name"], **cells})
+        counts = totals(rows)[kind]
+        last = {judged: counts[judged]["cases all right"] for judged in judges}
+        last = {judged: f"{count} of {len(table)}" for judged, count in last.items()}
+        table.append({f"{kind}, {word} of": f"cases always {word}", **last})
+        _study.print_table(table, dict.fromkeys(table[0], ""))
+
+
+def cell(row, judged, word) -> str:
+    counts = pooled(row, judged)
+    if set(counts) <= {CANNOT}:
+        return "cannot" if counts else "-"
+    return f"{counts[word]}/{counts.total()}"
+
+
+GOOD_TO_BAD = LinearSegmentedColormap.from_list("", ("#c8413b", "#f2d98d", "#2f7f6f"))
+
+
+def draw(rows, path) -> None:
+    """A row a case, a column a judge at a size; the colour is the share right."""
+    counts = [sum(row["kind"] == kind for row in rows) for kind in RIGHT]
+    figure = Figure(figsize=(16, 1.9 + 0.2 * max(counts)), layout="constrained")
+    panels = figure.subplots(1, 2)
+    judges = judges_of(rows)
+    columns = [
+        (judged, size)
+        for judged in judges
+        for size in dict.fromkeys(
+            size for row in rows for size in row["outcomes"].get(judged, {})
+        )
+    ]
+    for axes, (kind, word) in zip(panels, RIGHT.items(), strict=True):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        shares = np.array(
+            [[share(row, *column, word) for column in columns] for row in of_kind]
+        )
+        shown = np.ma.masked_invalid(shares)
+        image = axes.pcolormesh(
+            shown, vmin=0, vmax=1, cmap=GOOD_TO_BAD, edgecolors="w", linewidth=0.6
+        )
+        axes.set_facecolor("0.85")
+        axes.set_ylim(max(counts), 0)
+        axes.set_yticks(np.arange(len(of_kind)) + 0.5, [r["name"] for r in of_kind])
+        names = [size.replace("x", "×") for _, size in columns]
+        axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=90)
+        axes.tick_params(length=0, labelsize=8.5)
+        axes.xaxis.tick_top()
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(False)
+        for judged in judges:
+            at = [i for i, column in enumerate(columns) if column[0] == judged]
+            axes.axvline(
+                at[0], color="k", linewidth=1.2, ymin=1 - len(of_kind) / max(counts)
+            )
+            label = judged.replace("check_grads", "jax\ncheck_grads")
+            label = label.replace("by leaf", "check_grads\nby leaf").replace(", ", "\n")
+            axes.annotate(
+                label,
+                (np.mean(at) + 0.5, 1),
+                (0, 46),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=9,
+            )
+        title = f"{len(of_kind)} {'wrong' if kind == 'bug' else 'right'} gradients"
+        axes.set_title(f"{title}: share {word}", pad=84, loc="left", fontsize=12)
+    bar = figure.colorbar(image, ax=panels, shrink=0.3, pad=0.01)
+    bar.set_label("share of seeds judged right (grey: cannot be run)")
+    _study.save(figure, path)
+
+
+def share(row, judged, size, word) -> float:
+    counts = Counter(row["outcomes"].get(judged, {}).get(size, {}))
+    return counts[word] / counts.total() if set(counts) - {CANNOT} else np.nan
+
+
+if __name__ == "__main__":
+    sys.exit(main())
