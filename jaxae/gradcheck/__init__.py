@@ -38,6 +38,15 @@ all that is measured of a leaf; `verdicts`, what follows for its gradient and th
 """
 
 from jaxae.gradcheck.checking import check
+from jaxae.gradcheck.precision import Deviation, Precision, precision
 from jaxae.gradcheck.report import Leaf, Report, Worst
 
-__all__ = ["Leaf", "Report", "Worst", "check"]
+__all__ = [
+    "Deviation",
+    "Leaf",
+    "Precision",
+    "Report",
+    "Worst",
+    "check",
+    "precision",
+]
