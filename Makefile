@@ -28,6 +28,7 @@ format: $(INSTALLED)
 studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient
 	$(BIN)/python experiments/digits_against_pca.py --out runs/digits_against_pca
+	$(BIN)/python experiments/precision.py --out runs/precision
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

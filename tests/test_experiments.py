@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae import activations, manual, observations, optimizers
+from jaxae import activations, gradcheck, manual, observations, optimizers
 from jaxae.autoencoder import parametrizations
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -21,6 +21,7 @@ sys.path.append(str(EXPERIMENTS))  # a study imports _study, which lies beside i
 PICTURES = {
     "tied_gradient": {"identity.png", "along_training.png", "by_half.png"},
     "digits_against_pca": {"test_squared_error.png"},
+    "precision": {"error_along_training.png"},
 }
 
 
@@ -31,7 +32,11 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     assert "Larochelle" in result["source"] and result["claim"]
     assert result["seeds"] and {"jax", "jaxae", "numpy"} <= set(result["versions"])
     check_pictures(tmp_path, PICTURES[name])
-    check_numbers = {"tied_gradient": check_tied, "digits_against_pca": check_pca}
+    check_numbers = {
+        "tied_gradient": check_tied,
+        "digits_against_pca": check_pca,
+        "precision": check_precision,
+    }
     check_numbers[name](result)
 
 
@@ -68,6 +73,18 @@ def check_pca(result):
     assert mean["identity latents"] < mean["PCA"]
     assert mean["relu latents"] < mean["PCA"]
     assert result["sigmoid_does_not_beat_pca"]
+
+
+def check_precision(result):
+    rows = {(row["model"], row["precision"]): row for row in result["along_training"]}
+    assert len(rows) == 4 * 4
+    for (model, dtype), row in rows.items():
+        assert np.shape(row["error"]) == (2, len(result["settings"]["epochs"]))
+        assert np.min(row["error"]) > 0 and np.max(row["cosine"]) <= 1 + 1e-12
+        if dtype.startswith("float32"):
+            bfloat16 = np.array(rows[model, "bfloat16"]["error"])
+            assert np.all(row["error"] < bfloat16 / 100)
+    assert result["error_grows"]["bfloat16"] == "4 of 4"
 
 
 def test_copies_moved_by_both_paths_train_as_tied_weights_do():
@@ -168,6 +185,25 @@ def test_a_study_that_loses_to_pca_fails(monkeypatch, tmp_path, capsys):
     assert study.main(["--quick", "--out", str(tmp_path)]) == 1
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False and result["sigmoid_does_not_beat_pca"] is False
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_gradient_that_float32_turns_fails_the_claim(monkeypatch, tmp_path, capsys):
+    study, precision = load_study("precision"), gradcheck.precision
+
+    def turned(fn, params, batch, grad):
+        def claim(params, batch):
+            sign = -1 if batch.dtype == "float32" else 1
+            return jax.tree.map(lambda leaf: sign * leaf, grad(params, batch))
+
+        return precision(fn, params, batch, grad=claim)
+
+    monkeypatch.setattr(gradcheck, "precision", turned)
+    quick = study.QUICK._replace(epochs=(0, 1), num_seeds=1, num_activations=1)
+    monkeypatch.setattr(study, "QUICK", quick)
+    assert study.main(["--quick", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["pass"] is False and not any(result["holds"].values())
     assert "FAIL" in capsys.readouterr().out
 
 
