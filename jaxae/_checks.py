@@ -4,9 +4,11 @@ Everything here looks at shapes, dtypes, types and names only, so that it costs 
 under `jit`; values are looked at by `data.check_array` and `Observation.validate`.
 """
 
+import contextlib
 import difflib
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -112,6 +114,22 @@ def floating_dtype(dtype: Any) -> Any:
             "`with jax.enable_x64(True):`."
         )
     return found
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Whatever goes wrong inside is one sentence: the file, why, and the advice."""
+    try:
+        yield
+    except Exception as error:  # broken bytes raise a dozen types; the user needs one
+        message = f"Cannot read {path}: {first_line(error)}; {advice}."
+        raise ValueError(message) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type unless it is a ValueError."""
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
 
 
 def extra(feature: str, package: str, extra: str) -> ImportError:

@@ -11,11 +11,12 @@ import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from jaxae import _checks
 
 PathLike = str | os.PathLike[str]
 
@@ -219,7 +220,7 @@ def _read_folder(name: str, folder: Path) -> list[bytes]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    with _reading(path, "get it again"):
+    with _checks.reading(path, "get it again"):
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
 
@@ -234,8 +235,8 @@ def _read_hub(name: str, folders: list[Path]) -> list[bytes]:
         raise FileNotFoundError(
             f"{name} needs {_FILES[0]} and {_FILES[1]} (plain or .gz), which are in "
             f"none of {', '.join(map(str, folders))}, and the hub gave nothing "
-            f"({_first_line(error)}): run {_IMAGES[name].command}, or pip install "
-            "'jaxae[hub]' to download it."
+            f"({_checks.first_line(error)}): run {_IMAGES[name].command}, or "
+            "pip install 'jaxae[hub]' to download it."
         ) from error
 
 
@@ -264,7 +265,9 @@ def _digest(raw: bytes) -> str:
 def _load_file(path: Path, array: str | None) -> Dataset:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file {path}: give the path of an array.")
-    with _reading(path, "store real numbers, [N, D] or images [N, h, w], by np.save"):
+    with _checks.reading(
+        path, "store real numbers, [N, D] or images [N, h, w], by np.save"
+    ):
         raw = path.read_bytes()
         is_npz = path.suffix.lower() == ".npz"
         X = _parse_npy(_read_member(raw, array) if is_npz else raw)
@@ -300,17 +303,3 @@ def _parse_npy(raw: bytes) -> np.ndarray:
     order: Literal["F", "C"] = "F" if is_fortran else "C"
     X = np.frombuffer(raw, dtype, offset=file.tell()).reshape(shape, order=order)
     return np.ascontiguousarray(X)
-
-
-@contextmanager
-def _reading(path: Path, advice: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # broken bytes raise a dozen types; the user needs one
-        message = f"Cannot read {path}: {_first_line(error)}; {advice}."
-        raise ValueError(message) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
