@@ -87,7 +87,7 @@ def load(
     """
     directory = Path(directory)
     model = _read_model(directory / CONFIG_FILE)
-    tensors, metadata = _read_tensors(directory / PARAMS_FILE)
+    tensors, metadata = read_tensors(directory / PARAMS_FILE)
     if metadata != model:
         raise ValueError(
             f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE} "
@@ -165,7 +165,8 @@ def _read_model(path: Path) -> dict[str, Any]:
 _MODEL_FIELDS = ("input_dim", "latent_dim", "activation", "observation", "tied")
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
+def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
+    """The tensors of a safetensors file by name, and the model that it describes."""
     _must_exist(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:

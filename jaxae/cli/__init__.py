@@ -7,15 +7,52 @@ import dataclasses
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jaxae
 from jaxae import _checks
-from jaxae.cli.options import TrainOptions
+from jaxae.cli.gradcheck import gradcheck
+from jaxae.cli.options import GradcheckOptions, TrainOptions
 from jaxae.cli.train import INTERRUPTED, train
+from jaxae.cli.yours import YourCodeError
 
-VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {"train": (TrainOptions, train)}
+
+class Verb(NamedTuple):
+    """What the command line knows of a job.
+
+    Attributes:
+      options: a dataclass; its docstring is what the usage says of the verb.
+      run: `(options) -> exit status`.
+      packages: what must be installed.
+      words: the library's words that `_in_options` does not know by itself.
+    """
+
+    options: type
+    run: Callable[[Any], int]
+    packages: tuple[str, ...]
+    words: Mapping[str, str] = MappingProxyType({})
+
+
+VERBS = {
+    "train": Verb(
+        TrainOptions,
+        train,
+        packages=("tyro", "rich", "matplotlib", "sklearn"),
+        words={"num_epochs": "--epochs"},
+    ),
+    "gradcheck": Verb(
+        GradcheckOptions,
+        gradcheck,
+        packages=("tyro", "rich"),
+        words={
+            **{f"{name} must": f"--{name} must" for name in ("params", "grad")},
+            "surrogate must": "--surrogate must",
+            "load it inside `with jax.enable_x64(True):`": "say --x64",
+        },
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,33 +61,42 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
-    verb, *rest = arguments
-    if verb == "--version":
+    name, *rest = arguments
+    if name == "--version":
         print(f"jaxae {jaxae.__version__}")
         return 0
     try:
-        options_type, run = _checks.lookup("verb", VERBS, verb)
-        _require_packages()
-        return run(_parse(options_type, rest, verb))
+        verb = _checks.lookup("verb", VERBS, name)
+    except ValueError as error:
+        return _refuse(str(error))
+    try:
+        _require_packages(verb)
+        return verb.run(_parse(verb, rest, name))
+    except YourCodeError as error:
+        return _refuse(str(error))
     except (ValueError, OSError, ImportError) as error:
-        print(f"jaxae: error: {_in_options(str(error))}", file=sys.stderr)
-        return 2
+        return _refuse(_in_options(str(error), verb))
     except KeyboardInterrupt:
         print("jaxae: interrupted; nothing more was written.", file=sys.stderr)
         return INTERRUPTED
 
 
-def _in_options(sentence: str) -> str:
+def _refuse(sentence: str) -> int:
+    print(f"jaxae: error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _in_options(sentence: str, verb: Verb) -> str:
     """The library's names of arguments as the command line spells them."""
-    names = {field.name for field in dataclasses.fields(TrainOptions)}
-    options = {name: f"--{name.replace('_', '-')}" for name in names if "_" in name}
-    options["num_epochs"] = "--epochs"
-    pattern = rf"(?<![\w'-])({'|'.join(options)})(?![\w'])"
-    return re.sub(pattern, lambda match: options[match[0]], sentence)
+    names = [field.name for field in dataclasses.fields(verb.options)]
+    words = {name: f"--{name.replace('_', '-')}" for name in names if "_" in name}
+    words.update(verb.words)
+    pattern = rf"(?<![\w'-])({'|'.join(map(re.escape, words))})(?![\w'])"
+    return re.sub(pattern, lambda match: words[match[0]], sentence)
 
 
 def _usage() -> str:
-    verbs = [f"  {verb:10}{options.__doc__}" for verb, (options, _) in VERBS.items()]
+    verbs = [f"  {name:10}{verb.options.__doc__}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: jaxae VERB [options]",
@@ -62,19 +108,19 @@ def _usage() -> str:
     )
 
 
-def _require_packages() -> None:
+def _require_packages(verb: Verb) -> None:
     """Before any work, not when the training is done."""
-    for name in ("tyro", "rich", "matplotlib", "sklearn"):
+    for name in verb.packages:
         if importlib.util.find_spec(name) is None:
             raise _checks.extra("The command line", name, "cli")
 
 
-def _parse(options_type: type, arguments: list[str], verb: str) -> Any:
+def _parse(verb: Verb, arguments: list[str], name: str) -> Any:
     import tyro
 
     return tyro.cli(
-        options_type,
+        verb.options,
         args=arguments,
-        prog=f"jaxae {verb}",
+        prog=f"jaxae {name}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )

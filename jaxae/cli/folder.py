@@ -2,31 +2,39 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxae.autoencoder.files import CONFIG_FILE, PARAMS_FILE
+import jaxae
+from jaxae.autoencoder.files import CONFIG_FILE, PARAMS_FILE, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"  # everything that a clock says, apart
 RESULTS_FILE = "results.json"
+REPORT_FILE = "report.json"  # of gradcheck
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES = "reconstructions.png", "curves.png"
 PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES)
 RUN_FILES = (
-    *(CONFIG_FILE, PARAMS_FILE, METRICS_FILE, TIMING_FILE, RESULTS_FILE),
+    *(CONFIG_FILE, PARAMS_FILE, METRICS_FILE, TIMING_FILE, RESULTS_FILE, REPORT_FILE),
     *PICTURES,
 )
 
 
-def check_out(out: Path, overwrite: bool) -> Path:
-    """`out`, if a run may be written there.
+def check_out(name: str, overwrite: bool) -> Path:
+    """The folder `--out` of that name, if a run may be written there.
 
     Raises:
-      ValueError: if it is a file, or holds a run and may not be overwritten.
+      ValueError: if it has no name, is a file, or holds a run and may not be
+        overwritten.
     """
+    if not name:
+        raise ValueError("--out must name a folder, got ''.")
+    out = Path(name)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
     if not overwrite and any((out / name).exists() for name in RUN_FILES):
@@ -51,6 +59,11 @@ def remove(out: Path) -> None:
         out.rmdir()
 
 
+def write_json(path: Path, value: Any) -> None:
+    """A file of JSON for people to read, whole or not at all."""
+    write_atomically(path, (to_json(value, indent=2) + "\n").encode())
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """One more line of JSON."""
     with path.open("a") as file:
@@ -68,3 +81,16 @@ def to_json(value: Any, **options) -> str:
         return value
 
     return json.dumps(clean(value), allow_nan=False, **options)
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, for its `config.json`."""
+    import jaxlib
+    import optax
+
+    modules = (jaxae, jax, jaxlib, optax, np)
+    versions = {module.__name__: module.__version__ for module in modules}
+    return {
+        "versions": {"python": sys.version.split()[0], **versions},
+        "device": jax.devices()[0].device_kind,
+    }

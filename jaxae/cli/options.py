@@ -1,6 +1,13 @@
 """The options of each verb: names, defaults, help."""
 
+from __future__ import annotations  # so that tyro is needed by who parses, not here
+
+import contextlib
 from dataclasses import dataclass
+from typing import Annotated
+
+with contextlib.suppress(ImportError):  # main says what to install
+    from tyro import conf
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,50 @@ class TrainOptions:
     """The run folder to write."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
+
+
+@dataclass(frozen=True)
+class GradcheckOptions:
+    """Judge gradients: the library's whole catalogue, or a function of yours."""
+
+    function: Annotated[
+        str | None, conf.Positional, conf.arg(metavar="[MODULE:FUNCTION]")
+    ] = None
+    """Your (params, *args) -> scalar, from the current folder. None: the catalogue."""
+    params: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """Where to judge: .npz, .npy, .safetensors (a/b is nested), or a run folder."""
+    grad: Annotated[str | None, conf.arg(metavar="MODULE:FUNCTION")] = None
+    """The gradient you claim, (params, *args) -> like params. None: jax.grad."""
+    arg: Annotated[
+        tuple[str, ...], conf.UseAppendAction, conf.arg(metavar="FILE|key:SEED|NUMBER")
+    ] = ()
+    """A further argument of both functions, files as --params; repeat it, in order."""
+    has_aux: bool = False
+    """The function returns (scalar, aux)."""
+    surrogate: Annotated[
+        tuple[str, ...], conf.UseAppendAction, conf.arg(metavar="PATH")
+    ] = ()
+    """A leaf meant to follow autodiff rather than the function; repeat it."""
+    x64: bool = False
+    """Work in float64; without it, float64 counts as float32, as ever in JAX."""
+
+    only: str | None = None
+    """Of the catalogue, the cases whose name contains this."""
+    seed: int = 0
+    """Of the entries and directions sampled, and of the catalogue's values."""
+
+    out: str = "runs/gradcheck"
+    """The run folder to write."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+
+
+def checked_seed(seed: int) -> int:
+    """A seed that JAX and NumPy both take.
+
+    Raises:
+      ValueError: for any other.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}.")
+    return seed

@@ -1,12 +1,14 @@
 """What a run says while it goes, and how it hears Ctrl-C."""
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxae.cli import folder
 
@@ -58,7 +60,15 @@ class Reporter:
         self._epoch, self._stack = 0, contextlib.ExitStack()
 
     def __enter__(self) -> "Reporter":
-        self._advance = self._stack.enter_context(_progress(self._num_epochs))
+        show = progress(
+            "epoch",
+            self._num_epochs,
+            "loss {task.fields[loss]:.4f}",
+            "{task.fields[rate]:,.0f} examples/s",
+            loss=float("nan"),
+            rate=0.0,
+        )
+        self._show = self._stack.enter_context(show)
         self._started = time.perf_counter()
         return self
 
@@ -78,27 +88,36 @@ class Reporter:
         folder.append(self._out / folder.METRICS_FILE, line)
         timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
         folder.append(self._out / folder.TIMING_FILE, timing)
-        self._advance(metrics["train/loss"], rate)
+        self._show(advance=1, loss=metrics["train/loss"], rate=rate)
         self._started = time.perf_counter()
 
 
 @contextlib.contextmanager
-def _progress(num_epochs: int) -> Iterator[Callable[[float, float], None]]:
-    """A bar with loss and examples per second; silent where nobody watches."""
-    from rich import progress
+def progress(
+    unit: str, total: int, *columns: str, **fields: Any
+) -> Iterator[Callable[..., None]]:
+    """A bar with the time left; silent where nobody watches.
+
+    Args:
+      unit, total: what is counted, up to which number.
+      columns: what else is shown; `{task.fields[NAME]}` is what was said last.
+      fields: their first values.
+
+    Yields:
+      `(advance, **fields) -> None`.
+    """
+    import rich.progress
     from rich.console import Console
 
     console = Console()
-    bar = progress.Progress(
-        progress.TextColumn("epoch"),
-        progress.MofNCompleteColumn(),
-        progress.BarColumn(),
-        progress.TextColumn("loss {task.fields[loss]:.4f}"),
-        progress.TextColumn("{task.fields[rate]:,.0f} examples/s"),
-        progress.TimeRemainingColumn(),
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn(unit),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.BarColumn(),
+        *map(rich.progress.TextColumn, columns),
+        rich.progress.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=num_epochs, loss=float("nan"), rate=0.0)
-        yield lambda loss, rate: bar.update(task, advance=1, loss=loss, rate=rate)
+        yield functools.partial(bar.update, bar.add_task("", total=total, **fields))

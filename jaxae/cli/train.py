@@ -13,9 +13,8 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics, plots
-from jaxae.autoencoder.files import write_atomically
 from jaxae.cli import folder
-from jaxae.cli.options import TrainOptions
+from jaxae.cli.options import TrainOptions, checked_seed
 from jaxae.cli.reporting import Interrupt, Reporter
 from jaxae.observations import Observation
 from jaxae.training import Run
@@ -41,15 +40,13 @@ def train(options: TrainOptions) -> int:
         raise ValueError(
             f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
         )
-    if not options.out:
-        raise ValueError("--out must name a folder, got ''.")
-    out = folder.check_out(Path(options.out), options.overwrite)
+    out = folder.check_out(options.out, options.overwrite)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
-    key = jax.random.key(_checked_seed(options.seed))
+    key = jax.random.key(checked_seed(options.seed))
     observation = jaxae.observations.get(options.observation)
     splits = _load(options, observation)
     objective, hparams = _objective(options, input_dim=splits.train.shape[1])
@@ -90,17 +87,10 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     described = _describe(options, splits, hparams)
     jaxae.save(out, objective.ae, run.params, run=described)
     results = _results(objective, run, splits, hparams)
-    results_json = folder.to_json(results, indent=2) + "\n"
-    write_atomically(out / folder.RESULTS_FILE, results_json.encode())
+    folder.write_json(out / folder.RESULTS_FILE, results)
     _draw(out, objective.ae, run, splits)
     _print_results(results)
     return _conclude(run, out, options)
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}.")
-    return seed
 
 
 def _load(options: TrainOptions, observation: Observation) -> Splits:
@@ -226,18 +216,8 @@ def _describe(options: TrainOptions, splits: Splits, hparams) -> dict[str, Any]:
             "num_validation": len(splits.validation),
             "num_test": len(splits.test),
         },
-        "versions": _versions(),
-        "device": jax.devices()[0].device_kind,
+        **folder.environment(),
     }
-
-
-def _versions() -> dict[str, str]:
-    import jaxlib
-    import optax
-
-    modules = (jaxae, jax, jaxlib, optax, np)
-    versions = {module.__name__: module.__version__ for module in modules}
-    return {"python": sys.version.split()[0], **versions}
 
 
 def _draw(out: Path, ae: jaxae.Autoencoder, run: Run, splits: Splits) -> None:
