@@ -27,7 +27,8 @@ Found (full run, on a CPU, where the default matrix products are those in full):
   float32 is at least 1 - 3e-10 all along.
 * In 100 epochs the median error grows in every model and dtype, as conjectured: by a
   factor of 11 to 230 in bfloat16, 17 to 204 in float16, 1.9 to 62 in float32. (In the
-  20 epochs of the quick run it does not in float32 in 2 of the 4 models.)
+  20 epochs of the quick run, seen first, it does not in float32 in 2 of the 4 models;
+  so this was taken out of the claim.)
 * So bfloat16 may lose the direction: at the end its lowest cosine is 0.31, with up to
   47% of a leaf's signs flipped (identity/gaussian), and 0.76, with 25% (relu/gaussian);
   with a Bernoulli it stays above 0.99. In float16 the lowest of all is 0.96.
