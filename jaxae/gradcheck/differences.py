@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _MAX_STEPS = 12  # step sizes tried, each a factor 8 from the one before
+_FIRST_STEP = 0.01  # relative to what is natural; beyond the largest, a function
+_LARGEST_STEP = 10.0  # that is bounded looks flat
 
 
 class Line(NamedTuple):
@@ -29,11 +31,15 @@ class Slopes(NamedTuple):
 def slopes_along(lines: Iterable[Line], rtol: float) -> Slopes:
     """Slopes at 0 of every line, each to within rtol of the largest so far.
 
-    The best step of one is the next one's first.
+    The best step of one is the next one's first. A line that is less smooth than its
+    noise promises is measured again.
     """
-    found, step, largest = [], 0.1, 0.0
+    found, step, largest = [], _FIRST_STEP, 0.0
     for line in lines:
-        slopes, step = _differentiate(line, step, rtol, largest)
+        slopes, step, is_clear = _differentiate(line, step, rtol, largest)
+        if not is_clear and (noise := float64_noise(line)) > line.noise:
+            line = line._replace(noise=noise)
+            slopes, step, _ = _differentiate(line, _FIRST_STEP, rtol, largest)
         found.append(slopes)
         largest = float(np.fmax(largest, abs(slopes.slope)))
     return Slopes(*np.array(found).reshape(-1, 3).T)
@@ -41,59 +47,88 @@ def slopes_along(lines: Iterable[Line], rtol: float) -> Slopes:
 
 def _differentiate(
     line: Line, step: float, rtol: float, floor: float
-) -> tuple[Slopes, float]:
-    """Slope at 0 to within rtol max(|slope|, floor), and the step that served best.
+) -> tuple[Slopes, float, bool]:
+    """Slope at 0 to within rtol max(|slope|, floor); best step; whether it is clear.
 
     The step shrinks while truncation is the larger error and grows while rounding is,
     until together they meet the goal or change places. A jump counts as truncation
     until the step is so small that single precision cannot tell it from a kink at 0.
+    What misses the goal though rounding, if the noise is right, allows it is not clear.
     """
-    best, best_step, least = Slopes(math.nan, 0.0, math.inf), step, math.inf
-    trend = None
+    best, best_step, trend = Slopes(math.nan, 0.0, math.inf), step, None
+    least, allowed = math.inf, 0.0
+
+    def is_enough(error: float, slope: float) -> bool:
+        return bool(error <= rtol * max(abs(slope), floor))
+
     for _ in range(_MAX_STEPS):
-        found, rounding = _extrapolate(line, step)
+        found, rounding = _extrapolate(line, step, is_enough)
         error = found.resolution + (abs(found.jump) if step > 1e-6 else 0.0)
         if error < least:
-            best, best_step, least = found, step, error
+            best, best_step, least, allowed = found, step, error, rounding
         factor = 8.0 if error < 2 * rounding else 1 / 8
-        is_enough = least <= rtol * max(abs(best.slope), floor)
-        if is_enough or trend not in (None, factor) or factor * step > 100:
+        is_last = trend not in (None, factor) or factor * step > _LARGEST_STEP
+        if is_enough(least, best.slope) or is_last:
             break
         step, trend = step * factor, factor
-    return best, best_step
+    return best, best_step, is_enough(least, best.slope) or bool(least < 2 * allowed)
 
 
-def _extrapolate(line: Line, step: float) -> tuple[Slopes, float]:
-    """Richardson's extrapolation from h, h/2, h/4, and its rounding error.
+def _extrapolate(
+    line: Line, step: float, is_enough: Callable[[float, float], bool]
+) -> tuple[Slopes, float]:
+    """Richardson's extrapolation from h, h/2, and h/4 if need be; its rounding error.
 
-    D(h) = (f(h) - f(-h)) / 2h gives R = (4 D(h/2) - D(h)) / 3 twice; their disagreement
-    bounds the truncation of the finer. 12 noise / h is three standard deviations of its
-    rounding. S(h) = (f(h) - 2 f(0) + f(-h)) / h gives the jump J = 2 S(h/2) - S(h).
+    D(h) = (f(h) - f(-h)) / 2h gives R = (4 D(h/2) - D(h)) / 3, whose truncation is less
+    than that of D(h/2), which R tells; or R twice, where their disagreement bounds that
+    of the finer. 6 noise / h is three standard deviations of the rounding in R(h).
+    S(h) = (f(h) - 2 f(0) + f(-h)) / h gives the jump J = 2 S(h/2) - S(h).
     """
-    h = step * line.size * np.array([1.0, 0.5, 0.25])
-    ahead, behind = (np.array([line.value(t) for t in side * h]) for side in (1, -1))
-    central, second = (ahead - behind) / (2 * h), (ahead - 2 * line.f0 + behind) / h
-    coarse, fine = (4 * central[1:] - central[:-1]) / 3
-    first, last = 2 * second[1:] - second[:-1]
-    truncation, rounding = abs(fine - coarse), 12 * line.noise / h[0]
+    h = step * line.size
+    (d1, s1), (d2, s2) = _quotients(line, h), _quotients(line, h / 2)
+    coarse, first, rounding = (4 * d2 - d1) / 3, 2 * s2 - s1, 6 * line.noise / h
+    resolution = abs(coarse - d2) + rounding
+    if is_enough(resolution + abs(first), coarse):
+        return Slopes(coarse, 0.0, resolution), rounding
+    d3, s3 = _quotients(line, h / 4)
+    fine, last, rounding = (4 * d3 - d2) / 3, 2 * s3 - s2, 2 * rounding
     stands_out = abs(last) > 4 * (abs(last - first) + 2 * rounding)
-    return Slopes(fine, last if stands_out else 0.0, truncation + rounding), rounding
+    jump, resolution = last if stands_out else 0.0, abs(fine - coarse) + rounding
+    return Slopes(fine, jump, resolution), rounding
 
 
-def rounding_noise(line: Line) -> float:
-    """Standard deviation of the rounding in f, from its fourth differences.
+def _quotients(line: Line, h: float) -> tuple[float, float]:
+    ahead, behind = line.value(h), line.value(-h)
+    return (ahead - behind) / (2 * h), (ahead - 2 * line.f0 + behind) / h
+
+
+def float64_noise(line: Line) -> float:
+    """Standard deviation of the rounding in f if all of it is in float64.
 
     More and Wild, "Estimating computational noise", 2011: differences of order k along
-    steps too small for the function leave only noise, with variance (2k)! / (k!)^2. The
-    steps grow while most values are equal: a function may round to float32 inside.
+    steps too small for the function leave only noise, with variance (2k)! / (k!)^2.
     """
-    for step in (1e-7, 1e-6, 1e-5, 1e-4):
-        values = [line.value(k * step * line.size) for k in range(9)]
-        if len(set(values)) > 4:
-            break
-    deviation = math.sqrt(np.mean(np.diff(values, 4) ** 2) / 70)
+    values = [line.value(k * 1e-7 * line.size) for k in range(-6, 7)]
     floor = float(np.finfo(np.float64).eps) * abs(line.f0)
-    return max(deviation, floor) if math.isfinite(deviation) else floor
+    noise = _difference(values, 4) / math.sqrt(70)
+    return max(noise, floor) if math.isfinite(noise) else floor
+
+
+def coarse_noise(line: Line) -> float:
+    """Standard deviation of whatever rounding there is in f, or the noise it has.
+
+    The same along steps so long that bfloat16 does not round them away. In a smooth
+    function differences of a higher order are smaller; in noise they are larger.
+    """
+    values = [line.value(k * 2.5e-3 * line.size) for k in range(-8, 9)]
+    fifth, seventh = _difference(values, 5), _difference(values, 7)
+    is_noise = fifth < seventh < math.inf
+    return max(line.noise, fifth / math.sqrt(252) if is_noise else 0.0)
+
+
+def _difference(values: list[float], order: int) -> float:
+    """Standard deviation of the differences if normal; a jump or two do not count."""
+    return float(np.median(np.abs(np.diff(values, order)))) / 0.6745
 
 
 def taylor_order(line: Line, slope: float, blur: float) -> float | None:
@@ -101,10 +136,12 @@ def taylor_order(line: Line, slope: float, blur: float) -> float | None:
 
     That is above 10 (noise + h blur): the slope is known to within `blur`.
     """
-    h = line.size * 0.25 * 0.25 ** np.arange(8)
-    remainder = np.abs([line.value(t) - line.f0 - t * slope for t in h])
-    stands_out = remainder > 10 * (line.noise + h * blur)
-    count = int(np.argmin(np.append(stands_out, False)))
-    if count < 2:
+    remainders: list[float] = []
+    for h in line.size * 0.25 * 0.25 ** np.arange(8):
+        remainder = abs(line.value(h) - line.f0 - h * slope)
+        if not remainder > 10 * (line.noise + h * blur):
+            break
+        remainders.append(remainder)
+    if len(remainders) < 2:
         return None
-    return math.log(remainder[count - 2] / remainder[count - 1], 4)
+    return math.log(remainders[-2] / remainders[-1], 4)

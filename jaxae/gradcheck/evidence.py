@@ -1,7 +1,7 @@
 """All that is measured of the gradient in one leaf."""
 
-import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,25 +10,45 @@ import numpy as np
 from jaxae.gradcheck.differences import (
     Line,
     Slopes,
-    rounding_noise,
+    float64_noise,
     slopes_along,
     taylor_order,
 )
-from jaxae.gradcheck.functions import Floats, Function
+from jaxae.gradcheck.functions import Function
 from jaxae.gradcheck.report import Leaf
-from jaxae.gradcheck.rounding import nearby
 
 _SMALL = 64  # up to this size every entry of a leaf is differenced
-_NUM_TOP = 4  # beyond: this many entries from each place of interest,
-_NUM_SAMPLED = 6  # this many at random,
+_NUM_TOP = 3  # beyond: this many entries from each place of interest,
+_NUM_SAMPLED = 4  # this many at random,
 _NUM_DIRECTIONS = 6  # and this many random sign vectors over the whole leaf
 
 
+class Rounding(NamedTuple):
+    """What rounding may do to a claim, from its dtypes and shapes alone."""
+
+    tolerance: float  # 8 u + sqrt(N) u32
+    batch_sizes: frozenset[int] = frozenset()  # lengths of first axes among the data
+
+    @property
+    def rtol(self) -> float:
+        """How well slopes have to be known."""
+        return max(self.tolerance / 2, 1e-10)
+
+
+class Probe(NamedTuple):
+    """How the function can be moved to see the n derivatives of a leaf."""
+
+    line: Callable[[np.ndarray, float], Line]  # whose slope is theirs along [n]
+    sizes: np.ndarray  # [n] the length natural to a step along each
+    numbers: Callable[[np.ndarray], np.ndarray]  # [n] as the caller writes them
+
+
 class Evidence(NamedTuple):
-    """All that is known of one leaf of n entries, flattened."""
+    """All that is known of one leaf of n derivatives, flattened."""
 
     leaf: Leaf  # still undecided
-    tolerance: float  # 8 u + sqrt(N) u32
+    numbers: Callable[[np.ndarray], np.ndarray]  # as the caller writes them
+    rounding: Rounding
     claim: np.ndarray  # [n]
     roundoff: np.ndarray  # [n] what rounding may do to the claim
     autodiff: Any  # [n] in float64, or None
@@ -37,9 +57,25 @@ class Evidence(NamedTuple):
     signs: np.ndarray  # [d, n] directions over the whole leaf, none if it is small
     found: Slopes  # [m + d] of the function along those entries and directions
 
+    @property
+    def num_parts(self) -> int:
+        """Derivatives to a number: 2 if it is complex."""
+        return self.claim.size // max(math.prod(self.leaf.shape), 1)
+
     def along(self, gradient: np.ndarray) -> np.ndarray:
         """Slopes [m + d] that a gradient stands for."""
         return np.append(gradient[self.looked_at], self.signs @ gradient)
+
+
+def probe_leaf(function: Function, path: str, numbers: Any) -> Probe:
+    """Moves one leaf of the params."""
+    point = function.points[path]
+
+    def line(vector: np.ndarray, size: float) -> Line:
+        return function.line({path: vector.reshape(point.shape)}, size)
+
+    sizes = np.maximum(np.abs(point.ravel()), rms(point) or 1.0)
+    return Probe(line, sizes, numbers)
 
 
 def measure_noise(function: Function, rng: np.random.Generator) -> Function:
@@ -48,60 +84,80 @@ def measure_noise(function: Function, rng: np.random.Generator) -> Function:
         path: rng.choice([-1.0, 1.0], p.shape) * np.where(p, np.abs(p), rms(p) or 1.0)
         for path, p in function.points.items()
     }
-    return function._replace(noise=rounding_noise(function.line(moves)))
-
-
-def differentiate_nearby(
-    function: Function, rng: np.random.Generator
-) -> tuple[list[Floats], tuple[str, ...]]:
-    """Autodiff in float64 here and one last bit away, or a note why there is none."""
-    try:
-        return nearby(function.gradient(), function.points, rng, count=2), ()
-    except Exception as error:  # a rule may fail in its own way; differences decide
-        reason = str(error).partition("\n")[0]
-        return [], (f"no float64 autodiff to compare with: {reason:.120}",)
+    return function._replace(noise=float64_noise(function.line(moves)))
 
 
 def gather(
-    function: Function,
-    path: str,
+    probe: Probe,
     leaf: Leaf,
-    claims: list[Floats],
-    autodiffs: list[Floats],
-    tolerance: float,
+    claims: list[Any],
+    autodiffs: list[Any],
+    rounding: Rounding,
     rng: np.random.Generator,
 ) -> Evidence:
-    """The evidence on a leaf, from gradients here and one last bit away."""
-    point = function.points[path]
-    claim, roundoff = _spread([grads[path] for grads in claims])
+    """The evidence on a leaf, from derivatives here and one last bit away."""
+    claim, roundoff = _spread(claims)
     autodiff, autodiff_roundoff = None, None
-    if autodiffs and np.all(np.isfinite(autodiffs[0][path])):
-        autodiff, autodiff_roundoff = _spread([grads[path] for grads in autodiffs])
-    looked_at = _where_to_look(claim, roundoff, autodiff, rng)
-    num_directions = _NUM_DIRECTIONS if point.size > _SMALL else 0
-    signs = rng.choice([-1.0, 1.0], (max(num_directions, 1), point.size))
-    size = rms(point) or 1.0  # the length natural to a step
-    sizes = np.maximum(np.abs(point.ravel()), size)
-
-    def line(vector: np.ndarray, size: float) -> Line:
-        return function.line({path: vector.reshape(point.shape)}, size)
-
-    along_axes = (line(np.arange(point.size) == k, sizes[k]) for k in looked_at)
-    along_signs = [line(vector, size) for vector in signs]
-    lines = itertools.chain(along_axes, along_signs[:num_directions])
-    blur = tolerance * np.linalg.norm(claim) + np.linalg.norm(roundoff)
+    if autodiffs and np.all(np.isfinite(autodiffs[0])):
+        autodiff, autodiff_roundoff = _spread(autodiffs)
+    parts = claim.size // max(math.prod(leaf.shape), 1)
+    looked_at = _where_to_look(claim, roundoff, autodiff, parts, rng)
+    num_directions = _NUM_DIRECTIONS if claim.size > _SMALL else 0
+    signs = rng.choice([-1.0, 1.0], (max(num_directions, 1), claim.size))
+    size = rms(probe.sizes)
+    axes = (_axis(probe, k) for k in looked_at)
+    along_signs = [probe.line(vector, size) for vector in signs]
+    blur = rounding.tolerance * np.linalg.norm(claim) + np.linalg.norm(roundoff)
     slope = taylor_order(along_signs[0], float(signs[0] @ claim), float(blur))
-    return Evidence(
+    e = Evidence(
         leaf=replace(leaf, slope=slope),
-        tolerance=tolerance,
+        numbers=probe.numbers,
+        rounding=rounding,
         claim=claim,
         roundoff=roundoff,
         autodiff=autodiff,
         autodiff_roundoff=autodiff_roundoff,
         looked_at=looked_at,
         signs=signs[:num_directions],
-        found=slopes_along(lines, rtol=max(tolerance / 2, 1e-10)),
+        found=slopes_along([*axes, *along_signs[:num_directions]], rounding.rtol),
     )
+    return _with_entry_behind(e, probe, rounding.rtol)
+
+
+def _axis(probe: Probe, k: Any) -> Line:
+    return probe.line(np.arange(probe.sizes.size) == k, probe.sizes[k])
+
+
+def _with_entry_behind(e: Evidence, probe: Probe, rtol: float) -> Evidence:
+    """Where directions see what no entry looked at shows, the entry that they see.
+
+    It is found by halving: the half whose slope deviates more from the claim's.
+    """
+    m, parts = e.looked_at.size, e.num_parts
+    gap, allowed = e.along(e.claim) - e.found.slope, 2 * e.found.resolution
+    allowed[m:] += e.rounding.tolerance * np.linalg.norm(e.claim) + np.linalg.norm(
+        e.roundoff
+    )
+    allowed[:m] += e.rounding.tolerance * largest(e.claim) + largest(e.roundoff)
+    stands_out = np.abs(gap) > allowed + np.abs(e.found.jump)
+    if not np.any(stands_out[m:]) or np.any(stands_out[:m]):
+        return e
+    worst = m + int(np.argmax(np.abs(gap[m:])))
+    vector, size, total = e.signs[worst - m], rms(probe.sizes), gap[worst]
+    entries = np.arange(vector.size)
+    while entries.size > 1:
+        left, right = np.array_split(entries, 2)
+        part = np.zeros(vector.size)
+        part[left] = vector[left]
+        seen = slopes_along([probe.line(part, size)], rtol).slope[0]
+        in_left = float(e.claim @ part - seen)
+        is_left = abs(in_left) > abs(total - in_left)
+        entries, total = (left, in_left) if is_left else (right, total - in_left)
+    first = entries[0] // parts * parts
+    added = first + np.arange(parts)
+    here = slopes_along((_axis(probe, k) for k in added), rtol)
+    found = Slopes(*map(np.append, here, e.found))
+    return e._replace(looked_at=np.append(added, e.looked_at), found=found)
 
 
 def _spread(near: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,9 +173,16 @@ def _spread(near: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _where_to_look(
-    claim: np.ndarray, roundoff: np.ndarray, autodiff: Any, rng: np.random.Generator
+    claim: np.ndarray,
+    roundoff: np.ndarray,
+    autodiff: Any,
+    parts: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Entries largest in claim, autodiff, their difference, roundoff; and a sample."""
+    """Entries largest in claim, autodiff, their difference, roundoff; and a sample.
+
+    Of a complex number, that is of two parts, both.
+    """
     if claim.size <= _SMALL:
         return np.arange(claim.size)
     measures = [claim, roundoff]
@@ -128,7 +191,8 @@ def _where_to_look(
     sizes = [np.nan_to_num(np.abs(x)) for x in measures]
     tops = [np.argpartition(-x, _NUM_TOP)[:_NUM_TOP] for x in sizes]
     sample = rng.choice(claim.size, _NUM_SAMPLED, replace=False)
-    return np.unique(np.concatenate([*tops, sample]))
+    first = np.unique(np.concatenate([*tops, sample]) // parts) * parts
+    return np.add.outer(first, np.arange(parts)).ravel()
 
 
 def largest(x: np.ndarray) -> float:

@@ -2,15 +2,21 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae.gradcheck.differences import Line
-from jaxae.gradcheck.rounding import ROUNDINGS, float_dtype, unit_roundoff
+from jaxae.gradcheck.differences import Line, coarse_noise
+from jaxae.gradcheck.rounding import (
+    ROUNDINGS,
+    float_dtype,
+    is_complex,
+    unit_roundoff,
+)
+from jaxae.gradcheck.stochastic import rounds_coarsely
 
 Floats = dict[str, Any]  # the floating-point leaves by path
 _UNTRACEABLE = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
@@ -21,15 +27,28 @@ class UndecidableError(Exception):
     """Says why nothing can be said of a function's gradient."""
 
 
+class Counted:
+    """A function that knows how often it was called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it once more."""
+        self.calls += 1
+        return self.function(*args)
+
+
 class Function(NamedTuple):
     """`loss(floats, args)` as a function of the leaves in float64."""
 
     loss: Callable[..., Any]
     points: Floats  # where it is differentiated
     args: Any
-    value: Callable[[Floats], Any]
+    value: Counted  # (floats) -> []
     f0: float
     noise: float = 0.0  # standard deviation of its rounding, once measured
+    is_coarse: bool = False  # rounds to less inside: every line has its own noise
 
     def gradient(self) -> Callable[[Floats], Floats]:
         """Autodiff; raises where the function has no derivative rule."""
@@ -42,7 +61,8 @@ class Function(NamedTuple):
             moved = {k: self.points[k] + t * move for k, move in moves.items()}
             return float(self.value(self.points | moved))
 
-        return Line(value, self.f0, self.noise, size)
+        line = Line(value, self.f0, self.noise, size)
+        return line._replace(noise=coarse_noise(line)) if self.is_coarse else line
 
 
 def scalar(out: Any, has_aux: bool) -> jax.Array:
@@ -81,13 +101,17 @@ def compiled(
     return lambda floats: traced(floats, arrays)
 
 
-def longest_sum(loss: Callable[..., Any], floats: Floats, args: Any) -> int:
-    """The product of all axes but the shortest, of the array where it is largest."""
-    try:  # args and what fn closes over are the constants of the traced function
+def shapes_within(loss: Callable[..., Any], floats: Floats, args: Any) -> list[Any]:
+    """The shapes of the arrays in `args` and of those that the function closes over."""
+    try:  # both are constants of the traced function
         arrays = jax.make_jaxpr(lambda floats: loss(floats, args))(floats).consts
     except _UNTRACEABLE:
         arrays = jax.tree.leaves(args)
-    shapes = map(np.shape, (*floats.values(), *arrays))
+    return list(map(np.shape, arrays))
+
+
+def longest_sum(shapes: Iterable[tuple[int, ...]]) -> int:
+    """The product of all axes but the shortest, of the shape where it is largest."""
     return max(math.prod(sorted(shape)[1:] or shape) for shape in shapes)
 
 
@@ -127,17 +151,32 @@ def in_float64(
 
 
 def _evaluated(loss: Callable[..., Any], points: Floats, args: Any) -> Function:
-    value = compiled(loss, points, args)
+    value = Counted(compiled(loss, points, args))
     first, second = float(value(points)), float(value(points))
     if not math.isfinite(first):
         raise UndecidableError(f"fn is {first} here")
     if first != second:
         raise UndecidableError(_NOT_DETERMINISTIC)
-    return Function(loss, points, args, value, first)
+    return Function(
+        loss, points, args, value, first, is_coarse=_is_coarse(loss, points, args)
+    )
+
+
+def _is_coarse(loss: Callable[..., Any], points: Floats, args: Any) -> bool:
+    """Whether something in it rounds to less than float64, or is out of sight."""
+    try:
+        traced = jax.make_jaxpr(lambda floats: loss(floats, args))(points)
+    except _UNTRACEABLE:
+        return True
+    return rounds_coarsely(traced.jaxpr)
 
 
 def _widen(leaf: Any) -> Any:
-    is_real = _is_array(leaf) and float_dtype(leaf) is not None
+    if not _is_array(leaf):
+        return leaf
+    if is_complex(leaf):
+        return np.asarray(leaf).astype(np.complex128)
+    is_real = float_dtype(leaf) is not None
     return np.asarray(leaf).astype(np.float64) if is_real else _on_cpu(leaf)
 
 

@@ -1,12 +1,17 @@
-"""What is given: the floating-point leaves of params and of a gradient like them."""
+"""What is given: the numbers in params and in a gradient like them.
+
+Complex leaves become real ones, an axis longer: z as (Re z, Im z); of the gradient of a
+real function, which JAX gives as df/d(Re z) - i df/d(Im z), the two derivatives.
+"""
 
 from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxae.gradcheck.rounding import canonical, float_dtype
+from jaxae.gradcheck.rounding import canonical, float_dtype, is_complex
 
 
 def require_callables(fn: Any, grad: Any) -> None:
@@ -39,19 +44,13 @@ def read_seed(key: Any) -> Any:
 def read_params(
     params: Any, surrogate: Collection[str]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The floating-point leaves, and the paths of all others."""
-    leaves = _leaves_by_path(params)
+    """The real and complex leaves as real ones, and the paths of all others."""
+    leaves = leaves_by_path(params)
     floats = {
-        path: canonical(leaf)
+        path: in_parts(canonical(leaf))
         for path, leaf in leaves.items()
-        if float_dtype(leaf) is not None
+        if is_number(leaf)
     }
-    for path, leaf in leaves.items():
-        if np.iscomplexobj(leaf):
-            raise ValueError(
-                f"params must be real, but leaf {path!r} is complex: pass its real and "
-                "imaginary parts as two leaves."
-            )
     if not floats:
         raise ValueError(
             f"params must hold at least one floating-point leaf, got {params!r:.80}."
@@ -67,14 +66,19 @@ def read_params(
 
 
 def fill(params: Any, floats: dict[str, Any]) -> Any:
-    """The params with `floats` as floating-point leaves."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: floats.get(_name(path), leaf), params
-    )
+    """The params with the values of `floats`."""
+
+    def value(path: Any, leaf: Any) -> Any:
+        found = floats.get(_name(path), leaf)
+        if found is leaf or not is_complex(leaf):
+            return found
+        return jax.lax.complex(found[..., 0], found[..., 1])
+
+    return jax.tree_util.tree_map_with_path(value, params)
 
 
 def read_grads(grads: Any, params: Any, floats: dict[str, Any]) -> dict[str, Any]:
-    """The gradients of `floats`, checked against them."""
+    """The derivatives by each of `floats`, checked against them."""
     expected: Any = jax.tree.structure(params, is_leaf=_is_none)
     structure: Any = jax.tree.structure(grads, is_leaf=_is_none)
     if structure != expected:
@@ -82,18 +86,48 @@ def read_grads(grads: Any, params: Any, floats: dict[str, Any]) -> dict[str, Any
             "grad must return a pytree of the same structure as params, "
             f"{expected}, got {structure}."
         )
-    leaves = _leaves_by_path(grads)
-    for path, leaf in floats.items():
-        shape, claim = np.shape(leaf), leaves[path]
-        if np.shape(claim) != shape or float_dtype(claim) is None:
+    leaves, claims = leaves_by_path(params), leaves_by_path(grads)
+    for path in floats:
+        shape, claim = np.shape(leaves[path]), claims[path]
+        kind = "complex" if is_complex(leaves[path]) else "real"
+        is_same_kind = is_complex(claim) == is_complex(leaves[path])
+        if np.shape(claim) != shape or not is_number(claim) or not is_same_kind:
             raise ValueError(
-                f"grad must return real numbers of shape {shape} for leaf {path!r}, "
+                f"grad must return {kind} numbers of shape {shape} for leaf {path!r}, "
                 f"got {claim!r:.60} of shape {np.shape(claim)}."
             )
-    return {path: leaves[path] for path in floats}
+    return {path: in_parts(conjugate(claims[path])) for path in floats}
 
 
-def _leaves_by_path(tree: Any) -> dict[str, Any]:
+def conjugate(leaf: Any) -> Any:
+    """Its complex conjugate; real leaves stay what they are."""
+    return jnp.conj(leaf) if is_complex(leaf) else leaf
+
+
+def in_parts(leaf: Any) -> Any:
+    """A complex leaf as a real one, an axis longer; a real one as it is."""
+    if not is_complex(leaf):
+        return leaf
+    return jnp.stack([jnp.real(leaf), jnp.imag(leaf)], axis=-1)
+
+
+def real_numbers(derivatives: np.ndarray) -> np.ndarray:
+    """Derivatives of real entries, as they are."""
+    return derivatives
+
+
+def gradient_numbers(derivatives: np.ndarray) -> np.ndarray:
+    """Pairs of derivatives by real and imaginary part, as JAX's complex gradient."""
+    return derivatives[0::2] - 1j * derivatives[1::2]
+
+
+def is_number(leaf: Any) -> bool:
+    """Whether it is a real or complex floating-point leaf."""
+    return float_dtype(leaf) is not None or is_complex(leaf)
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Every leaf, None included, by `keystr(path, simple=True, separator="/")`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
     return {_name(path): leaf for path, leaf in flat}
 

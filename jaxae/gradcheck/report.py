@@ -83,8 +83,8 @@ class Report:
 
 
 def as_json(tree: Any) -> str:
-    """JSON text; numbers that are not finite become strings."""
-    text = json.dumps(tree)
+    """JSON text; numbers that are not finite become strings, complex ones pairs."""
+    text = json.dumps(tree, default=lambda z: [z.real, z.imag])
     finite = json.loads(text, parse_constant=lambda name: str(float(name)))
     return json.dumps(finite, allow_nan=False)
 

@@ -31,16 +31,24 @@ def float_dtype(leaf: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+def is_complex(leaf: Any) -> bool:
+    """Whether its entries are complex numbers."""
+    dtype = complex if type(leaf) is complex else getattr(leaf, "dtype", None)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.complexfloating))
+
+
 def narrow(leaf: Any) -> np.ndarray:
     """The values of a real leaf as JAX reads them."""
     return np.asarray(leaf).astype(float_dtype(leaf))
 
 
 def canonical(leaf: Any) -> Any:
-    """NumPy's float64 as JAX reads it: claim and function then see the same point."""
-    dtype = float_dtype(leaf)
-    is_wider = dtype is not None and getattr(leaf, "dtype", dtype) != dtype
-    return narrow(leaf) if is_wider else leaf
+    """NumPy's double precision as JAX reads it: claim and function see one point."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return leaf
+    seen = jax.dtypes.canonicalize_dtype(dtype)
+    return leaf if seen == dtype else np.asarray(leaf).astype(seen)
 
 
 def nearby(

@@ -101,6 +101,8 @@ class _Shaker:
 
     def move(self, x: Any) -> Any:
         """x (1 + 2 u s), s = 1 or -1 from a hash of a salt and the entry's number."""
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return jax.lax.complex(self.move(jnp.real(x)), self.move(jnp.imag(x)))
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         self.salt = self.salt * np.uint32(0x9E3779B1) + np.uint32(1)
@@ -110,3 +112,26 @@ class _Shaker:
         eps = jnp.finfo(x.dtype).eps
         factors = jnp.where(bits >> np.uint32(31), 1 + eps, 1 - eps).astype(x.dtype)
         return x * factors.reshape(x.shape)
+
+
+def rounds_coarsely(jaxpr: Jaxpr) -> bool:
+    """Whether what depends on its inputs is rounded to less than float64 somewhere."""
+    moving = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        operands = {atom for atom in eqn.invars if not isinstance(atom, Literal)}
+        if not operands & moving:
+            continue
+        moving |= set(eqn.outvars)
+        params = jax.tree.leaves(tuple(eqn.params.values()))
+        inner = (getattr(param, "jaxpr", param) for param in params)
+        if "callback" in eqn.primitive.name or any(
+            [_is_narrow(out.aval) for out in eqn.outvars]
+            + [rounds_coarsely(part) for part in inner if isinstance(part, Jaxpr)]
+        ):
+            return True
+    return False
+
+
+def _is_narrow(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", np.dtype(bool))
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits < 64

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxae.gradcheck.evidence import Evidence, largest, rms
+from jaxae.gradcheck.hints import explain
 from jaxae.gradcheck.report import Leaf, Worst
 from jaxae.gradcheck.rounding import ROUNDINGS, SINGLE
 
@@ -30,9 +31,9 @@ def judge(e: Evidence) -> Leaf:
     if not e.claim.size:
         leaf = replace(e.leaf, error=0.0, resolution=0.0, hint="empty")
         return replace(leaf, verdict="correct", ok=True)
-    bad = np.flatnonzero(~np.isfinite(e.claim))
+    bad = np.unique(np.flatnonzero(~np.isfinite(e.claim)) // e.num_parts)
     if bad.size:
-        first = _index(e, int(bad[0]))
+        first = tuple(map(int, np.unravel_index(bad[0], e.leaf.shape)))
         hint = f"{bad.size} claimed entries are not finite, the first at {first}"
         return replace(e.leaf, hint=hint)
     slope, jump, resolution = e.found
@@ -56,7 +57,7 @@ def _judge_zero(e: Evidence) -> Leaf:
     if error > resolution:
         verdict = "surrogate" if _follows_autodiff(e) else "wrong"
         k = int(np.argmax(np.abs(e.claim)))
-        worst = Worst(_index(e, k), float(e.claim[k]), 0.0)
+        worst = Worst(_index(e, k), _number(e, e.claim, k), 0.0)
         hint = "the true gradient is zero: error is absolute"
         return replace(leaf, verdict=verdict, worst=worst, hint=hint)
     insists = error > 5 * rounding
@@ -75,7 +76,7 @@ def _judge_nonzero(e: Evidence) -> Leaf:
     claim, true = e.claim[truth.known], truth.true
     k = int(np.argmax(np.abs(claim - true)))
     entry = int(truth.known[k])
-    worst = Worst(_index(e, entry), float(claim[k]), float(true[k]))
+    worst = Worst(_index(e, entry), _number(e, claim, k), _number(e, true, k))
     leaf = replace(e.leaf, error=error, resolution=resolution, worst=worst)
     if resolution > _COARSEST and error <= 3 * resolution:
         return replace(leaf, hint=f"resolution worse than {_COARSEST}: too noisy")
@@ -84,7 +85,13 @@ def _judge_nonzero(e: Evidence) -> Leaf:
     if error > resolution:
         follows = not truth.is_autodiff and _follows_autodiff(e)
         verdict = "surrogate" if follows else "wrong"
-        hint = _explain(claim, true, 2 * resolution, e.leaf.shape)
+        hint = explain(
+            e.numbers(claim),
+            e.numbers(true),
+            2 * resolution,
+            e.leaf.shape,
+            e.rounding.batch_sizes,
+        )
         return replace(leaf, verdict=verdict, hint=hint)
     if truth.has_kink and claim.size < e.claim.size:
         return replace(leaf, hint="kinks, and no autodiff that tells every entry")
@@ -104,7 +111,7 @@ def _find_truth(e: Evidence) -> Truth:
     true, jump = e.found.slope[:m].copy(), e.found.jump[:m]
     norm = max(rms(e.found.slope[m:]), largest(true))
     scale = max(largest(true), norm / math.sqrt(e.claim.size))
-    is_kink = np.abs(e.found.jump) > e.tolerance * _units(e, scale, norm)
+    is_kink = np.abs(e.found.jump) > e.rounding.tolerance * _units(e, scale, norm)
     has_kink, kinks = bool(np.any(is_kink)), known[is_kink[:m]]
     half = np.abs(jump) / 2
     nearest = np.where(jump, np.clip(e.claim[known], true - half, true + half), true)
@@ -120,7 +127,7 @@ def _is_confirmed(e: Evidence, scale: float, norm: float, has_kink: bool) -> boo
     """Whether autodiff passes all differences, to single precision or the claim's."""
     if e.autodiff is None:
         return False
-    tolerance = max(min(e.tolerance, ROUNDINGS * SINGLE), 1e-12)
+    tolerance = max(min(e.rounding.tolerance, ROUNDINGS * SINGLE), 1e-12)
     allowed = tolerance * _units(e, scale, norm) + e.found.resolution
     agrees = _outside(e, e.autodiff) <= allowed
     # At a kink, slopes along directions do not add up.
@@ -143,43 +150,27 @@ def _measure(e: Evidence, truth: Truth) -> tuple[float, float]:
     roundoff[truth.kinks] = 0.0
     error = largest(e.claim[truth.known] - truth.true)
     blur = largest(roundoff) + largest(e.found.resolution[:m])
-    measures = [(error / truth.scale, e.tolerance + blur / truth.scale)]
+    measures = [(error / truth.scale, e.rounding.tolerance + blur / truth.scale)]
     if not truth.has_kink:
         error = largest(_outside(e, e.claim)[m:])
         blur = float(np.linalg.norm(roundoff)) + largest(e.found.resolution[m:])
-        measures.append((error / truth.norm, e.tolerance + blur / truth.norm))
+        measures.append((error / truth.norm, e.rounding.tolerance + blur / truth.norm))
     return max(measures, key=lambda pair: pair[0] / pair[1])
 
 
 def _follows_autodiff(e: Evidence) -> bool:
     if e.autodiff is None:
         return False
-    allowed = e.tolerance * largest(e.autodiff) + largest(e.roundoff)
+    allowed = e.rounding.tolerance * largest(e.autodiff) + largest(e.roundoff)
     return largest(e.claim - e.autodiff) <= allowed
 
 
-def _explain(
-    claim: np.ndarray, true: np.ndarray, tolerance: float, shape: tuple[int, ...]
-) -> str:
-    """A single cause, where one explains the whole deviation."""
-
-    def explains(other: np.ndarray) -> bool:
-        return largest(claim - other) <= tolerance * largest(other)
-
-    if not np.any(claim):
-        return "zero"
-    if explains(-true):
-        return "sign"
-    factor = float(claim @ true / (true @ true)) if np.any(true) else 0.0
-    if claim.size > 1 and abs(factor - 1) > tolerance and explains(factor * true):
-        return f"off by a factor {factor:.4g}"
-    is_whole = claim.size == math.prod(shape)
-    is_square = len(shape) == 2 and shape == shape[::-1]
-    if is_whole and is_square and explains(true.reshape(shape).T.ravel()):
-        return "transposed"
-    count = np.sum(np.abs(claim - true) > tolerance * largest(true))
-    return f"in {count} of {claim.size} entries{'' if is_whole else ' looked at'}"
+def _index(e: Evidence, k: int) -> tuple[int, ...]:
+    """Where in the leaf the k-th derivative is."""
+    return tuple(map(int, np.unravel_index(k // e.num_parts, e.leaf.shape)))
 
 
-def _index(e: Evidence, entry: int) -> tuple[int, ...]:
-    return tuple(map(int, np.unravel_index(entry, e.leaf.shape)))
+def _number(e: Evidence, derivatives: np.ndarray, k: int) -> float | complex:
+    """The number that the k-th of some derivatives is a part of."""
+    first = k // e.num_parts * e.num_parts
+    return e.numbers(derivatives[first : first + e.num_parts]).item()

@@ -1,0 +1,110 @@
+"""From a claim to the verdicts on it, whichever derivatives it is a claim of."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxae.gradcheck.evidence import Probe, Rounding, gather, measure_noise
+from jaxae.gradcheck.functions import (
+    Floats,
+    Function,
+    UndecidableError,
+    compiled,
+    in_float64,
+    longest_sum,
+    shapes_within,
+)
+from jaxae.gradcheck.report import Leaf, Report
+from jaxae.gradcheck.rounding import narrow, nearby, nudged, tolerance
+from jaxae.gradcheck.stochastic import shaken
+from jaxae.gradcheck.verdicts import judge
+
+_NUM_NEARBY = 8  # evaluations of the claim one last bit away
+
+
+def judged(
+    loss: Callable[..., Any],
+    floats: Floats,
+    args: Any,
+    *,
+    claim: Callable[[Floats], Floats],
+    leaves: dict[str, Leaf],
+    probes: Callable[[Function], dict[str, Probe]],
+    autodiff: Callable[[Function], Callable[[Floats], Floats]],
+    rng: np.random.Generator,
+) -> Report:
+    """The report on a claim about derivatives of `loss(floats, args)`.
+
+    `claim`, `probes` and `autodiff` have the same paths as `leaves`. The claim is
+    evaluated as the caller has set up JAX; all else in float64, on the CPU.
+    """
+    value = compiled(loss, floats, args)
+    values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
+    claims = [claim(floats), *_shake(claim, floats, rng)]
+    claims = [jax.tree.map(narrow, found) for found in claims]
+    points = {path: narrow(leaf) for path, leaf in floats.items()}
+    allowed = _rounding(leaves, claims[0], shapes_within(loss, floats, args))
+    cpu = jax.devices("cpu")[0]
+    # What is not finite is looked for, so NumPy need not warn of it.
+    with jax.enable_x64(True), jax.default_device(cpu), np.errstate(all="ignore"):
+        try:
+            function = measure_noise(in_float64(loss, points, args, values), rng)
+        except UndecidableError as reason:
+            hint = str(reason)
+            return Report({k: replace(leaf, hint=hint) for k, leaf in leaves.items()})
+        theirs, notes = _autodiff_nearby(autodiff, function, rng)
+        verdicts = {}
+        for path, probe in probes(function).items():
+            ours, autodiffs = ([g[path] for g in near] for near in (claims, theirs))
+            e = gather(probe, leaves[path], ours, autodiffs, allowed[path], rng)
+            verdicts[path] = judge(e)
+    if function.is_coarse:
+        notes = (
+            *notes,
+            "fn may round to less than float64 inside: noise is allowed for",
+        )
+    cost = {"fn": function.value.calls, "claim": len(claims), "autodiff": len(theirs)}
+    return Report(verdicts, notes=notes, cost=cost)
+
+
+def _shake(
+    claim: Callable[[Floats], Floats], floats: Floats, rng: np.random.Generator
+) -> list[Floats]:
+    """The claim with its params and all that it rounds moved by a last bit.
+
+    Where it cannot be traced, only its params move, by two.
+    """
+    shake = shaken(claim, floats)
+    if shake is None:
+        return [claim(nudged(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)]
+    seeds = rng.integers(2**32, size=_NUM_NEARBY)
+    return [shake(nudged(floats, rng), int(seed)) for seed in seeds]
+
+
+def _autodiff_nearby(
+    autodiff: Callable[[Function], Callable[[Floats], Floats]],
+    function: Function,
+    rng: np.random.Generator,
+) -> tuple[list[Floats], tuple[str, ...]]:
+    """Autodiff in float64 here and one last bit away, or a note why there is none."""
+    try:
+        return nearby(autodiff(function), function.points, rng, count=2), ()
+    except Exception as error:  # a rule may fail in its own way; differences decide
+        reason = str(error).partition("\n")[0]
+        return [], (f"no float64 autodiff to compare with: {reason:.120}",)
+
+
+def _rounding(
+    leaves: dict[str, Leaf], claim: Floats, shapes: list[tuple[int, ...]]
+) -> dict[str, Rounding]:
+    """What rounding may do to each leaf of the claim, from dtypes and shapes alone."""
+    dtypes = [leaf.dtype for leaf in leaves.values()]
+    num_terms = longest_sum([leaf.shape for leaf in leaves.values()] + shapes)
+    batch_sizes = frozenset(shape[0] for shape in shapes if shape)
+    return {
+        path: Rounding(tolerance([*dtypes, found.dtype], num_terms), batch_sizes)
+        for path, found in claim.items()
+    }
