@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format studies clean
+.PHONY: demo test test-all lint format studies bench-env clean
 
 demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
 	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
@@ -29,9 +29,17 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient
 	$(BIN)/python experiments/digits_against_pca.py --out runs/digits_against_pca
 	$(BIN)/python experiments/precision.py --out runs/precision
+	$(BIN)/python experiments/gradient_bugs.py --out runs/gradient_bugs
+
+bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/torch_gradcheck.py
+
+.venv-bench/.installed:
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet torch==2.13.0 --editable .
+	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) .venv-bench runs build dist *.egg-info
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxae needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11")'

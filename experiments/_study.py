@@ -16,10 +16,11 @@ import sklearn
 import jaxae
 
 
-def parse(argv, name: str, doc: str) -> argparse.Namespace:
-    """The options --quick and --out, a folder that exists from here on."""
+def parse(argv, name: str, doc: str, **flags: str) -> argparse.Namespace:
+    """The options --quick and --out, a folder that exists from here on; and `flags`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute")
+    for flag, meaning in ({"quick": "under a minute"} | flags).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     parser.add_argument(
         "--out",
         type=Path,

@@ -58,7 +58,12 @@ def with_d_a(d_a, z, residual, X) -> Untied:
 relu, softmax = half_squared(jax.nn.relu), half_squared(jax.nn.softmax)
 
 
-@bug(relu, "gradient through a relu's zeros", "d_a = d_z", wrong="W_enc b_enc")
+@bug(
+    relu,
+    "gradient through a relu's zeros",
+    "d_a = d_z also where a is negative",
+    wrong="W_enc b_enc",
+)
 def through_zeros(p, X):
     _, z, residual, d_z = activated(jax.nn.relu, p, X)
     return with_d_a(d_z, z, residual, X)
