@@ -333,7 +333,8 @@ def cell(row, judged, word) -> str:
     return f"{counts[word]}/{counts.total()}"
 
 
-GOOD_TO_BAD = LinearSegmentedColormap.from_list("", ("#c8413b", "#f2d98d", "#2f7f6f"))
+BAD_TO_GOOD = LinearSegmentedColormap.from_list("", ("#c8413b", "#f2d98d", "#2f7f6f"))
+BAD_TO_GOOD = BAD_TO_GOOD.with_extremes(bad="0.85")
 
 
 def draw(rows, path) -> None:
@@ -356,9 +357,8 @@ def draw(rows, path) -> None:
         )
         shown = np.ma.masked_invalid(shares)
         image = axes.pcolormesh(
-            shown, vmin=0, vmax=1, cmap=GOOD_TO_BAD, edgecolors="w", linewidth=0.6
+            shown, vmin=0, vmax=1, cmap=BAD_TO_GOOD, edgecolors="w", linewidth=0.6
         )
-        axes.set_facecolor("0.85")
         axes.set_ylim(max(counts), 0)
         axes.set_yticks(np.arange(len(of_kind)) + 0.5, [r["name"] for r in of_kind])
         names = [size.replace("x", "×") for _, size in columns]
@@ -386,7 +386,8 @@ def draw(rows, path) -> None:
             )
         title = f"{len(of_kind)} {'wrong' if kind == 'bug' else 'right'} gradients"
         axes.set_title(f"{title}: share {word}", pad=84, loc="left", fontsize=12)
-    bar = figure.colorbar(image, ax=panels, shrink=0.3, pad=0.01)
+    below = panels[1].inset_axes((0.2, 0.3, 0.6, 0.015))  # where there are no rows
+    bar = figure.colorbar(image, cax=below, orientation="horizontal")
     bar.set_label("share of seeds judged right (grey: cannot be run)")
     _study.save(figure, path)
 

@@ -40,6 +40,37 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     check_numbers[name](result)
 
 
+def test_the_study_of_bugs_reports_what_its_judges_said(tmp_path):
+    study, root = load_study("gradient_bugs"), EXPERIMENTS / "gradient_bugs.py"
+    command = [sys.executable, str(root), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert done.returncode == (0 if result["pass"] else 1), done.stdout + done.stderr
+    assert "Larochelle" in result["source"] and "every right one" in result["claim"]
+    check_pictures(tmp_path, {"detection_matrix.png"})
+    rows = result["cases"]
+    assert {row["kind"] for row in rows} == {"bug", "right"}
+    for row in rows:
+        assert {"jaxae", "check_grads", "by leaf", "chex"} <= set(row["outcomes"])
+        assert row["outcomes"]["jaxae"].keys() == {"5x3"}
+        # What is not as it should be is shown, not dropped.
+        assert bool(row["failures"]) != study.is_all_right(row, "jaxae")
+    assert result["pass"] == all(not row["failures"] for row in rows)
+    missed = {row["name"] for row in rows if not study.is_all_right(row, "check_grads")}
+    assert {"one entry off by 1 %", "float16"} <= missed
+
+
+def test_blaming_another_leaf_is_no_detection():
+    study = load_study("gradient_bugs")
+    bug, right = study.CASES["g' missing"], study.CASES["large batch"]
+    assert study.outcome(bug, {"W", "b_enc"}) == "caught"
+    assert study.outcome(bug, {"W"}) == "other leaves"
+    assert study.outcome(bug, {"W", "b_enc", "b_dec"}) == "other leaves"
+    assert study.outcome(bug, set()) == "missed"
+    assert study.outcome(right, set()) == "passed"
+    assert study.outcome(right, {"W"}) == "false alarm"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_full_study_confirms_its_claim(name, tmp_path):
