@@ -26,7 +26,7 @@ How each judge is called, with its own defaults, in the case's own dtype:
                leaves (it takes no pytree) whose tangent is <claim, tangent>
   torch        gradcheck in float64, as it demands; `benchmarks/torch_gradcheck.py`
                runs it in its own environment, its results are read from there
-Of the peers only `by leaf` is asked for the wrong leaves too; the others need but raise.
+Of the peers only `by leaf` is asked which leaves are wrong; the others need but raise.
 A surrogate can be declared to jaxae alone. Where a judge fails right gradients, what it
 catches means little: the two halves of the picture belong together.
 """
