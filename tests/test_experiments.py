@@ -22,6 +22,7 @@ PICTURES = {
     "tied_gradient": {"identity.png", "along_training.png", "by_half.png"},
     "digits_against_pca": {"test_squared_error.png"},
     "precision": {"error_along_training.png"},
+    "detection_power": {"detection_power.png"},
 }
 
 
@@ -36,6 +37,7 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
         "tied_gradient": check_tied,
         "digits_against_pca": check_pca,
         "precision": check_precision,
+        "detection_power": check_power,
     }
     check_numbers[name](result)
 
@@ -116,6 +118,24 @@ def check_precision(result):
             bfloat16 = np.array(rows[model, "bfloat16"]["error"])
             assert np.all(row["error"] < bfloat16 / 100)
     assert result["error_grows"]["bfloat16"] == "4 of 4"
+
+
+def check_power(result):
+    rows = {(row["model"], row["error"]): row["judges"] for row in result["power"]}
+    errors = {"one entry", "largest entry", "one row", "whole leaf"}
+    assert set(rows) == {(m, e) for m in ("5x3", "64x32") for e in errors}
+    for judges in rows.values():
+        for situation in ("claim", "rule"):
+            (least,) = judges[situation]["by_seed"]
+            assert 0 < least["eps"] < 1e-3 and least["resolution"] < 1e-5
+        assert (
+            judges["check_grads"]["eps"] is None or judges["check_grads"]["eps"] > 1e-3
+        )
+    entry = rows["64x32", "one entry"]  # the rest of the leaf hides it from directions
+    assert entry["rule"]["eps"] > 4 * entry["claim"]["eps"]
+    assert entry["claim"]["named"] == 1
+    for cost in result["cost"]:
+        assert cost["evaluations"]["fn"] > 100 and cost["per_value_and_grad"] > 0
 
 
 def test_copies_moved_by_both_paths_train_as_tied_weights_do():
@@ -236,6 +256,43 @@ def test_a_gradient_that_float32_turns_fails_the_claim(monkeypatch, tmp_path, ca
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False and not any(result["holds"].values())
     assert "FAIL" in capsys.readouterr().out
+
+
+def overlook(report):
+    """What is less than 100 times the resolution."""
+    leaf = report.leaves["W"]
+    if leaf.error > 100 * leaf.resolution:
+        return report
+    passed = dataclasses.replace(leaf, verdict="correct", ok=True)
+    return dataclasses.replace(report, leaves=report.leaves | {"W": passed})
+
+
+def blame_b_enc(report):
+    blamed = dataclasses.replace(report.leaves["b_enc"], verdict="wrong", ok=False)
+    return dataclasses.replace(report, leaves=report.leaves | {"b_enc": blamed})
+
+
+@pytest.mark.parametrize(
+    "spoil, failing",
+    [
+        (overlook, {"caught from 3 resolutions on"}),
+        (blame_b_enc, {"no other leaf is blamed", "right gradients pass"}),
+    ],
+)
+def test_a_check_that_overlooks_or_blames_fails_the_claim(
+    spoil, failing, monkeypatch, tmp_path, capsys
+):
+    study, check = load_study("detection_power"), gradcheck.check
+    monkeypatch.setattr(gradcheck, "check", lambda *a, **kw: spoil(check(*a, **kw)))
+    quick = study.QUICK._replace(cases=((study.SMALL, "float32", 1),))
+    monkeypatch.setattr(study, "QUICK", quick)
+    monkeypatch.setattr(study, "count_evaluations", lambda _: [{"leaves": 0}])
+    monkeypatch.setattr(study, "PEERS", {})
+    assert study.main(["--quick", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert failing <= {name for name, holds in result["holds"].items() if not holds}
+    assert "FAIL" in capsys.readouterr().out
+    assert jax.config.jax_compilation_cache_dir is None  # as it was
 
 
 @pytest.mark.parametrize("name", PICTURES)
