@@ -37,6 +37,26 @@ gradient as well, no error is caught.
 
 What a check costs is no part of the verdict: evaluations are counted, and times are
 ratios to one compiled `value_and_grad` of the same model in the same run.
+
+Found (full run, on two busy cores):
+* In 842 checks the largest error missed is 1.2 resolutions; these are 1.1e-6 to 2.9e-6
+  in float32, 1.2e-11 to 6.2e-11 in float64. No other leaf is blamed, no right gradient
+  rejected.
+* Claim: of 392,000 entries one is caught from 3.8e-6 of the largest on, a row from
+  7.6e-6, the whole leaf from 1.9e-6. A row's eps is relative to its own entries: where
+  these are small (5x3, one seed), it has to be 3e-5.
+* Rule: the largest entry and the whole leaf as above, but of 392,000 entries one from
+  4.9e-4 on, a row from 6.1e-5: an error has to stand out of the norm of the leaf. Of
+  what is only just caught, the entry named as the worst is at times another (2 of 10
+  seeds at 64x32, 1 of 3 at 784x500); from 1.6 resolutions on it never is.
+* `check_grads` catches one entry from 1.0 on (784x500) and 0.12 (5x3), the whole leaf
+  from 0.004 and 0.06; at 20x10 and 64x32 it rejects the right gradient for 8 and 10 of
+  10 seeds. chex rejects none, and catches the whole leaf from 32 on (784x500), 2 (5x3).
+* At 784x500 and 128 images a check is 275 evaluations of the loss, 9 of the claim and 3
+  of autodiff, and takes 516 times as long as `value_and_grad` in float32, 102 times as
+  in float64: that is what it evaluates in. Compiling, once, is 59% of the first check.
+* The number of evaluations is proportional to that of leaves, and to their size up to
+  64 entries (407 a leaf of sines); beyond it does not grow (129 at 65, 111 at 100,000).
 """
 
 import contextlib
@@ -102,7 +122,7 @@ QUICK = Settings(
     num_timings=2,
     stride=15,
     leaf_sizes=(8, 65),
-    num_leaves=(1, 2),
+    num_leaves=(2,),
 )
 
 
@@ -535,6 +555,8 @@ def show_power(rows) -> None:
             line[situation] = f"{found['eps']:.1e} ({most:.1f})"
         found = row["judges"]["rule"]
         line["named"] = f"{found['named']}/{len(found['by_seed'])}"
+        if row["error"] == "whole leaf":
+            line["named"] = "-"  # any entry would do
         for peer in PEERS:
             line[peer] = of_peer(row["judges"][peer])
         table.append(line)
@@ -576,7 +598,10 @@ LABELS = {
 }
 MARKERS = "os^Dv"
 PLACES = {"largest entry": "the largest entry", "whole leaf": "the whole leaf"}
-NO_ERROR = 2.0**14  # where those stand that reject the right gradient too
+NONE = {  # where those stand that catch no error
+    "rejects the right gradient too": 1e8,
+    f"catches none up to {2**MOST}": 1e6,
+}
 
 
 def draw(rows, path) -> None:
@@ -585,7 +610,8 @@ def draw(rows, path) -> None:
     panels = figure.subplots(1, len(ERRORS), sharex=True, sharey=True)
     models = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
     for axes, error in zip(panels, ERRORS, strict=True):
-        axes.axhline(NO_ERROR, color="0.8", lw=1, zorder=0)
+        for height in NONE.values():
+            axes.axhline(height, color="0.8", lw=1, zorder=0)
         for row in rows:
             if row["error"] == error:
                 marker = MARKERS[models.index((row["model"], row["dtype"]))]
@@ -597,8 +623,9 @@ def draw(rows, path) -> None:
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     note = {"color": "0.35", "va": "bottom", "fontsize": 8.5}
-    panels[0].text(2.2, 1.6 * NO_ERROR, "rejects the right gradient too", **note)
-    panels[0].set(ylabel="smallest relative error caught", ylim=(None, 2.0**18))
+    for reason, height in NONE.items():
+        panels[0].text(2.2, 1.5 * height, reason, **note)
+    panels[0].set(ylabel="smallest relative error caught", ylim=(None, 1e9))
     figure.suptitle(
         "The smallest error caught in dl/dW of a tied autoencoder, by cost of a check"
     )
@@ -619,7 +646,9 @@ def draw_row(axes, judges, marker) -> None:
     for judge, found in judges.items():
         eps, look = found["eps"], style(judge, marker)
         if math.isinf(eps):
-            eps, look = NO_ERROR, look | {"markerfacecolor": "none"}
+            is_rejected = found["right_passes"] < len(found["by_seed"])
+            eps = list(NONE.values())[0 if is_rejected else 1]
+            look |= {"markerfacecolor": "none"}
         axes.plot(found["evaluations"], eps, **look)
 
 
