@@ -30,6 +30,7 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/digits_against_pca.py --out runs/digits_against_pca
 	$(BIN)/python experiments/precision.py --out runs/precision
 	$(BIN)/python experiments/gradient_bugs.py --out runs/gradient_bugs
+	$(BIN)/python experiments/detection_power.py --out runs/detection_power
 
 bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/torch_gradcheck.py
 
