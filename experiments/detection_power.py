@@ -215,9 +215,10 @@ def make_model(size) -> Model:
 
 def draw_problem(model, digits, seed, dtype) -> Problem:
     rng, size = np.random.default_rng(seed), model.size
-    X = rng.uniform(size=(size.B, size.D))
     if size.D == digits.shape[1]:
         X = rng.choice(digits, size.B, replace=False)
+    else:
+        X = rng.uniform(size=(size.B, size.D))
     key = jax.random.key(seed)
     params = model.ae.init(key, dtype=jnp.dtype(dtype))
     X = jnp.asarray(X, dtype)
