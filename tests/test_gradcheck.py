@@ -101,6 +101,80 @@ def test_scalars_empty_and_ignored_leaves():
     assert "ignored, not real numbers: f, n, x" in str(report)
 
 
+def complex_case():
+    def fn(p):
+        mixed = p["z"] @ (p["w"] * (1 + 2j))
+        return jnp.sum(jnp.abs(mixed) ** 2) + jnp.sum(jnp.real(p["big"] ** 3))
+
+    def numbers(*shape):
+        return jnp.asarray(normal(*shape) + 1j * normal(*shape, seed=1), jnp.complex64)
+
+    return fn, {"z": numbers(3, 4), "w": normal(4), "big": numbers(20, 30)}
+
+
+def test_complex_leaves_are_judged_by_the_convention_of_jax():
+    fn, params = complex_case()
+    report = gradcheck.check(fn, params)
+    assert report.ok and report.leaves["z"].dtype == "complex64"
+    assert report.leaves["big"].shape == (20, 30)
+    assert report.leaves["big"].resolution < 1e-5
+
+    def claim(p):
+        grads = jax.grad(fn)(p)
+        astray = grads["big"].at[3, 7].mul(1.1)
+        return grads | {"z": jnp.conj(grads["z"]), "big": astray}
+
+    report = gradcheck.check(fn, params, grad=claim)
+    assert verdicts(report) == {"z": "wrong", "w": "correct", "big": "wrong"}
+    assert report.leaves["z"].hint == "conjugated"
+    worst = report.leaves["big"].worst
+    assert worst.index == (3, 7)
+    assert worst.claimed == pytest.approx(1.1 * worst.true, rel=1e-5)
+    assert json.loads(report.to_json())["leaves"]["big"]["worst"]["true"] == [
+        worst.true.real,
+        worst.true.imag,
+    ]
+
+
+def test_a_complex_number_and_a_complex_factor():
+    def fn(z):
+        return jnp.real(z * jnp.conj(z))
+
+    assert gradcheck.check(fn, 1.0 + 2j).ok
+    with jax.enable_x64(True):
+        report = gradcheck.check(fn, 1.0 + 2j, grad=lambda z: 2j * jnp.conj(z))
+    assert report.leaves[""].hint == "off by a factor 0.000+1.000j"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 5), (40, 5), (400, 50)])
+def test_casts_inside_are_measured_as_noise_and_said(dtype, shape):
+    def fn(p, X):
+        a = X.astype(dtype) @ p["W"].astype(dtype).T
+        return jnp.mean(jnp.sum(a.astype(jnp.float32) ** 2, axis=1)) + jnp.sum(
+            p["b"] ** 2  # smooth beside it
+        )
+
+    params = {"W": normal(*shape), "b": normal(5)}
+    report = gradcheck.check(fn, params, normal(32, shape[1], seed=1))
+    assert report.ok, str(report)
+    assert "rounds to less than float64 inside" in report.notes[0]
+
+
+def test_the_cost_is_counted():
+    calls = []
+
+    def fn(p):
+        jax.debug.callback(lambda: calls.append(1))
+        return sum_of_sines(p)
+
+    report = gradcheck.check(fn, normal(5), grad=jnp.cos)
+    jax.effects_barrier()
+    in_float32, by_autodiff = 9, 3
+    assert len(calls) == report.cost["fn"] + in_float32 + by_autodiff
+    assert f"evaluations: fn {report.cost['fn']}, claim 9" in str(report)
+
+
 def test_a_zero_gradient_needs_a_zero_claim_up_to_its_rounding():
     def fn(p):  # the shift cancels: autodiff gives rounding, about 1e-8
         return jnp.sum(jax.nn.softmax(p["w"] + p["shift"]) * jnp.arange(7.0))
@@ -268,6 +342,33 @@ def test_a_missing_transpose_is_named():
     assert report.leaves["W"].hint == "transposed"
 
 
+def batch_case():
+    def fn(W, X):
+        return jnp.mean(jnp.sum((X @ W.T) ** 2, axis=1))
+
+    return fn, jax.grad(fn), normal(4, 5), normal(32, 5, seed=1)
+
+
+@pytest.mark.parametrize(
+    "bug, hint",
+    [
+        (lambda g: 32 * g, "off by a factor 32.00: multiplied by the batch size 32"),
+        (lambda g: g / 32, "off by a factor 0.03125: divided by the batch size 32"),
+        (lambda g: g.at[2].set(0), "one row: 2"),
+        (lambda g: g.at[:, 1].mul(1.5), "one column: 1"),
+        (lambda g: g.at[1, 2].mul(1.5), "in 1 of 20 entries"),
+        (lambda g: g.T.reshape(4, 5), "transposed"),
+        (lambda g: 0 * g, "zero"),
+        (lambda g: -g, "sign"),
+        (lambda g: 2 * g, "off by a factor 2.000"),
+    ],
+)
+def test_a_single_cause_is_named(bug, hint):
+    fn, grad, W, X = batch_case()
+    report = gradcheck.check(fn, W, X, grad=lambda W, X: bug(grad(W, X)))
+    assert report.leaves[""].hint == hint
+
+
 def test_one_wrong_entry_among_392000_is_found_and_the_rest_is_correct():
     params, X = tied_case((784, 500, 64))
     report = gradcheck.check(tied_loss, params, X, grad=one_entry)
@@ -310,6 +411,8 @@ def test_directions_see_one_entry_that_autodiff_has_wrong_too():
     small_at_123 = flat.at[123].set(-1.0)  # the claim there is 0: nobody looks
     leaf = gradcheck.check(one_entry_astray, small_at_123, grad=claim).leaves[""]
     assert leaf.verdict == "surrogate" and leaf.error > leaf.resolution
+    assert leaf.worst.index == (123,)  # found by halving
+    assert leaf.worst.true == pytest.approx(-2.0, rel=1e-6)
 
 
 def test_a_gradient_that_cancels_along_every_direction_is_judged_by_its_entries():
@@ -363,6 +466,20 @@ def test_beside_a_kink_a_wrong_entry_is_wrong():
     )
     leaf = report.leaves[""]
     assert leaf.verdict == "wrong" and leaf.worst.index == (2,)
+
+
+@pytest.mark.parametrize("n", [10, 1000, 50000])
+@pytest.mark.parametrize("spacing", [1.0, 0.1])
+def test_a_staircase_is_a_surrogate_however_many_steps_are_near(n, spacing):
+    def fn(p):
+        rounded = spacing * jnp.round(p["w"] / spacing)
+        through = p["w"] + jax.lax.stop_gradient(rounded - p["w"])
+        return jnp.sum((through * p["v"]) ** 2)
+
+    params = {"w": 2 * normal(n), "v": normal(n, seed=1)}
+    report = gradcheck.check(fn, params, surrogate=["w"])
+    assert verdicts(report) == {"w": "surrogate", "v": "correct"}, str(report)
+    assert report.ok
 
 
 @pytest.mark.parametrize("n", [4, 200])

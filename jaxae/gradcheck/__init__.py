@@ -40,6 +40,7 @@ all that is measured of a leaf; `verdicts`, what follows for its gradient and th
 from jaxae.gradcheck.checking import check
 from jaxae.gradcheck.precision import Deviation, Precision, precision
 from jaxae.gradcheck.report import Leaf, Report, Worst
+from jaxae.gradcheck.rules import check_jvp, check_vjp
 
 __all__ = [
     "Deviation",
@@ -48,5 +49,7 @@ __all__ = [
     "Report",
     "Worst",
     "check",
+    "check_jvp",
+    "check_vjp",
     "precision",
 ]

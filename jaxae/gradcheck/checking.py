@@ -73,19 +73,20 @@ def check(
     seed = read_seed(key)
     floats, ignored = read_params(params, surrogate)
     args = jax.tree.map(canonical, args)
-    leaves = {path: leaves_by_path(params)[path] for path in floats}
+    given = {path: leaves_by_path(params)[path] for path in floats}
+    leaves = {path: described(leaf) for path, leaf in given.items()}
 
     def loss(floats: Floats, args: Any) -> jax.Array:
         return scalar(fn(fill(params, floats), *args), has_aux)
 
     def claim(floats: Floats) -> Floats:
         assert grad is not None
-        return read_grads(grad(fill(params, floats), *args), params, floats)
+        return read_grads(grad(fill(params, floats), *args), params)
 
     def probes(function: Function) -> dict[str, Probe]:
         numbers = {
             path: gradient_numbers if is_complex(leaf) else real_numbers
-            for path, leaf in leaves.items()
+            for path, leaf in given.items()
         }
         return {path: probe_leaf(function, path, numbers[path]) for path in floats}
 
@@ -93,8 +94,9 @@ def check(
         loss,
         floats,
         args,
+        given=leaves,
         claim=claim if grad else compiled(jax.grad(loss), floats, args),
-        leaves={path: described(leaf) for path, leaf in leaves.items()},
+        leaves=leaves,
         probes=probes,
         autodiff=Function.gradient,
         rng=np.random.default_rng(seed),

@@ -8,7 +8,7 @@ import numpy as np
 
 _MAX_STEPS = 12  # step sizes tried, each a factor 8 from the one before
 _FIRST_STEP = 0.01  # relative to what is natural; beyond the largest, a function
-_LARGEST_STEP = 10.0  # that is bounded looks flat
+_LARGEST_STEP = 1.0  # that is bounded looks flat, and one that is not looks straight
 
 
 class Line(NamedTuple):
@@ -18,6 +18,7 @@ class Line(NamedTuple):
     f0: float  # value(0)
     noise: float  # standard deviation of the rounding in a value
     size: float  # the natural unit of steps: they are given as multiples of it
+    is_coarse: bool = False  # rounds to less than float64
 
 
 class Slopes(NamedTuple):
@@ -64,7 +65,10 @@ def _differentiate(
     for _ in range(_MAX_STEPS):
         found, rounding = _extrapolate(line, step, is_enough)
         error = found.resolution + (abs(found.jump) if step > 1e-6 else 0.0)
-        if error < least:
+        # Where two steps contradict each other, the longer one has left out too much.
+        gap = abs(found.slope - best.slope) - found.resolution - best.resolution
+        is_better = step < best_step if gap > 0 else error < least
+        if is_better:
             best, best_step, least, allowed = found, step, error, rounding
         factor = 8.0 if error < 2 * rounding else 1 / 8
         is_last = trend not in (None, factor) or factor * step > _LARGEST_STEP
@@ -110,23 +114,28 @@ def float64_noise(line: Line) -> float:
     """
     values = [line.value(k * 1e-7 * line.size) for k in range(-6, 7)]
     floor = float(np.finfo(np.float64).eps) * abs(line.f0)
-    noise = _difference(values, 4) / math.sqrt(70)
+    noise = _median_difference(values, 4) / math.sqrt(70)
     return max(noise, floor) if math.isfinite(noise) else floor
 
 
 def coarse_noise(line: Line) -> float:
     """Standard deviation of whatever rounding there is in f, or the noise it has.
 
-    The same along steps so long that bfloat16 does not round them away. In a smooth
-    function differences of a higher order are smaller; in noise they are larger.
+    The same along steps so long that bfloat16 does not round them away, of two lengths:
+    along one of them f may happen to move by whole last bits. In a smooth function
+    differences of a higher order are smaller; in noise they are larger. Doubled, since
+    few differences tell it.
     """
-    values = [line.value(k * 2.5e-3 * line.size) for k in range(-8, 9)]
-    fifth, seventh = _difference(values, 5), _difference(values, 7)
-    is_noise = fifth < seventh < math.inf
-    return max(line.noise, fifth / math.sqrt(252) if is_noise else 0.0)
+    noise = [line.noise]
+    for step in (2.5e-3, 1.6e-3):
+        values = [line.value(k * step * line.size) for k in range(-8, 9)]
+        fifth, seventh = _median_difference(values, 5), _median_difference(values, 7)
+        if fifth < seventh < math.inf:
+            noise.append(2 * fifth / math.sqrt(252))
+    return max(noise)
 
 
-def _difference(values: list[float], order: int) -> float:
+def _median_difference(values: list[float], order: int) -> float:
     """Standard deviation of the differences if normal; a jump or two do not count."""
     return float(np.median(np.abs(np.diff(values, order)))) / 0.6745
 

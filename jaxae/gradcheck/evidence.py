@@ -1,7 +1,8 @@
 """All that is measured of the gradient in one leaf."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxae.gradcheck.differences import (
     Line,
     Slopes,
+    coarse_noise,
     float64_noise,
     slopes_along,
     taylor_order,
@@ -105,8 +107,8 @@ def gather(
     num_directions = _NUM_DIRECTIONS if claim.size > _SMALL else 0
     signs = rng.choice([-1.0, 1.0], (max(num_directions, 1), claim.size))
     size = rms(probe.sizes)
-    axes = (_axis(probe, k) for k in looked_at)
-    along_signs = [probe.line(vector, size) for vector in signs]
+    along_axes = _with_own_noise(_axis(probe, k) for k in looked_at)
+    along_signs = _with_own_noise(probe.line(vector, size) for vector in signs)
     blur = rounding.tolerance * np.linalg.norm(claim) + np.linalg.norm(roundoff)
     slope = taylor_order(along_signs[0], float(signs[0] @ claim), float(blur))
     e = Evidence(
@@ -119,9 +121,29 @@ def gather(
         autodiff_roundoff=autodiff_roundoff,
         looked_at=looked_at,
         signs=signs[:num_directions],
-        found=slopes_along([*axes, *along_signs[:num_directions]], rounding.rtol),
+        found=slopes_along(
+            itertools.chain(along_axes, along_signs[:num_directions]), rounding.rtol
+        ),
     )
-    return _with_entry_behind(e, probe, rounding.rtol)
+    # Amid coarse rounding, halving leads astray.
+    is_coarse = along_signs[0].is_coarse
+    return e if is_coarse else _with_entry_behind(e, probe, rounding.rtol)
+
+
+def _with_own_noise(lines: Iterable[Line]) -> list[Line]:
+    """The same lines; of a function that rounds coarsely, with the noise along each.
+
+    It is at least the typical one: what a sum is rounded to is the same for all.
+    """
+    lines = list(lines)
+    if not lines or not lines[0].is_coarse:
+        return lines
+    noises = [coarse_noise(line) for line in lines]
+    typical = float(np.median(noises))
+    return [
+        line._replace(noise=max(noise, typical))
+        for line, noise in zip(lines, noises, strict=True)
+    ]
 
 
 def _axis(probe: Probe, k: Any) -> Line:
@@ -140,7 +162,8 @@ def _with_entry_behind(e: Evidence, probe: Probe, rtol: float) -> Evidence:
     )
     allowed[:m] += e.rounding.tolerance * largest(e.claim) + largest(e.roundoff)
     stands_out = np.abs(gap) > allowed + np.abs(e.found.jump)
-    if not np.any(stands_out[m:]) or np.any(stands_out[:m]):
+    is_hidden = np.any(stands_out[m:]) and not np.any(stands_out[:m])
+    if not is_hidden:
         return e
     worst = m + int(np.argmax(np.abs(gap[m:])))
     vector, size, total = e.signs[worst - m], rms(probe.sizes), gap[worst]

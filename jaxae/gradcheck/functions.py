@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae.gradcheck.differences import Line, coarse_noise
+from jaxae.gradcheck.differences import Line
 from jaxae.gradcheck.rounding import (
     ROUNDINGS,
     float_dtype,
@@ -48,7 +48,7 @@ class Function(NamedTuple):
     value: Counted  # (floats) -> []
     f0: float
     noise: float = 0.0  # standard deviation of its rounding, once measured
-    is_coarse: bool = False  # rounds to less inside: every line has its own noise
+    is_coarse: bool = False  # rounds to less than float64 inside
 
     def gradient(self) -> Callable[[Floats], Floats]:
         """Autodiff; raises where the function has no derivative rule."""
@@ -61,8 +61,7 @@ class Function(NamedTuple):
             moved = {k: self.points[k] + t * move for k, move in moves.items()}
             return float(self.value(self.points | moved))
 
-        line = Line(value, self.f0, self.noise, size)
-        return line._replace(noise=coarse_noise(line)) if self.is_coarse else line
+        return Line(value, self.f0, self.noise, size, self.is_coarse)
 
 
 def scalar(out: Any, has_aux: bool) -> jax.Array:

@@ -30,6 +30,7 @@ def judged(
     floats: Floats,
     args: Any,
     *,
+    given: dict[str, Leaf],
     claim: Callable[[Floats], Floats],
     leaves: dict[str, Leaf],
     probes: Callable[[Function], dict[str, Probe]],
@@ -38,7 +39,8 @@ def judged(
 ) -> Report:
     """The report on a claim about derivatives of `loss(floats, args)`.
 
-    `claim`, `probes` and `autodiff` have the same paths as `leaves`. The claim is
+    `given` are the leaves that it is a function of, as the caller wrote them; `leaves`
+    those of the claim, whose paths `probes` and `autodiff` share. The claim is
     evaluated as the caller has set up JAX; all else in float64, on the CPU.
     """
     value = compiled(loss, floats, args)
@@ -46,7 +48,7 @@ def judged(
     claims = [claim(floats), *_shake(claim, floats, rng)]
     claims = [jax.tree.map(narrow, found) for found in claims]
     points = {path: narrow(leaf) for path, leaf in floats.items()}
-    allowed = _rounding(leaves, claims[0], shapes_within(loss, floats, args))
+    allowed = _rounding(given, claims[0], shapes_within(loss, floats, args))
     cpu = jax.devices("cpu")[0]
     # What is not finite is looked for, so NumPy need not warn of it.
     with jax.enable_x64(True), jax.default_device(cpu), np.errstate(all="ignore"):
@@ -64,7 +66,7 @@ def judged(
     if function.is_coarse:
         notes = (
             *notes,
-            "fn may round to less than float64 inside: noise is allowed for",
+            "fn rounds to less than float64 inside: noise is allowed for",
         )
     cost = {"fn": function.value.calls, "claim": len(claims), "autodiff": len(theirs)}
     return Report(verdicts, notes=notes, cost=cost)
@@ -98,11 +100,11 @@ def _autodiff_nearby(
 
 
 def _rounding(
-    leaves: dict[str, Leaf], claim: Floats, shapes: list[tuple[int, ...]]
+    given: dict[str, Leaf], claim: Floats, shapes: list[tuple[int, ...]]
 ) -> dict[str, Rounding]:
     """What rounding may do to each leaf of the claim, from dtypes and shapes alone."""
-    dtypes = [leaf.dtype for leaf in leaves.values()]
-    num_terms = longest_sum([leaf.shape for leaf in leaves.values()] + shapes)
+    dtypes = [leaf.dtype for leaf in given.values()]
+    num_terms = longest_sum([leaf.shape for leaf in given.values()] + shapes)
     batch_sizes = frozenset(shape[0] for shape in shapes if shape)
     return {
         path: Rounding(tolerance([*dtypes, found.dtype], num_terms), batch_sizes)

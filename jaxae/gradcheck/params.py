@@ -14,13 +14,13 @@ import numpy as np
 from jaxae.gradcheck.rounding import canonical, float_dtype, is_complex
 
 
-def require_callables(fn: Any, grad: Any) -> None:
+def require_callables(fn: Any, claim: Any, name: str = "grad") -> None:
     """Refuse what cannot be called."""
     if not callable(fn):
         raise ValueError(f"fn must be a function of the params, got {fn!r:.80}.")
-    if grad is not None and not callable(grad):
+    if claim is not None and not callable(claim):
         raise ValueError(
-            f"grad must be a function of the params or None, got {grad!r:.80}; for "
+            f"{name} must be a function of the params or None, got {claim!r:.80}; for "
             "numbers that are at hand, pass lambda *args: numbers."
         )
 
@@ -70,33 +70,50 @@ def fill(params: Any, floats: dict[str, Any]) -> Any:
 
     def value(path: Any, leaf: Any) -> Any:
         found = floats.get(_name(path), leaf)
-        if found is leaf or not is_complex(leaf):
-            return found
-        return jax.lax.complex(found[..., 0], found[..., 1])
+        is_given = found is leaf or not is_complex(leaf)
+        return found if is_given else jax.lax.complex(found[..., 0], found[..., 1])
 
     return jax.tree_util.tree_map_with_path(value, params)
 
 
-def read_grads(grads: Any, params: Any, floats: dict[str, Any]) -> dict[str, Any]:
-    """The derivatives by each of `floats`, checked against them."""
-    expected: Any = jax.tree.structure(params, is_leaf=_is_none)
-    structure: Any = jax.tree.structure(grads, is_leaf=_is_none)
+def fill_tangents(tree: Any, floats: dict[str, Any]) -> Any:
+    """Tangents or cotangents of a pytree; where it has no numbers, zeros of float0."""
+
+    def value(path: Any, leaf: Any) -> Any:
+        if _name(path) in floats:
+            return leaf
+        return np.zeros(np.shape(leaf), jax.dtypes.float0)
+
+    return fill(jax.tree_util.tree_map_with_path(value, tree), floats)
+
+
+def read_grads(grads: Any, params: Any, name: str = "grad") -> dict[str, Any]:
+    """The derivatives by each number in params, checked against them."""
+    claims = read_like(grads, params, name, "params")
+    return {path: in_parts(conjugate(claim)) for path, claim in claims.items()}
+
+
+def read_like(claim: Any, tree: Any, name: str, model: str) -> dict[str, Any]:
+    """The numbers of a claim, which must be those of `tree` in all but value."""
+    expected: Any = jax.tree.structure(tree, is_leaf=_is_none)
+    structure: Any = jax.tree.structure(claim, is_leaf=_is_none)
     if structure != expected:
         raise ValueError(
-            "grad must return a pytree of the same structure as params, "
+            f"{name} must return a pytree of the same structure as {model}, "
             f"{expected}, got {structure}."
         )
-    leaves, claims = leaves_by_path(params), leaves_by_path(grads)
-    for path in floats:
-        shape, claim = np.shape(leaves[path]), claims[path]
-        kind = "complex" if is_complex(leaves[path]) else "real"
-        is_same_kind = is_complex(claim) == is_complex(leaves[path])
-        if np.shape(claim) != shape or not is_number(claim) or not is_same_kind:
+    given, claims = leaves_by_path(tree), leaves_by_path(claim)
+    numbers = {path: leaf for path, leaf in given.items() if is_number(leaf)}
+    for path, leaf in numbers.items():
+        shape, found = np.shape(leaf), claims[path]
+        kind = "complex" if is_complex(leaf) else "real"
+        is_same_kind = is_complex(found) == is_complex(leaf)
+        if np.shape(found) != shape or not is_number(found) or not is_same_kind:
             raise ValueError(
-                f"grad must return {kind} numbers of shape {shape} for leaf {path!r}, "
-                f"got {claim!r:.60} of shape {np.shape(claim)}."
+                f"{name} must return {kind} numbers of shape {shape} for leaf "
+                f"{path!r}, got {found!r:.60} of shape {np.shape(found)}."
             )
-    return {path: in_parts(conjugate(claims[path])) for path in floats}
+    return {path: claims[path] for path in numbers}
 
 
 def conjugate(leaf: Any) -> Any:
@@ -119,6 +136,11 @@ def real_numbers(derivatives: np.ndarray) -> np.ndarray:
 def gradient_numbers(derivatives: np.ndarray) -> np.ndarray:
     """Pairs of derivatives by real and imaginary part, as JAX's complex gradient."""
     return derivatives[0::2] - 1j * derivatives[1::2]
+
+
+def tangent_numbers(derivatives: np.ndarray) -> np.ndarray:
+    """Pairs of real and imaginary part, as complex numbers."""
+    return derivatives[0::2] + 1j * derivatives[1::2]
 
 
 def is_number(leaf: Any) -> bool:

@@ -135,7 +135,7 @@ def precision(
     def gradient(floats: Floats, args: Any) -> Floats:
         if grad is None:
             return compiled(jax.grad(loss), floats, args)(floats)
-        return read_grads(grad(fill(params, floats), *args), params, floats)
+        return read_grads(grad(fill(params, floats), *args), params)
 
     with np.errstate(all="ignore"):  # what is not finite is counted, not warned of
         true = _in_float64(gradient, points, args)
