@@ -157,7 +157,11 @@ def test_casts_inside_are_measured_as_noise_and_said(dtype, shape):
 
     params = {"W": normal(*shape), "b": normal(5)}
     report = gradcheck.check(fn, params, normal(32, shape[1], seed=1))
-    assert report.ok, str(report)
+    if dtype == jnp.float32:
+        assert report.ok, str(report)
+    for leaf in report.leaves.values():  # half precision may drown a gradient
+        is_drowned = leaf.verdict == "undecided" and leaf.hint.endswith("too noisy")
+        assert leaf.ok or is_drowned, str(report)
     assert "rounds to less than float64 inside" in report.notes[0]
 
 
@@ -504,6 +508,54 @@ def test_a_wrong_claim_is_not_excused_by_a_declared_surrogate():
         surrogate=[""],
     )
     assert verdicts(report) == {"": "wrong"} and not report.ok
+
+
+def test_a_declared_surrogate_has_to_follow_autodiff():
+    def fn(p, X):  # a target that takes no part in the gradient
+        return jnp.mean((X @ p - jax.lax.stop_gradient(p[0])) ** 2)
+
+    def attached(p, X):
+        return jax.grad(lambda p: jnp.mean((X @ p - p[0]) ** 2))(p)
+
+    params, X = normal(4), normal(9, 4, seed=1)
+    assert gradcheck.check(fn, params, X, surrogate=[""]).ok
+    report = gradcheck.check(fn, params, X, grad=attached, surrogate=[""])
+    assert verdicts(report) == {"": "wrong"} and not report.ok
+    assert "declared a surrogate" in report.leaves[""].hint
+    assert gradcheck.check(fn, params, X, grad=attached).ok
+
+
+@pytest.mark.parametrize("n", [30, 200, 5000])
+def test_many_kinks_of_which_few_are_looked_at(n):
+    w = normal(n).at[::3].set(0.0)
+
+    def fn(p):
+        return jnp.sum(jnp.abs(p))
+
+    leaf = gradcheck.check(fn, w, grad=jnp.sign).leaves[""]
+    assert leaf.verdict == "kink" and leaf.ok
+    leaf = gradcheck.check(fn, w, grad=lambda p: jnp.sign(p).at[1].mul(1.01)).leaves[""]
+    assert leaf.verdict == "wrong" and leaf.worst.index == (1,)
+    leaf = gradcheck.check(fn, w, grad=lambda p: jnp.sign(p).at[3].set(1.5)).leaves[""]
+    assert leaf.verdict == "kink" and not leaf.ok and leaf.worst.index == (3,)
+
+
+@pytest.mark.parametrize("n", [5, 96])
+def test_at_an_optimum_the_gradient_is_zero(n):
+    def fn(p, t):
+        return jnp.sum((p - t) ** 2)
+
+    x = normal(n, seed=1)
+    report = gradcheck.check(fn, x, x, grad=lambda p, t: 2 * (p - t))
+    assert verdicts(report) == {"": "correct"}, str(report)
+
+
+def test_numpy_integers_are_read_as_jax_reads_them():
+    def fn(p, rows):
+        return jnp.sum(p[rows] ** 2)
+
+    report = gradcheck.check(fn, np.ones(4, np.float32), np.array([0, 1, 1]))
+    assert report.ok, str(report)
 
 
 def test_functions_that_are_not_deterministic_are_undecided():

@@ -20,7 +20,7 @@ from jaxae.gradcheck.params import (
     real_numbers,
     require_callables,
 )
-from jaxae.gradcheck.report import Report, declared, described
+from jaxae.gradcheck.report import Report, described
 from jaxae.gradcheck.rounding import canonical, is_complex
 
 
@@ -51,7 +51,7 @@ def check(
       key: `jax.random.key` that seeds the sampled entries and directions.
       has_aux: whether `fn` returns `(scalar, aux)`. `grad` never returns aux.
       surrogate: paths of leaves meant to follow autodiff rather than the function
-        (straight-through estimators, `stop_gradient`).
+        (straight-through estimators, `stop_gradient`). There, claims must do so.
 
     Returns:
       A `Report`, whose leaves are keyed by `jax.tree_util.keystr(path, simple=True,
@@ -99,6 +99,7 @@ def check(
         leaves=leaves,
         probes=probes,
         autodiff=Function.gradient,
+        surrogate=surrogate,
         rng=np.random.default_rng(seed),
     )
-    return declared(replace(report, ignored=ignored), surrogate)
+    return replace(report, ignored=ignored)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_EPS = float(np.finfo(np.float64).eps)
 _MAX_STEPS = 12  # step sizes tried, each a factor 8 from the one before
 _FIRST_STEP = 0.01  # relative to what is natural; beyond the largest, a function
 _LARGEST_STEP = 1.0  # that is bounded looks flat, and one that is not looks straight
@@ -89,21 +90,24 @@ def _extrapolate(
     S(h) = (f(h) - 2 f(0) + f(-h)) / h gives the jump J = 2 S(h/2) - S(h).
     """
     h = step * line.size
-    (d1, s1), (d2, s2) = _quotients(line, h), _quotients(line, h / 2)
-    coarse, first, rounding = (4 * d2 - d1) / 3, 2 * s2 - s1, 6 * line.noise / h
+    (d1, s1, f1), (d2, s2, _) = _quotients(line, h), _quotients(line, h / 2)
+    noise = max(line.noise, _EPS * f1)  # f may be large there, and 0 here
+    coarse, first, rounding = (4 * d2 - d1) / 3, 2 * s2 - s1, 6 * noise / h
     resolution = abs(coarse - d2) + rounding
     if is_enough(resolution + abs(first), coarse):
         return Slopes(coarse, 0.0, resolution), rounding
-    d3, s3 = _quotients(line, h / 4)
+    d3, s3, _ = _quotients(line, h / 4)
     fine, last, rounding = (4 * d3 - d2) / 3, 2 * s3 - s2, 2 * rounding
     stands_out = abs(last) > 4 * (abs(last - first) + 2 * rounding)
     jump, resolution = last if stands_out else 0.0, abs(fine - coarse) + rounding
     return Slopes(fine, jump, resolution), rounding
 
 
-def _quotients(line: Line, h: float) -> tuple[float, float]:
+def _quotients(line: Line, h: float) -> tuple[float, float, float]:
+    """D(h), S(h), and the largest of the values that they are made of."""
     ahead, behind = line.value(h), line.value(-h)
-    return (ahead - behind) / (2 * h), (ahead - 2 * line.f0 + behind) / h
+    central, second = (ahead - behind) / (2 * h), (ahead - 2 * line.f0 + behind) / h
+    return central, second, max(abs(ahead), abs(behind))
 
 
 def float64_noise(line: Line) -> float:
@@ -113,7 +117,7 @@ def float64_noise(line: Line) -> float:
     steps too small for the function leave only noise, with variance (2k)! / (k!)^2.
     """
     values = [line.value(k * 1e-7 * line.size) for k in range(-6, 7)]
-    floor = float(np.finfo(np.float64).eps) * abs(line.f0)
+    floor = _EPS * abs(line.f0)
     noise = _median_difference(values, 4) / math.sqrt(70)
     return max(noise, floor) if math.isfinite(noise) else floor
 

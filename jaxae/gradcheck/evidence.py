@@ -20,7 +20,8 @@ from jaxae.gradcheck.functions import Function
 from jaxae.gradcheck.report import Leaf
 
 _SMALL = 64  # up to this size every entry of a leaf is differenced
-_NUM_TOP = 3  # beyond: this many entries from each place of interest,
+_NUM_TOP = 2  # beyond: this many entries from each place of interest,
+_NUM_SPREAD = 8  # this many from where claim and autodiff differ
 _NUM_SAMPLED = 4  # this many at random,
 _NUM_DIRECTIONS = 6  # and this many random sign vectors over the whole leaf
 
@@ -202,9 +203,10 @@ def _where_to_look(
     parts: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Entries largest in claim, autodiff, their difference, roundoff; and a sample.
+    """Entries largest in claim, autodiff, their difference, roundoff; and samples.
 
-    Of a complex number, that is of two parts, both.
+    One sample is of all entries, one of those where claim and autodiff differ, evenly
+    from the least to the most. Of a complex number, that is of two parts, both.
     """
     if claim.size <= _SMALL:
         return np.arange(claim.size)
@@ -214,8 +216,19 @@ def _where_to_look(
     sizes = [np.nan_to_num(np.abs(x)) for x in measures]
     tops = [np.argpartition(-x, _NUM_TOP)[:_NUM_TOP] for x in sizes]
     sample = rng.choice(claim.size, _NUM_SAMPLED, replace=False)
+    if autodiff is not None:
+        tops.append(_evenly(sizes[-1], sizes[-1] > 1e-5 * largest(autodiff)))
     first = np.unique(np.concatenate([*tops, sample]) // parts) * parts
     return np.add.outer(first, np.arange(parts)).ravel()
+
+
+def _evenly(sizes: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Some of the entries that a mask selects, evenly from the least to the largest."""
+    entries = np.flatnonzero(where)
+    order = entries[np.argsort(sizes[entries])]
+    return order[
+        np.linspace(0, order.size - 1, min(order.size, _NUM_SPREAD)).astype(int)
+    ]
 
 
 def largest(x: np.ndarray) -> float:

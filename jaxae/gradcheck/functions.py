@@ -44,6 +44,7 @@ class Function(NamedTuple):
 
     loss: Callable[..., Any]
     points: Floats  # where it is differentiated
+    placed: Floats  # the same on the device
     args: Any
     value: Counted  # (floats) -> []
     f0: float
@@ -56,10 +57,11 @@ class Function(NamedTuple):
 
     def line(self, moves: Floats, size: float = 1.0) -> Line:
         """t -> f(points + t moves)."""
+        moves = jax.device_put(moves)
 
         def value(t: float) -> float:
-            moved = {k: self.points[k] + t * move for k, move in moves.items()}
-            return float(self.value(self.points | moved))
+            moved = {k: self.placed[k] + t * move for k, move in moves.items()}
+            return float(self.value(self.placed | moved))
 
         return Line(value, self.f0, self.noise, size, self.is_coarse)
 
@@ -97,7 +99,8 @@ def compiled(
         traced.eval_shape(floats, arrays)
     except _UNTRACEABLE:
         return lambda floats: function(jax.tree.map(jnp.asarray, floats), args)
-    return lambda floats: traced(floats, arrays)
+    placed = jax.device_put(arrays)
+    return lambda floats: traced(floats, placed)
 
 
 def shapes_within(loss: Callable[..., Any], floats: Floats, args: Any) -> list[Any]:
@@ -156,9 +159,9 @@ def _evaluated(loss: Callable[..., Any], points: Floats, args: Any) -> Function:
         raise UndecidableError(f"fn is {first} here")
     if first != second:
         raise UndecidableError(_NOT_DETERMINISTIC)
-    return Function(
-        loss, points, args, value, first, is_coarse=_is_coarse(loss, points, args)
-    )
+    is_coarse = _is_coarse(loss, points, args)
+    placed = jax.device_put(points)
+    return Function(loss, points, placed, args, value, first, is_coarse=is_coarse)
 
 
 def _is_coarse(loss: Callable[..., Any], points: Floats, args: Any) -> bool:

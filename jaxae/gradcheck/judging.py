@@ -1,6 +1,6 @@
 """From a claim to the verdicts on it, whichever derivatives it is a claim of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ def judged(
     leaves: dict[str, Leaf],
     probes: Callable[[Function], dict[str, Probe]],
     autodiff: Callable[[Function], Callable[[Floats], Floats]],
+    surrogate: Collection[str],
     rng: np.random.Generator,
 ) -> Report:
     """The report on a claim about derivatives of `loss(floats, args)`.
@@ -62,7 +63,7 @@ def judged(
         for path, probe in probes(function).items():
             ours, autodiffs = ([g[path] for g in near] for near in (claims, theirs))
             e = gather(probe, leaves[path], ours, autodiffs, allowed[path], rng)
-            verdicts[path] = judge(e)
+            verdicts[path] = judge(e, path in surrogate)
     if function.is_coarse:
         notes = (
             *notes,

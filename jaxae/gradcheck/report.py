@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,15 +98,6 @@ def described(leaf: Any) -> Leaf:
     """A leaf of which nothing is known yet but what it is."""
     seen = canonical(np.asarray(leaf) if isinstance(leaf, float | complex) else leaf)
     return Leaf(np.shape(seen), str(seen.dtype))
-
-
-def declared(report: Report, surrogate: Collection[str]) -> Report:
-    """The report, ok where a leaf found to follow a surrogate was declared one."""
-    leaves = dict(report.leaves)
-    for path in surrogate:
-        if leaves[path].verdict == "surrogate":
-            leaves[path] = replace(leaves[path], ok=True)
-    return replace(report, leaves=leaves)
 
 
 def _row(path: str, leaf: Leaf) -> list[str]:

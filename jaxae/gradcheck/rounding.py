@@ -43,12 +43,11 @@ def narrow(leaf: Any) -> np.ndarray:
 
 
 def canonical(leaf: Any) -> Any:
-    """NumPy's double precision as JAX reads it: claim and function see one point."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+    """A NumPy array as JAX reads it: claim and function then see one point."""
+    if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "iufc":
         return leaf
-    seen = jax.dtypes.canonicalize_dtype(dtype)
-    return leaf if seen == dtype else np.asarray(leaf).astype(seen)
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return leaf if leaf.dtype == dtype else np.asarray(leaf).astype(dtype)
 
 
 def nearby(

@@ -26,7 +26,7 @@ from jaxae.gradcheck.params import (
     require_callables,
     tangent_numbers,
 )
-from jaxae.gradcheck.report import Report, declared, described
+from jaxae.gradcheck.report import Report, described
 from jaxae.gradcheck.rounding import canonical, is_complex, narrow
 
 _ALL = "all"
@@ -162,7 +162,7 @@ def check_jvp(
         }
         claimed = functools.partial(_push, jvp, fn, params, args, out, tangents)
         pushed = functools.partial(_push_by_autodiff, in_outputs, tangents)
-        report = judged(
+        reports[source] = judged(
             loss,
             floats,
             args,
@@ -171,9 +171,9 @@ def check_jvp(
             leaves=leaves,
             probes=functools.partial(_probe_outputs, in_outputs, tangents, outputs),
             autodiff=functools.partial(_compiled_at, pushed),
+            surrogate=outputs if source in surrogate else (),
             rng=rng,
         )
-        reports[source] = declared(report, outputs if source in surrogate else ())
     return _merged(reports, ignored, unnamed="output")
 
 

@@ -3,6 +3,7 @@
 Parker, "Monte Carlo arithmetic", 1997: what then changes is what rounding may change.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -96,22 +97,39 @@ class _Shaker:
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
         is_moving = any(x.is_moving for x in operands)
         if is_moving and name in _ROUNDING:
-            outputs = map(self.move, outputs)
+            bits = _last_bits(eqn)
+            outputs = [self.move(out, bits) for out in outputs]
         return [_Value(out, is_moving) for out in outputs]
 
-    def move(self, x: Any) -> Any:
-        """x (1 + 2 u s), s = 1 or -1 from a hash of a salt and the entry's number."""
+    def move(self, x: Any, bits: float) -> Any:
+        """x (1 + 2 u bits s), s = 1 or -1 from a hash of a salt and the place."""
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            return jax.lax.complex(self.move(jnp.real(x)), self.move(jnp.imag(x)))
+            parts = (self.move(part(x), bits) for part in (jnp.real, jnp.imag))
+            return jax.lax.complex(*parts)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         self.salt = self.salt * np.uint32(0x9E3779B1) + np.uint32(1)
-        bits = jax.lax.iota(np.uint32, x.size) + self.salt
+        signs = jax.lax.iota(np.uint32, x.size) + self.salt
         for factor in (0x85EBCA6B, 0xC2B2AE35, 1):
-            bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(factor)
-        eps = jnp.finfo(x.dtype).eps
-        factors = jnp.where(bits >> np.uint32(31), 1 + eps, 1 - eps).astype(x.dtype)
+            signs = (signs ^ (signs >> np.uint32(15))) * np.uint32(factor)
+        eps = float(jnp.finfo(x.dtype).eps) * bits
+        factors = jnp.where(signs >> np.uint32(31), 1 + eps, 1 - eps).astype(x.dtype)
         return x * factors.reshape(x.shape)
+
+
+def _last_bits(eqn: Any) -> float:
+    """By how many last bits what an operation returns may be off: 1, more for sums.
+
+    A sum of N terms, added up in 16 lanes, is rounded N / 16 times in sequence.
+    """
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        num_terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    elif eqn.primitive.name in ("reduce_sum", "cumsum"):
+        num_terms = eqn.invars[0].aval.size / max(eqn.outvars[0].aval.size, 1)
+    else:
+        return 1.0
+    return math.sqrt(1 + num_terms / 16)
 
 
 def rounds_coarsely(jaxpr: Jaxpr) -> bool:

@@ -26,8 +26,20 @@ class Truth(NamedTuple):
     is_autodiff: bool  # confirmed, so that every entry is known
 
 
-def judge(e: Evidence) -> Leaf:
-    """The leaf with the verdict that the evidence supports."""
+def judge(e: Evidence, is_declared: bool) -> Leaf:
+    """The leaf with the verdict that the evidence supports.
+
+    One that is declared to follow autodiff rather than the function has to.
+    """
+    leaf = _judge_by_function(e)
+    is_checked = leaf.verdict != "undecided" and is_declared and e.autodiff is not None
+    if is_checked and not _follows_autodiff(e):
+        return _not_as_declared(e)
+    is_meant = is_declared and leaf.verdict == "surrogate"
+    return replace(leaf, ok=leaf.ok or is_meant)
+
+
+def _judge_by_function(e: Evidence) -> Leaf:
     if not e.claim.size:
         leaf = replace(e.leaf, error=0.0, resolution=0.0, hint="empty")
         return replace(leaf, verdict="correct", ok=True)
@@ -42,6 +54,20 @@ def judge(e: Evidence) -> Leaf:
     if np.all(np.abs(slope) <= resolution) and not np.any(jump):
         return _judge_zero(e)
     return _judge_nonzero(e)
+
+
+def _not_as_declared(e: Evidence) -> Leaf:
+    """Wrong by the measure of autodiff."""
+    scale, k = largest(e.autodiff), int(np.argmax(np.abs(e.claim - e.autodiff)))
+    error, roundoff = largest(e.claim - e.autodiff), largest(e.roundoff)
+    return replace(
+        e.leaf,
+        verdict="wrong",
+        error=error / (scale or 1.0),
+        resolution=e.rounding.tolerance + roundoff / (scale or 1.0),
+        worst=Worst(_index(e, k), _number(e, e.claim, k), _number(e, e.autodiff, k)),
+        hint="declared a surrogate, but not what autodiff says",
+    )
 
 
 def _judge_zero(e: Evidence) -> Leaf:
@@ -61,8 +87,8 @@ def _judge_zero(e: Evidence) -> Leaf:
         hint = "the true gradient is zero: error is absolute"
         return replace(leaf, verdict=verdict, worst=worst, hint=hint)
     insists = error > 5 * rounding
-    if e.autodiff is not None:
-        insists |= largest(e.autodiff) > 5 * largest(e.autodiff_roundoff)
+    if e.autodiff is not None:  # what it sees below the claim's rounding does not count
+        insists |= largest(e.autodiff) > max(5 * largest(e.autodiff_roundoff), rounding)
     if insists:
         hint = f"too small for differences, which see {floor:.1e} and more"
         return replace(leaf, hint=hint)
@@ -120,6 +146,12 @@ def _find_truth(e: Evidence) -> Truth:
     true = e.autodiff.copy()
     scale, norm = max(scale, largest(true)), float(np.linalg.norm(true))
     true[known[jump != 0]] = nearest[jump != 0]
+    # Where the claim departs from autodiff at kinks, as far as was looked, it may do so
+    # at further ones: there, autodiff is but one of the possible answers.
+    departs = np.abs(e.claim - e.autodiff) > e.rounding.tolerance * scale + e.roundoff
+    if np.any(departs[kinks]):
+        departs[known] = False
+        true[departs] = e.claim[departs]
     return Truth(np.arange(true.size), true, scale, norm, kinks, has_kink, True)
 
 
