@@ -32,6 +32,7 @@ OUTPUT = {
 
 def lecture(W_enc, W_dec, b, c, x, target, activation, observation):
     """Forward and backward as on the slides; loops instead of matrix products."""
+    W_enc, W_dec, b, c, x, target = map(np.asarray, (W_enc, W_dec, b, c, x, target))
     g, slope = G[activation]
     o, loss = OUTPUT[observation]
     (H, D), t = W_enc.shape, target
