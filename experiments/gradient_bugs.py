@@ -1,9 +1,11 @@
 """Which wrong gradients do gradient checkers catch, and which right ones do they fail?
 
 Claim: `jaxae.gradcheck` finds every one of these wrong gradients, in exactly the leaves
-that are wrong, and passes every right one that is easily taken for wrong, at every size
-and seed. `jax.test_util.check_grads`, `chex.assert_numerical_grads` and torch's
-`gradcheck` judge the same claims beside it; nothing is claimed of them.
+that are wrong, and calls none of the right ones wrong that are easily taken for it, at
+every size and seed. Where a right one's own rounding leaves less than 10 % of a leaf to
+be seen, it says "undecided" and no more; that is so in less than 1 % of the judgements.
+`jax.test_util.check_grads`, `chex.assert_numerical_grads` and torch's `gradcheck` judge
+the same claims beside it; nothing is claimed of them.
 
 Source: the autoencoder and its gradient are Hugo Larochelle's, Neural networks:
 Autoencoder, Université de Sherbrooke, October 2012; the published bugs name the project
@@ -92,7 +94,7 @@ def main(argv=None) -> int:
     rows = with_torch(rows)
     print_outcomes(rows)
     draw(rows, args.out / "detection_matrix.png")
-    passed = all(is_all_right(row, "jaxae") for row in rows)
+    passed = is_as_claimed(rows)
     found = {"totals": totals(rows), "cases": rows}
     return _study.finish(args, __doc__, settings, Dataset(), passed, found)
 
@@ -293,6 +295,19 @@ def pooled(row, judged) -> Counter:
 
 def is_all_right(row, judged) -> bool:
     return set(pooled(row, judged)) == {RIGHT[row["kind"]]}
+
+
+def is_as_claimed(rows) -> bool:
+    """Every bug caught; of the right ones all but few passed, the others undecided."""
+    found = {kind: Counter(totals(rows)[kind]["jaxae"]) for kind in RIGHT}
+    for counts in found.values():
+        del counts["cases all right"], counts["cases"]
+    right = found["right"]
+    return (
+        set(found["bug"]) == {RIGHT["bug"]}
+        and set(right) <= {RIGHT["right"], UNDECIDED}
+        and right[UNDECIDED] < 0.01 * right.total()
+    )
 
 
 def judges_of(rows) -> list[str]:
