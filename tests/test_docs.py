@@ -1,7 +1,9 @@
 """The pages say what is true: their Python runs, their names and quotations exist."""
 
+import contextlib
 import importlib
 import inspect
+import io
 import re
 from pathlib import Path
 
@@ -39,6 +41,8 @@ RECORDS = {
 }
 NAME = rf"((?:{'|'.join([*MODULES, *RECORDS])})(?:\.[A-Za-z_]\w*)+)"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Columns of a table that are the same on every machine; the numbers are not.
+COLUMNS = {"leaf", "shape", "dtype", "verdict", "precision", "hint"}
 
 
 def blocks(text, language):
@@ -48,6 +52,37 @@ def blocks(text, language):
         for fence in FENCE.finditer(text)
         if fence[1] == language
     ]
+
+
+def programs(text):
+    """(line number, code, the output shown under it or None), block by block."""
+    fences = list(FENCE.finditer(text))
+    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+        if fence[1] == "python":
+            is_shown = after is not None and after[1] == "text"
+            line = text.count("\n", 0, fence.start(2))
+            yield line, fence[2], after[2] if is_shown else None
+
+
+def gist(output):
+    """The lines of an output without the digits that may differ between machines."""
+    lines, columns = [], {}
+    output = re.sub(r"in \d+ of", "in # of", output)  # entries that deviate
+    for line in output.splitlines():
+        if line.startswith("leaf "):  # the head of a table says where its columns are
+            starts = [name.start() for name in re.finditer(r"\w+", line)]
+            spans = map(slice, starts, [*starts[1:], None])
+            columns = {line[span].strip(): span for span in spans}
+        elif re.match("evaluations|no |fn rounds|ignored|gradcheck|$", line):
+            columns = {}
+        cells = {
+            name: line[span].strip()
+            for name, span in columns.items()
+            if name in COLUMNS
+        }
+        masked = re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", line.rstrip())
+        lines.append(cells or masked)
+    return lines
 
 
 def without_blocks(text):
@@ -91,9 +126,23 @@ TEXT = DERIVATION.read_text(encoding="utf-8")
 def test_python_of_the_page_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
-    for line, block in blocks(page.read_text(encoding="utf-8"), "python"):
+    for line, block, shown in programs(page.read_text(encoding="utf-8")):
         # Blank lines in front: a traceback then shows the line of the page.
-        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+        code = compile("\n" * line + block, str(page), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, namespace)
+        if shown is not None:
+            assert gist(printed.getvalue()) == gist(shown), printed.getvalue()
+
+
+def test_outputs_are_compared_but_for_their_digits():
+    [(_, code, shown)] = programs("```python\n1\n```\n\n```text\n2\n```\n")
+    assert (code, shown) == ("1\n", "2\n")
+    row = "leaf  verdict  error    hint\nW     WRONG    {}  {}\nevaluations: fn {}"
+    table = gist(row.format("1.0e+00", "sign", 59))
+    assert table == gist(row.format("1.1e+00", "sign", 60))
+    assert table != gist(row.format("1.0e+00", "zero", 59))
+    assert table != gist(row.format("1.0e+00", "sign", 59).replace("WRONG", "wrong"))
 
 
 @pytest.mark.parametrize("name", names_in(TEXT))
