@@ -110,8 +110,8 @@ def gather(
     size = rms(probe.sizes)
     along_axes = _with_own_noise(_axis(probe, k) for k in looked_at)
     along_signs = _with_own_noise(probe.line(vector, size) for vector in signs)
-    blur = rounding.tolerance * np.linalg.norm(claim) + np.linalg.norm(roundoff)
-    slope = taylor_order(along_signs[0], float(signs[0] @ claim), float(blur))
+    blur = rounding.tolerance * _norm(claim) + _norm(roundoff)
+    slope = taylor_order(along_signs[0], float(signs[0] @ claim), blur)
     e = Evidence(
         leaf=replace(leaf, slope=slope),
         numbers=probe.numbers,
@@ -157,14 +157,13 @@ def _with_entry_behind(e: Evidence, probe: Probe, rtol: float) -> Evidence:
     It is found by halving: the half whose slope deviates more from the claim's.
     """
     m, parts = e.looked_at.size, e.num_parts
-    gap, allowed = e.along(e.claim) - e.found.slope, 2 * e.found.resolution
-    allowed[m:] += e.rounding.tolerance * np.linalg.norm(e.claim) + np.linalg.norm(
-        e.roundoff
-    )
-    allowed[:m] += e.rounding.tolerance * largest(e.claim) + largest(e.roundoff)
-    stands_out = np.abs(gap) > allowed + np.abs(e.found.jump)
-    is_hidden = np.any(stands_out[m:]) and not np.any(stands_out[:m])
-    if not is_hidden:
+    gap = e.along(e.claim) - e.found.slope
+    allowed = 2 * e.found.resolution + np.abs(e.found.jump)
+    tolerance = e.rounding.tolerance
+    allowed[:m] += tolerance * largest(e.claim) + largest(e.roundoff)
+    allowed[m:] += tolerance * _norm(e.claim) + _norm(e.roundoff)
+    stands_out = np.abs(gap) > allowed
+    if np.any(stands_out[:m]) or not np.any(stands_out[m:]):
         return e
     worst = m + int(np.argmax(np.abs(gap[m:])))
     vector, size, total = e.signs[worst - m], rms(probe.sizes), gap[worst]
@@ -220,6 +219,10 @@ def _where_to_look(
         tops.append(_evenly(sizes[-1], sizes[-1] > 1e-5 * largest(autodiff)))
     first = np.unique(np.concatenate([*tops, sample]) // parts) * parts
     return np.add.outer(first, np.arange(parts)).ravel()
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x))
 
 
 def _evenly(sizes: np.ndarray, where: np.ndarray) -> np.ndarray:
