@@ -7,6 +7,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxae
 
@@ -108,3 +109,31 @@ def hparams_of(objective):
 def batch(num_rows=8, input_dim=6, dtype=jnp.float32, seed=3):
     """Rows in [0, 1]: in the domain of every observation's loss."""
     return jax.random.uniform(jax.random.key(seed), (num_rows, input_dim), dtype)
+
+
+# ---- parts that learn, of which the library has none yet -----------------------------
+
+
+def _leaky(a, slope):
+    return jnp.where(a > 0, a, slope * a)
+
+
+prelu = jaxae.activations.Activation(
+    "prelu",
+    apply=_leaky,
+    vjp=lambda a, z, dz, slope: dz * jnp.where(a > 0, 1, slope),
+    init=lambda latent_dim: (jnp.full(latent_dim, 0.25),),
+    vjp_theta=lambda a, z, dz, slope: (dz * jnp.where(a > 0, 0, a),),
+)
+scaled_gaussian = jaxae.observations.gaussian._replace(
+    name="scaled_gaussian",
+    loss=lambda eta, x, s: jnp.sum((eta - x) ** 2 * jnp.exp(-2 * s) / 2 + s, axis=-1),
+    dloss=lambda eta, x, s: (eta - x) * jnp.exp(-2 * s),
+    log_prob=lambda eta, x, s: (
+        -jnp.sum(
+            (eta - x) ** 2 * jnp.exp(-2 * s) / 2 + s + np.log(2 * np.pi) / 2, axis=-1
+        )
+    ),
+    init=lambda input_dim: (jnp.zeros(input_dim),),
+    dtheta=lambda eta, x, s: (1 - (eta - x) ** 2 * jnp.exp(-2 * s),),
+)
