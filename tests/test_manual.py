@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judges import judge_backprop, judge_paths
 from oracle import lecture
 from test_autoencoder import model
 
@@ -39,9 +40,9 @@ def assert_close(found, expected):
     chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(MODELS)
-def test_backprop_equals_the_lecture_and_autodiff(drawn):
+def test_backprop_is_the_derivative_and_equals_the_lecture_and_autodiff(drawn):
     activation, observation, is_tied, D, H, seed = drawn
     with jax.enable_x64(True):
         ae = model(activation, observation, D=D, H=H, tied=is_tied)
@@ -57,16 +58,18 @@ def test_backprop_equals_the_lecture_and_autodiff(drawn):
             assert_close(bp.grads.W_dec, expected["W_dec"])
         assert_close(bp.grads.b_enc, expected["b_enc"])
         assert_close(bp.grads.b_dec, expected["b_dec"])
+        judge_backprop(ae, params, x, target)
         assert_close(bp.grads, jax.grad(ae.loss)(params, x, target))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(MODELS)
-def test_each_path_equals_its_own_oracle(drawn):
+def test_each_path_is_the_derivative_by_its_own_copy_of_the_parameters(drawn):
     activation, observation, is_tied, D, H, seed = drawn
     with jax.enable_x64(True):
         ae = model(activation, observation, D=D, H=H, tied=is_tied)
         params, x, target = draw(seed, ae)
+        judge_paths(ae, params, x, target)
         paths = manual.path_grads(ae, params, x, target)
         encoder, decoder = jax.grad(ae.path_loss, (0, 1))(params, params, x, target)
         assert type(paths.encoder) is type(paths.decoder) is type(params)
