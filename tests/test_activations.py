@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from oracle import G
 
-from jaxae import activations
+from jaxae import activations, gradcheck
 from jaxae.activations import CATALOGUE
 
 NAMES = list(CATALOGUE)
@@ -31,6 +31,17 @@ def test_slope_and_curvature_equal_autodiff_everywhere_and_at_zero(name, x64):
     z = g.apply(a)
     np.testing.assert_allclose(g.slope(a, z), jax.vmap(first)(a), atol=1e-15)
     np.testing.assert_allclose(g.curvature(a, z), jax.vmap(second)(a), atol=1e-15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_slope_at_zero_is_a_derivative_or_between_the_one_sided(name, x64):
+    g = CATALOGUE[name]
+    report = gradcheck.check_jvp(
+        g.apply, jnp.array([0.0, 0.5]), jvp=lambda a, da: da * g.slope(a, g.apply(a))
+    )
+    report.assert_ok()
+    [leaf] = report.leaves.values()
+    assert leaf.verdict == ("kink" if name == "relu" else "correct")
 
 
 def test_relu_slope_is_0_at_0_as_in_jax():
