@@ -462,6 +462,15 @@ def test_at_a_kink_the_claim_must_lie_between_the_one_sided_slopes(n):
     assert report.leaves["outside"].worst.index == (1,)
 
 
+def test_where_all_entries_are_kinks_whose_slopes_cancel_the_jump_is_the_scale():
+    def fn(p):
+        return jnp.sum(p * jnp.sign(p))
+
+    for claim, is_ok in ((jnp.sign, True), (lambda p: 0 * p + 1.5, False)):
+        leaf = gradcheck.check(fn, jnp.zeros(3), grad=claim).leaves[""]
+        assert leaf.verdict == "kink" and leaf.ok == is_ok
+
+
 def test_beside_a_kink_a_wrong_entry_is_wrong():
     report = gradcheck.check(
         lambda p: jnp.sum(jnp.maximum(p, 0)),
@@ -548,6 +557,14 @@ def test_at_an_optimum_the_gradient_is_zero(n):
     x = normal(n, seed=1)
     report = gradcheck.check(fn, x, x, grad=lambda p, t: 2 * (p - t))
     assert verdicts(report) == {"": "correct"}, str(report)
+
+
+def test_arrays_among_args_are_jaxs_wherever_fn_is_evaluated():
+    def fn(p, x):
+        assert isinstance(x, jax.Array)
+        return jnp.sum(p * x)
+
+    assert gradcheck.check(fn, normal(3), np.ones(3)).ok
 
 
 def test_numpy_integers_are_read_as_jax_reads_them():

@@ -5,7 +5,7 @@ import pytest
 from test_autoencoder import model
 
 import jaxae
-from jaxae import corruptions, penalties
+from jaxae import corruptions, gradcheck, penalties
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(9, 6)).astype("f4")
@@ -69,6 +69,14 @@ def test_a_zero_latent_has_slope_0_under_l1_by_hand_and_by_autodiff():
     by_autodiff, _ = jax.grad(objective, has_aux=True)(*arguments)
     np.testing.assert_array_equal(by_hand.b_enc, by_autodiff.b_enc)
     assert not by_hand.b_enc.any()
+    report = gradcheck.check(
+        objective,
+        *arguments,
+        grad=lambda *a: jaxae.manual.value_and_grad(objective)(*a)[1],
+        has_aux=True,
+    )
+    report.assert_ok()
+    assert report.leaves["b_enc"].verdict == "kink"
 
 
 def test_the_objective_is_reconstruction_plus_coefficients_times_penalties():

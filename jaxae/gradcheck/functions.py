@@ -106,7 +106,9 @@ def compiled(
 def shapes_within(loss: Callable[..., Any], floats: Floats, args: Any) -> list[Any]:
     """The shapes of the arrays in `args` and of those that the function closes over."""
     try:  # both are constants of the traced function
-        arrays = jax.make_jaxpr(lambda floats: loss(floats, args))(floats).consts
+        arrays = jax.make_jaxpr(lambda floats: loss(floats, _placed(args)))(
+            floats
+        ).consts
     except _UNTRACEABLE:
         arrays = jax.tree.leaves(args)
     return list(map(np.shape, arrays))
@@ -167,10 +169,15 @@ def _evaluated(loss: Callable[..., Any], points: Floats, args: Any) -> Function:
 def _is_coarse(loss: Callable[..., Any], points: Floats, args: Any) -> bool:
     """Whether something in it rounds to less than float64, or is out of sight."""
     try:
-        traced = jax.make_jaxpr(lambda floats: loss(floats, args))(points)
+        traced = jax.make_jaxpr(lambda floats: loss(floats, _placed(args)))(points)
     except _UNTRACEABLE:
         return True
     return rounds_coarsely(traced.jaxpr)
+
+
+def _placed(args: Any) -> Any:
+    """With JAX's arrays for NumPy's, as a compiled function sees them."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if _is_array(x) else x, args)
 
 
 def _widen(leaf: Any) -> Any:

@@ -136,7 +136,7 @@ def _find_truth(e: Evidence) -> Truth:
     known, m = e.looked_at, e.looked_at.size
     true, jump = e.found.slope[:m].copy(), e.found.jump[:m]
     norm = max(rms(e.found.slope[m:]), largest(true))
-    scale = max(largest(true), norm / math.sqrt(e.claim.size))
+    scale = max(largest(true), largest(jump) / 2, norm / math.sqrt(e.claim.size))
     is_kink = np.abs(e.found.jump) > e.rounding.tolerance * _units(e, scale, norm)
     has_kink, kinks = bool(np.any(is_kink)), known[is_kink[:m]]
     half = np.abs(jump) / 2
