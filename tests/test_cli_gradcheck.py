@@ -293,7 +293,10 @@ def test_the_error_says_that_float64_copies_were_used(mine, capsys):
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(mine, capsys):
-    arguments = ("gradcheck", "mylosses:Losses.square", "--params", "b.npy")
+    judge = ("gradcheck", "mylosses:Losses.square", "--params", "b.npy")
+    assert cli.main([*judge]) == 0
+    assert cli.main([*judge]) == 0  # the usual folder is replaced
+    arguments = (*judge, "--out", "runs/mine")
     assert cli.main([*arguments]) == 0
     assert cli.main([*arguments]) == 2
     assert "holds a run already" in capsys.readouterr().err

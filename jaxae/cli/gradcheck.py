@@ -23,6 +23,7 @@ from jaxae.cli.reporting import progress
 from jaxae.gradcheck import Leaf, Report, check
 
 # What has a meaning only beside a function of the user's.
+USUAL_OUT = "runs/gradcheck"
 _OF_A_FUNCTION = ("params", "grad", "arg", "has_aux", "surrogate", "x64")
 
 
@@ -37,7 +38,9 @@ def gradcheck(options: GradcheckOptions) -> int:
     """`jaxae gradcheck`: 0 if every leaf is ok, 1 if not."""
     checked_seed(options.seed)
     _check_belong_together(options)
-    out = folder.check_out(options.out, options.overwrite)
+    is_usual = options.out is None
+    where = USUAL_OUT if options.out is None else options.out
+    out = folder.check_out(where, options.overwrite or is_usual)
     if options.function is None:
         judged = _judge_catalogue(options)
         reports = {name: _as_json(one.report) for name, one in judged.items()}

@@ -108,8 +108,8 @@ class GradcheckOptions:
     seed: int = 0
     """Of the entries and directions sampled, and of the catalogue's values."""
 
-    out: str = "runs/gradcheck"
-    """The run folder to write."""
+    out: str | None = None
+    """The run folder to write. None: runs/gradcheck, replaced each time."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
 

@@ -17,11 +17,12 @@ from jaxae.gradcheck.params import (
     read_grads,
     read_params,
     read_seed,
+    read_surrogate,
     real_numbers,
     require_callables,
 )
 from jaxae.gradcheck.report import Report, described
-from jaxae.gradcheck.rounding import canonical, is_complex
+from jaxae.gradcheck.rounding import canonical, copied, is_complex
 
 
 def check(
@@ -71,7 +72,8 @@ def check(
     """
     require_callables(fn, grad)
     seed = read_seed(key)
-    floats, ignored = read_params(params, surrogate)
+    floats, ignored = read_params(params)
+    surrogate = read_surrogate(surrogate, floats)
     args = jax.tree.map(canonical, args)
     given = {path: leaves_by_path(params)[path] for path in floats}
     leaves = {path: described(leaf) for path, leaf in given.items()}
@@ -80,8 +82,9 @@ def check(
         return scalar(fn(fill(params, floats), *args), has_aux)
 
     def claim(floats: Floats) -> Floats:
-        assert grad is not None
-        return read_grads(grad(fill(params, floats), *args), params)
+        assert grad is not None  # it gets copies: it may donate them
+        copies = jax.tree.map(copied, floats)
+        return read_grads(grad(fill(params, copies), *args), params)
 
     def probes(function: Function) -> dict[str, Probe]:
         numbers = {

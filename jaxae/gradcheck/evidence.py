@@ -16,7 +16,7 @@ from jaxae.gradcheck.differences import (
     slopes_along,
     taylor_order,
 )
-from jaxae.gradcheck.functions import Function
+from jaxae.gradcheck.functions import Floats, Function
 from jaxae.gradcheck.report import Leaf
 
 _SMALL = 64  # up to this size every entry of a leaf is differenced
@@ -42,6 +42,7 @@ class Probe(NamedTuple):
     """How the function can be moved to see the n derivatives of a leaf."""
 
     line: Callable[[np.ndarray, float], Line]  # whose slope is theirs along [n]
+    moved: Callable[[np.ndarray, float], Floats]  # the points t along [n]
     sizes: np.ndarray  # [n] the length natural to a step along each
     numbers: Callable[[np.ndarray], np.ndarray]  # [n] as the caller writes them
 
@@ -56,6 +57,7 @@ class Evidence(NamedTuple):
     roundoff: np.ndarray  # [n] what rounding may do to the claim
     autodiff: Any  # [n] in float64, or None
     autodiff_roundoff: Any
+    is_smooth: Any  # [n] where autodiff does not jump, or None
     looked_at: np.ndarray  # [m] entries differenced one by one
     signs: np.ndarray  # [d, n] directions over the whole leaf, none if it is small
     found: Slopes  # [m + d] of the function along those entries and directions
@@ -77,8 +79,12 @@ def probe_leaf(function: Function, path: str, numbers: Any) -> Probe:
     def line(vector: np.ndarray, size: float) -> Line:
         return function.line({path: vector.reshape(point.shape)}, size)
 
+    def moved(vector: np.ndarray, t: float) -> Floats:
+        move = t * vector.reshape(point.shape)
+        return function.points | {path: point + move}
+
     sizes = np.maximum(np.abs(point.ravel()), rms(point) or 1.0)
-    return Probe(line, sizes, numbers)
+    return Probe(line, moved, sizes, numbers)
 
 
 def measure_noise(function: Function, rng: np.random.Generator) -> Function:
@@ -95,18 +101,22 @@ def gather(
     leaf: Leaf,
     claims: list[Any],
     autodiffs: list[Any],
+    derive: Callable[[Floats], Any],
     rounding: Rounding,
     rng: np.random.Generator,
 ) -> Evidence:
     """The evidence on a leaf, from derivatives here and one last bit away."""
     claim, roundoff = _spread(claims)
-    autodiff, autodiff_roundoff = None, None
+    autodiff, autodiff_roundoff, is_smooth = None, None, None
     if autodiffs and np.all(np.isfinite(autodiffs[0])):
         autodiff, autodiff_roundoff = _spread(autodiffs)
+        is_smooth = _where_smooth(autodiff, probe, derive, rng)
     parts = claim.size // max(math.prod(leaf.shape), 1)
     looked_at = _where_to_look(claim, roundoff, autodiff, parts, rng)
     num_directions = _NUM_DIRECTIONS if claim.size > _SMALL else 0
     signs = rng.choice([-1.0, 1.0], (max(num_directions, 1), claim.size))
+    if is_smooth is not None:  # at kinks, slopes along directions do not add up
+        signs = signs * is_smooth
     size = rms(probe.sizes)
     along_axes = _with_own_noise(_axis(probe, k) for k in looked_at)
     along_signs = _with_own_noise(probe.line(vector, size) for vector in signs)
@@ -120,6 +130,7 @@ def gather(
         roundoff=roundoff,
         autodiff=autodiff,
         autodiff_roundoff=autodiff_roundoff,
+        is_smooth=is_smooth,
         looked_at=looked_at,
         signs=signs[:num_directions],
         found=slopes_along(
@@ -129,6 +140,25 @@ def gather(
     # Amid coarse rounding, halving leads astray.
     is_coarse = along_signs[0].is_coarse
     return e if is_coarse else _with_entry_behind(e, probe, rounding.rtol)
+
+
+def _where_smooth(
+    autodiff: np.ndarray,
+    probe: Probe,
+    derive: Callable[[Floats], Any],
+    rng: np.random.Generator,
+) -> Any:
+    """Entries whose derivative is the same a little to either side.
+
+    None where hardly any is, since that is the noise of a coarse function.
+    """
+    vector = rng.choice([-1.0, 1.0], autodiff.size) * probe.sizes
+    change = np.zeros(autodiff.size)
+    for t in (1e-6, -1e-6):
+        beside = np.asarray(derive(probe.moved(vector, t))).ravel()
+        change = np.fmax(change, np.abs(beside - autodiff))
+    is_smooth = change <= 1e-4 * largest(autodiff)
+    return is_smooth if np.sum(is_smooth) >= 0.1 * is_smooth.size else None
 
 
 def _with_own_noise(lines: Iterable[Line]) -> list[Line]:

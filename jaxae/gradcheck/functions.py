@@ -57,7 +57,7 @@ class Function(NamedTuple):
 
     def line(self, moves: Floats, size: float = 1.0) -> Line:
         """t -> f(points + t moves)."""
-        moves = jax.device_put(moves)
+        moves = jax.device_put({k: np.asarray(v, float) for k, v in moves.items()})
 
         def value(t: float) -> float:
             moved = {k: self.placed[k] + t * move for k, move in moves.items()}
@@ -150,7 +150,8 @@ def in_float64(
             return second
     raise UndecidableError(
         f"fn is {values[0]:.6g} in the caller's precision but {function.f0:.6g} in "
-        "float64; if it draws random numbers, fix their dtype"
+        "float64: give random numbers a dtype of their own, as bernoulli(key, "
+        "jnp.float32(0.5)) has, or enable x64 if rounding ruins it"
     )
 
 

@@ -28,7 +28,8 @@ def explain(
         return "conjugated"
     factor = _factor(claim, true, tolerance)
     if abs(factor - 1) > tolerance and explains(factor * true):
-        return f"off by a factor {factor:#.4g}{_batch(factor, tolerance, batch_sizes)}"
+        batch = _batch(factor, tolerance, batch_sizes)
+        return f"off by a factor {_in_digits(factor)}{batch}"
     is_whole = claim.size == math.prod(shape)
     if is_whole and len(shape) == 2 and explains(true.reshape(shape).T.ravel()):
         return "transposed"
@@ -46,6 +47,13 @@ def _factor(claim: np.ndarray, true: np.ndarray, tolerance: float) -> float | co
     floor = tolerance * abs(factor)
     real, imag = (x if abs(x) > floor else 0.0 for x in (factor.real, factor.imag))
     return complex(real, imag) if imag else real
+
+
+def _in_digits(factor: float | complex) -> str:
+    """Four digits, of the distance from 1 where it is small."""
+    if isinstance(factor, float) and 0 < abs(factor - 1) < 1e-3:
+        return f"1 {'-' if factor < 1 else '+'} {abs(factor - 1):.1e}"
+    return f"{factor:#.4g}"
 
 
 def _batch(

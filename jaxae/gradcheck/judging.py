@@ -1,5 +1,6 @@
 """From a claim to the verdicts on it, whichever derivatives it is a claim of."""
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxae.gradcheck.evidence import Probe, Rounding, gather, measure_noise
+from jaxae.gradcheck.evidence import (
+    Probe,
+    Rounding,
+    gather,
+    largest,
+    measure_noise,
+)
 from jaxae.gradcheck.functions import (
+    Counted,
     Floats,
     Function,
     UndecidableError,
@@ -18,7 +26,14 @@ from jaxae.gradcheck.functions import (
     shapes_within,
 )
 from jaxae.gradcheck.report import Leaf, Report
-from jaxae.gradcheck.rounding import narrow, nearby, nudged, tolerance
+from jaxae.gradcheck.rounding import (
+    ROUNDINGS,
+    narrow,
+    nearby,
+    nudged,
+    tolerance,
+    unit_roundoff,
+)
 from jaxae.gradcheck.stochastic import shaken
 from jaxae.gradcheck.verdicts import judge
 
@@ -46,31 +61,60 @@ def judged(
     """
     value = compiled(loss, floats, args)
     values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
-    claims = [claim(floats), *_shake(claim, floats, rng)]
-    claims = [jax.tree.map(narrow, found) for found in claims]
+    claims = [claim(floats), claim(floats), *_shake(claim, floats, rng)]
+    first, again, *others = [jax.tree.map(narrow, found) for found in claims]
+    claims = [first, *others]
     points = {path: narrow(leaf) for path, leaf in floats.items()}
     allowed = _rounding(given, claims[0], shapes_within(loss, floats, args))
     cpu = jax.devices("cpu")[0]
     # What is not finite is looked for, so NumPy need not warn of it.
-    with jax.enable_x64(True), jax.default_device(cpu), np.errstate(all="ignore"):
+    with (
+        jax.enable_x64(True),
+        jax.default_device(cpu),
+        jax.debug_nans(False),
+        np.errstate(all="ignore"),
+    ):
         try:
             function = measure_noise(in_float64(loss, points, args, values), rng)
         except UndecidableError as reason:
             hint = str(reason)
             return Report({k: replace(leaf, hint=hint) for k, leaf in leaves.items()})
-        theirs, notes = _autodiff_nearby(autodiff, function, rng)
+        derive, theirs, notes = _autodiff_nearby(autodiff, function, rng)
         verdicts = {}
         for path, probe in probes(function).items():
-            ours, autodiffs = ([g[path] for g in near] for near in (claims, theirs))
-            e = gather(probe, leaves[path], ours, autodiffs, allowed[path], rng)
+            e = gather(
+                probe,
+                leaves[path],
+                [found[path] for found in claims],
+                [found[path] for found in theirs],
+                functools.partial(_derive_one, derive, path),
+                allowed[path],
+                rng,
+            )
             verdicts[path] = judge(e, path in surrogate)
+            if not _is_same(first[path], again[path]):
+                hint = "the claim is not deterministic: evaluated again, it differs"
+                verdicts[path] = replace(leaves[path], hint=hint)
     if function.is_coarse:
         notes = (
             *notes,
-            "fn rounds to less than float64 inside: noise is allowed for",
+            "fn rounds to less than float64 inside, or is out of sight: noise is "
+            "allowed for",
         )
-    cost = {"fn": function.value.calls, "claim": len(claims), "autodiff": len(theirs)}
+    counts = (function.value.calls, len(claims) + 1, derive.calls)
+    cost = dict(zip(("fn", "claim", "autodiff"), counts, strict=True))
     return Report(verdicts, notes=notes, cost=cost)
+
+
+def _derive_one(derive: Counted, path: str, points: Floats) -> Any:
+    return derive(points)[path]
+
+
+def _is_same(claim: np.ndarray, again: np.ndarray) -> bool:
+    """Up to the order in which a device may add things up."""
+    unit = unit_roundoff(claim.dtype)
+    one, two = (np.nan_to_num(np.ravel(x).astype(np.float64)) for x in (claim, again))
+    return not np.any(np.abs(one - two) > ROUNDINGS * unit * largest(one))
 
 
 def _shake(
@@ -91,13 +135,15 @@ def _autodiff_nearby(
     autodiff: Callable[[Function], Callable[[Floats], Floats]],
     function: Function,
     rng: np.random.Generator,
-) -> tuple[list[Floats], tuple[str, ...]]:
-    """Autodiff in float64 here and one last bit away, or a note why there is none."""
+) -> tuple[Counted, list[Floats], tuple[str, ...]]:
+    """Autodiff in float64, what it gives here and one last bit away, or why nothing."""
     try:
-        return nearby(autodiff(function), function.points, rng, count=2), ()
+        derive = Counted(autodiff(function))
+        return derive, nearby(derive, function.points, rng, count=2), ()
     except Exception as error:  # a rule may fail in its own way; differences decide
         reason = str(error).partition("\n")[0]
-        return [], (f"no float64 autodiff to compare with: {reason:.120}",)
+        note = f"no float64 autodiff to compare with: {reason:.120}"
+        return Counted(autodiff), [], (note,)
 
 
 def _rounding(

@@ -4,7 +4,6 @@ Complex leaves become real ones, an axis longer: z as (Re z, Im z); of the gradi
 real function, which JAX gives as df/d(Re z) - i df/d(Im z), the two derivatives.
 """
 
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -41,9 +40,7 @@ def read_seed(key: Any) -> Any:
     return np.asarray(jax.random.key_data(key)).ravel()
 
 
-def read_params(
-    params: Any, surrogate: Collection[str]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_params(params: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The real and complex leaves as real ones, and the paths of all others."""
     leaves = leaves_by_path(params)
     floats = {
@@ -57,12 +54,18 @@ def read_params(
         )
     if len(leaves) < len(jax.tree.leaves(params, is_leaf=_is_none)):
         raise ValueError(f"params must have distinct paths, got {list(leaves)}.")
-    if isinstance(surrogate, str) or not set(surrogate) <= set(floats):
+    return floats, tuple(path for path in leaves if path not in floats)
+
+
+def read_surrogate(surrogate: Any, floats: dict[str, Any]) -> frozenset[str]:
+    """The declared paths; a single array goes by "params", as in the table, too."""
+    known = {path or "params": path for path in floats}
+    if isinstance(surrogate, str) or not set(surrogate) <= {*floats, *known}:
         raise ValueError(
-            f"surrogate must be a collection of paths among {list(floats)}, "
+            f"surrogate must be a collection of paths among {list(known)}, "
             f"got {surrogate!r}."
         )
-    return floats, tuple(path for path in leaves if path not in floats)
+    return frozenset(known.get(path, path) for path in surrogate)
 
 
 def fill(params: Any, floats: dict[str, Any]) -> Any:
@@ -111,9 +114,14 @@ def read_like(claim: Any, tree: Any, name: str, model: str) -> dict[str, Any]:
         if np.shape(found) != shape or not is_number(found) or not is_same_kind:
             raise ValueError(
                 f"{name} must return {kind} numbers of shape {shape} for leaf "
-                f"{path!r}, got {found!r:.60} of shape {np.shape(found)}."
+                f"{path or 'params'!r}, got {_described(found)}."
             )
     return {path: claims[path] for path in numbers}
+
+
+def _described(found: Any) -> str:
+    dtype = getattr(found, "dtype", None)
+    return f"{found!r:.60}" if dtype is None else f"{dtype}{list(np.shape(found))}"
 
 
 def conjugate(leaf: Any) -> Any:

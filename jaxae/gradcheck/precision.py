@@ -125,7 +125,7 @@ def precision(
     """
     require_callables(fn, grad)
     _require_real(params)
-    floats, ignored = read_params(params, ())
+    floats, ignored = read_params(params)
     points = {path: narrow(leaf) for path, leaf in floats.items()}
     args = jax.tree.map(canonical, args)
 

@@ -50,6 +50,11 @@ def canonical(leaf: Any) -> Any:
     return leaf if leaf.dtype == dtype else np.asarray(leaf).astype(dtype)
 
 
+def copied(leaf: Any) -> Any:
+    """A JAX array of its own; other leaves as they are."""
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
 def nearby(
     function: Callable[[Any], Any], floats: Any, rng: np.random.Generator, count: int
 ) -> list[Any]:

@@ -22,6 +22,7 @@ from jaxae.gradcheck.params import (
     read_like,
     read_params,
     read_seed,
+    read_surrogate,
     real_numbers,
     require_callables,
     tangent_numbers,
@@ -138,7 +139,8 @@ def check_jvp(
     """
     require_callables(fn, jvp, "jvp")
     seed = read_seed(key)
-    floats, _ = read_params(params, surrogate)
+    floats, _ = read_params(params)
+    surrogate = read_surrogate(surrogate, floats)
     args = jax.tree.map(canonical, args)
     out = fn(fill(params, floats), *args)
     outputs, ignored = _numbers(out)
@@ -210,8 +212,8 @@ def _probe_outputs(
     @functools.lru_cache(maxsize=64)  # many entries ask for the same few t
     def at(t: float) -> Floats:
         function.value.calls += 1
-        moved = {path: x + t * moves[path] for path, x in function.points.items()}
-        return {path: np.asarray(x).ravel() for path, x in value(moved).items()}
+        found = value({k: x + t * moves[k] for k, x in function.points.items()})
+        return {path: np.asarray(x).ravel() for path, x in found.items()}
 
     def probe(path: str) -> Probe:
         def line(vector: np.ndarray, size: float) -> Line:
@@ -222,8 +224,12 @@ def _probe_outputs(
             return line._replace(noise=float64_noise(line))
 
         numbers = tangent_numbers if is_complex(outputs[path]) else real_numbers
+
+        def moved(vector: np.ndarray, t: float) -> Floats:
+            return {path: x + t * moves[path] for path, x in function.points.items()}
+
         sizes = np.ones(at(0.0)[path].size)
-        return Probe(line, sizes, numbers)
+        return Probe(line, moved, sizes, numbers)
 
     return {path: probe(path) for path in outputs}
 

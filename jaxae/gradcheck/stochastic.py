@@ -29,6 +29,9 @@ _CALLS = {  # where each keeps what it calls
 }
 
 
+_MANY = 500  # equations
+
+
 class _Value(NamedTuple):
     array: Any
     is_moving: bool  # depends on the params
@@ -42,19 +45,21 @@ def shaken(
     None if the function cannot be traced: Python's branches and NumPy look at values.
     """
 
-    @jax.jit
     def run(consts: list[Any], leaves: list[Any], seed: Any) -> list[Any]:
         inputs = [_Value(leaf, True) for leaf in leaves]
-        outputs = _Shaker(seed).evaluate(closed.jaxpr, consts, inputs)
+        outputs = _Shaker(jnp.uint32(seed)).evaluate(closed.jaxpr, consts, inputs)
         return [out.array for out in outputs]
 
     def shake(tree: Any, seed: int) -> Any:
-        outputs = run(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
+        outputs = evaluate(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     try:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(tree)
-        run.eval_shape(closed.consts, jax.tree.leaves(tree), np.uint32(0))
+        # Where there are very many operations, compiling them takes longest.
+        is_long = _num_equations(closed.jaxpr) > _MANY
+        evaluate = run if is_long else jax.jit(run)
+        jax.eval_shape(run, closed.consts, jax.tree.leaves(tree), np.uint32(0))
     except Exception:  # a function may fail on tracers in its own way
         return None
     return shake
@@ -140,11 +145,9 @@ def rounds_coarsely(jaxpr: Jaxpr) -> bool:
         if not operands & moving:
             continue
         moving |= set(eqn.outvars)
-        params = jax.tree.leaves(tuple(eqn.params.values()))
-        inner = (getattr(param, "jaxpr", param) for param in params)
         if "callback" in eqn.primitive.name or any(
             [_is_narrow(out.aval) for out in eqn.outvars]
-            + [rounds_coarsely(part) for part in inner if isinstance(part, Jaxpr)]
+            + [rounds_coarsely(part) for part in _inner(eqn)]
         ):
             return True
     return False
@@ -153,3 +156,15 @@ def rounds_coarsely(jaxpr: Jaxpr) -> bool:
 def _is_narrow(aval: Any) -> bool:
     dtype = getattr(aval, "dtype", np.dtype(bool))
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits < 64
+
+
+def _inner(eqn: Any) -> list[Jaxpr]:
+    """What an equation calls."""
+    params = jax.tree.leaves(tuple(eqn.params.values()))
+    parts = (getattr(param, "jaxpr", param) for param in params)
+    return [part for part in parts if isinstance(part, Jaxpr)]
+
+
+def _num_equations(jaxpr: Jaxpr) -> int:
+    inner = (part for eqn in jaxpr.eqns for part in _inner(eqn))
+    return len(jaxpr.eqns) + sum(map(_num_equations, inner))

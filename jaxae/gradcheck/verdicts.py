@@ -87,8 +87,11 @@ def _judge_zero(e: Evidence) -> Leaf:
         hint = "the true gradient is zero: error is absolute"
         return replace(leaf, verdict=verdict, worst=worst, hint=hint)
     insists = error > 5 * rounding
-    if e.autodiff is not None:  # what it sees below the claim's rounding does not count
-        insists |= largest(e.autodiff) > max(5 * largest(e.autodiff_roundoff), rounding)
+    if (
+        e.autodiff is not None
+    ):  # what it sees below the claim's rounding does not count,
+        least = max(5 * largest(e.autodiff_roundoff), rounding)
+        insists |= least < largest(e.autodiff) <= floor  # nor what differences refute
     if insists:
         hint = f"too small for differences, which see {floor:.1e} and more"
         return replace(leaf, hint=hint)
@@ -141,7 +144,7 @@ def _find_truth(e: Evidence) -> Truth:
     has_kink, kinks = bool(np.any(is_kink)), known[is_kink[:m]]
     half = np.abs(jump) / 2
     nearest = np.where(jump, np.clip(e.claim[known], true - half, true + half), true)
-    if not _is_confirmed(e, scale, norm, has_kink):
+    if not _is_confirmed(e, scale, norm):
         return Truth(known, nearest, scale, norm, kinks, has_kink, False)
     true = e.autodiff.copy()
     scale, norm = max(scale, largest(true)), float(np.linalg.norm(true))
@@ -150,20 +153,22 @@ def _find_truth(e: Evidence) -> Truth:
     # at further ones: there, autodiff is but one of the possible answers.
     departs = np.abs(e.claim - e.autodiff) > e.rounding.tolerance * scale + e.roundoff
     if np.any(departs[kinks]):
+        departs &= True if e.is_smooth is None else ~e.is_smooth
         departs[known] = False
         true[departs] = e.claim[departs]
     return Truth(np.arange(true.size), true, scale, norm, kinks, has_kink, True)
 
 
-def _is_confirmed(e: Evidence, scale: float, norm: float, has_kink: bool) -> bool:
+def _is_confirmed(e: Evidence, scale: float, norm: float) -> bool:
     """Whether autodiff passes all differences, to single precision or the claim's."""
     if e.autodiff is None:
         return False
     tolerance = max(min(e.rounding.tolerance, ROUNDINGS * SINGLE), 1e-12)
     allowed = tolerance * _units(e, scale, norm) + e.found.resolution
     agrees = _outside(e, e.autodiff) <= allowed
+    m = e.looked_at.size
     # At a kink, slopes along directions do not add up.
-    return bool(np.all(agrees[: e.looked_at.size] if has_kink else agrees))
+    return bool(np.all(agrees[:m] if np.any(e.found.jump[m:]) else agrees))
 
 
 def _units(e: Evidence, scale: float, norm: float) -> np.ndarray:
@@ -183,7 +188,7 @@ def _measure(e: Evidence, truth: Truth) -> tuple[float, float]:
     error = largest(e.claim[truth.known] - truth.true)
     blur = largest(roundoff) + largest(e.found.resolution[:m])
     measures = [(error / truth.scale, e.rounding.tolerance + blur / truth.scale)]
-    if not truth.has_kink:
+    if m < e.found.slope.size and not np.any(e.found.jump[m:]):
         error = largest(_outside(e, e.claim)[m:])
         blur = float(np.linalg.norm(roundoff)) + largest(e.found.resolution[m:])
         measures.append((error / truth.norm, e.rounding.tolerance + blur / truth.norm))
