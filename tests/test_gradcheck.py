@@ -751,7 +751,7 @@ def test_a_gradient_too_small_for_differences_is_undecided():
             "complex numbers of shape () for leaf 'z'",
         ),
         (jnp.sum, jnp.ones(3), {"grad": lambda p: (p, p)}, "same structure"),
-        (jnp.sum, jnp.ones(3), {"grad": lambda p: p[:2]}, "shape (3,) for leaf 'params'"),
+        (jnp.sum, jnp.ones(3), {"grad": lambda p: p[:2]}, "shape (3,) for leaf"),
         (3, jnp.ones(3), {}, "fn must be a function of the params, got 3"),
         (jnp.sum, jnp.ones(3), {"grad": 3}, "grad must be a function"),
         (jnp.sum, jnp.ones(3), {"key": 0}, "key must be one JAX random key"),
