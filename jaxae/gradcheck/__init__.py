@@ -35,8 +35,8 @@ to other leaves or to the value of the function:
 
 Two things only people can decide. At a kink, where autodiff is not the same on both
 sides, any number between the one-sided slopes is right; where a claim departs from
-autodiff at some kinks, it may at others that were not looked at. A leaf that is declared
-a surrogate is judged by autodiff.
+autodiff at some kinks, it may at others that were not looked at. A leaf declared a
+surrogate is judged by autodiff.
 
 The modules, each building on those before: `report`, what is returned; `rounding` and
 `params`, what is given; `stochastic`, the claim as rounding may change it;
