@@ -83,8 +83,12 @@ def probe_leaf(function: Function, path: str, numbers: Any) -> Probe:
         move = t * vector.reshape(point.shape)
         return function.points | {path: point + move}
 
-    sizes = np.maximum(np.abs(point.ravel()), rms(point) or 1.0)
-    return Probe(line, moved, sizes, numbers)
+    return Probe(line, moved, natural_sizes(point).ravel(), numbers)
+
+
+def natural_sizes(point: np.ndarray) -> np.ndarray:
+    """The length of a step that is natural to each entry."""
+    return np.asarray(np.maximum(np.abs(point), rms(point) or 1.0))
 
 
 def measure_noise(function: Function, rng: np.random.Generator) -> Function:

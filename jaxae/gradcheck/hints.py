@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from jaxae.gradcheck.evidence import largest
+
 
 def explain(
     claim: np.ndarray,
@@ -18,7 +20,7 @@ def explain(
     """
 
     def explains(other: np.ndarray) -> bool:
-        return _largest(claim - other) <= tolerance * _largest(other)
+        return largest(claim - other) <= tolerance * largest(other)
 
     if not np.any(claim):
         return "zero"
@@ -33,7 +35,7 @@ def explain(
     is_whole = claim.size == math.prod(shape)
     if is_whole and len(shape) == 2 and explains(true.reshape(shape).T.ravel()):
         return "transposed"
-    deviates = np.abs(claim - true) > tolerance * _largest(true)
+    deviates = np.abs(claim - true) > tolerance * largest(true)
     if is_whole and np.sum(deviates) > 1 and (place := _place(deviates, shape)):
         return place
     seen = "" if is_whole else " looked at"
@@ -76,7 +78,3 @@ def _place(deviates: np.ndarray, shape: tuple[int, ...]) -> str:
         if size > 1 and np.all(indices == indices[0]):
             return f"one {name}: {indices[0]}"
     return ""
-
-
-def _largest(x: np.ndarray) -> float:
-    return float(np.max(np.abs(x), initial=0.0))

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxae.gradcheck.checking import check
 from jaxae.gradcheck.differences import Line, float64_noise
-from jaxae.gradcheck.evidence import Probe
+from jaxae.gradcheck.evidence import Probe, natural_sizes
 from jaxae.gradcheck.functions import Floats, Function, compiled
 from jaxae.gradcheck.judging import judged
 from jaxae.gradcheck.params import (
@@ -273,8 +273,7 @@ def _draw(leaf: Any, rng: np.random.Generator) -> jax.Array:
 def _tangent(leaf: Any, rng: np.random.Generator) -> np.ndarray:
     """A random direction in which a step of 1 moves every entry by about its size."""
     point = narrow(leaf)
-    size = np.sqrt(np.mean(point.astype(np.float64) ** 2)) if point.size else 1.0
-    sizes = np.maximum(np.abs(point), size or 1.0)
+    sizes = natural_sizes(np.asarray(point, np.float64))
     return (rng.normal(size=point.shape) * sizes).astype(point.dtype)
 
 

@@ -87,11 +87,10 @@ def _judge_zero(e: Evidence) -> Leaf:
         hint = "the true gradient is zero: error is absolute"
         return replace(leaf, verdict=verdict, worst=worst, hint=hint)
     insists = error > 5 * rounding
-    if (
-        e.autodiff is not None
-    ):  # what it sees below the claim's rounding does not count,
+    if e.autodiff is not None:
+        # Not what is below the claim's rounding, nor what differences would have seen.
         least = max(5 * largest(e.autodiff_roundoff), rounding)
-        insists |= least < largest(e.autodiff) <= floor  # nor what differences refute
+        insists |= least < largest(e.autodiff) <= floor
     if insists:
         hint = f"too small for differences, which see {floor:.1e} and more"
         return replace(leaf, hint=hint)
