@@ -1,21 +1,29 @@
 """optax transformations as functions of hyperparameters: hparams -> transformation.
 
 Called inside the traced function, so that every number is traced: nothing recompiles
-and any of them can be a sweep's lane. Write your own likewise:
+and any of them can be a sweep's lane. `build` adds schedules, warm-up, clipping and
+accumulation to any of them. Write your own likewise:
 
     lambda hp: optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(hp["learning_rate"])
+        optax.clip(hp["max_gradient"]), optax.lion(hp["learning_rate"])
     )
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Int32
 
 from jaxae import _checks
 
 Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
+Schedule = Callable[[Any, Mapping[str, Any]], Any]
 
 
 def adam(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -59,3 +67,234 @@ def get(name: str) -> Optimizer:
       ValueError: for an unknown name; the message lists the known ones.
     """
     return _checks.lookup("optimizer", CATALOGUE, name)
+
+
+# ---- schedules: (count, hparams) -> the factor on the learning rate at that update ---
+# optax's constructors branch on their numbers, and so refuse traced ones; a factor on
+# the updates does not, and is the same, for every catalogue optimizer's update is
+# -learning_rate * direction.
+
+
+def constant(count, hparams: Mapping[str, Any]):
+    """1, always; reads nothing."""
+    del count, hparams
+    return 1.0
+
+
+def linear(count, hparams: Mapping[str, Any]):
+    """1 + (f - 1) t, t = min(count / T, 1): in a line from 1 to f, then f.
+
+    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`.
+    """
+    t = jnp.minimum(_elapsed(count, hparams), 1)
+    return 1 + (hparams["final_fraction"] - 1) * t
+
+
+def cosine(count, hparams: Mapping[str, Any]):
+    """f + (1 - f) (1 + cos(pi t)) / 2, t = min(count / T, 1): from 1 to f, then f.
+
+    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`. Loshchilov and
+    Hutter, SGDR, 2017, without restarts.
+    """
+    t = jnp.minimum(_elapsed(count, hparams), 1)
+    final_fraction = hparams["final_fraction"]
+    return final_fraction + (1 - final_fraction) * (1 + jnp.cos(jnp.pi * t)) / 2
+
+
+def exponential(count, hparams: Mapping[str, Any]):
+    """f^(count / T): f after T updates, f^2 after 2 T, and so on without end.
+
+    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`, above 0.
+    """
+    return hparams["final_fraction"] ** _elapsed(count, hparams)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    s.__name__: s for s in (constant, linear, cosine, exponential)
+}
+
+
+def _elapsed(count, hparams):
+    return count / jnp.maximum(hparams["schedule_steps"], 1)
+
+
+def _warmed_up(schedule: Schedule, count, hparams):
+    """min(count / w, 1) * schedule(max(count - w, 0)), w = `warmup_steps`."""
+    steps = hparams["warmup_steps"]
+    warmup = jnp.where(count < steps, count / jnp.maximum(steps, 1), 1)
+    return warmup * schedule(jnp.maximum(count - steps, 0), hparams)
+
+
+# ---- assembling ----------------------------------------------------------------------
+
+
+def build(
+    optimizer, *, schedule=None, warmup=False, clip=False, accumulate=1
+) -> Optimizer:
+    """An optimizer with a schedule, warm-up, clipping and accumulation.
+
+    update = -learning_rate * schedule(count) * direction(clipped mean gradient), where
+    count is of updates before this one. All that the learning rate multiplies, AdamW's
+    decay too, is scheduled, as by `optax.adamw(schedule)`. The same arguments, by name
+    or by function, give the same object: a static argument that compiles once.
+
+    Args:
+      optimizer: `hparams -> optax.GradientTransformation` whose updates are in
+        proportion to its learning rate, or a name in CATALOGUE.
+      schedule: `(count, hparams) -> factor`, or a name in SCHEDULES; constant unless
+        given.
+      warmup: multiply by min(count / w, 1), w = hparams["warmup_steps"] >= 0, and let
+        the schedule begin after it; the first update is then 0. With cosine this is
+        `optax.warmup_cosine_decay_schedule` from 0 with decay_steps w + T.
+      clip: scale gradients whose norm, over all leaves, is above hparams["max_norm"]
+        to that norm.
+      accumulate: steps whose gradients are averaged for one update; between updates
+        parameters rest. Clipping sees the average.
+
+    Raises:
+      ValueError: for an unknown name, what is no function, a flag that is no bool,
+        accumulate < 1.
+    """
+    return _build(
+        _function("optimizer", CATALOGUE, optimizer),
+        _function("schedule", SCHEDULES, constant if schedule is None else schedule),
+        _flag("warmup", "warmup_steps", warmup),
+        _flag("clip", "max_norm", clip),
+        _checks.positive_int("accumulate", accumulate),
+    )
+
+
+def name_of(optimizer: Callable[..., Any]) -> str:
+    """What an optimizer is called: "adam", "adam+cosine+warmup+clip+accumulate(4)"."""
+    return getattr(optimizer, "__name__", None) or repr(optimizer)
+
+
+@functools.cache
+def _build(optimizer, schedule, warmup: bool, clip: bool, accumulate: int) -> Optimizer:
+    # Nothing added is nothing new: build("adam") is adam, and shares its programs.
+    if schedule is constant and not warmup and not clip and accumulate == 1:
+        return optimizer
+    return _Built(optimizer, schedule, warmup, clip, accumulate)
+
+
+@dataclass(frozen=True, repr=False)
+class _Built:
+    """An optimizer and what `build` added; printed and pickled by what it is made of.
+
+    A record and not a closure: closures neither pickle nor say what they hold.
+    """
+
+    optimizer: Optimizer
+    schedule: Schedule
+    warmup: bool
+    clip: bool
+    accumulate: int
+
+    def __call__(self, hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+        # Called once here, for the names that a schedule reads to be read now, where
+        # training looks for them, and not first inside the update.
+        self._factor(jnp.int32(0), hparams)
+        factor = functools.partial(self._factor, hparams=hparams)
+        parts = [_clip(hparams["max_norm"])] if self.clip else []
+        parts.append(self.optimizer(hparams))
+        if self.warmup or self.schedule is not constant:
+            parts.append(optax.scale_by_schedule(factor))
+        made = optax.chain(*parts)
+        return made if self.accumulate == 1 else _accumulate(made, self.accumulate)
+
+    def _factor(self, count, hparams):
+        if self.warmup:
+            return _warmed_up(self.schedule, count, hparams)
+        return self.schedule(count, hparams)
+
+    @property
+    def __name__(self) -> str:
+        parts = [name_of(self.optimizer)]
+        parts += [name_of(self.schedule)] if self.schedule is not constant else []
+        parts += ["warmup"] if self.warmup else []
+        parts += ["clip"] if self.clip else []
+        parts += [f"accumulate({self.accumulate})"] if self.accumulate > 1 else []
+        return "+".join(parts)
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def __reduce__(self):
+        fields = (self.optimizer, self.schedule, self.warmup, self.clip)
+        return _build, (*fields, self.accumulate)
+
+
+def _clip(max_norm) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` for gradients of another dtype than max_norm's."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(grads, state, params=None):
+        # optax selects between the gradient and its multiple, which with a traced
+        # max_norm has another dtype where parameters are of half precision.
+        dtype = jnp.result_type(jnp.float32, max_norm, *jax.tree.leaves(grads))
+        wide = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
+        clipped, state = clip.update(wide, state, params)
+        return jax.tree.map(_cast_like, clipped, grads), state
+
+    return optax.GradientTransformation(clip.init, update)
+
+
+class AccumulatorState(NamedTuple):
+    """The mean gradient since the last update, at least float32, and of how many."""
+
+    mini_step: Int32[Array, ""]
+    mean: Any  # the params' own type
+    inner: Any  # the state of what makes the updates
+
+
+def _accumulate(
+    inner: optax.GradientTransformation, num_steps: int
+) -> optax.GradientTransformation:
+    """`optax.MultiSteps`, whose accumulator is of no fixed dtype before optax 0.2.6."""
+
+    def init(params):
+        def zeros(leaf):
+            return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+        return AccumulatorState(
+            jnp.int32(0), jax.tree.map(zeros, params), inner.init(params)
+        )
+
+    def update(grads, state, params=None):
+        count = state.mini_step + 1
+        mean = jax.tree.map(lambda m, g: m + (g - m) / count, state.mean, grads)
+        is_due = count == num_steps
+        updates, inner_state = inner.update(
+            jax.tree.map(_cast_like, mean, grads), state.inner, params
+        )
+
+        def where_due(new, old):
+            return jnp.where(is_due, new.astype(old.dtype), old)
+
+        def zero_where(is_zero, tree):
+            return jax.tree.map(lambda leaf: jnp.where(is_zero, 0, leaf), tree)
+
+        return zero_where(~is_due, updates), AccumulatorState(
+            mini_step=count % num_steps,
+            mean=zero_where(is_due, mean),
+            inner=jax.tree.map(where_due, inner_state, state.inner),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast_like(new, old):
+    return new.astype(old.dtype)
+
+
+def _function(kind: str, catalogue: Mapping[str, Any], given: Any) -> Any:
+    return given if callable(given) else _checks.lookup(kind, catalogue, given)
+
+
+def _flag(name: str, hparam: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(
+            f"{name} must be True or False, got {value!r}; its number is "
+            f"hparams[{hparam!r}]."
+        )
+    return bool(value)

@@ -1,0 +1,364 @@
+"""Schedules, clipping and accumulation, against optax with fixed numbers."""
+
+import functools
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_autoencoder import model
+from test_training import HPARAMS, KEY, OBJECTIVE, X, config, count_traces, train
+
+import jaxae
+from jaxae import optimizers
+
+RATE, STEPS, FINAL, WARMUP = 0.03, 120, 0.1, 30
+NUMBERS = {
+    "learning_rate": RATE,
+    "momentum": 0.9,
+    "adamw_decay": 0.05,
+    "schedule_steps": STEPS,
+    "final_fraction": FINAL,
+    "warmup_steps": WARMUP,
+    "max_norm": 0.3,
+}
+OPTAX = {
+    "adam": optax.adam,
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adamw": functools.partial(optax.adamw, weight_decay=0.05),
+    "rmsprop": optax.rmsprop,
+}
+OPTAX_SCHEDULES = {
+    "constant": optax.constant_schedule(RATE),
+    "linear": optax.linear_schedule(RATE, FINAL * RATE, STEPS),
+    "cosine": optax.cosine_decay_schedule(RATE, STEPS, FINAL),
+    "exponential": optax.exponential_decay(RATE, STEPS, FINAL),
+}
+PARAMS = {"W": jnp.linspace(-1.0, 2.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+
+
+def traced(hparams=NUMBERS, dtype=jnp.float32):
+    return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
+
+
+def follow(optimizer, hparams, *, params=PARAMS, num_steps=200, num_repeats=1):
+    """Parameters at every step down a noisy bowl, whose noise is the same for all."""
+
+    def step(carry, i):
+        params, state = carry
+        noise = jnp.sin(i // num_repeats + 1.0)
+        grads = jax.tree.map(lambda p: (0.5 * p + noise).astype(p.dtype), params)
+        updates, state = optimizer(hparams).update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    start = (params, optimizer(hparams).init(params))
+    (_, state), path = jax.lax.scan(step, start, jnp.arange(num_steps))
+    return path, state
+
+
+followed = jax.jit(follow, static_argnums=0, static_argnames=("num_steps",))
+
+
+def fixed(transformation):
+    return lambda hparams: transformation
+
+
+# ---- schedules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
+@pytest.mark.parametrize("name", optimizers.CATALOGUE)
+def test_a_schedule_is_optaxs_own_for_every_optimizer(name, schedule):
+    found, _ = followed(optimizers.build(name, schedule=schedule), traced())
+    expected, _ = follow(fixed(OPTAX[name](OPTAX_SCHEDULES[schedule])), {})
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+    assert not np.allclose(found["W"][0], found["W"][-1])
+
+
+def test_the_catalogue_is_tested_whole():
+    assert set(OPTAX) == set(optimizers.CATALOGUE)
+    assert set(OPTAX_SCHEDULES) == set(optimizers.SCHEDULES)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_warmup_and_cosine_are_optaxs_own(name):
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, RATE, WARMUP, WARMUP + STEPS, FINAL * RATE
+    )
+    built = optimizers.build(name, schedule="cosine", warmup=True)
+    found, _ = followed(built, traced())
+    expected, _ = follow(fixed(OPTAX[name](schedule)), {})
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def factors(schedule, *, warmup=True, **numbers):
+    """The factor at each of the first updates, read off sgd."""
+    built = optimizers.build("sgd", schedule=schedule, warmup=warmup)
+    transformation = built({**NUMBERS, "learning_rate": 1.0, **numbers})
+    state, found = transformation.init(jnp.float32(0)), []
+    for _ in range(6):
+        update, state = transformation.update(jnp.float32(-1), state)
+        found.append(float(update))
+    return found
+
+
+def test_schedules_at_a_few_counts():
+    numbers = {"schedule_steps": 4, "final_fraction": 0.5, "warmup_steps": 0}
+    expected = [1, 0.875, 0.75, 0.625, 0.5, 0.5]
+    np.testing.assert_allclose(factors("linear", **numbers), expected)
+    expected = 0.75 + 0.25 * np.cos(np.pi / 4 * np.array([0, 1, 2, 3, 4, 4]))
+    np.testing.assert_allclose(factors("cosine", **numbers), expected, rtol=1e-6)
+    expected = 0.5 ** (np.arange(6) / 4)
+    np.testing.assert_allclose(factors("exponential", **numbers), expected, rtol=1e-6)
+
+
+def test_warmup_rises_in_a_line_and_then_the_schedule_begins():
+    numbers = {"schedule_steps": 2, "final_fraction": 0.0, "warmup_steps": 2}
+    assert factors("linear", **numbers) == [0, 0.5, 1, 0.5, 0, 0]
+    assert factors("constant", **numbers) == [0, 0.5, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
+def test_no_warmup_steps_are_no_warmup(schedule):
+    assert factors(schedule, warmup_steps=0) == factors(schedule, warmup=False)
+    np.testing.assert_array_less(-1, factors(schedule, schedule_steps=0))  # no NaN
+
+
+# ---- clipping and accumulation -------------------------------------------------------
+
+
+def test_clipping_is_optaxs_own():
+    found, _ = followed(optimizers.build("momentum", clip=True), traced())
+    chain = optax.chain(optax.clip_by_global_norm(0.3), OPTAX["momentum"](RATE))
+    expected, _ = follow(fixed(chain), {})
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+    unclipped, _ = followed(optimizers.momentum, traced())
+    assert not np.allclose(found["W"], unclipped["W"])
+
+
+@pytest.mark.parametrize("name", optimizers.CATALOGUE)
+def test_accumulation_is_optaxs_own(name):
+    found, _ = followed(optimizers.build(name, accumulate=4), traced())
+    steps = optax.MultiSteps(OPTAX[name](RATE), 4).gradient_transformation()
+    expected, _ = follow(fixed(steps), {})
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_counts_are_of_updates_and_clipping_sees_the_average():
+    """Each gradient seen three times over is one update for it."""
+    keywords = {"schedule": "cosine", "warmup": True, "clip": True}
+    once, state = followed(optimizers.build("adam", **keywords), traced())
+    built = optimizers.build("adam", **keywords, accumulate=3)
+    thrice, accumulated = jax.jit(
+        lambda: follow(built, traced(), num_steps=600, num_repeats=3)
+    )()
+    every_third = jax.tree.map(lambda leaf: leaf[2::3], thrice)
+    chex.assert_trees_all_close(every_third, once, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(accumulated.inner, state, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(thrice["W"][0], PARAMS["W"])
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+def test_small_batches_accumulated_are_a_big_batch(gradient):
+    """For one epoch, whose order of rows is the same."""
+    runs = [
+        train(
+            data=X[:48],
+            config=config(
+                num_epochs=1,
+                batch_size=24 // accumulate,
+                gradient=gradient,
+                optimizer=optimizers.build("sgd", accumulate=accumulate),
+            ),
+        )
+        for accumulate in (1, 3)
+    ]
+    big, small = (run.params for run in runs)
+    chex.assert_trees_all_close(small, big, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(small.W, OBJECTIVE.ae.init(jax.random.split(KEY)[0]).W)
+
+
+# ---- traced numbers, lanes, dtypes ---------------------------------------------------
+
+EVERYTHING = {"schedule": "cosine", "warmup": True, "clip": True, "accumulate": 2}
+
+
+@pytest.mark.parametrize(
+    "name, schedule",
+    [
+        *((name, "cosine") for name in optimizers.CATALOGUE),
+        *(("sgd", other) for other in optimizers.SCHEDULES if other != "cosine"),
+    ],
+)
+def test_lanes_of_a_vmap_are_the_runs_one_by_one(name, schedule):
+    built = optimizers.build(name, **{**EVERYTHING, "schedule": schedule})
+    lanes = {
+        key: jnp.stack([value, 0.7 * value, 0.4 * value])
+        for key, value in traced().items()
+    }
+    run = functools.partial(follow, built, num_steps=40)
+    found, _ = jax.jit(jax.vmap(run))(lanes)
+    for i in range(3):
+        expected, _ = followed(built, {k: v[i] for k, v in lanes.items()}, num_steps=40)
+        lane = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        chex.assert_trees_all_close(lane, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_traces_once_for_any_numbers(monkeypatch):
+    traces = count_traces(monkeypatch)
+    for scale in (1, 2, 3):
+        built = optimizers.build("adam", **EVERYTHING)  # built anew, the same object
+        hparams = {
+            "learning_rate": 0.01 * scale,
+            "schedule_steps": 10 * scale,
+            "final_fraction": 0.1 * scale,
+            "warmup_steps": scale - 1,
+            "max_norm": scale,
+        }
+        run = train(hparams=hparams, config=config(optimizer=built))
+        assert run.status == "finished"
+    assert len(traces) == 1
+
+
+def test_a_sweep_over_what_was_built():
+    """Lane by lane what training repeats."""
+    sweep = jaxae.sweep(
+        OBJECTIVE,
+        X,
+        {"learning_rate": [0.01, 0.1], "warmup_steps": [0, 2], "max_norm": [0.1, 1.0]},
+        hparams={"schedule_steps": 9, "final_fraction": 0.1},
+        key=KEY,
+        config=config(optimizer=optimizers.build("adam", **EVERYTHING)),
+    )
+    assert len(sweep) == 8
+    for lane in (0, 7):
+        run = jaxae.train(data=X, **sweep.trial(lane))
+        chex.assert_trees_all_close(
+            sweep.params(lane), run.params, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("name", optimizers.CATALOGUE)
+def test_every_dtype_trains_in_its_own(name, dtype):
+    built = optimizers.build(name, **EVERYTHING)
+    needed = set(HPARAMS) | {"schedule_steps", "final_fraction", "warmup_steps"}
+    needed |= {"momentum": {"momentum"}, "adamw": {"adamw_decay"}}.get(name, set())
+    hparams = {key: NUMBERS[key] for key in needed | {"max_norm"}}
+    with jax.enable_x64(dtype == "float64"):
+        run = train(
+            params=OBJECTIVE.ae.init(KEY, dtype=dtype),
+            hparams=hparams,
+            config=config(optimizer=built),
+        )
+        assert run.status == "finished"
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(run.params))
+        wide = jnp.promote_types(dtype, "float32")
+        assert run.state.opt_state.mean.W.dtype == wide
+
+
+# ---- hyperparameters, and what is read of them ---------------------------------------
+
+READS = {
+    "schedule": ({"schedule": "linear"}, ["final_fraction", "schedule_steps"]),
+    "warmup": ({"warmup": True}, ["warmup_steps"]),
+    "clip": ({"clip": True}, ["max_norm"]),
+    "own": ({"schedule": lambda count, hp: hp["mine"] / (1 + count)}, ["mine"]),
+}
+
+
+@pytest.mark.parametrize("keywords, names", READS.values(), ids=READS.keys())
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_knows_what_is_read(keywords, names, accumulate):
+    built = optimizers.build("adam", **keywords, accumulate=accumulate)
+    with pytest.raises(ValueError, match=f"lacks {', '.join(names)}; "):
+        train(config=config(optimizer=built))
+    numbers = {**NUMBERS, "mine": 0.5}
+    hparams = {**HPARAMS, **{name: numbers[name] for name in names}}
+    assert train(hparams=hparams, config=config(optimizer=built)).status == "finished"
+    with pytest.raises(ValueError, match=f"has {', '.join(names)}, which nothing"):
+        train(hparams={**HPARAMS, **{name: numbers[name] for name in names}})
+
+
+# ---- names and identity --------------------------------------------------------------
+
+
+def of_your_own(hparams):
+    return optax.lion(hparams["learning_rate"])
+
+
+def halving(count, hparams):
+    return 0.5 ** (count / hparams["half_life"])
+
+
+@pytest.mark.parametrize(
+    "keywords, name",
+    [
+        ({}, "adam"),
+        ({"schedule": "constant"}, "adam"),
+        ({"schedule": "cosine"}, "adam+cosine"),
+        (EVERYTHING, "adam+cosine+warmup+clip+accumulate(2)"),
+        ({"optimizer": of_your_own, "clip": True}, "of_your_own+clip"),
+        ({"optimizer": of_your_own, "schedule": halving}, "of_your_own+halving"),
+    ],
+)
+def test_the_same_arguments_give_the_same_object(keywords, name):
+    keywords = {"optimizer": "adam", **keywords}
+    built = optimizers.build(**keywords)
+    by_function = {
+        "optimizer": optimizers.CATALOGUE.get(
+            keywords["optimizer"], keywords["optimizer"]
+        ),
+        "schedule": optimizers.SCHEDULES.get(
+            keywords.get("schedule"), keywords.get("schedule")
+        ),
+    }
+    assert optimizers.build(**{**keywords, **by_function}) is built
+    flags = {f: np.bool_(keywords[f]) for f in ("warmup", "clip") if f in keywords}
+    assert optimizers.build(**{**keywords, **flags}) is built
+    assert pickle.loads(pickle.dumps(built)) is built
+    assert optimizers.name_of(built) == built.__name__ == name
+    assert config(optimizer=built) == config(optimizer=optimizers.build(**keywords))
+    assert hash(built) == hash(optimizers.build(**keywords))
+
+
+def test_nothing_added_is_the_optimizer_itself():
+    assert optimizers.build("sgd") is optimizers.sgd
+    assert optimizers.build(of_your_own, schedule="constant") is of_your_own
+    assert repr(optimizers.build("sgd", warmup=True)) == "sgd+warmup"
+    anonymous = functools.partial(of_your_own)
+    assert optimizers.name_of(anonymous) == repr(anonymous)
+
+
+@pytest.mark.parametrize(
+    "keywords, sentence",
+    [
+        ({"optimizer": "adm"}, "unknown optimizer 'adm' .did you mean 'adam'"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin' .did you mean 'cosine'"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1, got 0"),
+        ({"accumulate": 1.5}, "accumulate must be an integer of at least 1, got 1.5"),
+        ({"clip": 1.0}, r"clip must be True or False, got 1.0.*hparams\['max_norm'\]"),
+        ({"warmup": 10}, r"warmup must be True or .*hparams\['warmup_steps'\]"),
+    ],
+)
+def test_refusals_say_what_would_do(keywords, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        optimizers.build(**{"optimizer": "adam", **keywords})
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_trains_with_everything(digits):
+    built = optimizers.build("adamw", schedule="cosine", warmup=True, clip=True)
+    numbers = {**NUMBERS, "schedule_steps": 60, "warmup_steps": 10, "max_norm": 5.0}
+    run = train(
+        jaxae.Objective(model(D=64, H=16)),
+        digits[:512],
+        hparams={k: v for k, v in numbers.items() if k != "momentum"},
+        config=config(num_epochs=10, batch_size=64, optimizer=built),
+    )
+    assert run.metrics["train/loss"][-1] < 0.9 * run.metrics["train/loss"][0]
