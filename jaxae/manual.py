@@ -148,6 +148,43 @@ def batch_grads(
     Returns:
       Gradients of the params' own type.
     """
+    untied_grads, direct = _batch_pass(
+        objective, params, inputs, targets, forward, hparams
+    )
+    pullback = objective.ae.parametrization.pullback
+    return _cast_like(params, add(pullback(params, untied_grads), direct))
+
+
+def batch_path_grads(
+    objective: Objective, params, inputs, targets, forward: Forward, hparams
+) -> Paths:
+    """The encoder's and the decoder's share of `batch_grads`.
+
+    As `path_grads`, for the mean over the batch. What penalties add on a and on z comes
+    through the encoder, and is in its share. What they add on the parameters directly
+    (all of weight_decay, of contractive the part through ||W_enc||) came through
+    neither, and is in neither: `batch_grads` is encoder + decoder +
+    `objective.cotangents(params, forward, hparams).params`.
+
+    Args:
+      objective: what is minimised.
+      params: the model's parameters.
+      inputs, targets: `[B, D]`, from `objective.prepare`.
+      forward: a, z `[B, H]` and eta `[B, D]`, from `objective.forward`.
+      hparams: scalars by name.
+    """
+    untied_grads, _ = _batch_pass(objective, params, inputs, targets, forward, hparams)
+    pullback = objective.ae.parametrization.pullback
+    return Paths(
+        encoder=_cast_like(params, pullback(params, _only(ENCODER, untied_grads))),
+        decoder=_cast_like(params, pullback(params, _only(DECODER, untied_grads))),
+    )
+
+
+def _batch_pass(
+    objective: Objective, params, inputs, targets, forward: Forward, hparams
+) -> tuple[UntiedParams, Any]:
+    """The gradient through the model, and that of the penalties by the params alone."""
     ae = objective.ae
     untied = ae.parametrization.expand(params)
     cotangents = objective.cotangents(params, forward, hparams)
@@ -159,9 +196,7 @@ def batch_grads(
         )
 
     signals = jax.vmap(backward)(forward, targets, cotangents.a, cotangents.z)
-    untied_grads = _contract(untied, inputs, forward, signals)
-    grads = add(ae.parametrization.pullback(params, untied_grads), cotangents.params)
-    return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)
+    return _contract(untied, inputs, forward, signals), cotangents.params
 
 
 def _example_pass(ae, params, x, target, method: str):
@@ -230,3 +265,7 @@ def _sum_like(param, signal):
 def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:
     zeros = jax.tree.map(jnp.zeros_like, grads)
     return zeros._replace(**{name: getattr(grads, name) for name in names})
+
+
+def _cast_like(params, grads):
+    return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params)

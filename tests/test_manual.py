@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import HPARAMS, prelu, scaled_gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judges import judge_backprop, judge_paths
@@ -14,6 +15,8 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import activations, manual, observations, penalties
+from jaxae.autoencoder import Forward
+from jaxae.objective import add
 
 KEY = jax.random.key(0)
 PACKAGE = pathlib.Path(jaxae.__file__).parent
@@ -101,6 +104,76 @@ def test_a_batch_is_the_mean_of_its_examples(x64):
     losses = jax.vmap(ae.loss, (None, 0, 0))(params, X, T)
     assert_close(loss, losses.mean())
     assert_close(aux.metrics["reconstruction"], loss)
+
+
+PARTS = [
+    ("sigmoid", (penalties.kl_sparsity, penalties.weight_decay, penalties.l1)),
+    ("tanh", (penalties.contractive, penalties.l1)),
+    ("relu", ()),
+]
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("activation, added", PARTS)
+def test_paths_of_a_batch_are_derivatives_by_a_copy_each(
+    activation, added, is_tied, x64
+):
+    """Penalties see the encoder's latents; what they see of params is in neither."""
+    objective = jaxae.Objective(model(activation, tied=is_tied), penalties=added)
+    judge_batch_paths(objective)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_what_is_learned_of_g_is_the_encoders_and_of_p_the_decoders(is_tied, x64):
+    ae = jaxae.Autoencoder(
+        input_dim=6,
+        latent_dim=4,
+        activation=prelu,
+        observation=scaled_gaussian,
+        tied=is_tied,
+    )
+    paths = judge_batch_paths(jaxae.Objective(ae, penalties=(penalties.l1,)))
+    assert paths.encoder.activation[0].any() and paths.decoder.observation[0].any()
+    assert not paths.decoder.activation[0].any()
+    assert not paths.encoder.observation[0].any()
+
+
+def judge_batch_paths(objective):
+    ae, hparams = objective.ae, {name: HPARAMS[name] for name in objective.hparam_names}
+    params, *_ = draw(0, ae)
+    X, T = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 9, 6)))
+
+    def two_argument_value(encoder, decoder, direct):
+        a, z, _ = objective.forward(encoder, X)
+        eta = jax.vmap(ae.decoder_pre_acts, (None, 0))(decoder, z)
+        in_axes = (0, 0, *(None for _ in params.observation))
+        losses = jax.vmap(ae.observation.loss, in_axes)(eta, T, *decoder.observation)
+        return losses.mean() + sum(
+            hparams[p.name] * p.value(ae, direct, Forward(a, z, eta), hparams)
+            for p in objective.penalties
+        )
+
+    forward = objective.forward(params, X)
+    arguments = (objective, params, X, T, forward, hparams)
+    paths, grads = manual.batch_path_grads(*arguments), manual.batch_grads(*arguments)
+    *expected, direct = jax.grad(two_argument_value, (0, 1, 2))(params, params, params)
+    assert type(paths.encoder) is type(paths.decoder) is type(params)
+    assert_close(paths, manual.Paths(*expected))
+    assert_close(jax.tree.map(lambda *parts: sum(parts), *paths, direct), grads)
+    by_hand = objective.cotangents(params, forward, hparams).params
+    whole = add(jax.tree.map(jnp.add, *paths), by_hand)
+    chex.assert_trees_all_close(whole, grads, rtol=1e-15, atol=1e-16)
+    return paths
+
+
+def test_paths_keep_the_parameters_dtype():
+    objective = jaxae.Objective(model(), penalties=(penalties.contractive,))
+    params = objective.ae.init(KEY, dtype="bfloat16")
+    X = jnp.ones((2, 6), "bfloat16")
+    forward = objective.forward(params, X)
+    hparams = {"contractive": jnp.float32(0.1)}
+    paths = manual.batch_path_grads(objective, params, X, X, forward, hparams)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(paths)} == {"bfloat16"}
 
 
 def test_denoising_encodes_the_noisy_and_scores_the_clean(x64):
