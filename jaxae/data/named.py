@@ -1,51 +1,36 @@
-"""Named real data sets and the user's own arrays, as stored, as NumPy arrays.
-
-Nothing is preprocessed, downloaded on import or unpickled: `load` gives raw values and
-what divides them, `scaled` divides, `check_array` refuses what cannot be trained on.
-"""
+"""Named real data sets, as stored: digits, MNIST, Fashion-MNIST; and `load`."""
 
 import gzip
 import hashlib
-import io
-import math
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxae import _checks
-
-PathLike = str | os.PathLike[str]
+from jaxae.data.files import Dataset, PathLike, load_file
 
 NAMES = ("digits", "mnist", "fashion_mnist")
 
 
-class Dataset(NamedTuple):
-    """Rows of a data set as they were stored, with where they came from."""
-
-    name: str
-    train: np.ndarray  # [N, D] raw values: uint8 for images, float64 for digits
-    test: np.ndarray | None  # [M, D], where the set comes with its own test split
-    scale: float  # train / scale lies in [0, 1]; 1.0 for the user's own files
-    image_shape: tuple[int, int] | None  # a row is an image of this height and width
-    source: str
-    licence: str
-    sha256: str  # of the IDX file, uncompressed; of the user's file; of digits' bytes
-
-
 def load(
-    name_or_path: PathLike, *, root: PathLike | None = None, array: str | None = None
+    name_or_path: PathLike,
+    *,
+    root: PathLike | None = None,
+    array: str | None = None,
+    memory_budget: int = 2**30,
 ) -> Dataset:
     """The data set of this name, or the user's own `.npy` or `.npz` file.
 
     `root` is a folder to look in first for `mnist` and `fashion_mnist`; `array` says
-    which array of an `.npz` file that holds several.
+    which array of an `.npz` file that holds several. A `.npy` file whose data exceed
+    `memory_budget` bytes stays on the disk: `train` is a read-only `np.memmap`.
 
     Raises:
-      ValueError: unknown name; a file that is corrupt or not numbers `[N, D]`.
+      ValueError: unknown name; a file that is corrupt or not numbers `[N, D]`, or over
+        the budget and an `.npz` or in Fortran order.
       FileNotFoundError: nothing there; the sentence says how to get it.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
@@ -53,7 +38,7 @@ def load(
     if array is not None and suffix != ".npz":
         raise ValueError(f"array={array!r} is for .npz files: leave it out for {name}.")
     if suffix in (".npy", ".npz"):
-        return _load_file(path, array)
+        return load_file(path, array, memory_budget)
     if name in _IMAGES:
         return _load_images(name, root)
     if name == "digits":
@@ -93,62 +78,6 @@ def fashion_mnist(root: PathLike | None = None) -> Dataset:
     return _load_images("fashion_mnist", root)
 
 
-def scaled(X: Any, scale: float | int, dtype: Any = np.float32) -> np.ndarray:
-    """X / scale, as a new array of `dtype`; what overflows is inf (`check_array`)."""
-    with np.errstate(over="ignore"):
-        return np.asarray(X).astype(dtype) / np.asarray(scale, dtype)
-
-
-def check_array(X: Any, name: str = "data") -> None:
-    """Refuses all but a non-empty, finite floating-point array `[N, D]`.
-
-    Raises:
-      ValueError: which of these fails, where, and what would do.
-    """
-    if not hasattr(X, "dtype"):
-        kind = f"a {type(X).__name__}"
-        raise ValueError(f"{name} must be a NumPy or JAX array, got {kind}.")
-    if X.ndim != 2 or 0 in X.shape:
-        advice = "add a leading axis: X[None]" if X.ndim == 1 else "one row an example"
-        raise ValueError(
-            f"{name} must be [N, D], N and D >= 1, got shape {X.shape}: {advice}."
-        )
-    if "float" not in X.dtype.name:  # by name, for NumPy has no kind for bfloat16
-        advice = "X / 255" if X.dtype.kind in "iu" else "X.real.astype('float32')"
-        raise ValueError(
-            f"{name} must be real floating point, got {X.dtype}: convert it: {advice}."
-        )
-    X = np.asarray(X)
-    is_bad = ~np.isfinite(X)
-    if is_bad.any():
-        row, column = divmod(int(is_bad.argmax()), X.shape[1])
-        raise ValueError(
-            f"{name} must be finite, but row {row}, column {column} (from 0) is "
-            f"{X[row, column]}, first of {is_bad.sum()} such values: drop or fill them."
-        )
-
-
-def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
-    """(rest, part_1, part_2, ...): disjoint random rows of X `[N, D]`.
-
-    A part takes round(fraction * N) rows, at least one unless its fraction is 0. It
-    depends on the seed and on the fractions before it, not on those after it: changing
-    the validation split in `split(X, test, validation)` leaves the test rows alone.
-
-    Raises:
-      ValueError: a fraction outside [0, 1), a sum of 1 or more, too few rows.
-    """
-    if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
-        raise ValueError(f"Fractions must be >= 0 and sum to < 1, got {fractions}.")
-    num_rows = len(X)
-    sizes = [max(1, round(f * num_rows)) if f > 0 else 0 for f in fractions]
-    if sum(sizes) >= num_rows:
-        raise ValueError(f"{num_rows} rows are too few for a rest beside {fractions}.")
-    rows = np.random.default_rng(seed).permutation(num_rows)
-    *parts, rest = np.split(rows, np.cumsum(sizes, dtype=int))
-    return tuple(X[part] for part in (rest, *parts))
-
-
 class _Images(NamedTuple):
     sha256: tuple[str, str]  # of _FILES, uncompressed: packagers compress differently
     folders: tuple[str, ...]  # where they lie beneath a root
@@ -182,6 +111,8 @@ _IMAGES = {
 }
 _DIGITS_SHA256 = "20def7f70a702f0af9732fbba4375e147a7d54fe70d8c45569b8e7c1c7010c10"
 _FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
+# A file that goes on after this, as few bytes of .gz can, fails the hash all the same.
+_LONGEST_FILE = 2**26
 _SYSTEM = Path("/usr/share/datasets")
 
 
@@ -220,9 +151,9 @@ def _read_folder(name: str, folder: Path) -> list[bytes]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    with _checks.reading(path, "get it again"):
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+    opened = gzip.open if path.suffix == ".gz" else open
+    with _checks.reading(path, "get it again"), opened(path, "rb") as file:
+        return file.read(_LONGEST_FILE)
 
 
 def _read_hub(name: str, folders: list[Path]) -> list[bytes]:
@@ -260,46 +191,3 @@ def _parse_idx(raw: bytes, expected: str, where: str, command: str) -> np.ndarra
 
 def _digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
-
-
-def _load_file(path: Path, array: str | None) -> Dataset:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no file {path}: give the path of an array.")
-    with _checks.reading(
-        path, "store real numbers, [N, D] or images [N, h, w], by np.save"
-    ):
-        raw = path.read_bytes()
-        is_npz = path.suffix.lower() == ".npz"
-        X = _parse_npy(_read_member(raw, array) if is_npz else raw)
-    image_shape = (X.shape[1], X.shape[2]) if X.ndim == 3 else None
-    X, source, sha256 = X.reshape(len(X), -1), str(path), _digest(raw)
-    return Dataset(path.stem, X, None, 1.0, image_shape, source, "yours", sha256)
-
-
-def _read_member(raw: bytes, array: str | None) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-        names = list(members) if array is None else [array]
-        if len(names) != 1 or names[0] not in members:
-            held = ", ".join(members) or "no array"
-            raise ValueError(f"it holds {held}; choose one by array=NAME")
-        return archive.read(members[names[0]])
-
-
-def _parse_npy(raw: bytes) -> np.ndarray:
-    """What `np.load` reads, but never a pickle, and refused before it is allocated."""
-    file = io.BytesIO(raw)
-    version = "_".join(map(str, np.lib.format.read_magic(file)))
-    # NumPy has no public reader for version 3.0, which only named fields need.
-    read_header = getattr(np.lib.format, f"read_array_header_{version}")
-    shape, is_fortran, dtype = read_header(file)
-    if dtype.kind not in "biuf":
-        raise ValueError(f"its dtype is {dtype}")
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"its shape is {shape}")
-    declared, held = math.prod(shape) * dtype.itemsize, len(raw) - file.tell()
-    if declared != held:
-        raise ValueError(f"it declares {declared} bytes of data and holds {held}")
-    order: Literal["F", "C"] = "F" if is_fortran else "C"
-    X = np.frombuffer(raw, dtype, offset=file.tell()).reshape(shape, order=order)
-    return np.ascontiguousarray(X)
