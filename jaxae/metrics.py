@@ -5,9 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxae.autoencoder import Autoencoder
+
+SATURATED_SLOPE = 0.01
 
 
 def squared_error(x, x_hat) -> Float[Array, ""]:
@@ -57,6 +59,34 @@ def dead_fraction(z) -> Float[Array, ""]:
     return jnp.mean(jnp.all(z == 0, axis=0).astype(jnp.float32))
 
 
+def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
+    """Fraction of latents that learn nothing: |g'(a)| < 0.01 on every example.
+
+    For sigmoid: z within about 0.01 of 0 or of 1, on whichever side; for relu: dead.
+
+    Args:
+      ae: the model; its activation must be elementwise.
+      a: `[B, H]`, encoder pre-activations.
+
+    Raises:
+      ValueError: if a is not a batch, or the activation has no slope.
+    """
+    _check_batches(a=a)
+    if ae.activation.slope is None:
+        raise ValueError(
+            "saturated_fraction needs an activation with slope, but "
+            f"{ae.activation} has none; use an elementwise one."
+        )
+    is_flat = is_saturated(ae, a, ae.activation.apply(a))
+    return jnp.mean(jnp.all(is_flat, axis=0).astype(jnp.float32))
+
+
+def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
+    """Where |g'(a)| < 0.01, of a and z `[B, H]`; needs an activation with slope."""
+    assert ae.activation.slope is not None  # refused by who calls
+    return jnp.abs(ae.activation.slope(a, z)) < SATURATED_SLOPE
+
+
 def bits_per_dim(ae: Autoencoder, params, X) -> float:
     """-mean log2 p(x | x_hat) / D, in bits a column.
 
@@ -80,7 +110,12 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
             f"{f'and {impossible.size - 1} more ' if impossible.size > 1 else ''}"
             "cannot occur under it (grey levels have a loss but no bits: binarize)."
         )
-    return float(-np.mean(log_probs) / (ae.input_dim * math.log(2)))
+    return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
+
+
+def bits_of_nats(log_prob: float, input_dim: int) -> float:
+    """Bits a column, from the log p of an example of so many columns."""
+    return -log_prob / (input_dim * math.log(2))
 
 
 def _check_batches(**arrays) -> None:

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import prelu
 from sklearn.metrics import mean_squared_error, r2_score
 from test_autoencoder import model
 
+import jaxae
 from jaxae import metrics
 
 RNG = np.random.default_rng(0)
@@ -35,6 +37,38 @@ def test_l0_and_dead_fraction_count():
     z = jnp.array([[0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]])
     assert metrics.l0(z) == 1.5
     assert metrics.dead_fraction(z) == 0.5
+
+
+@pytest.mark.parametrize(
+    "activation, flat", [("sigmoid", -4.7), ("sigmoid", 4.7), ("tanh", 3.0)]
+)
+def test_saturated_latents_are_flat_on_every_example(activation, flat):
+    ae = model(activation, H=3)
+    a = jnp.array([[flat, flat, 0.0], [-flat, 0.5, 0.0], [2 * flat, flat, 0.1]])
+    np.testing.assert_allclose(metrics.saturated_fraction(ae, a), 1 / 3)
+
+
+def test_the_sigmoid_saturates_about_a_hundredth_from_0_and_1():
+    ae = model(H=1)
+    for z, expected in [(0.0100, 1), (0.0103, 0), (0.9897, 0), (0.99, 1)]:
+        a = jnp.log(z / (1 - jnp.full((2, 1), z)))
+        assert metrics.saturated_fraction(ae, a) == expected
+
+
+def test_a_relu_that_is_saturated_is_dead():
+    a = jnp.asarray(RNG.normal(size=(3, 40)), "f4")
+    ae = model("relu", H=40)
+    expected = metrics.dead_fraction(ae.activation.apply(a))
+    assert 0 < metrics.saturated_fraction(ae, a) == expected < 1
+    assert metrics.saturated_fraction(model("identity", H=40), a) == 0
+
+
+def test_only_a_slope_saturates():
+    ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=prelu)
+    with pytest.raises(ValueError, match="needs an activation with slope, but prelu"):
+        metrics.saturated_fraction(ae, jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="whole batches of one shape"):
+        metrics.saturated_fraction(model(), jnp.ones(4))
 
 
 def test_bits_per_dim_of_a_fair_coin_is_1():
