@@ -12,7 +12,7 @@ from jaxae import _checks
 
 @runtime_checkable
 class Rows(Protocol):
-    """A source of rows: memory map, HDF5 or zarr data set, list, `View`, your own.
+    """A source of rows: memory map, HDF5 data set, list of rows, `View`, your own.
 
     `__getitem__` takes a slice or a strictly increasing int array of n row numbers and
     returns `[n, D]`. Where that fails each row is asked for by a Python int, which
@@ -47,7 +47,8 @@ def check_rows(X: Any, name: str = "data") -> int:
     if not (is_in_memory(X) or is_rows(X)):
         raise ValueError(
             f"{name} must be a NumPy or JAX array, or have a length and give X[rows], "
-            f"got a {type(X).__name__}."
+            f"got a {type(X).__name__}; what has a shape, as zarr's arrays, but no "
+            "length, wrap: View(X)."
         )
     try:
         return len(X)

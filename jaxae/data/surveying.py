@@ -33,7 +33,7 @@ class Survey(NamedTuple):
     num_rows: int
     num_columns: int
     dtype: np.dtype
-    sha256: str  # of the values' bytes, row by row, in their dtype
+    sha256: str  # of the values' bytes, row by row, in their dtype, little-endian
     low: np.ndarray  # [D] the least
     high: np.ndarray  # [D] the greatest
     mean: np.ndarray  # [D]
@@ -95,7 +95,8 @@ def _blocks(name: str, X: Any, first: Any, block_bytes: int) -> Blocks:
     num_rows = max(1, block_bytes // first.nbytes)
     for start in range(0, len(X), num_rows):
         block = read(X, slice(start, min(start + num_rows, len(X))), name)
-        if block.shape[1:] != first.shape[1:] or block.dtype != first.dtype:
+        is_alike = block.dtype.name == first.dtype.name  # in whatever byte order
+        if block.shape[1:] != first.shape[1:] or not is_alike:
             raise ValueError(
                 f"{name} must have one width and one dtype, but row 0 is "
                 f"{_checks.describe(first[0])} and rows from {start} on are "
@@ -107,8 +108,9 @@ def _blocks(name: str, X: Any, first: Any, block_bytes: int) -> Blocks:
 def _hashed(blocks: Blocks, digest: Any) -> Blocks:
     with ThreadPoolExecutor(1) as thread:
         for start, block in blocks:
-            values = np.ascontiguousarray(block).view(np.uint8)
-            hashing = thread.submit(digest.update, values.data)
+            # As most machines store them, so that a hash is the same on all.
+            values = np.ascontiguousarray(block, block.dtype.newbyteorder("<"))
+            hashing = thread.submit(digest.update, values.view(np.uint8).data)
             yield start, block  # is hashed while it is measured
             hashing.result()
 

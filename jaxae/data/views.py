@@ -9,6 +9,19 @@ from jaxae.data.rows import check_rows, is_rows, read, row_numbers, take
 from jaxae.data.scaling import Scaling
 
 
+class _Sized:
+    """What has a shape but no length, as zarr's arrays, with both."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+    def __len__(self) -> int:
+        return self.array.shape[0]
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.array[rows]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class View:
     """Chosen rows of an array or Rows, scaled as they are read; itself Rows.
@@ -16,7 +29,7 @@ class View:
     `view[rows]` reads those rows only; `np.asarray(view)` reads them all.
 
     Attributes:
-      rows: an array or Rows `[N, D]`.
+      rows: an array or Rows `[N, D]`; of zarr, an array too, which has no length.
       index: row numbers `[n]` in any order; None for all.
       scaling: applied to what is read.
       dtype: of what is given; None for the rows' own.
@@ -37,16 +50,13 @@ class View:
     __no_type_check__ = True
 
     def __post_init__(self):
+        if hasattr(self.rows, "shape") and not hasattr(self.rows, "__len__"):
+            object.__setattr__(self, "rows", _Sized(self.rows))
         num_rows = check_rows(self.rows, "rows")
         first = read(self.rows, slice(0, 1), "rows")
         dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
         if self.scaling is not None:
-            if "float" not in dtype.name:
-                raise ValueError(
-                    f"dtype must be floating point for a scaling, got {dtype}: leave "
-                    "it out for float32."
-                )
-            self.scaling.apply(first)
+            _check_scaling(self.scaling, first, dtype)
         if self.index is not None:
             # A copy: what the caller does to theirs must not change the view.
             index = row_numbers(self.index, num_rows).copy()
@@ -70,28 +80,34 @@ class View:
             return self[[range(len(self))[rows]]][0]
         block = self._read(rows)
         if self.scaling is None:
-            with np.errstate(
-                over="ignore"
-            ):  # what overflows is inf, and told by survey
+            with np.errstate(over="ignore"):  # what overflows is inf, as if scaled
                 return block.astype(self.dtype, copy=False)
         return self.scaling.apply(block, self.dtype)
 
     def _read(self, rows: Any) -> np.ndarray:
         if isinstance(rows, slice):
             if self.index is None and rows.step in (None, 1):
-                return read(self.rows, rows, "rows")
+                return read(self.rows, rows)
             rows = np.arange(len(self))[rows]
         index = row_numbers(rows, len(self))
         return take(self.rows, index if self.index is None else self.index[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy  # it is one, but for a view of an array in memory
-        return self[:].astype(dtype or self.dtype, copy=False)
+        return np.array(self[:], dtype, copy=copy)
 
     def __repr__(self) -> str:
         kind = "" if self.scaling is None else f", {self.scaling.name}"
         found = f"{self.dtype}{list(self.shape)} of {type(self.rows).__name__}"
         return f"View({found}{kind})"
+
+
+def _check_scaling(scaling: Scaling, first: np.ndarray, dtype: np.dtype) -> None:
+    if "float" not in dtype.name:
+        raise ValueError(
+            f"dtype must be floating point for a scaling, got {dtype}: leave it out "
+            "for float32."
+        )
+    scaling.apply(first)
 
 
 def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
