@@ -1,0 +1,277 @@
+"""What there is to see of a model on a whole data set, and of a step to come."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxae import _checks, manual, metrics
+from jaxae.autoencoder import Forward
+from jaxae.objective import Objective
+from jaxae.optimizers import Optimizer
+
+# ---- a whole data set ----------------------------------------------------------------
+
+
+def evaluate(
+    objective: Objective, params, X, hparams, *, block_rows: int = 16384
+) -> dict[str, float]:
+    """The metrics of a data set of any size, by blocks of rows, without corruption.
+
+    "loss", "reconstruction", each penalty and "squared_error": as
+        `objective.evaluate`, of which they are the mean over blocks weighted by rows.
+        For a penalty that is no mean over examples (kl_sparsity) this differs from the
+        value on all rows at once.
+    "fvu": sum ||x_hat - x||^2 / sum ||x - mean(x)||^2 over all rows; nan where every
+        row is the same.
+    "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits a
+        column. Only for a likelihood, and where every row lies in its support: grey
+        levels have neither under a Bernoulli.
+    "l0": the mean number of latents that are not 0.
+    "dead_fraction": of latents that are 0 on every row.
+    "saturated_fraction": of latents that are flat on every row
+        (`metrics.saturated_fraction`). Only for an activation with a slope.
+
+    Blocks are summed in float64 on the host, rows of a block in float32, or float64
+    where the model is. Values are not checked: `train` does that.
+
+    Args:
+      objective: what is minimised.
+      params: the model's parameters.
+      X: `[N, D]`: an array, or what has a length and gives rows for a slice, such as a
+        memory map; or a pair (inputs, targets) of such.
+      hparams: scalars by name, those of the penalties at least.
+      block_rows: rows at a time; at most two shapes are compiled, the last block's too.
+
+    Raises:
+      ValueError: as `objective.evaluate`.
+    """
+    blocks = _blocks(X, _checks.positive_int("block_rows", block_rows))
+    sums = functools.reduce(
+        _merge, (_sums_of(objective, params, block, hparams) for block in blocks)
+    )
+    return _as_metrics(objective, sums)
+
+
+class _Spread(NamedTuple):
+    """How rows `[n, D]` spread about their mean."""
+
+    mean: Float[np.ndarray, "D"]
+    squares: float  # sum ||x - mean||^2
+
+
+class _Sums(NamedTuple):
+    """What is kept of rows, in float64 on the host."""
+
+    num_rows: int
+    totals: dict[str, float]  # means over the rows, times their number
+    spread: _Spread
+    is_dead: np.ndarray  # [H]: so far
+    is_saturated: np.ndarray | None  # [H]: so far
+    is_outside: bool  # of the likelihood's support: some row
+
+
+def _blocks(X, block_rows: int) -> Iterator[tuple]:
+    pair = X if isinstance(X, tuple) else (X,)
+    for start in range(0, len(pair[0]), block_rows):
+        yield tuple(jnp.asarray(part[start : start + block_rows]) for part in pair)
+
+
+def _sums_of(objective: Objective, params, block: tuple, hparams) -> _Sums:
+    batch = block if len(block) == 2 else block[0]
+    seen = jax.device_get(_look(params, batch, hparams, objective=objective))
+    first, means, squares = (np.asarray(part, np.float64) for part in seen["spread"])
+    num_rows = len(block[0])
+    return _Sums(
+        num_rows=num_rows,
+        totals={name: num_rows * float(mean) for name, mean in seen["means"].items()},
+        spread=_Spread(first + means.sum(axis=0), float(squares)),
+        is_dead=seen["is_dead"],
+        is_saturated=seen["is_saturated"],
+        is_outside=bool(seen["is_outside"]),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
+    """All that is kept of one block."""
+    clean = dataclasses.replace(objective, corruption=None)
+    inputs, targets = clean.prepare(batch, None, hparams)
+    # The model computes in its own precision; what it made is summed in float32.
+    params, targets, forward = map(
+        _widened, (params, targets, clean.forward(params, inputs))
+    )
+    z = forward.z
+    _, means = clean.score(params, forward, targets, hparams)
+    x_hat = jax.vmap(clean.ae.observation.mean)(forward.eta)
+    means |= {"squared_error": metrics.squared_error(targets, x_hat)}
+    means |= {"l0": metrics.l0(z)}
+    log_probs, is_outside = _log_probs(clean, params, forward, targets)
+    if log_probs is not None:
+        means["log_prob"] = jnp.mean(log_probs)
+    is_saturated = None
+    if clean.ae.activation.slope is not None:
+        is_saturated = metrics.is_saturated(clean.ae, forward.a, z).all(axis=0)
+    return {
+        "means": means,
+        "spread": _spread(targets),
+        "is_dead": jnp.all(z == 0, axis=0),
+        "is_saturated": is_saturated,
+        "is_outside": is_outside,
+    }
+
+
+def _widened(tree):
+    def widened(leaf):
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(widened, tree)
+
+
+def _log_probs(objective: Objective, params, forward: Forward, targets):
+    """log p of each row, if the loss is a likelihood, and whether one cannot occur."""
+    observation = objective.ae.observation
+    if observation.support == "none":
+        return None, False
+
+    def of_row(eta, target):
+        log_prob = observation.log_prob(eta, target, *params.observation)
+        loss = observation.loss(eta, target, *params.observation)
+        # Where the loss is infinite too, the model diverged; the data may be sound.
+        return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
+
+    log_probs, is_outside = jax.vmap(of_row)(forward.eta, targets)
+    return log_probs, jnp.any(is_outside)
+
+
+def _spread(X: Float[Array, "B D"]):
+    """Row 0, what the mean has beside it in two parts, and sum ||x - mean||^2.
+
+    About row 0, so that columns that are constant have no spread at all.
+    """
+    from_first = X - X[:1]
+    mean = jnp.mean(from_first, axis=0, keepdims=True)
+    residual = from_first - mean  # its mean is what rounding left out of the mean
+    means = jnp.concatenate([mean, jnp.mean(residual, axis=0, keepdims=True)])
+    return X[0], means, jnp.sum(residual**2)
+
+
+def _merge(left: _Sums, right: _Sums) -> _Sums:
+    is_saturated = left.is_saturated
+    if is_saturated is not None:
+        is_saturated = is_saturated & right.is_saturated
+    return _Sums(
+        num_rows=left.num_rows + right.num_rows,
+        totals={
+            name: total + right.totals[name] for name, total in left.totals.items()
+        },
+        spread=_merge_spreads(left, right),
+        is_dead=left.is_dead & right.is_dead,
+        is_saturated=is_saturated,
+        is_outside=left.is_outside or right.is_outside,
+    )
+
+
+def _merge_spreads(left: _Sums, right: _Sums) -> _Spread:
+    """Chan, Golub and LeVeque, Updating formulae for sample variances, 1979."""
+    share = right.num_rows / (left.num_rows + right.num_rows)
+    delta = right.spread.mean - left.spread.mean
+    between = left.num_rows * share * float(delta @ delta)
+    return _Spread(
+        mean=left.spread.mean + share * delta,
+        squares=left.spread.squares + right.spread.squares + between,
+    )
+
+
+def _as_metrics(objective: Objective, sums: _Sums) -> dict[str, float]:
+    means = {name: total / sums.num_rows for name, total in sums.totals.items()}
+    variance = sums.spread.squares
+    penalties = (penalty.name for penalty in objective.penalties)
+    names = ("loss", "reconstruction", *penalties, "squared_error")
+    found = {name: means[name] for name in names}
+    found["fvu"] = sums.totals["squared_error"] / variance if variance else math.nan
+    if "log_prob" in means and not sums.is_outside:
+        log_prob = found["log_prob"] = means["log_prob"]
+        found["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
+    found |= {"l0": means["l0"], "dead_fraction": float(sums.is_dead.mean())}
+    if sums.is_saturated is not None:
+        found["saturated_fraction"] = float(sums.is_saturated.mean())
+    return found
+
+
+# ---- a step --------------------------------------------------------------------------
+
+
+def of_step(
+    objective: Objective, optimizer: Optimizer, state, batch, key, hparams
+) -> dict[str, Float[Array, ""]]:
+    """Norms of the gradient and of the update at the step that would come next.
+
+    By the name of every leaf of the params, such as W:
+
+    "gradient/W": ||dJ/dW||, of the gradient that training uses.
+    "gradient/encoder/W", "gradient/decoder/W": by path (`manual.batch_path_grads`),
+        without what penalties add on the parameters directly; 0 where the leaf is not
+        of that path.
+    "update_ratio/W": ||update|| / max(||W||, ||update||), of the update that the
+        optimizer would make: ||update|| / ||W||, but 1 where W is the smaller, as
+        fresh biases are, and 0 where both are 0.
+
+    Args:
+      objective: what is minimised; static, as is optimizer.
+      optimizer: `hparams -> optax.GradientTransformation`.
+      state: has params, opt_state and state, as a `TrainState`.
+      batch: `[B, D]`, or a pair (inputs, targets) of such.
+      key: consumed by the corruption.
+      hparams: scalars by name.
+
+    Raises:
+      ValueError: as a call of the objective.
+    """
+    carried = (state.params, state.opt_state, state.state)
+    return _norms_of_step(
+        *carried, batch, key, hparams, objective=objective, optimizer=optimizer
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer"))
+def _norms_of_step(
+    params, opt_state, state, batch, key, hparams, *, objective, optimizer
+):
+    grads, _ = jax.grad(objective, has_aux=True)(params, batch, key, hparams, state)
+    inputs, targets = objective.prepare(batch, key, hparams)
+    forward = objective.forward(params, inputs)
+    paths = manual.batch_path_grads(
+        objective, params, inputs, targets, forward, hparams
+    )
+    updates, _ = optimizer(hparams).update(grads, opt_state, params)
+    ratios = jax.tree.map(_ratio, updates, params)
+    return {
+        **_by_leaf("gradient", jax.tree.map(_norm, grads)),
+        **_by_leaf("gradient/encoder", jax.tree.map(_norm, paths.encoder)),
+        **_by_leaf("gradient/decoder", jax.tree.map(_norm, paths.decoder)),
+        **_by_leaf("update_ratio", ratios),
+    }
+
+
+def _norm(leaf) -> Float[Array, ""]:
+    return jnp.linalg.norm(_widened(leaf).ravel())
+
+
+def _ratio(update, leaf) -> Float[Array, ""]:
+    update = _norm(update)
+    larger = jnp.maximum(update, _norm(leaf))
+    return update / jnp.where(larger == 0, 1, larger)
+
+
+def _by_leaf(prefix: str, tree) -> dict[str, Array]:
+    return {
+        f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
