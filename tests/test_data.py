@@ -327,6 +327,58 @@ def test_array_is_for_npz_only(name):
         data.load(name, array="a")
 
 
+@pytest.mark.parametrize("dtype", ["f4", ">f8", "f2", "u1", "i8", "?"])
+def test_npy_over_the_budget_stays_on_the_disk(dtype, tmp_path):
+    X = np.arange(12).reshape(4, 3).astype(dtype)
+    np.save(tmp_path / "X.npy", X)
+    small = data.load(tmp_path / "X.npy", memory_budget=X.nbytes)
+    big = data.load(tmp_path / "X.npy", memory_budget=X.nbytes - 1)
+    assert type(small.train) is np.ndarray and type(big.train) is np.memmap
+    assert big.train.dtype == X.dtype and not big.train.flags.writeable
+    np.testing.assert_array_equal(big.train, X)
+    assert big._replace(train=None) == small._replace(train=None)
+
+
+def test_images_over_the_budget_are_flattened_without_a_copy(tmp_path):
+    X = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    np.save(tmp_path / "X.npy", X)
+    big = data.load(tmp_path / "X.npy", memory_budget=0)
+    assert type(big.train) is np.memmap and big.image_shape == (3, 4)
+    np.testing.assert_array_equal(big.train, X.reshape(2, 12))
+
+
+def test_an_npz_larger_than_memory_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "X.npz").touch()
+    os.truncate(tmp_path / "X.npz", 2**38)  # of holes: it takes no disk
+    with pytest.raises(ValueError, match=f"it has {2**38} bytes, .*=1073741824"):
+        data.load(tmp_path / "X.npz")
+
+
+def test_fortran_order_over_the_budget_is_refused(tmp_path):
+    np.save(tmp_path / "X.npy", np.asfortranarray(np.ones((4, 3))))
+    with pytest.raises(ValueError, match=r"in Fortran order and larger than"):
+        data.load(tmp_path / "X.npy", memory_budget=95)
+    assert data.load(tmp_path / "X.npy", memory_budget=96).train.shape == (4, 3)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_npz_over_the_budget_is_refused(compressed, tmp_path):
+    path = tmp_path / "X.npz"
+    path.write_bytes(npz(compressed, only=np.zeros((1000, 10))))
+    found = "array only has 80128 bytes" if compressed else r"it has \d+ bytes"
+    with pytest.raises(ValueError, match=f"{found}, more than memory_budget=80000"):
+        data.load(path, memory_budget=80000)
+
+
+def test_changed_sizes_are_refused_whether_read_or_mapped(tmp_path):
+    whole = npy(np.ones((40, 3)))
+    for contents in (whole[:-1], whole[:-960], whole + b"0", whole[:100]):
+        (tmp_path / "X.npy").write_bytes(contents)
+        for memory_budget in (0, 2**30):
+            with pytest.raises(ValueError, match="Cannot read .*X.npy: "):
+                data.load(tmp_path / "X.npy", memory_budget=memory_budget)
+
+
 def test_a_path_to_nothing_or_to_a_folder(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     for path in (tmp_path / "nothing.npy", tmp_path / "folder.npy"):
@@ -445,11 +497,16 @@ def scratch():
 
 
 def load_bytes(contents, suffix):
+    """Read and mapped: the same values, or refused twice."""
     path = os.path.join(scratch().name, f"X{suffix}")
     Path(path).write_bytes(contents)
-    with contextlib.suppress(ValueError):
-        loaded = data.load(path)
-        assert loaded.train.ndim == 2 and loaded.train.size > 0
+    found = []
+    for memory_budget in (2**20, 0):
+        with contextlib.suppress(ValueError):
+            found.append(data.load(path, memory_budget=memory_budget))
+    assert all(one.train.ndim == 2 and one.train.size > 0 for one in found)
+    if len(found) == 2:
+        np.testing.assert_array_equal(found[0].train, found[1].train)
 
 
 SUFFIXES = st.sampled_from([".npy", ".npz"])
@@ -487,6 +544,57 @@ def test_mutated_headers_load_or_raise_value_error(text, replaced):
     size = len(header).to_bytes(2, "little")
     magic = b"\x93NUMPY\x01\x00"
     load_bytes(magic + size + header.encode() + bytes(96), ".npy")
+
+
+@given(st.integers(0, 3), st.data())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_truncated_and_flipped_files_load_or_raise_value_error(which, draws):
+    suffix = (".npy", ".npz")[which // 2]
+    contents = bytearray(VALID[suffix][which % 2])
+    place = draws.draw(st.integers(0, len(contents) - 1))
+    contents[place] ^= 1 << draws.draw(st.integers(0, 7))
+    load_bytes(bytes(contents[: draws.draw(st.integers(place, len(contents)))]), suffix)
+
+
+def parse_idx(raw):
+    """Even where the hash is right, as it never is for damaged bytes."""
+    raw = bytes(raw)
+    for sha256 in (hashlib.sha256(raw).hexdigest(), "0" * 64):
+        with contextlib.suppress(ValueError):
+            found = named._parse_idx(raw, sha256, "X", "get it")
+            assert found.tobytes() == raw[16:] and found.shape[1:] == (784,)
+
+
+@given(st.binary(max_size=100), st.sampled_from([b"", idx(IMAGES)[:16], idx(IMAGES)]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_arbitrary_idx_is_read_or_a_value_error(contents, prefix):
+    parse_idx(prefix + contents)
+
+
+@given(st.integers(0, 15), st.integers(0, 7), st.integers(0, 20))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_flipped_and_truncated_idx_is_read_or_a_value_error(place, bit, missing):
+    contents = bytearray(idx(IMAGES))
+    contents[place] ^= 1 << bit
+    parse_idx(contents[: len(contents) - missing])
+
+
+@given(st.integers(0, 60), st.integers(0, 7), st.integers(0, 40))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_damaged_gz_is_read_or_a_value_error(place, bit, missing):
+    contents = bytearray(gzip.compress(idx(IMAGES[:1]), mtime=0))
+    contents[place] ^= 1 << bit
+    path = Path(scratch().name, "X.gz")
+    path.write_bytes(contents[: len(contents) - missing])
+    with contextlib.suppress(ValueError):
+        assert isinstance(named._read_bytes(path), bytes)
+
+
+def test_gz_that_never_ends_is_read_no_further_than_an_image_file(tmp_path):
+    path = tmp_path / "X.gz"
+    path.write_bytes(gzip.compress(bytes(2**27), 1))
+    assert len(named._read_bytes(path)) == 2**26
+    assert 2**26 > 16 + 60000 * 784
 
 
 # From stored values to trainable ones.

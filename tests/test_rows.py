@@ -465,7 +465,8 @@ def test_a_file_cut_under_its_map_is_refused_and_not_a_crash(tmp_path):
         "import sys, os; from jaxae import data; path = sys.argv[1]; "
         "X = data.load(path, memory_budget=0).train; view = data.View(X, [999]); "
         "os.truncate(path, 5000)\n"
-        "for read in (lambda: data.survey(X), lambda: view[:], lambda: data.take(X, [5])):\n"
+        "take = lambda: data.take(X, [5])\n"
+        "for read in (lambda: data.survey(X), lambda: view[:], take):\n"
         "    try: read()\n"
         "    except ValueError as error: print(error)"
     )

@@ -43,7 +43,8 @@ def test_divide_is_scaled_bit_for_bit(dtype, number, kind):
     stored = np.abs(X[:50] / 100).astype(kind)
     found = data.divide(number).apply(stored, dtype)
     expected = data.scaled(stored, number, dtype)
-    divided = stored.astype(dtype) / np.asarray(number, dtype)
+    with np.errstate(over="ignore"):
+        divided = stored.astype(dtype) / np.asarray(number, dtype)
     assert found.dtype == expected.dtype == np.dtype(dtype)
     assert found.tobytes() == expected.tobytes() == divided.tobytes()
 
@@ -168,11 +169,7 @@ def test_unknown_names_list_the_known_ones():
 
 @pytest.mark.parametrize("number", [0, -255, float("nan"), float("inf")])
 def test_divisors_that_are_not_positive_and_finite_are_refused(number):
-    with pytest.raises(
-        ValueError,
-        match="scaling 'divide' must have .* scale 'divide'|"
-        "scaling 'divide' must have a finite shift and a finite, pos",
-    ):
+    with pytest.raises(ValueError, match="scaling 'divide' must have a finite shift"):
         data.divide(number)
 
 
