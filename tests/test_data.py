@@ -426,8 +426,9 @@ def test_object_arrays_are_refused_without_unpickling(suffix, tmp_path):
     X = np.array([[Canary(canary)]], dtype=object)
     path = tmp_path / f"X{suffix}"
     (np.save if suffix == ".npy" else np.savez)(path, X, allow_pickle=True)
-    with pytest.raises(ValueError, match="dtype is object"):
-        data.load(path)
+    for memory_budget in (2**30, 0):
+        with pytest.raises(ValueError, match="dtype is object|more than memory_budget"):
+            data.load(path, memory_budget=memory_budget)
     assert not canary.exists()
     np.load(path, allow_pickle=True)[0 if suffix == ".npy" else "arr_0"]
     assert canary.exists(), "the test itself must be able to fail"

@@ -54,7 +54,7 @@ def test_unit_is_scikit_learns_min_max():
     found = SCALINGS["unit"].apply(X, np.float64)
     oracle = sklearn.MinMaxScaler().fit_transform(X.astype(float))
     np.testing.assert_allclose(found, oracle, rtol=1e-12, atol=1e-12)
-    for dtype in (np.float16, np.float32, np.float64):
+    for dtype in (np.float16, np.float32, np.float64, jnp.bfloat16):
         found = SCALINGS["unit"].apply(X, dtype)
         assert (found.min(0) == 0).all() and (found.max(0) == 1).all()
 

@@ -53,10 +53,10 @@ class Scaling(NamedTuple):
             return (X_hat.astype(np.float64) * self.scale + self.shift).astype(dtype)
 
     def _check_width(self, X: np.ndarray) -> None:
-        (num_columns,) = np.broadcast_shapes(self.shift.shape, self.scale.shape, (1,))
-        if self.shift.ndim and X.shape[-1:] != (num_columns,):
+        shape = np.broadcast_shapes(self.shift.shape, self.scale.shape)
+        if shape and X.shape[-1:] != shape:
             raise ValueError(
-                f"X must have {num_columns} columns, as what {self.name!r} was fitted "
+                f"X must have {shape[0]} columns, as what {self.name!r} was fitted "
                 f"to, got shape {X.shape}."
             )
 

@@ -88,7 +88,7 @@ class View:
         if isinstance(rows, slice):
             if self.index is None and rows.step in (None, 1):
                 return read(self.rows, rows)
-            rows = np.arange(len(self))[rows]
+            rows = np.arange(*rows.indices(len(self)))
         index = row_numbers(rows, len(self))
         return take(self.rows, index if self.index is None else self.index[index])
 
