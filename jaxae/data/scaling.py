@@ -38,9 +38,11 @@ class Scaling(NamedTuple):
         # A shift cancels leading digits, so they must not have been rounded off before.
         wide = np.float64 if self.shift.ndim else dtype
         with np.errstate(over="ignore"):
-            shifted = X.astype(wide) - self.shift.astype(wide)
-            scaled = (shifted / self.scale.astype(wide)).astype(dtype, copy=False)
-        return np.clip(scaled, 0, 1) if self.clip else scaled
+            x = X.astype(wide)
+            x -= self.shift.astype(wide)  # in place: memory is what this costs
+            x /= self.scale.astype(wide)
+            x = x.astype(dtype, copy=False)
+        return np.clip(x, 0, 1) if self.clip else x
 
     def invert(self, X_hat: Any, dtype: Any = np.float64) -> np.ndarray:
         """x = x' scale + shift, `[..., D]` in the data's units; clipping is not undone.
