@@ -152,6 +152,13 @@ def test_other_widths_are_refused(scaling):
                 call(1.0)
 
 
+def test_a_scale_for_each_column_is_held_to_its_width_without_a_shift_too():
+    mine = data.Scaling("mine", np.array(0.0), np.arange(1.0, 5))
+    np.testing.assert_array_equal(mine.apply(X), X / np.arange(1, 5, dtype="f4"))
+    with pytest.raises(ValueError, match="4 columns, as what 'mine'"):
+        mine.apply(X[:, :2])
+
+
 def test_scalings_print_short_and_say_their_numbers():
     assert repr(data.divide(255)) == "Scaling('divide', shift 0.0, scale 255.0)"
     assert repr(SCALINGS["standardize"]).startswith("Scaling('standardize', shift ")
