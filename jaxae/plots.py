@@ -1,13 +1,14 @@
-"""Pictures of a run: filters, reconstructions and curves, each written to one file.
+"""Pictures of a run: filters, reconstructions, curves, use of latents; a file each.
 
 matplotlib is imported where it is used, and only its object interface: no global state.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,10 @@ PathLike = str | os.PathLike[str]
 ImageShape = tuple[int, int] | None
 
 _DATA, _MODEL, _NOTHING = "0.25", "#c8553d", "0.75"
+_BAR = "0.45"
+_BEHIND: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": None}
 _COLOURS = {"train": _DATA, "validation": _MODEL}
+_LEAF_COLOURS = ("#3f6fa3", _MODEL, "#5f9154", "#8464a8", "#b08a2e", _DATA)
 # Few colours, for noisy weights compress badly; an odd number, for 0 to have its own.
 _DIVERGING, _GREY = ("RdBu_r", 33), ("gray", 256)
 
@@ -93,39 +97,168 @@ def reconstructions(
 
 
 def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
-    """Train and validation loss against epoch; log scale beyond a decade.
+    """Loss against epoch, and one panel for each kind of the rest that is there.
+
+    Train and validation "loss", on a log scale beyond a decade; their "fvu"; the norm
+    of the gradient by leaf ("gradient/W"), for a leaf that both paths reach by path
+    too; their "dead_fraction" and "saturated_fraction".
 
     Raises:
       ValueError: metrics has neither "train/loss" nor "validation/loss".
     """
-    parts = [part for part in _COLOURS if f"{part}/loss" in metrics]
-    if not parts:
+    if not any(f"{part}/loss" in metrics for part in _COLOURS):
         raise ValueError(
             "metrics needs 'train/loss' or 'validation/loss' to draw curves, and has "
             f"{sorted(metrics)}."
         )
-    losses = [np.atleast_1d(np.asarray(metrics[f"{part}/loss"])) for part in parts]
-    figure = _figure((5.5, 3.4))
-    axes = figure.subplots()
-    for part, loss in zip(parts, losses, strict=True):
-        epochs = np.arange(1, len(loss) + 1)
-        marker = "o" if len(loss) <= 30 else None
-        colour = _COLOURS[part]
-        axes.plot(epochs, loss, color=colour, marker=marker, markersize=3, label=part)
-    values = np.concatenate(losses)
+    panels = [panel for panel in _panels(metrics) if panel.lines]
+    num_columns = min(len(panels), 2)
+    num_rows = math.ceil(len(panels) / num_columns)
+    figure = _figure((5.5, 3.4) if len(panels) == 1 else (9.6, 3.2 * num_rows))
+    figure.get_layout_engine().set(wspace=0.05, hspace=0.05)
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes, panel in zip(all_axes, panels, strict=False):
+        _draw_curves(axes, panel)
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
+    return _save(figure, path)
+
+
+def latent_usage(Z: Any, path: PathLike) -> Path:
+    """How much each latent of Z `[N, H]` is used: how strongly, and how often.
+
+    A latent is active on an example where |z| is above 1% of the largest |z| of all: of
+    sigmoid latents, roughly where z > 0.01. Dead is what is never active. Left, the
+    latents' mean |z|, largest first; right, how many are active on which fraction of
+    the examples, dead ones apart.
+
+    Raises:
+      ValueError: Z is not `[N, H]`.
+    """
+    Z = np.abs(_matrix("Z", Z, None))
+    largest = Z[np.isfinite(Z)].max(initial=0.0)
+    how_often = (~(Z <= 0.01 * largest)).mean(axis=0)  # where it is NaN, it is not dead
+    is_dead = how_often == 0
+    figure = _figure((8.4, 3.4))
+    figure.get_layout_engine().set(wspace=0.05)
+    strength, often = figure.subplots(1, 2)
+    figure.suptitle(
+        f"{Z.shape[1]} latents on {len(Z)} examples: {is_dead.sum()} dead, "
+        f"{(how_often == 1).sum()} active on every one",
+        fontsize=10,
+    )
+    _draw_strengths(strength, Z.mean(axis=0), is_dead)
+    _draw_how_often(often, how_often, is_dead)
+    for axes in (strength, often):
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _draw_strengths(axes: Any, strengths: np.ndarray, is_dead: np.ndarray) -> None:
+    # Dead ones last, for them to be one piece.
+    order = np.lexsort((-strengths, is_dead))
+    num_alive = len(order) - is_dead.sum()
+    axes.stairs(strengths[order], fill=True, color=_BAR)
+    axes.axvspan(num_alive, len(order), color=_MODEL, alpha=0.25, lw=0)
+    axes.set(
+        xlabel="latent, strongest first, dead last",
+        ylabel="mean |z|",
+        xlim=(0, len(order)),
+    )
+    _integer_ticks(axes.xaxis)
+
+
+def _draw_how_often(axes: Any, how_often: np.ndarray, is_dead: np.ndarray) -> None:
+    edges = np.linspace(0, 1, 21)
+    axes.hist(how_often[~is_dead], edges, color=_BAR, edgecolor="white", lw=0.5)
+    axes.set(xlabel="fraction of examples on which active", ylabel="latents")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    _integer_ticks(axes.yaxis)
+    if is_dead.any():
+        label = "dead: |z| never above 1% of the largest"
+        axes.bar(-0.05, is_dead.sum(), 0.05, color=_MODEL, label=label)
+        axes.legend(frameon=False, fontsize=8)
+
+
+class _Panel(NamedTuple):
+    """Curves on one pair of axes: for each, its label, its values and its style."""
+
+    ylabel: str
+    lines: list[tuple[str, np.ndarray, dict[str, Any]]]
+    is_log: bool | None = None  # None: beyond a decade
+    limits: tuple[float, float] | None = None
+
+
+def _panels(metrics: Mapping[str, Any]) -> list[_Panel]:
+    return [
+        _Panel("loss", _by_part(metrics, "loss")),
+        _Panel("fraction of variance unexplained", _by_part(metrics, "fvu")),
+        _Panel("norm of the gradient", _by_leaf(metrics), is_log=True),
+        _Panel(
+            "fraction of latents",
+            [
+                *_by_part(metrics, "saturated_fraction", " saturated", **_BEHIND),
+                *_by_part(metrics, "dead_fraction", " dead"),
+            ],
+            is_log=False,
+            limits=(-0.03, 1.03),
+        ),
+    ]
+
+
+def _by_part(metrics, name: str, suffix: str = "", **style: Any) -> list:
+    return [
+        (
+            f"{part}{suffix}",
+            _values(metrics[f"{part}/{name}"]),
+            {"color": colour, **style},
+        )
+        for part, colour in _COLOURS.items()
+        if f"{part}/{name}" in metrics
+    ]
+
+
+def _by_leaf(metrics) -> list:
+    paths = ("encoder", "decoder")
+    names = [name.split("/") for name in metrics if name.startswith("gradient/")]
+    leaves = ["/".join(rest) for _, *rest in names if rest[0] not in paths]
+    lines = []
+    for leaf, colour in zip(leaves, itertools.cycle(_LEAF_COLOURS)):
+        lines.append((leaf, _values(metrics[f"gradient/{leaf}"]), {"color": colour}))
+        halves = [_values(metrics.get(f"gradient/{p}/{leaf}", 0.0)) for p in paths]
+        if all(half.any() for half in halves):
+            for path, half, linestyle in zip(paths, halves, ("--", ":"), strict=True):
+                style = {"color": colour, "linestyle": linestyle}
+                lines.append((f"{leaf}, {path} path", half, style))
+    return lines
+
+
+def _draw_curves(axes: Any, panel: _Panel) -> None:
+    for label, values, style in panel.lines:
+        epochs = np.arange(1, len(values) + 1)
+        marker = "o" if len(values) <= 30 else None
+        style = {"marker": marker, "markersize": 3, **style}
+        axes.plot(epochs, values, label=label, **style)
+    values = np.concatenate([values for _, values, _ in panel.lines])
     values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() > 10 * values.min():
+    is_wide = values.size and values.min() > 0 and values.max() > 10 * values.min()
+    if panel.is_log is None and is_wide:
         from matplotlib.ticker import LogFormatter
 
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter())
-    axes.set(xlabel="epoch", ylabel="loss")
+    elif panel.is_log and (values > 0).any():
+        axes.set_yscale("log")
+    axes.set(xlabel="epoch", ylabel=panel.ylabel, ylim=panel.limits)
     _integer_ticks(axes.xaxis)
     axes.grid(color="0.9", which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return _save(figure, path)
+    axes.legend(frameon=False, fontsize=None if len(panel.lines) <= 2 else 8)
+
+
+def _values(values: Any) -> np.ndarray:
+    return np.atleast_1d(np.asarray(values))
 
 
 def _heat_map(W: np.ndarray, path: PathLike, title: str) -> Path:

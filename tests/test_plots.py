@@ -23,6 +23,25 @@ def pixels(path):
     return matplotlib.image.imread(path)
 
 
+ALL_METRICS = {
+    name: np.random.default_rng(1).uniform(size=40)
+    for name in (
+        "train/loss",
+        "train/fvu",
+        "train/dead_fraction",
+        "train/saturated_fraction",
+        "gradient/W",
+        "gradient/b_enc",
+        "gradient/activation/0",
+        "gradient/encoder/W",
+        "gradient/encoder/b_enc",
+        "gradient/decoder/W",
+        "update_ratio/W",
+        "validation/loss",
+        "validation/fvu",
+        "validation/dead_fraction",
+    )
+} | {"gradient/decoder/b_enc": np.zeros(40)}
 DRAWN = {
     "filters-images": lambda path: plots.filters(X, path, (4, 6)),
     "filters-heat-map": lambda path: plots.filters(X, path),
@@ -55,6 +74,30 @@ DRAWN = {
     "curves-one-epoch": lambda path: plots.curves({"train/loss": [3.0]}, path),
     "curves-diverged": lambda path: plots.curves(
         {"train/loss": np.array([1.0, np.nan, np.inf])}, path
+    ),
+    "curves-all": lambda path: plots.curves(ALL_METRICS, path),
+    "curves-all-one-epoch": lambda path: plots.curves(
+        {name: values[:1] for name, values in ALL_METRICS.items()}, path
+    ),
+    "curves-all-diverged": lambda path: plots.curves(
+        {
+            name: np.where(values > 0.5, np.nan, 0)
+            for name, values in ALL_METRICS.items()
+        },
+        path,
+    ),
+    "latent-usage": lambda path: plots.latent_usage(X, path),
+    "latent-usage-dead": lambda path: plots.latent_usage(X * (np.arange(24) % 2), path),
+    "latent-usage-all-dead": lambda path: plots.latent_usage(0 * X, path),
+    "latent-usage-one-number": lambda path: plots.latent_usage(X[:1, :1], path),
+    "latent-usage-many": lambda path: plots.latent_usage(
+        np.repeat(X, 100, axis=1) - 0.5, path
+    ),
+    "latent-usage-diverged": lambda path: plots.latent_usage(
+        np.where(X > 0.9, np.inf, np.where(X < 0.1, np.nan, X)), path
+    ),
+    "latent-usage-jax-bfloat16": lambda path: plots.latent_usage(
+        jnp.asarray(X, jnp.bfloat16), path
     ),
     "curves-lost": lambda path: plots.curves({"validation/loss": [np.nan]}, path),
 }
@@ -100,6 +143,64 @@ def test_only_the_largest_filters_are_drawn(tmp_path):
     np.testing.assert_array_equal(drawn, again)
 
 
+def test_losses_alone_make_the_one_panel_whatever_else_is_measured(tmp_path):
+    losses = {name: v for name, v in ALL_METRICS.items() if name.endswith("/loss")}
+    alone = pixels(plots.curves(losses, tmp_path / "a.png"))
+    others = {
+        "train/l1": [1.0],
+        "validation/squared_error": [2.0],
+        "update_ratio/W": [],
+    }
+    again = pixels(plots.curves({**losses, **others}, tmp_path / "b.png"))
+    np.testing.assert_array_equal(alone, again)
+    whole = pixels(plots.curves(ALL_METRICS, tmp_path / "c.png"))
+    assert whole.shape[0] > 1.5 * alone.shape[0]  # two rows of panels
+    two = {**losses, "validation/fvu": [0.5]}
+    beside = pixels(plots.curves(two, tmp_path / "d.png"))
+    assert beside.shape[1] > 1.5 * alone.shape[1] and beside.shape[0] < 550
+
+
+def test_panels_are_of_what_is_there_and_paths_of_leaves_that_both_reach():
+    labels = {
+        panel.ylabel: [label for label, *_ in panel.lines]
+        for panel in plots._panels(ALL_METRICS)
+    }
+    assert labels == {
+        "loss": ["train", "validation"],
+        "fraction of variance unexplained": ["train", "validation"],
+        "norm of the gradient": [
+            "W",
+            "W, encoder path",
+            "W, decoder path",
+            "b_enc",
+            "activation/0",
+        ],
+        "fraction of latents": ["train saturated", "train dead", "validation dead"],
+    }
+    by_losses = plots._panels({"train/loss": [1.0]})
+    assert [len(panel.lines) for panel in by_losses] == [1, 0, 0, 0]
+
+
+def test_the_usage_of_latents_knows_neither_their_order_nor_their_sign(tmp_path):
+    Z = X * (np.arange(24) % 3 > 0)
+    drawn = pixels(plots.latent_usage(Z, tmp_path / "a.png"))
+    again = pixels(plots.latent_usage(-Z[::-1, ::-1], tmp_path / "b.png"))
+    np.testing.assert_allclose(drawn, again, atol=1e-6)
+
+
+def test_usage_counts_who_is_never_and_who_is_always_active(tmp_path, monkeypatch):
+    figures, save = [], plots._save
+    monkeypatch.setattr(plots, "_save", lambda *a: figures.append(a[0]) or save(*a))
+    # By 1% of the largest: 0.009 is dead, as 0 is; 0.011 is active.
+    Z = np.array([[1.0, 0.0, 0.009, 0.011], [1.0, 0.0, -0.009, 0.011], [0, 0, 0, 1.0]])
+    plots.latent_usage(Z, tmp_path / "a.png")
+    assert figures[0].get_suptitle() == (
+        "4 latents on 3 examples: 2 dead, 1 active on every one"
+    )
+    (dead,) = [bar for bar in figures[0].axes[1].patches if bar.get_x() < -0.01]
+    assert dead.get_height() == 2
+
+
 def test_mosaic_puts_images_side_by_side_with_gutters():
     images = np.arange(3 * 2 * 2, dtype=float).reshape(3, 2, 2)
     _ = np.nan
@@ -131,6 +232,8 @@ def test_refusals_say_what_was_found(tmp_path):
         plots.reconstructions(X, X[1:], path)
     with pytest.raises(ValueError, match=r"validation/loss.*\['train/l1'\]"):
         plots.curves({"train/l1": [1.0]}, path)
+    with pytest.raises(ValueError, match=r"Z must be \[N, D\].*\(24,\)"):
+        plots.latent_usage(X[0], path)
     assert not list(tmp_path.iterdir())
 
 
