@@ -339,6 +339,7 @@ def test_norms_are_those_of_the_step_that_training_makes(is_tied):
             f"update_ratio/{leaf}": np.linalg.norm(getattr(updates, leaf)) / norm,
         }
     assert found.keys() == expected.keys()
+    assert next(iter(found)) == f"gradient/{params._fields[0]}"  # the params' order
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-7)
     assert all(value.shape == () for value in found.values())
 

@@ -235,9 +235,15 @@ def of_step(
       ValueError: as a call of the objective.
     """
     carried = (state.params, state.opt_state, state.state)
-    return _norms_of_step(
+    gradient, paths, ratios = _norms_of_step(
         *carried, batch, key, hparams, objective=objective, optimizer=optimizer
     )
+    return {
+        **_by_leaf("gradient", gradient),
+        **_by_leaf("gradient/encoder", paths.encoder),
+        **_by_leaf("gradient/decoder", paths.decoder),
+        **_by_leaf("update_ratio", ratios),
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer"))
@@ -252,12 +258,7 @@ def _norms_of_step(
     )
     updates, _ = optimizer(hparams).update(grads, opt_state, params)
     ratios = jax.tree.map(_ratio, updates, params)
-    return {
-        **_by_leaf("gradient", jax.tree.map(_norm, grads)),
-        **_by_leaf("gradient/encoder", jax.tree.map(_norm, paths.encoder)),
-        **_by_leaf("gradient/decoder", jax.tree.map(_norm, paths.decoder)),
-        **_by_leaf("update_ratio", ratios),
-    }
+    return jax.tree.map(_norm, grads), jax.tree.map(_norm, paths), ratios
 
 
 def _norm(leaf) -> Float[Array, ""]:
