@@ -143,10 +143,7 @@ class Objective:
 
     def score(self, params, forward: Forward, targets, hparams):
         """The value and its named parts, from a batch's forward pass."""
-        loss = jax.vmap(
-            self.ae.observation.loss, in_axes=(0, 0, *self._theta_axes(params))
-        )
-        reconstruction = jnp.mean(loss(forward.eta, targets, *params.observation))
+        reconstruction = jnp.mean(self.example_losses(params, forward, targets))
         scores = {"reconstruction": reconstruction}
         total = reconstruction
         for penalty in self.penalties:
@@ -154,6 +151,12 @@ class Objective:
             scores[penalty.name] = value
             total = total + hparams[penalty.name] * value
         return total, {"loss": total, **scores}
+
+    def example_losses(self, params, forward: Forward, targets) -> Float[Array, "B"]:
+        """-log p(x | x_hat) of each example, without what is free of the parameters."""
+        theta = params.observation
+        loss = jax.vmap(self.ae.observation.loss, in_axes=(0, 0, *[None] * len(theta)))
+        return loss(forward.eta, targets, *theta)
 
     def cotangents(self, params, forward: Forward, hparams) -> Cotangents:
         """What the penalties together add to the backward pass."""
@@ -164,9 +167,6 @@ class Objective:
             scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, added)
             total = Cotangents(*map(add, total, scaled))
         return total
-
-    def _theta_axes(self, params) -> tuple:
-        return (None,) * len(params.observation)
 
     def _as_pair(self, batch) -> tuple[Array, Array]:
         if isinstance(batch, tuple) and len(batch) != 2:

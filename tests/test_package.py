@@ -27,6 +27,7 @@ LAYERS = [
     "manual",
     "optimizers",
     "data",
+    "checkpoints",
     "training",
     "sweeps",
     "plots",

@@ -38,8 +38,8 @@ def test_every_lane_is_the_single_run_with_its_trial():
         chex.assert_trees_all_close(
             run.params, found.params(lane), rtol=1e-4, atol=1e-5
         )
-        for name, values in run.metrics.items():
-            np.testing.assert_allclose(values, found.metrics[name][lane], rtol=1e-4)
+        for name, values in found.metrics.items():
+            np.testing.assert_allclose(run.metrics[name], values[lane], rtol=1e-4)
 
 
 def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():

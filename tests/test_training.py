@@ -11,7 +11,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
-from jaxae.training import host, refusals
+from jaxae.training import epochs, host, refusals
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -35,13 +35,18 @@ def train(objective=OBJECTIVE, data=X, **changes):
 def test_training_is_deterministic_and_reports_one_entry_an_epoch():
     first, second = train(validation=X[:9]), train(validation=X[:9])
     chex.assert_trees_all_equal(first.params, second.params)
+    scores = {"squared_error", "fvu", "l0", "dead_fraction", "saturated_fraction"}
+    leaves = {"W", "b_enc", "b_dec"}
+    paths = {"encoder/W", "encoder/b_enc", "decoder/W", "decoder/b_dec"}
     assert set(first.metrics) == {
-        "train/loss",
-        "train/reconstruction",
-        "validation/loss",
-        "validation/reconstruction",
-        "validation/squared_error",
+        *(f"train/{name}" for name in {"loss", "reconstruction", *scores}),
+        *(f"validation/{name}" for name in {"loss", "reconstruction", *scores}),
+        *(f"gradient/{name}" for name in leaves | paths),
+        *(f"update_ratio/{name}" for name in leaves),
     }
+    plain = train(config=config(diagnostics=False))
+    assert set(plain.metrics) == {"train/loss", "train/reconstruction"}
+    chex.assert_trees_all_equal(plain.params, first.params)
     assert all(values.shape == (3,) for values in first.metrics.values())
     assert isinstance(first.metrics["train/loss"], np.ndarray)
     assert first.status == "finished" and first.stopped_at is None
@@ -85,7 +90,8 @@ def test_every_epoch_has_its_own_order_that_covers_the_data():
     corruption = jaxae.corruptions.Corruption("spy", spy)
     objective = jaxae.Objective(model(), corruption=corruption)
     hparams = {**HPARAMS, "corruption_rate": 0.0}
-    train(objective, X[:48], hparams=hparams, config=config(num_epochs=2))
+    settings = config(num_epochs=2, diagnostics=False)
+    train(objective, X[:48], hparams=hparams, config=settings)
     jax.effects_barrier()
     rows = [tuple(np.ravel(row)) for row in seen]
     assert len(rows) == 96
@@ -166,17 +172,14 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 
 
 def count_traces(monkeypatch):
-    traces, epoch = [], host.epoch
+    traces, run_steps = [], epochs.run_steps
 
     def counted(*arguments, **keywords):
         traces.append(1)
-        return epoch(*arguments, **keywords)
+        return run_steps(*arguments, **keywords)
 
-    counted.__wrapped__ = epoch  # jit finds the argument names through it
-    for name in ("_epoch_of_arrays", "_epoch_of_source"):
-        static = ("objective", "config") + ("data",) * name.endswith("source")
-        compiled = jax.jit(counted, static_argnames=static, donate_argnames="state")
-        monkeypatch.setattr(host, name, compiled)
+    monkeypatch.setattr(epochs, "run_steps", counted)
+    jax.clear_caches()
     return traces
 
 
@@ -208,7 +211,9 @@ def test_the_manual_gradient_computes_no_loss_where_none_is_logged():
         num_losses.clear()
         run = train(
             jaxae.Objective(ae),
-            config=config(num_epochs=1, gradient=gradient, log_every=3),
+            config=config(
+                num_epochs=1, gradient=gradient, log_every=3, diagnostics=False
+            ),
         )
         jax.effects_barrier()
         assert len(num_losses) == expected  # one for each step that computed it
@@ -429,7 +434,8 @@ def bad(value, row=3, column=2):
             {"data": X[:, :5]},
             r"must have 6 columns for this model, got shape \[50, 5\]",
         ),
-        ({"data": X.tolist()}, "must be a NumPy or JAX array, got a list"),
+        ({"data": "digits"}, "must be a NumPy or JAX array, or have .*got a str"),
+        ({"data": [X[0], X[1, :3]]}, "data gave no rows"),
         ({"data": (X, X[1:])}, "inputs and targets of equal length"),
         ({"validation": bad(np.nan)}, "validation must be finite"),
         ({"validation": X[:0]}, "validation must be"),
@@ -489,7 +495,7 @@ def bad(value, row=3, column=2):
 def test_bad_input_is_refused_in_one_sentence_before_any_work(
     changes, sentence, monkeypatch
 ):
-    monkeypatch.setattr(host, "_compiled_epoch", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
     assert "\n" not in str(error.value)

@@ -47,6 +47,47 @@ def init_state(
     )
 
 
+class Means(NamedTuple):
+    """Running means of an epoch's metrics, over the steps that logged and held."""
+
+    values: dict[str, Array]
+    num_logged: Int32[Array, ""]
+    num_skipped: Int32[Array, ""]
+
+    def add(self, metrics: dict[str, Array], counts, is_skipped) -> "Means":
+        """With one more step's metrics, where it counts."""
+        num_logged = self.num_logged + counts
+
+        def moved(mean, value):
+            # A mean moved by a difference loses less than a sum of a million steps.
+            return jnp.where(counts, mean + (value - mean) / num_logged, mean)
+
+        values = {
+            name: moved(mean, metrics[name]) for name, mean in self.values.items()
+        }
+        return Means(values, num_logged, self.num_skipped + is_skipped)
+
+    def read(self, config: TrainConfig) -> dict[str, Array]:
+        """The means, NaN where no step logged and held; how many steps were skipped."""
+        is_empty = self.num_logged == 0
+        means = {n: jnp.where(is_empty, jnp.nan, v) for n, v in self.values.items()}
+        if config.on_nonfinite == "skip":
+            means["skipped_steps"] = self.num_skipped
+        return means
+
+
+def init_means(state: TrainState, batch, hparams, *, objective: Objective) -> Means:
+    """The means before the first step of an epoch, for what that batch would log."""
+    _, aux = jax.eval_shape(
+        objective, state.params, batch, state.key, hparams, state.state
+    )
+    values = {
+        name: jnp.zeros(metric.shape, jnp.promote_types(metric.dtype, jnp.float32))
+        for name, metric in aux.metrics.items()
+    }
+    return Means(values, jnp.int32(0), jnp.int32(0))
+
+
 def epoch(
     state: TrainState, hparams, data: Data, *, objective: Objective, config: TrainConfig
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -58,26 +99,63 @@ def epoch(
       data: `[N, D]`, a pair (inputs, targets) of such, or a source
         `(key, hparams) -> batch`.
       objective: what is minimised.
-      config: batch_size, optimizer, gradient, log_every and steps_per_epoch count.
+      config: batch_size, optimizer, gradient, log_every, steps_per_epoch and
+        on_nonfinite count.
 
     Returns:
       The new state, and each metric's mean over the steps that logged and held.
     """
-    order_key, noise_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch_at = _batches(order_key, hparams, data, config)
+    order = None
+    if not callable(data):
+        order = order_of(state.key, state.step, num_rows(data))
+    batch_at = batches(state, 0, hparams, data, order, config)
+    means = init_means(state, batch_at(0), hparams, objective=objective)
+    state, means = run_steps(
+        state,
+        means,
+        batch_at,
+        hparams,
+        0,
+        num_steps(data, config),
+        objective=objective,
+        config=config,
+    )
+    return state, means.read(config)
 
-    def scan_step(state, i):
-        key = jax.random.fold_in(noise_key, i)
+
+def run_steps(
+    state: TrainState,
+    means: Means,
+    batch_at: Callable[[Any], Any],
+    hparams,
+    first,
+    last,
+    *,
+    objective: Objective,
+    config: TrainConfig,
+) -> tuple[TrainState, Means]:
+    """Steps first, ..., last - 1 of an epoch; `state` is the one before step `first`.
+
+    Where first and last are traced, one program runs any part of an epoch, so that
+    parts that follow one another make to the bit what the whole makes.
+    """
+    noise_key = noise_key_of(state.key, state.step - first)
+
+    def body(i, carry):
+        state, means = carry
         is_logged = i % config.log_every == 0
-        batch = batch_at(i)
         state, metrics, is_finite = step(
-            state, batch, key, hparams, is_logged, objective=objective, config=config
+            state,
+            batch_at(i),
+            jax.random.fold_in(noise_key, i),
+            hparams,
+            is_logged,
+            objective=objective,
+            config=config,
         )
-        return state, (metrics, is_logged & is_finite)
+        return state, means.add(metrics, is_logged & is_finite, ~is_finite)
 
-    steps = jnp.arange(_steps_per_epoch(data, config), dtype=jnp.int32)
-    state, (metrics, counts) = jax.lax.scan(scan_step, state, steps)
-    return state, {name: _mean_where(counts, m) for name, m in metrics.items()}
+    return jax.lax.fori_loop(first, last, body, (state, means))
 
 
 def step(
@@ -90,12 +168,13 @@ def step(
     objective: Objective,
     config: TrainConfig,
 ) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
-    """One update; undone if it makes anything non-finite, and every one after it.
+    """One update; undone if it makes anything non-finite, as config.on_nonfinite says.
+
+    Under "stop" every step after such a one is undone too, under "skip" none.
 
     Returns:
       The new state, the metrics (0 where not logged), and whether the step held.
     """
-    gradient = _manual_gradient if config.gradient == "manual" else _autodiff_gradient
     grads, aux = gradient(
         state, batch, key, hparams, is_logged, objective=objective, config=config
     )
@@ -105,6 +184,9 @@ def step(
 
     is_running = state.stopped_at < 0
     is_finite = _all_finite((params, aux.metrics["loss"])) & is_running
+    # A sum of gradients may hold what the parameters get only at a later step.
+    is_finite &= ~_any_nan(opt_state)
+    stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
 
     def keep(new, old):
         # A traced number may promote a half-precision moment; its dtype is the state's.
@@ -116,12 +198,22 @@ def step(
         state=jax.tree.map(keep, aux.state, state.state),
         key=state.key,
         step=state.step + 1,
-        stopped_at=jnp.where(is_running & ~is_finite, state.step, state.stopped_at),
+        stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
     return new, aux.metrics, is_finite
 
 
 # ---- the two gradients ---------------------------------------------------------------
+
+
+def gradient(
+    state: TrainState, batch, key, hparams, is_logged=True, *, objective, config
+) -> tuple[Any, Aux]:
+    """The gradient of a batch, as config.gradient says, and what there is to see."""
+    chosen = _manual_gradient if config.gradient == "manual" else _autodiff_gradient
+    return chosen(
+        state, batch, key, hparams, is_logged, objective=objective, config=config
+    )
 
 
 def _autodiff_gradient(state, batch, key, hparams, is_logged, *, objective, config):
@@ -152,31 +244,51 @@ def _manual_gradient(state, batch, key, hparams, is_logged, *, objective, config
 # ---- batches -------------------------------------------------------------------------
 
 
-def _batches(key, hparams, data: Data, config: TrainConfig) -> Callable:
-    """`i -> batch i` of an epoch."""
-    if callable(data):
-        return lambda i: data(jax.random.fold_in(key, i), hparams)
-    data = jax.tree.map(jnp.asarray, data)
-    num_examples = len(jax.tree.leaves(data)[0])
-    order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
+def _epoch_keys(key, epoch_start) -> Array:
+    """Of the order and of the noise, in the epoch that begins at that step of a run."""
+    return jax.random.split(jax.random.fold_in(key, epoch_start))
 
-    def batch_at(i):
+
+def noise_key_of(key, epoch_start) -> Array:
+    """Of which step i of that epoch draws from fold_in(it, i)."""
+    return _epoch_keys(key, epoch_start)[1]
+
+
+def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
+    """The order of the rows in the epoch that begins at that step of a run."""
+    order_key, _ = _epoch_keys(key, epoch_start)
+    return jax.random.permutation(order_key, jnp.arange(num_rows, dtype=jnp.int32))
+
+
+def batches(
+    state: TrainState, i, hparams, data: Data, order, config: TrainConfig
+) -> Callable:
+    """`j -> batch j` of the epoch of whose step i this is the state."""
+    if callable(data):
+        order_key, _ = _epoch_keys(state.key, state.step - i)
+        return lambda j: data(jax.random.fold_in(order_key, j), hparams)
+    data = jax.tree.map(jnp.asarray, data)
+
+    def batch_at(j):
         rows = jax.lax.dynamic_slice_in_dim(
-            order, i * config.batch_size, config.batch_size
+            order, j * config.batch_size, config.batch_size
         )
         return jax.tree.map(lambda leaf: leaf[rows], data)
 
     return batch_at
 
 
-def _steps_per_epoch(data: Data, config: TrainConfig) -> int:
+def num_rows(data: Any) -> int:
+    """The length of an array, of rows, or of a pair of such."""
+    return len(data[0] if isinstance(data, tuple) else data)
+
+
+def num_steps(data: Data, config: TrainConfig) -> int:
+    """How many steps an epoch has."""
     if callable(data):
         assert config.steps_per_epoch is not None  # refused before any work
         return config.steps_per_epoch
-    return len(jax.tree.leaves(data)[0]) // config.batch_size
-
-
-# ---- small parts ---------------------------------------------------------------------
+    return num_rows(data) // config.batch_size
 
 
 def _all_finite(tree) -> Bool[Array, ""]:
@@ -184,6 +296,6 @@ def _all_finite(tree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(leaves))
 
 
-def _mean_where(counts: Bool[Array, "T"], values) -> Array:
-    total = jnp.sum(jnp.where(counts, values, 0))
-    return total / jnp.sum(counts)  # 0/0, hence NaN, where no step logged and held
+def _any_nan(tree) -> Bool[Array, ""]:
+    is_nan = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.any(jnp.stack(is_nan)) if is_nan else jnp.bool(False)

@@ -1,17 +1,24 @@
-"""The host's loop: epochs, validation, callbacks, and how a run ends."""
+"""The host's loop: epochs, validation, checkpoints, callbacks, and how a run ends."""
 
-import dataclasses
-import functools
+import contextlib
+import os
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae.training import refusals
+from jaxae.checkpoints import Checkpoints
+from jaxae.training import epochs, failures, feeds, refusals
+from jaxae.training import progress as progress_module
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Data, TrainState, epoch, init_state
+from jaxae.training.epochs import Data, TrainState
+from jaxae.training.identity import identity as identify
+from jaxae.training.looking import Look
+from jaxae.training.progress import Best, Progress
+from jaxae.training.saving import Saver
 
 
 class Run(NamedTuple):
@@ -21,8 +28,12 @@ class Run(NamedTuple):
       params: the trained parameters.
       metrics: one NumPy entry an epoch: "train/loss", "validation/loss", ...
       state: the whole `TrainState` at the end.
-      status: "finished", "stopped" (by `on_epoch`) or "diverged".
+      status: "finished", "early_stopped" (config.patience), "stopped" (by `on_epoch`),
+        "interrupted" or "diverged".
       stopped_at: the step from whose beginning the state is kept, if it diverged.
+      best: the epoch, value and parameters of the best config.monitor; None where
+        there is no such metric.
+      reason: one sentence on what was not finite, if it diverged.
     """
 
     params: Any
@@ -30,6 +41,8 @@ class Run(NamedTuple):
     state: TrainState
     status: str
     stopped_at: int | None
+    best: Best | None = None
+    reason: str | None = None
 
 
 def train(
@@ -42,22 +55,30 @@ def train(
     validation=None,
     params=None,
     on_epoch=None,
+    checkpoint_dir=None,
 ) -> Run:
     """Minimise an objective over the parameters of its model.
 
     Args:
       objective: what is minimised.
       data: `[N, D]` of floats, a pair (inputs, targets) of such, or a pure source
-        `(key, hparams) -> batch` (then config.steps_per_epoch says how many).
+        `(key, hparams) -> batch` (then config.steps_per_epoch says how many). Instead
+        of an array, anything with `__len__` and `__getitem__` of rows, such as a memory
+        map; see `jaxae.data.Rows`.
       hparams: scalars by name, exactly those that objective, optimizer and source read.
       key: consumed here: initial parameters, data order, corruption.
       config: the fixed choices; `TrainConfig()` unless given.
-      validation: like an array `data`; evaluated without corruption after each epoch.
+      validation: like `data`, but no source; evaluated without corruption after each
+        epoch.
       params: where to start; copied, never donated. Drawn in float32 unless given;
         data are cast to their dtype.
-      on_epoch: `(metrics, state) -> stop`, called after each epoch; a true answer ends
-        training. The state is the live one, donated to the next epoch: copy what you
-        keep.
+      on_epoch: `(metrics, state) -> stop`, or a list of such, called after each epoch;
+        a true answer ends training. The state is the live one, donated to the next
+        epoch: copy what you keep.
+      checkpoint_dir: a folder of this run's own, where its state is saved as the config
+        says and at the end. If it holds a state, training goes on from there, and makes
+        to the bit what it would have made without a stop. SIGINT and SIGTERM are then
+        held back until the state is saved.
 
     Returns:
       A `Run`. If loss or parameters turn non-finite, training stops with a
@@ -65,60 +86,33 @@ def train(
 
     Raises:
       ValueError: for bad data (which row and column), a missing, unknown or non-finite
-        hparam, a batch larger than the data, or params of another model; before any
+        hparam, a batch larger than the data, params of another model, or a
+        checkpoint_dir that holds another run (which field) or is in use; before any
         work.
+      OSError: if a state cannot be saved.
     """
-    config = TrainConfig() if config is None else config
-    refusals.check_arguments(objective, key, config, params)
-    if on_epoch is not None and not callable(on_epoch):
-        raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
-    dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
-    data = refusals.as_data("data", data, objective, dtype, config)
-    if validation is not None:
-        validation = refusals.as_data("validation", validation, objective, dtype)
-    hparams = refusals.as_hparams(hparams, dtype)
-    refusals.check_hparams(objective, config, data, hparams, key)
-
-    if params is not None:
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    state = init_state(objective, hparams, key, config=config, params=params)
-    history, status = [], "finished"
-    for _ in range(config.num_epochs):
-        state, metrics = _compiled_epoch(state, hparams, data, objective, config)
-        row = {f"train/{name}": value for name, value in metrics.items()}
-        if validation is not None:
-            scores = _evaluate(state.params, validation, hparams, objective=objective)
-            row |= {f"validation/{name}": value for name, value in scores.items()}
-        history.append({name: float(value) for name, value in row.items()})
-        should_stop = on_epoch is not None and on_epoch(dict(history[-1]), state)
-        if int(state.stopped_at) >= 0:
-            status = "diverged"
-            break
-        if should_stop:
-            status = "stopped"
-            break
-    return _as_run(state, history, status)
-
-
-# ---- the compiled programs -----------------------------------------------------------
-
-_STATIC = ("objective", "config")
-_epoch_of_arrays = jax.jit(epoch, static_argnames=_STATIC, donate_argnames="state")
-_epoch_of_source = jax.jit(
-    epoch, static_argnames=(*_STATIC, "data"), donate_argnames="state"
-)
-
-
-def _compiled_epoch(state, hparams, data, objective, config):
-    # The number of epochs is no part of the program: any other compiles nothing new.
-    config = dataclasses.replace(config, num_epochs=1)
-    compiled = _epoch_of_source if callable(data) else _epoch_of_arrays
-    return compiled(state, hparams, data, objective=objective, config=config)
-
-
-@functools.partial(jax.jit, static_argnames="objective")
-def _evaluate(params, X, hparams, *, objective):
-    return objective.evaluate(params, X, hparams)
+    job = prepare(
+        objective,
+        data,
+        hparams=hparams,
+        key=key,
+        config=config,
+        validation=validation,
+        params=params,
+        on_epoch=on_epoch,
+        is_saved=checkpoint_dir is not None,
+    )
+    with open_checkpoints(job, checkpoint_dir) as checkpoints:
+        run = execute(job, start(job, checkpoints), checkpoints)
+    if run.stopped_at is not None:
+        warnings.warn(
+            f"training stopped at step {run.stopped_at}, where the loss or the "
+            "parameters became non-finite; the run holds the state from which that "
+            f"step began. {run.reason} {advice(run.stopped_at)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return run
 
 
 def advice(stopped_at: int) -> str:
@@ -128,15 +122,197 @@ def advice(stopped_at: int) -> str:
     return "Try a smaller learning_rate."
 
 
-def _as_run(state: TrainState, history: list[dict[str, float]], status: str) -> Run:
-    stopped_at = int(state.stopped_at) if status == "diverged" else None
-    if stopped_at is not None:
-        warnings.warn(
-            f"training stopped at step {stopped_at}, where the loss or the parameters "
-            "became non-finite; the run holds the state from which that step began. "
-            f"{advice(stopped_at)}",
-            RuntimeWarning,
-            stacklevel=3,
+# ---- a job, checked ------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """What `train` was asked for, after every refusal."""
+
+    objective: Any
+    data: Data
+    validation: Any
+    hparams: dict[str, Any]
+    key: Any
+    config: TrainConfig
+    params: Any
+    callbacks: tuple[Callable, ...]
+    identity: dict[str, Any] | None  # where the run is saved
+
+
+def prepare(
+    objective,
+    data,
+    *,
+    hparams,
+    key,
+    config=None,
+    validation=None,
+    params=None,
+    on_epoch=None,
+    is_saved=False,
+) -> Job:
+    """Check everything that `train` was given; nothing is written and nothing trained.
+
+    Raises:
+      ValueError: as `train`.
+    """
+    config = TrainConfig() if config is None else config
+    refusals.check_arguments(objective, key, config, params)
+    callbacks = _as_callbacks(on_epoch)
+    refusals.check_patience(config, validation)
+    dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
+    given = data, validation
+    data = refusals.as_data("data", data, objective, dtype, config)
+    if validation is not None:
+        validation = refusals.as_rows(
+            "validation", validation, objective, dtype, config.memory_budget
         )
-    metrics = {name: np.array([row[name] for row in history]) for name in history[0]}
-    return Run(state.params, metrics, state, status, stopped_at)
+    hparams = refusals.as_hparams(hparams, dtype)
+    refusals.check_hparams(objective, config, data, hparams, key)
+    identity = None
+    if is_saved:
+        identity = identify(objective, config, hparams, key, params, *given)
+    return Job(
+        objective, data, validation, hparams, key, config, params, callbacks, identity
+    )
+
+
+def _as_callbacks(on_epoch) -> tuple[Callable, ...]:
+    is_many = isinstance(on_epoch, Iterable) and not callable(on_epoch)
+    callbacks = () if on_epoch is None else on_epoch if is_many else (on_epoch,)
+    for callback in callbacks:
+        if isinstance(on_epoch, str) or not callable(callback):
+            raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
+    return tuple(callbacks)
+
+
+@contextlib.contextmanager
+def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None):
+    """The folder that a job is saved to, held while it runs; None without one."""
+    if directory is None:
+        yield None
+        return
+    assert job.identity is not None  # prepare(is_saved=True)
+    keep = job.config.keep_checkpoints
+    with Checkpoints(directory, job.identity, keep=keep) as checkpoints:
+        yield checkpoints
+
+
+def start(job: Job, checkpoints: Checkpoints | None) -> Progress:
+    """Where the job stands: at its beginning, or where it was saved last.
+
+    Raises:
+      ValueError: if what was saved is damaged, or another run's.
+    """
+    begun = progress_module.begin(
+        job.objective, job.hparams, job.key, job.config, job.params, job.data
+    )
+    found = None if checkpoints is None else progress_module.restore(checkpoints, begun)
+    return begun if found is None else found
+
+
+# ---- the loop ------------------------------------------------------------------------
+
+
+def execute(
+    job: Job,
+    progress: Progress,
+    checkpoints: Checkpoints | None = None,
+    on_part: Callable[[int], None] | None = None,
+) -> Run:
+    """Train from where the job stands to its end, or until something ends it.
+
+    Args:
+      job: from `prepare`.
+      progress: from `start`.
+      checkpoints: from `open_checkpoints`.
+      on_part: `(step) -> None`, called after each part of an epoch.
+    """
+    look, on_part = Look(job), on_part or (lambda step: None)
+    feed = feeds.feed(job.data, job.hparams, objective=job.objective, config=job.config)
+    with Saver(checkpoints, job.config, progress) as saver:
+        status = _status(job, progress)
+        while status is None:
+            progress = _rest_of_epoch(job, feed, progress, saver, on_part)
+            should_stop = False
+            if _is_epoch_over(job, progress):
+                progress = look.end_epoch(progress)
+                should_stop = _call_back(job, progress)
+            saver.save_if_due(progress)
+            status = _status(job, progress)
+            if status is None and (should_stop or saver.is_interrupted):
+                status = "stopped" if should_stop else "interrupted"
+        saver.finish(progress)
+    return _as_run(progress, status)
+
+
+def _rest_of_epoch(job: Job, feed, progress: Progress, saver: Saver, on_part):
+    """Up to the epoch's end, to where it diverges, or to where a signal waits."""
+    start = _epoch_start(job, progress)
+    i = int(progress.state.step) - start
+    for block in feed(progress.state, i):
+        while i < block.last:
+            last = min(block.last, i + saver.num_steps(start + i))
+            state, means = block.run(progress.state, progress.means, i, last)
+            progress, i = progress._replace(state=state, means=means), last
+            if int(state.stopped_at) >= 0:
+                return _diverged(job, progress, block, start)
+            on_part(start + i)
+            if not _is_epoch_over(job, progress):
+                saver.save_if_due(progress)
+                if saver.is_interrupted:
+                    return progress
+    return progress
+
+
+def _diverged(job: Job, progress: Progress, block: feeds.Block, start: int) -> Progress:
+    """Back at the failing step's beginning, with the reason why it failed."""
+    state = progress.state
+    i = int(state.stopped_at) - start
+    batch, rows = block.batch(i)
+    reason = failures.explain(
+        state, batch, rows, i, job.hparams, objective=job.objective, config=job.config
+    )
+    # However many steps ran in vain after it, the run ends in the same state.
+    state = state._replace(step=jnp.copy(state.stopped_at))
+    return progress._replace(state=state, reason=reason)
+
+
+def _epoch_start(job: Job, progress: Progress) -> int:
+    return len(progress.history) * epochs.num_steps(job.data, job.config)
+
+
+def _is_epoch_over(job: Job, progress: Progress) -> bool:
+    end = _epoch_start(job, progress) + epochs.num_steps(job.data, job.config)
+    return progress.reason is not None or int(progress.state.step) == end
+
+
+def _call_back(job: Job, progress: Progress) -> bool:
+    """Whether any callback wants to stop; each is called."""
+    row = progress.history[-1]
+    return any([callback(dict(row), progress.state) for callback in job.callbacks])
+
+
+def _status(job: Job, progress: Progress) -> str | None:
+    """Why there is nothing left to do; None while there is."""
+    if progress.reason is not None:
+        return "diverged"
+    patience, best = job.config.patience, progress.best
+    if patience is not None and best is not None:
+        if len(progress.history) - best.epoch >= patience:
+            return "early_stopped"
+    return "finished" if len(progress.history) >= job.config.num_epochs else None
+
+
+def _as_run(progress: Progress, status: str) -> Run:
+    history, state = progress.history, progress.state
+    names = history[0] if history else ()
+    return Run(
+        params=state.params,
+        metrics={name: np.array([row[name] for row in history]) for name in names},
+        state=state,
+        status=status,
+        stopped_at=int(state.stopped_at) if status == "diverged" else None,
+        best=progress.best,
+        reason=progress.reason,
+    )

@@ -1,5 +1,6 @@
 """What training refuses, before any work."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxae import _checks
+from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Data
+from jaxae.training.epochs import Data, num_rows
 
 
 def check_arguments(objective, key, config, params=None) -> None:
@@ -41,66 +43,117 @@ def check_arguments(objective, key, config, params=None) -> None:
 
 
 def as_data(
-    name: str,
-    data: Data,
-    objective: Objective,
-    dtype,
-    config: TrainConfig | None = None,
+    name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Checked arrays of that dtype; a source as it is. With config, for training.
+    """Data to train on: checked, in that dtype, on the device where they fit.
 
     Raises:
       ValueError: for bad values (which row and column), shapes or sizes.
     """
-    if callable(data) and config is not None:
+    if callable(data):
         if config.steps_per_epoch is None:
             raise ValueError(
                 "steps_per_epoch must say how many batches an epoch takes from a "
                 "source, got None; set it in the TrainConfig."
             )
         return data
-    if config is not None and config.steps_per_epoch is not None:
+    if config.steps_per_epoch is not None:
         raise ValueError(
             "steps_per_epoch is for data from a source; an array's epoch is its "
             "length // batch_size: leave it out."
         )
+    data = as_rows(name, data, objective, dtype, config.memory_budget)
+    num_examples = num_rows(data)
+    if config.batch_size > num_examples:
+        raise ValueError(
+            f"batch_size must be at most the number of examples, got "
+            f"{config.batch_size} for {num_examples}."
+        )
+    return data
+
+
+def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> Any:
+    """Data or pairs of such, checked: JAX arrays of that dtype, or Rows that give it.
+
+    Raises:
+      ValueError: for bad values (which row and column), shapes or sizes.
+    """
     if isinstance(data, tuple) and len(data) != 2:
         raise ValueError(
             f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
             f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
         )
     pair = data if isinstance(data, tuple) else (data,)
+    validate = objective.ae.observation.validate
     for part in pair:
-        check_array(part, name)
-        if part.shape[1] != objective.ae.input_dim:
-            raise ValueError(
-                f"{name} must have {objective.ae.input_dim} columns for this model, "
-                f"got shape {list(part.shape)}."
-            )
-    num_examples = len(pair[0])
-    if any(len(part) != num_examples for part in pair):
+        _check_part(name, part, objective, validate if part is pair[-1] else None)
+    if len(pair[0]) != len(pair[-1]):
         raise ValueError(f"{name} must pair inputs and targets of equal length.")
-    _validate(name, objective, pair[-1])
-    if config is not None and config.batch_size > num_examples:
-        raise ValueError(
-            f"batch_size must be at most the number of examples, got "
-            f"{config.batch_size} for {num_examples}."
-        )
-    with np.errstate(over="ignore"):  # seen and said just below
-        arrays = tuple(jnp.asarray(np.asarray(part).astype(dtype)) for part in pair)
-    if not all(bool(jnp.isfinite(array).all()) for array in arrays):
-        raise ValueError(
-            f"{name} overflows {jnp.dtype(dtype)}, the parameters' dtype; scale it."
-        )
-    return arrays if isinstance(data, tuple) else arrays[0]
+    fits = _num_bytes(pair, dtype) <= budget
+    parts = tuple(_placed(name, part, dtype, fits) for part in pair)
+    return parts if isinstance(data, tuple) else parts[0]
 
 
-def _validate(name: str, objective: Objective, targets) -> None:
+def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
+    if hasattr(part, "dtype") and not data_module.is_rows(part):
+        check_array(part, name)
+        shape = part.shape
+    else:
+        shape = data_module.survey(part, name, validate=validate)[:2]
+    if shape[1] != objective.ae.input_dim:
+        raise ValueError(
+            f"{name} must have {objective.ae.input_dim} columns for this model, "
+            f"got shape {list(shape)}."
+        )
+    if validate is not None and not data_module.is_rows(part):
+        _validate(name, validate, part)
+
+
+def _validate(name: str, validate, part) -> None:
     try:
-        objective.ae.observation.validate(np.asarray(targets))
+        validate(np.asarray(part))
     except ValueError as error:
         # The observation speaks of "data"; here that may be the validation data.
         raise ValueError(str(error).replace("data", name, 1)) from None
+
+
+def _num_bytes(pair: tuple, dtype) -> float | int:
+    """In that dtype; infinite for what is read by the user's own code."""
+    is_own = [data_module.is_rows(p) and not isinstance(p, np.memmap) for p in pair]
+    if any(is_own):
+        return math.inf
+    return sum(math.prod(part.shape) for part in pair) * jnp.dtype(dtype).itemsize
+
+
+def _placed(name: str, part: Any, dtype, fits: bool) -> Any:
+    placed: Any
+    with np.errstate(over="ignore"):  # seen and said just below
+        if fits:
+            extremes = placed = jnp.asarray(np.asarray(part).astype(dtype))
+        else:
+            placed = data_module.View(part, dtype=dtype)
+            # Casting keeps order, so the extremes overflow if anything does.
+            found = data_module.survey(part, name)
+            extremes = jnp.asarray(np.stack([found.low, found.high]).astype(dtype))
+    if not bool(jnp.isfinite(extremes).all()):
+        raise ValueError(
+            f"{name} overflows {jnp.dtype(dtype)}, the parameters' dtype; scale it."
+        )
+    return placed
+
+
+def check_patience(config: TrainConfig, validation) -> None:
+    """Refuse to wait for a metric that there will not be.
+
+    Raises:
+      ValueError: naming it.
+    """
+    is_validation = config.monitor.startswith("validation/")
+    if config.patience is not None and is_validation and validation is None:
+        raise ValueError(
+            f"patience waits for {config.monitor}, but there are no validation data; "
+            "give validation=, or set monitor='train/loss'."
+        )
 
 
 def as_hparams(hparams, dtype) -> dict[str, Array]:

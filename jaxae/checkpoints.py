@@ -1,0 +1,354 @@
+"""What survives a kill: numbered states in a folder, each whole or not there.
+
+orbax writes a state beside its place and renames it there, so that a kill leaves the
+states before it untouched. Two things are added: a digest, for a flipped byte in a
+compressed array may pass for a number, and an identity, the plain words for what made a
+state, for a state of another run must not be continued as this one's.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxae import _checks
+
+_NONE: Any = None  # no manager, for there is no folder yet
+_UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of what a kill leaves behind
+
+
+class Checkpoint(NamedTuple):
+    """One state as it was saved."""
+
+    step: int
+    arrays: dict[str, Any]  # by name
+    notes: dict[str, Any]  # plain JSON values
+
+
+class Checkpoints:
+    """The states of one run in one folder; a context manager that holds the folder.
+
+    Args:
+      directory: made when first saved to.
+      identity: JSON values that say what makes these states: model, data, versions.
+      keep: how many of the last states are kept.
+
+    Raises:
+      ImportError: orbax-checkpoint is not installed.
+      ValueError: on entering, if the folder is a file, or another process is using it.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], identity: Mapping, *, keep: int = 2
+    ):
+        self._orbax = _import_orbax()
+        # Absolute, for orbax refuses others.
+        self._directory = Path(directory).expanduser().absolute()
+        self._identity, self._keep = _plain(identity), keep
+        self._stack, self._manager = contextlib.ExitStack(), _NONE
+
+    def __enter__(self) -> "Checkpoints":
+        if self._directory.exists():
+            self._open()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        try:
+            with _one_sentence(self._directory), self._stack:
+                pass
+        except OSError:
+            if exception[0] is None:  # what went wrong first is what is told
+                raise
+
+    def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
+        """Save a state in the background; an older one may have to go.
+
+        Raises:
+          OSError: this or the save before it failed (disk full, folder read-only); the
+            states before that are whole.
+        """
+        if self._manager is _NONE:
+            self._make()
+        # Copies: the arrays may be donated while they are being written.
+        host = {name: np.array(array) for name, array in arrays.items()}
+        about = _about(self._identity, notes, host)
+        args = self._orbax.args
+        with _one_sentence(self._directory), _quiet():
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    arrays=args.StandardSave(host), about=args.JsonSave(about)
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Until what was saved is on disk.
+
+        Raises:
+          OSError: as `save`.
+        """
+        if self._manager is not _NONE:
+            with _one_sentence(self._directory), _quiet():
+                self._manager.wait_until_finished()
+
+    def restore(
+        self, like: Mapping[str, Any], maybe: Mapping[str, Any] | None = None
+    ) -> Checkpoint | None:
+        """The last state that is whole.
+
+        Damaged states are told of in a RuntimeWarning, passed over and removed.
+
+        Args:
+          like: an array for each that the state must have, of its shape and dtype;
+            it is placed as this one, on whatever devices that is.
+          maybe: the same for arrays that it may have; others come as NumPy's.
+
+        Returns:
+          None where there is no state.
+
+        Raises:
+          ValueError: for a state of another identity, naming the field; or where there
+            are states and each is damaged.
+        """
+        damage = []
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                found = self._read(step, like, maybe or {})
+            except _Damaged as error:
+                damage.append(step)
+                _warn(f"{self._directory / str(step)} is damaged ({error})")
+            else:
+                for other in damage:
+                    shutil.rmtree(self._directory / str(other), ignore_errors=True)
+                    self._manager.reload()
+                return found
+        if damage:
+            raise ValueError(
+                f"checkpoint_dir {self._directory} holds no state that is whole: all "
+                f"of {', '.join(map(str, damage))} are damaged; restore a copy, or "
+                "remove the folder to start over."
+            )
+        return None
+
+    def _steps(self) -> list[int]:
+        if self._manager is _NONE:
+            return []
+        return list(self._manager.all_steps())
+
+    def _read(self, step: int, like: Mapping, maybe: Mapping) -> Checkpoint:
+        about = self._read_item(step, about=self._orbax.args.JsonRestore())
+        with _damage():
+            if about["words_sha256"] != _digest_words(about["words"]):
+                raise ValueError("its words are not those that were saved")
+        words = about["words"]
+        _check_identity(self._directory, words["identity"], self._identity)
+        _check_arrays(self._directory, words["arrays"], like)
+        places = {
+            name: getattr(a, "sharding", None) for name, a in {**maybe, **like}.items()
+        }
+        target = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=places.get(name))
+            for name, (dtype, shape) in words["arrays"].items()
+        }
+        arrays = self._read_item(step, arrays=self._orbax.args.StandardRestore(target))
+        with _damage():
+            if about["arrays_sha256"] != _digest(arrays):
+                raise ValueError("its numbers are not those that were saved")
+        return Checkpoint(step, arrays, words["notes"])
+
+    def _read_item(self, step: int, **item: Any) -> Any:
+        (name,) = item
+        with _damage(), _quiet():
+            args = self._orbax.args.Composite(**item)
+            return self._manager.restore(step, args=args)[name]
+
+    def _make(self) -> None:
+        with _one_sentence(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
+        if not self._directory.is_dir():
+            raise ValueError(
+                f"checkpoint_dir must be a folder, but {self._directory} is a file."
+            )
+        self._stack.enter_context(locked(self._directory))
+        for path in self._directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
+        with _one_sentence(self._directory), _quiet():
+            self._manager = self._orbax.CheckpointManager(
+                self._directory, options=options
+            )
+        self._stack.callback(self._close)
+
+    def _close(self) -> None:
+        with _quiet():
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a folder; the system lets go of it however this process ends.
+
+    Raises:
+      ValueError: if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory} is in use by another process; wait for it, or choose "
+                "another folder."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class _Damaged(Exception):
+    """Why a state cannot be read."""
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    hook, sys.unraisablehook = sys.unraisablehook, _ignore_late
+    try:
+        yield
+    except Exception as error:  # broken bytes raise a dozen types
+        time.sleep(_LATE_SECONDS)
+        why = textwrap.shorten(_checks.first_line(error), 200)
+        raise _Damaged(why) from error
+    finally:
+        sys.unraisablehook = hook
+
+
+# Where one array cannot be read, the reads of others that still go on find nobody
+# waiting, and would print a traceback each.
+_LATE_SECONDS = 0.2
+
+
+def _ignore_late(unraisable: Any) -> None:
+    if not isinstance(unraisable.exc_value, RuntimeError):
+        sys.__unraisablehook__(unraisable)
+
+
+@contextlib.contextmanager
+def _one_sentence(directory: Path) -> Iterator[None]:
+    """What goes wrong while writing is an OSError of one sentence."""
+    try:
+        yield
+    except Exception as error:  # a full disk raises half a dozen types
+        why = textwrap.shorten(_checks.first_line(error), 200)
+        raise OSError(
+            f"cannot save to checkpoint_dir {directory}: {why}; the states saved "
+            "before are whole: make room or grant access, and resume."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's log, which repeats what is raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _import_orbax() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own dependencies
+            import orbax.checkpoint
+    except ImportError as error:
+        raise _checks.extra(
+            "checkpoint_dir", "orbax-checkpoint", "checkpoints"
+        ) from error
+    return orbax.checkpoint
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value))
+
+
+def _about(identity: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
+    """The words of a state, and the digests of words and numbers."""
+    shapes = {name: [str(a.dtype), a.shape] for name, a in arrays.items()}
+    words = _plain({"identity": identity, "notes": notes, "arrays": shapes})
+    return {
+        "words": words,
+        "words_sha256": _digest_words(words),
+        "arrays_sha256": _digest(arrays),
+    }
+
+
+def _digest_words(words: Any) -> str:
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _check_identity(directory: Path, saved: Any, now: Any) -> None:
+    """Refuse a state of another run, naming the first field that differs."""
+    for name, found, wanted in _differences(saved, now):
+        raise ValueError(
+            f"checkpoint_dir {directory} holds another run: {name} is {found} there "
+            f"and {wanted} here; resume with the same, or choose another folder."
+        )
+
+
+def _check_arrays(directory: Path, saved: Mapping, like: Mapping[str, Any]) -> None:
+    """Refuse a state that lacks an array that is needed, or has it in another form."""
+    wanted = {name: _checks.describe(array) for name, array in like.items()}
+    found = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
+    _check_identity(directory, {name: found.get(name) for name in wanted}, wanted)
+
+
+def _differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in {**now, **saved}:
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(saved.get(key), now.get(key), inner)
+    elif saved != now:
+        yield name, json.dumps(saved), json.dumps(now)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(
+        f"{sentence}; the state before it is tried.", RuntimeWarning, stacklevel=4
+    )

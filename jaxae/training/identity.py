@@ -1,0 +1,88 @@
+"""What makes a run the one it is, in plain words: what a resumed run must share."""
+
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+import optax
+
+from jaxae._version import __version__
+from jaxae.autoencoder.files import describe
+from jaxae.data import survey
+from jaxae.training.config import TrainConfig
+
+
+def identity(objective, config: TrainConfig, hparams, key, params, data, validation):
+    """JSON values that two runs share if they are to make the same, to the bit.
+
+    How many epochs, how often to save and where the data lie are not among them. A
+    function is known by its name only, data by their bytes.
+    """
+    program = config.program()
+    return {
+        "version": {
+            "jaxae": __version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "optax": optax.__version__,
+        },
+        "model": describe(objective.ae),
+        "corruption": _name(objective.corruption),
+        "penalties": [penalty.name for penalty in objective.penalties],
+        "config": {
+            "batch_size": program.batch_size,
+            "optimizer": _name(program.optimizer),
+            "gradient": program.gradient,
+            "log_every": program.log_every,
+            "steps_per_epoch": program.steps_per_epoch,
+            "on_nonfinite": program.on_nonfinite,
+            "diagnostics": config.diagnostics,
+            "monitor": config.monitor,
+        },
+        "hparams": {name: str(value) for name, value in sorted(hparams.items())},
+        "key": np.asarray(_key_data(key)).tolist(),
+        "params": None if params is None else _tree(params),
+        "data": _data(data),
+        "validation": None if validation is None else _data(validation),
+    }
+
+
+def _key_data(key):
+    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if is_typed else key
+
+
+def _name(part: Any) -> str | None:
+    """Of a function where it is written, of a record its own name, else its type's."""
+    if part is None:
+        return None
+    if isinstance(part, functools.partial):
+        return f"{_name(part.func)}{part.args}{part.keywords}"
+    if hasattr(part, "__qualname__"):
+        return f"{part.__module__}.{part.__qualname__}"
+    own = getattr(part, "name", getattr(part, "__name__", None))
+    return own or f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def _data(data: Any) -> Any:
+    if callable(data):
+        return _name(data)
+    if isinstance(data, tuple):
+        return [_data(part) for part in data]
+    found = survey(data)
+    return {
+        "shape": [found.num_rows, found.num_columns],
+        "dtype": str(found.dtype),
+        "sha256": found.sha256,
+    }
+
+
+def _tree(params: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""What is looked at when an epoch has ended."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxae import data as data_module
+from jaxae.training import diagnostics, epochs
+from jaxae.training.progress import Best, Progress
+
+PROBE_ROWS = 10_000  # of the training data, so many are looked at
+_PROBE_BATCHES = 8  # of a source
+
+
+class Look:
+    """Ends an epoch: the means of its steps, and a look at the model that they made.
+
+    The model is looked at on the validation data, and on the same rows of the training
+    data every time: all, or some `PROBE_ROWS` spread over them. The gradient is that of
+    the first `batch_size` of these, with the same noise every time.
+    """
+
+    def __init__(self, job: Any):
+        self._job = job
+        self._probe = _probe(job) if job.config.diagnostics else None
+
+    def end_epoch(self, progress: Progress) -> Progress:
+        """With one more row of history, and its best epoch."""
+        row: dict[str, Any] = _prefixed("train", progress.means.read(self._job.config))
+        if self._job.config.diagnostics:
+            row |= self._diagnose(progress.state)
+        if self._job.validation is not None:
+            scores = self._evaluate(self._job.validation, progress.state)
+            row |= _prefixed("validation", scores)
+        row = {name: float(value) for name, value in row.items()}
+        history = (*progress.history, row)
+        return progress._replace(
+            means=jax.tree.map(jnp.zeros_like, progress.means),
+            history=history,
+            best=self._better(progress, row, len(history)),
+        )
+
+    def _better(self, progress: Progress, row: dict, epoch: int) -> Best | None:
+        value, best = row.get(self._job.config.monitor, math.nan), progress.best
+        if math.isnan(value) or (best is not None and not value < best.value):
+            return best
+        # A copy: the state goes on, and is donated.
+        return Best(epoch, value, jax.tree.map(jnp.copy, progress.state.params))
+
+    def _diagnose(self, state) -> dict[str, Any]:
+        job, size = self._job, self._job.config.batch_size
+        seen = self._evaluate(self._probe, state)
+        # Of these "train/" has the epoch's own means.
+        for name in ("loss", "reconstruction", *map(str, job.objective.penalties)):
+            del seen[name]
+        batch = jax.tree.map(lambda part: part[:size], self._probe)
+        norms = diagnostics.of_step(
+            job.objective, job.config.optimizer, state, batch, state.key, job.hparams
+        )
+        return {**_prefixed("train", seen), **norms}
+
+    def _evaluate(self, X: Any, state) -> dict[str, float]:
+        job = self._job
+        return diagnostics.evaluate(job.objective, state.params, X, job.hparams)
+
+
+def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {f"{part}/{name}": value for name, value in metrics.items()}
+
+
+def _probe(job: Any) -> Any:
+    """The rows of the training data that are looked at, on the device."""
+    if callable(job.data):
+        keys = jax.random.split(job.key, _PROBE_BATCHES)
+        batches = [job.data(key, job.hparams) for key in keys]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+    every = math.ceil(epochs.num_rows(job.data) / PROBE_ROWS)
+    rows = np.arange(0, epochs.num_rows(job.data), every)
+
+    def chosen(part):
+        is_here = isinstance(part, jax.Array)
+        return part[rows] if is_here else data_module.take(part, rows)
+
+    parts = job.data if isinstance(job.data, tuple) else (job.data,)
+    probes = tuple(jnp.asarray(chosen(part)) for part in parts)
+    return probes if isinstance(job.data, tuple) else probes[0]

@@ -1,0 +1,278 @@
+"""States on disk: whole or not there, of this run or refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxae.checkpoints import Checkpoints, locked
+
+ARRAYS = {
+    "state.W": jnp.arange(12.0).reshape(3, 4),
+    "state.half": jnp.ones(4, jnp.bfloat16) / 3,
+    "state.step": jnp.int32(7),
+    "history": np.array([[1.5, np.nan], [np.inf, 2.0]]),
+}
+IDENTITY = {"model": {"latent_dim": 3}, "hparams": {"learning_rate": "0.1"}}
+NOTES = {"metrics": ["a", "b"], "reason": None}
+
+
+def save(directory, *steps, arrays=ARRAYS, keep=2):
+    with Checkpoints(directory, IDENTITY, keep=keep) as checkpoints:
+        for step in steps:
+            scaled = {name: array * step for name, array in arrays.items()}
+            checkpoints.save(step, scaled, NOTES)
+        checkpoints.wait()
+
+
+def restore(directory, identity=IDENTITY, like=ARRAYS):
+    with Checkpoints(directory, identity) as checkpoints:
+        return checkpoints.restore(like)
+
+
+def assert_is_step(found, step):
+    assert found.step == step and found.notes == NOTES
+    for name, array in ARRAYS.items():
+        expected = np.asarray(array * step)
+        assert found.arrays[name].dtype == expected.dtype
+        np.testing.assert_array_equal(np.asarray(found.arrays[name]), expected)
+
+
+def files(directory):
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def test_what_was_saved_last_comes_back_to_the_bit(tmp_path):
+    save(tmp_path / "run", 1, 2, 5)
+    assert_is_step(restore(tmp_path / "run"), 5)
+    assert sorted(os.listdir(tmp_path / "run")) == ["2", "5"]  # the last two are kept
+
+
+def test_nothing_is_made_before_something_is_saved(tmp_path):
+    assert restore(tmp_path / "run") is None
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "empty").mkdir()
+    assert restore(tmp_path / "empty") is None
+
+
+def test_a_step_saved_again_is_replaced(tmp_path):
+    save(tmp_path, 2)
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(2, {"other": jnp.ones(2)}, {"second": True})
+        checkpoints.wait()
+        found = checkpoints.restore({"other": jnp.zeros(2)})
+    assert found.notes == {"second": True}
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    double = jax.jit(lambda W: 2 * W, donate_argnums=0)
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        W = jnp.ones((500, 500))
+        checkpoints.save(1, {"W": W}, {})
+        for _ in range(5):
+            W = double(W)
+        checkpoints.wait()
+        found = checkpoints.restore({"W": jnp.zeros((500, 500))})
+    np.testing.assert_array_equal(found.arrays["W"], np.ones((500, 500)))
+
+
+@pytest.mark.parametrize(
+    "identity, words",
+    [
+        (
+            {**IDENTITY, "hparams": {"learning_rate": "0.2"}},
+            'hparams.learning_rate is "0.1" there and "0.2" here',
+        ),
+        ({**IDENTITY, "model": {"latent_dim": 4}}, "model.latent_dim is 3 there and 4"),
+        ({**IDENTITY, "data": "x"}, 'data is null there and "x" here'),
+        ({"model": IDENTITY["model"]}, "hparams is .* there and null here"),
+    ],
+)
+def test_another_run_is_refused_by_the_field_that_differs(tmp_path, identity, words):
+    save(tmp_path, 1)
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    with pytest.raises(ValueError, match=words) as error:
+        restore(tmp_path, identity)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before
+
+
+def test_arrays_of_another_shape_or_dtype_are_refused(tmp_path):
+    save(tmp_path, 1)
+    for other, words in (
+        (jnp.ones((3, 5)), r"state.W is .float32\[3, 4\]. there and .float32\[3, 5\]"),
+        (jnp.ones((3, 4), jnp.bfloat16), "float32.* there and .bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            restore(tmp_path, like={**ARRAYS, "state.W": other})
+    with pytest.raises(ValueError, match="state.b is null there"):
+        restore(tmp_path, like={**ARRAYS, "state.b": jnp.ones(2)})
+
+
+# ---- damage --------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes() or b"\0")
+    raw[len(raw) // 2] ^= 16
+    path.write_bytes(raw)
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+HARM = [truncate, flip, os.unlink, replace_by_folder]
+
+
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
+def test_damage_to_any_file_is_survived_or_found(tmp_path, harm):
+    """The damaged state comes back as it was, or the one before it does, said aloud."""
+    save(tmp_path / "sound", 1, 2)
+    num_found = 0
+    for file in files(tmp_path / "sound" / "2"):
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(tmp_path / "sound", run)
+        harm(run / file.relative_to(tmp_path / "sound"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = restore(run)
+        assert_is_step(found, found.step)
+        if found.step == 1:
+            num_found += 1
+            (warning,) = [w for w in caught if w.category is RuntimeWarning]
+            assert "is damaged" in str(warning.message)
+            assert not (run / "2").exists()  # out of the way of the resumed run
+            save(run, 2)
+            assert_is_step(restore(run), 2)
+    assert num_found > 0
+
+
+def test_where_all_is_damaged_nothing_is_started_over_silently(tmp_path):
+    save(tmp_path, 1, 2)
+    for file in files(tmp_path):
+        truncate(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="no state that is whole: all of 2, 1"):
+            restore(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "1", tmp_path / "3.orbax-checkpoint-tmp")
+    assert_is_step(restore(tmp_path), 1)
+    assert os.listdir(tmp_path) == ["1"]
+    save(tmp_path, 3)
+    assert_is_step(restore(tmp_path), 3)
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="must be a folder, but .*file is a file"):
+        restore(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- two processes, a full disk ------------------------------------------------------
+
+IN_ANOTHER_PROCESS = """
+import pathlib, sys
+from jaxae.checkpoints import locked
+try:
+    with locked(pathlib.Path(sys.argv[1])):
+        print("held")
+except ValueError as error:
+    print(error)
+"""
+
+
+def other_process(directory):
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path):
+    with locked(tmp_path):
+        assert "is in use by another process" in other_process(tmp_path)
+    assert other_process(tmp_path) == "held"
+    assert os.listdir(tmp_path) == []  # the lock is no file
+
+
+WITH_A_LIMIT = """
+import resource, signal, sys
+import numpy as np
+from jaxae.checkpoints import Checkpoints
+directory = sys.argv[1]
+arrays = {"W": np.random.default_rng(0).normal(size=(300, 300))}
+with Checkpoints(directory, {}) as checkpoints:
+    checkpoints.save(1, arrays, {})
+    checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as if full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        checkpoints.save(2, arrays, {})
+        checkpoints.wait()
+    except OSError as error:
+        print("refused:", error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path):
+    command = [sys.executable, "-c", WITH_A_LIMIT, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused: cannot save to checkpoint_dir")
+    assert done.stdout.count("\n") == 1
+    with Checkpoints(tmp_path / "run", {}) as checkpoints:
+        found = checkpoints.restore({"W": np.zeros((300, 300))})
+    assert found.step == 1
+    expected = np.random.default_rng(0).normal(size=(300, 300))
+    np.testing.assert_array_equal(found.arrays["W"], expected)
+
+
+# ---- other devices -------------------------------------------------------------------
+
+ON_EIGHT_DEVICES = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxae.checkpoints import Checkpoints
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+W = jax.device_put(jnp.arange(64.).reshape(8, 8), NamedSharding(mesh, P("data")))
+with Checkpoints(sys.argv[1], {}) as checkpoints:
+    checkpoints.save(1, {"W": W, "step": jnp.int32(3)}, {})
+    checkpoints.wait()
+    four = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4],
+                         axis_types=(AxisType.Auto,))
+    like = jax.device_put(jnp.zeros((8, 8)), NamedSharding(four, P(None, "data")))
+    found = checkpoints.restore({"W": like, "step": jnp.int32(0)})
+    assert found.arrays["W"].sharding == like.sharding
+    np.testing.assert_array_equal(found.arrays["W"], np.arange(64.).reshape(8, 8))
+"""
+
+
+def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
+    command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "run")]
+    subprocess.run(command, check=True, timeout=120)
+    mesh = jax.make_mesh((1,), ("data",))
+    like = jax.device_put(jnp.zeros((8, 8)), NamedSharding(mesh, PartitionSpec("data")))
+    with Checkpoints(tmp_path / "run", {}) as checkpoints:
+        found = checkpoints.restore({"W": like, "step": jnp.int32(0)})
+    np.testing.assert_array_equal(found.arrays["W"], np.arange(64.0).reshape(8, 8))
