@@ -148,11 +148,12 @@ def batch_grads(
     Returns:
       Gradients of the params' own type.
     """
-    untied_grads, direct = _batch_pass(
+    ae = objective.ae
+    untied_grads, cotangents = _batch_pass(
         objective, params, inputs, targets, forward, hparams
     )
-    pullback = objective.ae.parametrization.pullback
-    return _cast_like(params, add(pullback(params, untied_grads), direct))
+    grads = add(ae.parametrization.pullback(params, untied_grads), cotangents.params)
+    return _cast_like(params, grads)
 
 
 def batch_path_grads(
@@ -183,8 +184,8 @@ def batch_path_grads(
 
 def _batch_pass(
     objective: Objective, params, inputs, targets, forward: Forward, hparams
-) -> tuple[UntiedParams, Any]:
-    """The gradient through the model, and that of the penalties by the params alone."""
+) -> tuple[UntiedParams, Cotangents]:
+    """The gradient through the model, and what the penalties add to it and beside."""
     ae = objective.ae
     untied = ae.parametrization.expand(params)
     cotangents = objective.cotangents(params, forward, hparams)
@@ -192,11 +193,18 @@ def _batch_pass(
     def backward(forward, target, d_a, d_z):
         # The mean over the batch: every signal carries 1/B from the start.
         return _backward(
-            ae, untied, forward, target, Cotangents(d_a, d_z), 1 / len(inputs)
+            ae,
+            untied,
+            forward,
+            target,
+            Cotangents(d_a, d_z),
+            1 / len(inputs),
+            objective.rounded,
         )
 
     signals = jax.vmap(backward)(forward, targets, cotangents.a, cotangents.z)
-    return _contract(untied, inputs, forward, signals), cotangents.params
+    inputs, forward = objective.rounded((inputs, forward))
+    return _contract(untied, inputs, forward, signals), cotangents
 
 
 def _example_pass(ae, params, x, target, method: str):
@@ -225,15 +233,20 @@ def _backward(
     target: Float[Array, "D"],
     cotangents: Cotangents,
     weight: float,
+    rounded: Callable[[Any], Any] = lambda tree: tree,
 ) -> Signals:
-    """The signals of one example whose loss counts `weight` times."""
+    """The signals of one example whose loss counts `weight` times.
+
+    All but the loss sees rounded numbers, where the objective computes in fewer bits.
+    """
     a, z, eta = forward
-    d_eta = weight * ae.observation.dloss(eta, target, *untied.observation)
-    d_z = add(untied.W_dec @ d_eta, cotangents.z)
-    d_a = add(ae.activation.vjp(a, z, d_z, *untied.activation), cotangents.a)
+    d_eta = rounded(weight * ae.observation.dloss(eta, target, *untied.observation))
+    W_dec, activation, a, z = rounded((untied.W_dec, untied.activation, a, z))
+    d_z = add(W_dec @ d_eta, rounded(cotangents.z))
+    d_a = add(ae.activation.vjp(a, z, d_z, *activation), rounded(cotangents.a))
     d_activation, d_observation = (), ()
     if ae.activation.vjp_theta is not None:
-        d_activation = ae.activation.vjp_theta(a, z, d_z, *untied.activation)
+        d_activation = ae.activation.vjp_theta(a, z, d_z, *activation)
     if ae.observation.dtheta is not None:
         d_theta = ae.observation.dtheta(eta, target, *untied.observation)
         d_observation = tuple(weight * d for d in d_theta)
@@ -245,8 +258,8 @@ def _contract(
 ) -> UntiedParams:
     """Gradients from signals; leading axes, if there are any, are summed over."""
     return UntiedParams(
-        W_enc=_sum_of_outer(signals.d_a, x),
-        W_dec=_sum_of_outer(forward.z, signals.d_eta),
+        W_enc=_sum_of_outer(untied.W_enc, signals.d_a, x),
+        W_dec=_sum_of_outer(untied.W_dec, forward.z, signals.d_eta),
         b_enc=_sum_like(untied.b_enc, signals.d_a),
         b_dec=_sum_like(untied.b_dec, signals.d_eta),
         activation=jax.tree.map(_sum_like, untied.activation, signals.d_activation),
@@ -254,12 +267,13 @@ def _contract(
     )
 
 
-def _sum_of_outer(left, right) -> Float[Array, "H D"]:
-    return jnp.einsum("...h,...d->hd", left, right)
+def _sum_of_outer(param, left, right) -> Float[Array, "H D"]:
+    dtype = param.dtype  # of the sum, whatever that of the factors
+    return jnp.einsum("...h,...d->hd", left, right, preferred_element_type=dtype)
 
 
 def _sum_like(param, signal):
-    return jnp.sum(signal.reshape(-1, *param.shape), axis=0)
+    return jnp.sum(signal.reshape(-1, *param.shape), axis=0, dtype=param.dtype)
 
 
 def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:
