@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder, Forward, UntiedParams
+from jaxae.autoencoder.model import product
 from jaxae.objective import Aux, Objective, add
 from jaxae.penalties import Cotangents
 
@@ -187,23 +188,16 @@ def _batch_pass(
 ) -> tuple[UntiedParams, Cotangents]:
     """The gradient through the model, and what the penalties add to it and beside."""
     ae = objective.ae
-    untied = ae.parametrization.expand(params)
+    untied = ae.parametrization.expand(objective.rounded(params))
     cotangents = objective.cotangents(params, forward, hparams)
 
     def backward(forward, target, d_a, d_z):
         # The mean over the batch: every signal carries 1/B from the start.
         return _backward(
-            ae,
-            untied,
-            forward,
-            target,
-            Cotangents(d_a, d_z),
-            1 / len(inputs),
-            objective.rounded,
+            ae, untied, forward, target, Cotangents(d_a, d_z), 1 / len(inputs)
         )
 
     signals = jax.vmap(backward)(forward, targets, cotangents.a, cotangents.z)
-    inputs, forward = objective.rounded((inputs, forward))
     return _contract(untied, inputs, forward, signals), cotangents
 
 
@@ -233,20 +227,15 @@ def _backward(
     target: Float[Array, "D"],
     cotangents: Cotangents,
     weight: float,
-    rounded: Callable[[Any], Any] = lambda tree: tree,
 ) -> Signals:
-    """The signals of one example whose loss counts `weight` times.
-
-    All but the loss sees rounded numbers, where the objective computes in fewer bits.
-    """
+    """The signals of one example whose loss counts `weight` times."""
     a, z, eta = forward
-    d_eta = rounded(weight * ae.observation.dloss(eta, target, *untied.observation))
-    W_dec, activation, a, z = rounded((untied.W_dec, untied.activation, a, z))
-    d_z = add(W_dec @ d_eta, rounded(cotangents.z))
-    d_a = add(ae.activation.vjp(a, z, d_z, *activation), rounded(cotangents.a))
+    d_eta = weight * ae.observation.dloss(eta, target, *untied.observation)
+    d_z = add(product(untied.W_dec, d_eta, untied.b_dec.dtype), cotangents.z)
+    d_a = add(ae.activation.vjp(a, z, d_z, *untied.activation), cotangents.a)
     d_activation, d_observation = (), ()
     if ae.activation.vjp_theta is not None:
-        d_activation = ae.activation.vjp_theta(a, z, d_z, *activation)
+        d_activation = ae.activation.vjp_theta(a, z, d_z, *untied.activation)
     if ae.observation.dtheta is not None:
         d_theta = ae.observation.dtheta(eta, target, *untied.observation)
         d_observation = tuple(weight * d for d in d_theta)
@@ -267,13 +256,14 @@ def _contract(
     )
 
 
-def _sum_of_outer(param, left, right) -> Float[Array, "H D"]:
-    dtype = param.dtype  # of the sum, whatever that of the factors
+def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
+    """sum left right^T of numbers rounded as W is, where it is; the sum is not."""
+    dtype, left, right = left.dtype, left.astype(W.dtype), right.astype(W.dtype)
     return jnp.einsum("...h,...d->hd", left, right, preferred_element_type=dtype)
 
 
 def _sum_like(param, signal):
-    return jnp.sum(signal.reshape(-1, *param.shape), axis=0, dtype=param.dtype)
+    return jnp.sum(signal.reshape(-1, *param.shape), axis=0)
 
 
 def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:

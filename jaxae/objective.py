@@ -34,6 +34,10 @@ class Objective:
       ae: the model.
       corruption: one of `jaxae.corruptions`, of strength hparams["corruption_rate"].
       penalties: some of `jaxae.penalties`, each weighted by the hparam of its name.
+      compute_dtype: "bfloat16" for matrix products of numbers rounded to it, with
+        parameters, activations, losses and sums over examples in float32. None for the
+        parameters' own dtype, and parameters other than float32 keep theirs in any
+        case: float64 remains the referee.
 
     Raises:
       ValueError: for a part that is not of its type, a penalty named twice, or one that
@@ -47,6 +51,7 @@ class Objective:
     _: KW_ONLY
     corruption: Corruption | None = None
     penalties: tuple[Penalty, ...] = ()
+    compute_dtype: str | None = None
 
     def __post_init__(self):
         if not isinstance(self.ae, Autoencoder):
@@ -59,6 +64,11 @@ class Objective:
         object.__setattr__(self, "penalties", _as_penalties(self.penalties))
         for penalty in self.penalties:
             penalty.check(self.ae)
+        if self.compute_dtype not in (None, "bfloat16"):
+            raise ValueError(
+                "compute_dtype must be 'bfloat16', or None for the parameters' own, "
+                f"got {self.compute_dtype!r}."
+            )
 
     @property
     def hparam_names(self) -> tuple[str, ...]:
@@ -139,7 +149,19 @@ class Objective:
 
     def forward(self, params, inputs) -> Forward:
         """a, z `[B, H]` and eta `[B, D]` of a batch."""
-        return jax.vmap(self.ae.forward, in_axes=(None, 0))(params, inputs)
+        return jax.vmap(self.ae.forward, in_axes=(None, 0))(
+            self.rounded(params), inputs
+        )
+
+    def rounded(self, params):
+        """The parameters as matrix products use them: weights in compute_dtype."""
+        names = self.ae.parametrization.weights
+        weights = {name: getattr(params, name) for name in names}
+        if self.compute_dtype is None or params.b_dec.dtype != jnp.float32:
+            return params
+        return params._replace(
+            **{name: W.astype(self.compute_dtype) for name, W in weights.items()}
+        )
 
     def score(self, params, forward: Forward, targets, hparams):
         """The value and its named parts, from a batch's forward pass."""

@@ -307,11 +307,16 @@ class Autoencoder:
 
 
 def _encoder_pre_acts(untied: UntiedParams, x):
-    return untied.W_enc @ x + untied.b_enc
+    return product(untied.W_enc, x, untied.b_enc.dtype) + untied.b_enc
 
 
 def _decoder_pre_acts(untied: UntiedParams, z):
-    return z @ untied.W_dec + untied.b_dec  # W_dec^T z
+    return product(untied.W_dec.T, z, untied.b_dec.dtype) + untied.b_dec
+
+
+def product(W, v, dtype):
+    """W v; in W's dtype, where weights are given in another than the rest has."""
+    return W @ v if W.dtype == dtype else (W @ v.astype(W.dtype)).astype(dtype)
 
 
 def _theta(init, size: int) -> tuple:

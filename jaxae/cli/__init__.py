@@ -15,7 +15,7 @@ import jaxae
 from jaxae import _checks
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import GradcheckOptions, TrainOptions
-from jaxae.cli.train import INTERRUPTED, train
+from jaxae.cli.train import INTERRUPTED, train, with_config
 from jaxae.cli.yours import YourCodeError
 
 
@@ -27,20 +27,24 @@ class Verb(NamedTuple):
       run: `(options) -> exit status`.
       packages: what must be installed.
       words: the library's words that `_in_options` does not know by itself.
+      defaults: `(arguments) -> options or None`, where some of them name a file that
+        has the defaults.
     """
 
     options: type
     run: Callable[[Any], int]
     packages: tuple[str, ...]
     words: Mapping[str, str] = MappingProxyType({})
+    defaults: Callable[[list[str]], Any] = lambda arguments: None
 
 
 VERBS = {
     "train": Verb(
         TrainOptions,
         train,
-        packages=("tyro", "rich", "matplotlib", "sklearn"),
-        words={"num_epochs": "--epochs"},
+        packages=("tyro", "rich", "matplotlib", "sklearn", "orbax"),
+        words={"num_epochs": "--epochs", "checkpoint_dir": "--out"},
+        defaults=with_config,
     ),
     "gradcheck": Verb(
         GradcheckOptions,
@@ -118,9 +122,11 @@ def _require_packages(verb: Verb) -> None:
 def _parse(verb: Verb, arguments: list[str], name: str) -> Any:
     import tyro
 
+    default = verb.defaults(arguments)
     return tyro.cli(
         verb.options,
         args=arguments,
+        **({} if default is None else {"default": default}),
         prog=f"jaxae {name}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )

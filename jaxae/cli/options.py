@@ -22,6 +22,8 @@ class TrainOptions:
     """A folder to look in first for mnist and fashion_mnist."""
     divide_by: float | None = None
     """Divide the data by this. None: 16 for digits, 255 for images, 1 for your own."""
+    scaling: str | None = None
+    """Instead, fit to the training rows: unit, standardize, center, none."""
     test_fraction: float = 0.2
     """Rows held out for the test, where the data set has no test split of its own."""
     validation_fraction: float = 0.1
@@ -31,6 +33,8 @@ class TrainOptions:
     """Number of latents H."""
     untied: bool = False
     """Give the decoder weights of its own, instead of the encoder's transposed."""
+    params: str | None = None
+    """Start from the parameters of this run folder; tied ones may go on --untied."""
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
     observation: str = "bernoulli"
@@ -61,6 +65,18 @@ class TrainOptions:
     """For --optimizer momentum."""
     adamw_decay: float | None = None
     """For --optimizer adamw."""
+    schedule: str = "constant"
+    """Of the learning rate: constant, linear, cosine, exponential."""
+    schedule_steps: int | None = None
+    """Updates until the schedule's end. None: all of the run's, less the warm-up."""
+    final_fraction: float = 0.1
+    """Of the learning rate that is left at the schedule's end."""
+    warmup_steps: int | None = None
+    """Updates in which the learning rate rises from 0."""
+    max_norm: float | None = None
+    """Clip gradients to this norm."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update."""
     epochs: int = 20
     """Passes over the training data."""
     batch_size: int = 128
@@ -71,11 +87,32 @@ class TrainOptions:
     """Of the split, the initial parameters, the order and the noise."""
     dtype: str = "float32"
     """Of parameters and computation: bfloat16, float32, float64."""
+    compute_dtype: str | None = None
+    """bfloat16 to compute in it, with float32 parameters and sums."""
+    on_nonfinite: str = "stop"
+    """What to do at a step that makes anything non-finite: stop, or skip it."""
 
+    monitor: str = "validation/loss"
+    """The metric whose best epoch is kept, in RUN/best; smaller is better."""
+    patience: int | None = None
+    """Stop after so many epochs without a better --monitor."""
+    checkpoint_minutes: float = 10.0
+    """Save the state every so many minutes, besides at the end."""
+    checkpoint_steps: int | None = None
+    """Save it every so many steps, too."""
+    keep_checkpoints: int = 2
+    """How many states are kept."""
+    memory_budget: int = 1024
+    """MiB; larger data stay on disk, and batches are read from there."""
+
+    config: str | None = None
+    """Repeat the run of this config.json: what it says are the defaults here."""
     out: str = "runs/train"
     """The run folder to write."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
+    resume: bool = False
+    """Go on with the run that the folder holds, or start it; done is done."""
 
 
 @dataclass(frozen=True)

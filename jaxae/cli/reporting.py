@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxae import TrainConfig
 from jaxae.cli import folder
 
 
@@ -44,7 +45,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.is_requested = True
         print(
-            "\njaxae: stopping at the next epoch's end; again to stop at once.",
+            "\njaxae: stopping; again to stop at once.",
             file=sys.stderr,
         )
 
@@ -52,44 +53,74 @@ class Interrupt:
 class Reporter:
     """Writes a run's lines as it goes, and shows progress.
 
-    Leaves nothing of an unfinished run behind when an exception ends it.
+    Args:
+      out: the run folder.
+      config: of the run.
+      num_steps: of the whole run.
+      history: a row for each epoch that has ended before; they are written anew, since
+        what a kill left of their lines may go beyond the state that was saved.
     """
 
-    def __init__(self, out: Path, num_epochs: int, num_examples: int):
-        self._out, self._num_epochs, self._num_examples = out, num_epochs, num_examples
-        self._epoch, self._stack = 0, contextlib.ExitStack()
+    def __init__(
+        self,
+        out: Path,
+        config: TrainConfig,
+        num_steps: int,
+        history: tuple[dict[str, float], ...],
+    ):
+        self._out, self._config, self._num_steps = out, config, num_steps
+        self._epoch, self._step = len(history), 0
+        self._stack = contextlib.ExitStack()
+        rows = [_numbered(epoch, row) for epoch, row in enumerate(history, 1)]
+        folder.write_rows(out / folder.METRICS_FILE, rows)
+        timings = out / folder.TIMING_FILE
+        folder.write_rows(timings, _whole_lines(timings)[: len(history)])
 
     def __enter__(self) -> "Reporter":
         show = progress(
             "epoch",
-            self._num_epochs,
+            self._config.num_epochs,
             "loss {task.fields[loss]:.4f}",
             "{task.fields[rate]:,.0f} examples/s",
             loss=float("nan"),
             rate=0.0,
         )
         self._show = self._stack.enter_context(show)
+        self._show(completed=self._epoch)
         self._started = time.perf_counter()
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, *exception) -> None:
         self._stack.close()
-        if kind is not None and self._epoch > 0:
-            folder.remove(self._out)
 
-    def on_epoch(self, metrics: dict[str, float]) -> None:
+    def on_part(self, step: int) -> None:
+        """Show how far the run is."""
+        self._show(completed=self._config.num_epochs * step / self._num_steps)
+
+    def on_epoch(self, metrics: dict[str, float], state: Any) -> None:
         """Write an epoch's lines."""
-        if self._epoch == 0:  # every refusal lies behind: now the disk may change
-            folder.clear(self._out)
+        del state
         self._epoch += 1
         seconds = time.perf_counter() - self._started
-        rate = self._num_examples / seconds
-        line = {"epoch": self._epoch, **metrics}
-        folder.append(self._out / folder.METRICS_FILE, line)
+        num_examples = self._config.batch_size * self._num_steps
+        rate = num_examples / self._config.num_epochs / seconds
+        folder.append(self._out / folder.METRICS_FILE, _numbered(self._epoch, metrics))
         timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
         folder.append(self._out / folder.TIMING_FILE, timing)
-        self._show(advance=1, loss=metrics["train/loss"], rate=rate)
+        self._show(completed=self._epoch, loss=metrics["train/loss"], rate=rate)
         self._started = time.perf_counter()
+
+
+def _numbered(epoch: int, row: dict[str, float]) -> dict[str, float]:
+    return {"epoch": epoch, **row}
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file whose last line a kill may have cut."""
+    try:
+        return folder.read_rows(path)
+    except ValueError:
+        return []
 
 
 @contextlib.contextmanager
@@ -104,7 +135,7 @@ def progress(
       fields: their first values.
 
     Yields:
-      `(advance, **fields) -> None`.
+      `(advance=, completed=, **fields) -> None`.
     """
     import rich.progress
     from rich.console import Console

@@ -1,37 +1,26 @@
 """`jaxae train`: from the data to the pictures."""
 
-import dataclasses
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxae
-from jaxae import _checks, data, metrics, plots
-from jaxae.cli import folder
+from jaxae import _checks, data, metrics
+from jaxae.cli import building, folder, pictures
+from jaxae.cli import splits as splits_module
 from jaxae.cli.options import TrainOptions, checked_seed
 from jaxae.cli.reporting import Interrupt, Reporter
-from jaxae.observations import Observation
-from jaxae.training import Run
-from jaxae.training.host import advice
+from jaxae.cli.splits import PARTS, Splits
+from jaxae.data.scaling import save_scaling
+from jaxae.training import Run, diagnostics, host
 
 # No float16: Adam's eps underflows in it, and its sums of squares overflow.
 DTYPES = ("bfloat16", "float32", "float64")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-
-
-class Splits(NamedTuple):
-    """The rows of a run, in the model's dtype."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    info: data.Dataset
 
 
 def train(options: TrainOptions) -> int:
@@ -40,148 +29,156 @@ def train(options: TrainOptions) -> int:
         raise ValueError(
             f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
         )
-    out = folder.check_out(options.out, options.overwrite)
+    out = folder.check_out(options.out, options.overwrite, options.resume)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
-    key = jax.random.key(checked_seed(options.seed))
-    observation = jaxae.observations.get(options.observation)
-    splits = _load(options, observation)
-    objective, hparams = _objective(options, input_dim=splits.train.shape[1])
-    config = jaxae.TrainConfig(
-        num_epochs=options.epochs,
-        batch_size=options.batch_size,
-        optimizer=jaxae.optimizers.get(options.optimizer),
-        gradient=options.gradient,
-    )
-    init_key, train_key = jax.random.split(key)
-    params = objective.ae.init(
-        init_key,
-        dtype=_checks.floating_dtype(options.dtype),
-        data_mean=splits.train.mean(axis=0, dtype=np.float64)
-        if options.bias_from_mean
-        else None,
-    )
+    splits = splits_module.load(options, jaxae.observations.get(options.observation))
+    _check_repeats(options, splits)
+    job, params = _job(options, splits)
     interrupt.raise_if_requested()
-    reporter = Reporter(out, options.epochs, len(splits.train))
+    with folder.held(out):
+        # Every refusal but that of another run lies behind: now the disk may change.
+        if not options.resume:
+            folder.clear(out)
+        folder.clear_unfinished(out)
+        with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
+            progress = host.start(job, checkpoints)
+            if _is_done(out, job, progress):
+                print(f"the run is finished; nothing was done.\nrun folder: {out}")
+                return 0
+            described = _describe(options, splits, job.hparams)
+            _save(out, job.objective.ae, params, splits, described)
+            num_steps = job.config.num_epochs * (
+                len(splits.train) // job.config.batch_size
+            )
+            with Reporter(out, job.config, num_steps, progress.history) as reporter:
+                job = job._replace(callbacks=(reporter.on_epoch,))
+                run = host.execute(job, progress, checkpoints, reporter.on_part)
+        # The model first: whatever happens to a picture, it is safe.
+        _save(out, job.objective.ae, run.params, splits, described)
+        if run.best is not None:
+            best = {"epoch": run.best.epoch, options.monitor: run.best.value}
+            _save(
+                out / folder.BEST,
+                job.objective.ae,
+                run.best.params,
+                splits,
+                {**described, "best": best},
+            )
+        results = _results(job.objective, run, splits, job.hparams)
+        folder.write_json(out / folder.RESULTS_FILE, results)
+        pictures.draw(out, job.objective.ae, run.params, run.metrics, splits)
+        print_results(results)
+        return _conclude(run, out, options)
 
-    def on_epoch(row, state):
-        reporter.on_epoch(row)
-        return interrupt.is_requested
 
-    with reporter, warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # _conclude says it
-        run = jaxae.train(
-            objective,
-            splits.train,
-            hparams=hparams,
-            key=train_key,
-            config=config,
-            validation=splits.validation if len(splits.validation) else None,
-            params=params,
-            on_epoch=on_epoch,
-        )
-    # The model first: whatever happens to a picture, it is safe.
-    described = _describe(options, splits, hparams)
-    jaxae.save(out, objective.ae, run.params, run=described)
-    results = _results(objective, run, splits, hparams)
-    folder.write_json(out / folder.RESULTS_FILE, results)
-    _draw(out, objective.ae, run, splits)
-    _print_results(results)
-    return _conclude(run, out, options)
+def _job(options: TrainOptions, splits: Splits) -> tuple[host.Job, Any]:
+    """What is to be done, checked, and the parameters where it begins."""
+    init_key, train_key = jax.random.split(jax.random.key(checked_seed(options.seed)))
+    ae = building.autoencoder(options, splits.train.shape[1])
+    params = _params(options, ae, init_key, splits)
+    job = host.prepare(
+        building.objective(options, ae),
+        splits.train,
+        hparams=building.hparams(options, len(splits.train)),
+        key=train_key,
+        config=building.config(options),
+        validation=splits.validation if len(splits.validation) else None,
+        params=params,
+        is_saved=True,
+    )
+    return job, params
 
 
-def _load(options: TrainOptions, observation: Observation) -> Splits:
-    dtype = _checks.floating_dtype(options.dtype)
-    found = data.load(options.data, root=options.data_root, array=options.array)
-    scale = found.scale if options.divide_by is None else options.divide_by
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"--divide-by must be a positive number, got {scale}.")
-    if found.train.dtype.kind in "biu" and options.divide_by is None and scale == 1:
+def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -> Any:
+    if options.params is not None:
+        if options.bias_from_mean:
+            raise ValueError(
+                "--params holds the output bias that --bias-from-mean would set; leave "
+                "one of them out."
+            )
+        return building.start_from(options, ae)
+    data_mean = None
+    if options.bias_from_mean:
+        data_mean = data.survey(splits.train).mean
+    return ae.init(
+        key, dtype=_checks.floating_dtype(options.dtype), data_mean=data_mean
+    )
+
+
+def _check_repeats(options: TrainOptions, splits: Splits) -> None:
+    """Refuse to repeat a run on other data; say what else is not as it was."""
+    if options.config is None:
+        return
+    config = folder.read_config(Path(options.config))
+    was, now = config.get("data", {}), splits.info
+    is_same_data = config["options"].get("data") == options.data
+    if is_same_data and was.get("sha256") != now.sha256:
         raise ValueError(
-            f"--data {options.data} holds {found.train.dtype}; say what divides it to "
-            "floats, e.g. --divide-by 255 (or 1)."
+            f"--config {options.config} was made with data whose SHA-256 is "
+            f"{was.get('sha256')}, but that of {now.source} is {now.sha256}; restore "
+            "the data, or name others with --data."
         )
-    # On the whole file, so that a bad value is named by its row there.
-    whole = data.scaled(found.train, scale)
-    data.check_array(whole, "data")
-    observation.validate(whole)
-    if found.test is not None:
-        rest, validation = data.split(
-            found.train, options.validation_fraction, seed=options.seed
-        )
-        test = found.test
-    else:
-        rest, test, validation = data.split(
-            found.train,
-            options.test_fraction,
-            options.validation_fraction,
-            seed=options.seed,
-        )
-    return Splits(
-        train=data.scaled(rest, scale, dtype),
-        validation=data.scaled(validation, scale, dtype),
-        test=data.scaled(test, scale, dtype),
-        info=found,
-    )
+    for name, value in folder.environment().items():
+        if config.get(name) != value:
+            print(
+                f"jaxae: note: {name} was {config.get(name)} and is {value}; the "
+                "results may differ in their last bits.",
+                file=sys.stderr,
+            )
 
 
-def _objective(options: TrainOptions, input_dim: int):
-    ae = jaxae.Autoencoder(
-        input_dim=input_dim,
-        latent_dim=options.latent_dim,
-        activation=jaxae.activations.get(options.activation),
-        observation=jaxae.observations.get(options.observation),
-        tied=not options.untied,
-    )
-    given = {
-        name: getattr(options, name)
-        for name in _HPARAMS
-        if getattr(options, name) is not None
+def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
+    ended = host.status_of(job, progress) in ("finished", "early_stopped")
+    return ended and (out / folder.RESULTS_FILE).exists()
+
+
+def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, described) -> None:
+    jaxae.save(out, ae, params, run=described)
+    save_scaling(out, splits.scaling)
+
+
+def _describe(options: TrainOptions, splits: Splits, hparams) -> dict[str, Any]:
+    """What `config.json` says beside the model."""
+    return {
+        "options": folder.to_options(options),
+        "hparams": {name: float(str(value)) for name, value in hparams.items()},
+        "data": splits_module.describe(splits),
+        **folder.environment(),
     }
-    corruption = None
-    if options.corruption is not None:
-        corruption = jaxae.corruptions.get(options.corruption)
-    objective = jaxae.Objective(
-        ae,
-        corruption=corruption,
-        penalties=tuple(
-            penalty
-            for name, penalty in jaxae.penalties.CATALOGUE.items()
-            if name in given
-        ),
-    )
-    return objective, given
 
 
-_HPARAMS = (
-    "learning_rate",
-    "momentum",
-    "adamw_decay",
-    "corruption_rate",
-    "kl_sparsity_target",
-    *jaxae.penalties.CATALOGUE,
-)
+# ---- results -------------------------------------------------------------------------
 
 
 def _results(objective, run: Run, splits: Splits, hparams) -> dict[str, Any]:
-    """Loss and squared error by split, beside PCA's squared error."""
-    evaluate = jax.jit(objective.evaluate)
-    reconstruct = jax.jit(jax.vmap(objective.ae.reconstruct, in_axes=(None, 0)))
+    """The metrics by split, beside PCA's squared error."""
     results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
-    num_components = min(objective.ae.latent_dim, *splits.train.shape)
-    results["pca_components"] = num_components
-    pca = _pca(splits.train, num_components)
-    for name in ("train", "validation", "test"):
+    if run.reason is not None:
+        results["reason"] = run.reason
+    if run.best is not None:
+        results["best_epoch"] = run.best.epoch
+    return results | evaluate(objective, run.params, splits, hparams)
+
+
+def evaluate(objective, params, splits: Splits, hparams) -> dict[str, Any]:
+    """The metrics by split; PCA is beside them where the rows are in memory."""
+    found: dict[str, Any] = {}
+    pca = None
+    if isinstance(splits.train, np.ndarray):
+        num_components = min(objective.ae.latent_dim, *splits.train.shape)
+        found["pca_components"] = num_components
+        pca = _pca(splits.train, num_components)
+    for name in PARTS:
         X = getattr(splits, name)
         if len(X):
-            scores = evaluate(run.params, X, hparams)
-            scores = {metric: float(value) for metric, value in scores.items()}
-            scores["fvu"] = float(metrics.fvu(X, reconstruct(run.params, X)))
-            results[name] = {**scores, "pca_squared_error": pca(X)}
-    return results
+            found[name] = diagnostics.evaluate(objective, params, X, hparams)
+            if pca is not None:
+                found[name]["pca_squared_error"] = pca(np.asarray(X))
+    return found
 
 
 def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
@@ -201,75 +198,71 @@ def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
     return squared_error
 
 
-def _describe(options: TrainOptions, splits: Splits, hparams) -> dict[str, Any]:
-    """What `config.json` says beside the model."""
-    info = splits.info
-    return {
-        "options": dataclasses.asdict(options),
-        "hparams": hparams,
-        "data": {
-            "name": info.name,
-            "source": info.source,
-            "licence": info.licence,
-            "sha256": info.sha256,
-            "num_train": len(splits.train),
-            "num_validation": len(splits.validation),
-            "num_test": len(splits.test),
-        },
-        **folder.environment(),
-    }
-
-
-def _draw(out: Path, ae: jaxae.Autoencoder, run: Run, splits: Splits) -> None:
-    shape = splits.info.image_shape or plots.square_shape(ae.input_dim)
-    untied = jax.tree.map(_drawable, ae.parametrization.expand(run.params))
-    plots.filters(untied.W_enc, out / folder.FILTERS, shape)
-    if not ae.tied:
-        plots.filters(untied.W_dec, out / folder.DECODER_FILTERS, shape)
-    examples = (splits.test if len(splits.test) else splits.train)[:12]
-    reconstruct = jax.vmap(ae.reconstruct, in_axes=(None, 0))
-    X_hat = reconstruct(run.params, jnp.asarray(examples))
-    plots.reconstructions(
-        _drawable(examples), _drawable(X_hat), out / folder.RECONSTRUCTIONS, shape
-    )
-    plots.curves(run.metrics, out / folder.CURVES)
-
-
-def _drawable(array) -> np.ndarray:
-    return np.asarray(array).astype(np.float64)  # matplotlib knows no bfloat16
-
-
-def _print_results(results: dict[str, Any]) -> None:
+def print_results(results: dict[str, Any]) -> None:
+    """A table of the splits."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("split", title=None)
-    pca = f"of PCA({results['pca_components']})"
-    for heading in ("loss", "variance unexplained", "squared error", pca):
+    columns = {
+        "loss": "loss",
+        "variance unexplained": "fvu",
+        "squared error": "squared_error",
+        f"of PCA({results.get('pca_components')})": "pca_squared_error",
+        "bits per dim": "bits_per_dim",
+    }
+    rows = {name: results[name] for name in PARTS if name in results}
+    columns = {
+        heading: name
+        for heading, name in columns.items()
+        if any(name in row for row in rows.values())
+    }
+    table = Table("split")
+    for heading in columns:
         table.add_column(heading, justify="right")
-    for name in ("train", "validation", "test"):
-        if name in results:
-            row = results[name]
-            names = ("loss", "fvu", "squared_error", "pca_squared_error")
-            table.add_row(name, *(f"{row[column]:.4f}" for column in names))
+    for part, row in rows.items():
+        cells = (f"{row[name]:.4f}" if name in row else "" for name in columns.values())
+        table.add_row(part, *cells)
     Console().print(table)
 
 
 def _conclude(run: Run, out: Path, options: TrainOptions) -> int:
-    reached = len(run.metrics["train/loss"])
+    reached = len(run.metrics.get("train/loss", ()))
     status = 0
     if run.stopped_at is not None:
         status = 1
         print(
             f"jaxae: error: the loss or the parameters became non-finite at step "
-            f"{run.stopped_at}; what was saved is the state before it. "
-            f"{advice(run.stopped_at)}",
+            f"{run.stopped_at}; what was saved is the state before it. {run.reason} "
+            f"{host.advice(run.stopped_at)}",
             file=sys.stderr,
         )
-    elif run.status == "stopped":
+    elif run.status in ("interrupted", "stopped"):
         status = INTERRUPTED
-        print(f"interrupted after epoch {reached} of {options.epochs}; it is saved.")
-    pictures = [name for name in folder.PICTURES if (out / name).exists()]
-    print(f"pictures: {', '.join(pictures)}")
+        print(
+            f"interrupted after epoch {reached} of {options.epochs}; it is saved: go "
+            "on with --resume."
+        )
+    elif run.status == "early_stopped":
+        assert run.best is not None
+        print(
+            f"stopped after epoch {reached}: {options.monitor} was best, "
+            f"{run.best.value:.6g}, after epoch {run.best.epoch}."
+        )
+    print(f"pictures: {', '.join(pictures.drawn(out))}")
     print(f"run folder: {out}")
     return status
+
+
+def with_config(arguments: list[str]) -> TrainOptions | None:
+    """The defaults that `--config FILE` among the arguments gives, if it is there.
+
+    Raises:
+      FileNotFoundError, ValueError: as `folder.read_config`.
+    """
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--config" and (value or i + 1 < len(arguments)):
+            path = Path(value or arguments[i + 1])
+            options = folder.read_config(path)["options"]
+            return folder.as_options(TrainOptions, options, path)
+    return None

@@ -101,7 +101,8 @@ def _sums_of(objective: Objective, params, block: tuple, hparams) -> _Sums:
 @functools.partial(jax.jit, static_argnames="objective")
 def _look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
     """All that is kept of one block."""
-    clean = dataclasses.replace(objective, corruption=None)
+    # As the model is used: its own inputs, its own precision.
+    clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
     inputs, targets = clean.prepare(batch, None, hparams)
     # The model computes in its own precision; what it made is summed in float32.
     params, targets, forward = map(

@@ -231,7 +231,7 @@ def execute(
     look, on_part = Look(job), on_part or (lambda step: None)
     feed = feeds.feed(job.data, job.hparams, objective=job.objective, config=job.config)
     with Saver(checkpoints, job.config, progress) as saver:
-        status = _status(job, progress)
+        status = status_of(job, progress)
         while status is None:
             progress = _rest_of_epoch(job, feed, progress, saver, on_part)
             should_stop = False
@@ -239,7 +239,7 @@ def execute(
                 progress = look.end_epoch(progress)
                 should_stop = _call_back(job, progress)
             saver.save_if_due(progress)
-            status = _status(job, progress)
+            status = status_of(job, progress)
             if status is None and (should_stop or saver.is_interrupted):
                 status = "stopped" if should_stop else "interrupted"
         saver.finish(progress)
@@ -293,7 +293,7 @@ def _call_back(job: Job, progress: Progress) -> bool:
     return any([callback(dict(row), progress.state) for callback in job.callbacks])
 
 
-def _status(job: Job, progress: Progress) -> str | None:
+def status_of(job: Job, progress: Progress) -> str | None:
     """Why there is nothing left to do; None while there is."""
     if progress.reason is not None:
         return "diverged"

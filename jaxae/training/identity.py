@@ -31,6 +31,7 @@ def identity(objective, config: TrainConfig, hparams, key, params, data, validat
         },
         "model": describe(objective.ae),
         "corruption": _name(objective.corruption),
+        "compute_dtype": objective.compute_dtype,
         "penalties": [penalty.name for penalty in objective.penalties],
         "config": {
             "batch_size": program.batch_size,

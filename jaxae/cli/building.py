@@ -1,0 +1,103 @@
+"""From options to a model, an objective, an optimizer and their numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxae
+from jaxae import TrainConfig, optimizers
+from jaxae.cli.options import TrainOptions
+
+_HPARAMS = (
+    *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
+    *("corruption_rate", "kl_sparsity_target", *jaxae.penalties.CATALOGUE),
+)
+
+
+def autoencoder(options: TrainOptions, input_dim: int) -> jaxae.Autoencoder:
+    """The model for data of that width."""
+    return jaxae.Autoencoder(
+        input_dim=input_dim,
+        latent_dim=options.latent_dim,
+        activation=jaxae.activations.get(options.activation),
+        observation=jaxae.observations.get(options.observation),
+        tied=not options.untied,
+    )
+
+
+def objective(options: TrainOptions, ae: jaxae.Autoencoder) -> jaxae.Objective:
+    """What is minimised: a penalty is added by giving its coefficient."""
+    corruption = None
+    if options.corruption is not None:
+        corruption = jaxae.corruptions.get(options.corruption)
+    catalogue = jaxae.penalties.CATALOGUE
+    return jaxae.Objective(
+        ae,
+        corruption=corruption,
+        penalties=tuple(
+            catalogue[name] for name in catalogue if getattr(options, name) is not None
+        ),
+        compute_dtype=options.compute_dtype,
+    )
+
+
+def config(options: TrainOptions) -> TrainConfig:
+    """The fixed choices of training."""
+    optimizer = optimizers.build(
+        options.optimizer,
+        schedule=options.schedule,
+        warmup=options.warmup_steps is not None,
+        clip=options.max_norm is not None,
+        accumulate=options.accumulate,
+    )
+    return TrainConfig(
+        num_epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=optimizer,
+        gradient=options.gradient,
+        on_nonfinite=options.on_nonfinite,
+        monitor=options.monitor,
+        patience=options.patience,
+        checkpoint_minutes=options.checkpoint_minutes,
+        checkpoint_steps=options.checkpoint_steps,
+        keep_checkpoints=options.keep_checkpoints,
+        memory_budget=2**20 * options.memory_budget,
+    )
+
+
+def hparams(options: TrainOptions, num_examples: int) -> dict[str, float]:
+    """The numbers that were given, and those of the schedule."""
+    values = {name: getattr(options, name) for name in _HPARAMS}
+    values = {name: value for name, value in values.items() if value is not None}
+    if options.schedule != "constant":
+        values["schedule_steps"] = _schedule_steps(options, num_examples)
+        values["final_fraction"] = options.final_fraction
+    return values
+
+
+def _schedule_steps(options: TrainOptions, num_examples: int) -> int:
+    if options.schedule_steps is not None:
+        return options.schedule_steps
+    num_steps = options.epochs * (num_examples // options.batch_size)
+    return max(1, num_steps // options.accumulate - (options.warmup_steps or 0))
+
+
+def start_from(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
+    """The parameters of the run that `--params` names, untied where this model is.
+
+    Raises:
+      ValueError: if they are another model's.
+    """
+    assert options.params is not None
+    other, params = jaxae.load(Path(options.params))
+    if other.tied and not ae.tied:
+        other, params = dataclasses.replace(other, tied=False), jaxae.untie(params)
+    if other != ae:
+        raise ValueError(
+            f"--params {options.params} holds another model: {other}, and these "
+            f"options say {ae}."
+        )
+    dtype = jax.numpy.dtype(options.dtype)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -1,0 +1,139 @@
+"""The rows of a run: loaded, checked, split by seed, scaled."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxae import _checks, data
+from jaxae.cli.options import TrainOptions
+from jaxae.data import Dataset, Scaling, View
+from jaxae.observations import Observation
+
+PARTS = ("train", "validation", "test")
+
+
+class Splits(NamedTuple):
+    """The rows of a run in the model's dtype: arrays, or Views of what is on disk."""
+
+    train: Any
+    validation: Any
+    test: Any
+    scaling: Scaling
+    info: Dataset
+
+
+def load(options: TrainOptions, observation: Observation) -> Splits:
+    """The data of a run, checked; the scaling is fitted to the training rows only.
+
+    Raises:
+      ValueError, FileNotFoundError: for data that cannot be trained on, by their row.
+    """
+    dtype = _checks.floating_dtype(options.dtype)
+    found = data.load(
+        options.data,
+        root=options.data_root,
+        array=options.array,
+        memory_budget=2**20
+        * _checks.positive_int("memory_budget", options.memory_budget),
+    )
+    train, validation, test = _parts(found, options)
+    scaling = _scaling(options, found, train)
+    _check(found.train, scaling, observation)
+    return Splits(
+        train=scaled(train, scaling, dtype),
+        validation=scaled(validation, scaling, dtype),
+        test=scaled(test, scaling, dtype),
+        scaling=scaling,
+        info=found,
+    )
+
+
+def load_rows(path: str, scaling: Scaling, options: TrainOptions) -> Any:
+    """All rows of a file of the user's, scaled as those of the run were."""
+    budget = 2**20 * options.memory_budget
+    found = data.load(path, root=options.data_root, memory_budget=budget)
+    rows = found.train
+    if rows.dtype.kind == "f":
+        _refuse_not_finite(rows)
+    return scaled(rows, scaling, _checks.floating_dtype(options.dtype))
+
+
+def scaled(rows: Any, scaling: Scaling, dtype: Any) -> Any:
+    """Scaled rows: of an array an array, of rows on disk a View that scales."""
+    if data.is_rows(rows):
+        return View(rows, scaling=scaling, dtype=dtype)
+    return scaling.apply(rows, dtype)
+
+
+def _parts(found: Dataset, options: TrainOptions) -> tuple[Any, Any, Any]:
+    """train, validation, test, as stored."""
+    if found.test is not None:
+        fractions = (options.validation_fraction,)
+        train, validation = data.split(found.train, *fractions, seed=options.seed)
+        return train, validation, found.test
+    train, test, validation = data.split(
+        found.train,
+        options.test_fraction,
+        options.validation_fraction,
+        seed=options.seed,
+    )
+    return train, validation, test
+
+
+def _scaling(options: TrainOptions, found: Dataset, train: Any) -> Scaling:
+    if options.scaling is not None:
+        if options.divide_by is not None:
+            raise ValueError(
+                "--scaling fits what --divide-by says by hand; leave one of them out."
+            )
+        _checks.lookup("scaling", data.SCALINGS, options.scaling)
+        if found.train.dtype.kind == "f":  # by the row of the file, not of the split
+            _refuse_not_finite(found.train)
+        # As float64, for the stored values may be integers.
+        return data.fit_scaling(
+            options.scaling, data.survey(View(train, dtype=np.float64))
+        )
+    divisor = found.scale if options.divide_by is None else options.divide_by
+    if not (np.isfinite(divisor) and divisor > 0):
+        raise ValueError(f"--divide-by must be a positive number, got {divisor}.")
+    is_integer = found.train.dtype.kind in "biu"
+    if is_integer and options.divide_by is None and divisor == 1:
+        raise ValueError(
+            f"--data {options.data} holds {found.train.dtype}; say what divides it to "
+            "floats, e.g. --divide-by 255 (or 1), or fit it, e.g. --scaling unit."
+        )
+    return data.divide(divisor)
+
+
+def _refuse_not_finite(rows: Any) -> None:
+    if data.is_rows(rows):
+        data.survey(rows)
+    else:
+        data.check_array(rows)
+
+
+def _check(rows: Any, scaling: Scaling, observation: Observation) -> None:
+    """The whole file, so that a bad value is named by its row there."""
+    whole = scaled(rows, scaling, np.float32)
+    if data.is_rows(whole):
+        data.survey(whole, validate=observation.validate)
+    else:
+        data.check_array(whole)
+        observation.validate(whole)
+
+
+def describe(splits: Splits) -> dict[str, Any]:
+    """What `config.json` says of the data."""
+    info = splits.info
+    is_file = Path(info.source).is_file()
+    return {
+        "name": info.name,
+        "source": str(Path(info.source).absolute()) if is_file else info.source,
+        "licence": info.licence,
+        "sha256": info.sha256,
+        "num_train": len(splits.train),
+        "num_validation": len(splits.validation),
+        "num_test": len(splits.test),
+        "scaling": splits.scaling.name,
+    }
