@@ -155,13 +155,11 @@ class Objective:
 
     def rounded(self, params):
         """The parameters as matrix products use them: weights in compute_dtype."""
-        names = self.ae.parametrization.weights
-        weights = {name: getattr(params, name) for name in names}
         if self.compute_dtype is None or params.b_dec.dtype != jnp.float32:
             return params
-        return params._replace(
-            **{name: W.astype(self.compute_dtype) for name, W in weights.items()}
-        )
+        names = self.ae.parametrization.weights
+        weights = {n: getattr(params, n).astype(self.compute_dtype) for n in names}
+        return params._replace(**weights)
 
     def score(self, params, forward: Forward, targets, hparams):
         """The value and its named parts, from a batch's forward pass."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 import jaxae
-from jaxae import TrainConfig, optimizers
+from jaxae import optimizers
 from jaxae.cli.options import TrainOptions
 
 _HPARAMS = (
@@ -43,7 +43,7 @@ def objective(options: TrainOptions, ae: jaxae.Autoencoder) -> jaxae.Objective:
     )
 
 
-def config(options: TrainOptions) -> TrainConfig:
+def config(options: TrainOptions) -> jaxae.TrainConfig:
     """The fixed choices of training."""
     optimizer = optimizers.build(
         options.optimizer,
@@ -52,7 +52,7 @@ def config(options: TrainOptions) -> TrainConfig:
         clip=options.max_norm is not None,
         accumulate=options.accumulate,
     )
-    return TrainConfig(
+    return jaxae.TrainConfig(
         num_epochs=options.epochs,
         batch_size=options.batch_size,
         optimizer=optimizer,

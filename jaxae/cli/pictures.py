@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae import Autoencoder, data, plots
+import jaxae
+from jaxae import data, plots
 from jaxae.cli import folder
 from jaxae.cli.splits import Splits
 
@@ -16,7 +17,7 @@ _EXAMPLES, _USAGE_ROWS = 12, 10_000
 
 
 def draw(
-    out: Path, ae: Autoencoder, params: Any, metrics: Mapping, splits: Splits
+    out: Path, ae: jaxae.Autoencoder, params: Any, metrics: Mapping, splits: Splits
 ) -> None:
     """Filters, reconstructions, curves and how much each latent is used."""
     shape = splits.info.image_shape or plots.square_shape(ae.input_dim)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxae import TrainConfig
+import jaxae
 from jaxae.cli import folder
 
 
@@ -64,7 +64,7 @@ class Reporter:
     def __init__(
         self,
         out: Path,
-        config: TrainConfig,
+        config: jaxae.TrainConfig,
         num_steps: int,
         history: tuple[dict[str, float], ...],
     ):

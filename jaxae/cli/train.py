@@ -35,6 +35,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
+    checked_seed(options.seed)
     splits = splits_module.load(options, jaxae.observations.get(options.observation))
     _check_repeats(options, splits)
     job, params = _job(options, splits)
@@ -55,7 +56,12 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 len(splits.train) // job.config.batch_size
             )
             with Reporter(out, job.config, num_steps, progress.history) as reporter:
-                job = job._replace(callbacks=(reporter.on_epoch,))
+
+                def on_epoch(row, state):
+                    reporter.on_epoch(row, state)
+                    return interrupt.is_requested
+
+                job = job._replace(callbacks=(on_epoch,))
                 run = host.execute(job, progress, checkpoints, reporter.on_part)
         # The model first: whatever happens to a picture, it is safe.
         _save(out, job.objective.ae, run.params, splits, described)
@@ -77,7 +83,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
 def _job(options: TrainOptions, splits: Splits) -> tuple[host.Job, Any]:
     """What is to be done, checked, and the parameters where it begins."""
-    init_key, train_key = jax.random.split(jax.random.key(checked_seed(options.seed)))
+    init_key, train_key = jax.random.split(jax.random.key(options.seed))
     ae = building.autoencoder(options, splits.train.shape[1])
     params = _params(options, ae, init_key, splits)
     job = host.prepare(

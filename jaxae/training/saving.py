@@ -44,7 +44,7 @@ class Saver:
         """Whether a signal waits."""
         return self._held is not None and self._held.is_requested
 
-    def num_steps(self, step: int) -> float:
+    def num_steps(self, step: int) -> float | int:
         """How many steps from this one may be taken before the saver is asked again.
 
         About as many as take `_PART_SECONDS`; where parts end changes no result.
