@@ -111,7 +111,7 @@ class Reporter:
         self._started = time.perf_counter()
 
 
-def _numbered(epoch: int, row: dict[str, float]) -> dict[str, float]:
+def _numbered(epoch: int, row: dict[str, float]) -> dict[str, float | int]:
     return {"epoch": epoch, **row}
 
 
