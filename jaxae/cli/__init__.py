@@ -14,8 +14,16 @@ from typing import Any, NamedTuple
 import jaxae
 from jaxae import _checks
 from jaxae.cli.gradcheck import gradcheck
-from jaxae.cli.options import GradcheckOptions, TrainOptions
+from jaxae.cli.options import (
+    EncodeOptions,
+    EvaluateOptions,
+    GradcheckOptions,
+    PlotOptions,
+    ReconstructOptions,
+    TrainOptions,
+)
 from jaxae.cli.train import INTERRUPTED, train, with_config
+from jaxae.cli.using import encode, evaluate, plot, reconstruct
 from jaxae.cli.yours import YourCodeError
 
 
@@ -46,6 +54,10 @@ VERBS = {
         words={"num_epochs": "--epochs", "checkpoint_dir": "--out"},
         defaults=with_config,
     ),
+    "encode": Verb(EncodeOptions, encode, packages=("tyro",)),
+    "reconstruct": Verb(ReconstructOptions, reconstruct, packages=("tyro",)),
+    "evaluate": Verb(EvaluateOptions, evaluate, packages=("tyro", "rich", "sklearn")),
+    "plot": Verb(PlotOptions, plot, packages=("tyro", "matplotlib")),
     "gradcheck": Verb(
         GradcheckOptions,
         gradcheck,

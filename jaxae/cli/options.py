@@ -151,6 +151,55 @@ class GradcheckOptions:
     """Replace the run that the folder holds."""
 
 
+_Run = Annotated[str, conf.Positional, conf.arg(metavar="RUN")]
+_Data = Annotated[str, conf.Positional, conf.arg(metavar="DATA")]
+_Output = Annotated[str, conf.arg(aliases=["-o"], metavar="FILE")]
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Write the latents of a data set: [N, H]."""
+
+    run: _Run
+    """The run folder; RUN/best for its best epoch."""
+    data: _Data
+    """A path to your .npy or .npz of [N, D], as the run's data were; or a known set."""
+    output: _Output
+    """The .npy file to write."""
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Write the reconstructions of a data set, in its own units: [N, D]."""
+
+    run: _Run
+    """The run folder; RUN/best for its best epoch."""
+    data: _Data
+    """A path to your .npy or .npz of [N, D], as the run's data were; or a known set."""
+    output: _Output
+    """The .npy file to write."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Print the metrics of a trained model, on the run's own data or on others."""
+
+    run: _Run
+    """The run folder; RUN/best for its best epoch."""
+    data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
+    """A path to your .npy or .npz of [N, D]. None: the run's own splits."""
+    output: Annotated[str | None, conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """A JSON file to write the metrics to."""
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """Draw the pictures of a run again."""
+
+    run: _Run
+    """The run folder; RUN/best for its best epoch."""
+
+
 def checked_seed(seed: int) -> int:
     """A seed that JAX and NumPy both take.
 

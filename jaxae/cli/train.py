@@ -216,7 +216,8 @@ def print_results(results: dict[str, Any]) -> None:
         f"of PCA({results.get('pca_components')})": "pca_squared_error",
         "bits per dim": "bits_per_dim",
     }
-    rows = {name: results[name] for name in PARTS if name in results}
+    parts = (*PARTS, "data")  # the last of evaluate only
+    rows = {name: results[name] for name in parts if name in results}
     columns = {
         heading: name
         for heading, name in columns.items()
