@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint format studies bench-env clean
+.PHONY: demo test test-all soak lint format studies bench-env clean
 
 demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
 	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
@@ -15,6 +15,9 @@ test: $(INSTALLED)  ## the suite, minutes
 
 test-all: $(INSTALLED)  ## the full products and the slow studies as well
 	$(BIN)/python -m pytest -n auto --slow
+
+soak: $(INSTALLED)  ## kill training a hundred times; results in runs/soak
+	$(BIN)/python tests/soak.py --kills 100 --out runs/soak
 
 lint: $(INSTALLED)  ## style, then types
 	$(BIN)/ruff check .

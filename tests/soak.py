@@ -1,0 +1,166 @@
+"""Kill a training run again and again, and compare what it becomes with a whole one.
+
+    python tests/soak.py --kills 100 --out runs/soak
+
+Each round starts `jaxae train --resume` and ends it by SIGKILL: at a random moment, or,
+every second time, as soon as a save is seen to have begun. After some kills the run is
+let finish, its folder compared to the bit with that of a run that was never killed, and
+the next run begins.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+COMMAND = (
+    *("train", "--epochs", "40", "--latent-dim", "16", "--learning-rate", "0.01"),
+    *("--corruption", "masking", "--corruption-rate", "0.2", "--checkpoint-steps", "5"),
+)
+KILLS_A_RUN = 5
+LONGEST_WAIT = 3.0  # seconds from the first step to a random kill
+TIME_LIMIT = 300.0  # seconds for what should take ten
+SAME = (
+    *("params.safetensors", "scaling.safetensors", "config.json", "results.json"),
+    *("metrics.jsonl", "filters.png", "reconstructions.png", "curves.png"),
+    *("latents.png", "best/params.safetensors", "best/config.json"),
+)
+
+
+class Tally(NamedTuple):
+    """What the kills met, and what became of the runs."""
+
+    kills: int = 0
+    inside_a_save: int = 0
+    before_a_save: int = 0  # nothing had been saved yet
+    after_the_end: int = 0  # the run was over before the kill: not counted as one
+    runs: int = 0
+    different: tuple[str, ...] = ()
+
+
+def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
+    """Runs under fire until so many kills were met; stops at the first difference."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    finish(whole)
+    tally = Tally()
+    while tally.kills < num_kills and not tally.different:
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        for _ in range(KILLS_A_RUN):
+            wait = None if rng.random() < 0.5 else rng.uniform(0, LONGEST_WAIT)
+            tally = kill(run, wait, tally)
+            if tally.kills == num_kills:
+                break
+        finish(run)
+        different = differences(whole, run)
+        tally = tally._replace(runs=tally.runs + 1, different=tuple(different))
+        say(tally)
+    return tally
+
+
+def start(run: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jaxae.cli", *COMMAND, "--out", str(run)]
+    # So that two runs beside each other split their sums alike.
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*command, "--resume"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+
+def finish(run: Path) -> None:
+    """Run to the end.
+
+    Raises:
+      RuntimeError: with what the command said, if it failed.
+    """
+    process = start(run)
+    out, err = process.communicate(timeout=TIME_LIMIT)
+    if process.returncode != 0 or err:
+        raise RuntimeError(f"exit status {process.returncode}: {out}{err}")
+
+
+def kill(run: Path, wait: float | None, tally: Tally) -> Tally:
+    """Start, and kill so long after the first step; None: once a save has begun."""
+    seen = steps(run)
+    process = start(run)
+    until(lambda: steps(run) != seen or unfinished(run), process)
+    if wait is None:
+        until(lambda: unfinished(run), process)
+    else:
+        time.sleep(wait)
+    is_over = process.poll() is not None
+    process.kill()
+    out, err = process.communicate(timeout=TIME_LIMIT)
+    if err:  # a refusal, or the traceback of a start that a kill before it broke
+        raise RuntimeError(f"{out}{err}")
+    if is_over:
+        return tally._replace(after_the_end=tally.after_the_end + 1)
+    return tally._replace(
+        kills=tally.kills + 1,
+        inside_a_save=tally.inside_a_save + bool(unfinished(run)),
+        before_a_save=tally.before_a_save + (not steps(run)),
+    )
+
+
+def until(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def names(run: Path) -> list[str]:
+    checkpoints = run / "checkpoints"
+    return os.listdir(checkpoints) if checkpoints.is_dir() else []
+
+
+def steps(run: Path) -> list[str]:
+    """The states that were saved."""
+    return sorted(name for name in names(run) if name.isdigit())
+
+
+def unfinished(run: Path) -> list[str]:
+    """The states that are being saved."""
+    return [name for name in names(run) if not name.isdigit()]
+
+
+def differences(whole: Path, run: Path) -> list[str]:
+    """What of a run is not, to the bit, as the whole one's; strays too."""
+    found = [n for n in SAME if (whole / n).read_bytes() != (run / n).read_bytes()]
+    if state_digest(whole) != state_digest(run):
+        found.append("the optimizer's state")
+    if steps(whole)[-1] != steps(run)[-1]:
+        found.append("the last step")
+    strays = {str(p.relative_to(run)) for p in run.iterdir()}
+    return found + sorted(strays - {str(p.relative_to(whole)) for p in whole.iterdir()})
+
+
+def state_digest(run: Path) -> str:
+    """The digest of all numbers in the last state, which restoring verifies."""
+    about = run / "checkpoints" / max(steps(run), key=int) / "about" / "metadata"
+    return json.loads(about.read_text())["arrays_sha256"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    arguments = parser.parse_args()
+    found = soak(arguments.out, arguments.kills, arguments.seed)
+    report = json.dumps(found._asdict(), indent=2)
+    (arguments.out / "report.json").write_text(report + "\n")
+    print(report)
+    sys.exit(bool(found.different))

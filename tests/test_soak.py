@@ -1,0 +1,9 @@
+"""Killed at any moment, a run goes on as if nothing had happened: ten kills of it."""
+
+import soak
+
+
+def test_ten_kills_change_nothing(tmp_path):
+    tally = soak.soak(tmp_path, num_kills=10, seed=1, say=lambda tally: None)
+    assert tally.kills == 10 and tally.different == ()
+    assert tally.inside_a_save >= 3
