@@ -15,6 +15,11 @@ from jaxae.corruptions import Corruption
 from jaxae.penalties import Cotangents, Penalty
 
 CORRUPTION_RATE = "corruption_rate"
+# Metrics, so no penalty may have these names.
+TAKEN = {
+    *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
+    *("l0", "dead_fraction", "saturated_fraction", "skipped_steps"),
+}
 
 
 class Aux(NamedTuple):
@@ -247,7 +252,7 @@ def _as_penalties(penalties) -> tuple[Penalty, ...]:
                 f"got {penalty!r}."
             )
     names = [penalty.name for penalty in penalties]
-    taken = {"loss", "reconstruction", "squared_error"} & set(names)
+    taken = TAKEN & set(names)
     if taken:
         raise ValueError(f"a penalty must not be named {taken.pop()}: a metric is.")
     if len(set(names)) < len(names):

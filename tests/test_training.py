@@ -37,7 +37,7 @@ def test_training_is_deterministic_and_reports_one_entry_an_epoch():
     chex.assert_trees_all_equal(first.params, second.params)
     scores = {"squared_error", "fvu", "l0", "dead_fraction", "saturated_fraction"}
     leaves = {"W", "b_enc", "b_dec"}
-    paths = {"encoder/W", "encoder/b_enc", "decoder/W", "decoder/b_dec"}
+    paths = {f"{path}/{leaf}" for path in ("encoder", "decoder") for leaf in leaves}
     assert set(first.metrics) == {
         *(f"train/{name}" for name in {"loss", "reconstruction", *scores}),
         *(f"validation/{name}" for name in {"loss", "reconstruction", *scores}),
