@@ -102,10 +102,10 @@ def restore(checkpoints: Checkpoints, begun: Progress) -> Progress | None:
       ValueError: if what was saved is damaged, or of another run.
     """
     maybe = _named(begun.state.params, _BEST)
-    found = checkpoints.restore(_arrays(begun), maybe)
-    if found is None:
+    checkpoint = checkpoints.restore(_arrays(begun), maybe)
+    if checkpoint is None:
         return None
-    arrays, notes = found.arrays, found.notes
+    arrays, notes = checkpoint.arrays, checkpoint.notes
     history: tuple[dict[str, float], ...] = ()
     if notes["metrics"]:
         rows = np.asarray(arrays[_HISTORY]).tolist()
@@ -113,15 +113,16 @@ def restore(checkpoints: Checkpoints, begun: Progress) -> Progress | None:
     best = None
     if "best" in notes:
         best = Best(**notes["best"], params=_like(begun.state.params, arrays, _BEST))
-    state, means = _like(_saved(begun), arrays)
-    state = state._replace(key=begun.state.key)
-    return Progress(state, means, history, best, notes["reason"])
+    found = _like(_saved(begun), arrays)
+    state = found["state"]._replace(key=begun.state.key)
+    return Progress(state, found["means"], history, best, notes["reason"])
 
 
-def _saved(progress: Progress) -> Any:
+def _saved(progress: Progress) -> dict[str, Any]:
     # The key is the caller's, and the same, or the identity would be another.
     keyless: Any = ()
-    return progress.state._replace(key=keyless), progress.means
+    state = progress.state._replace(key=keyless)
+    return {"state": state, "means": progress.means}
 
 
 def _arrays(progress: Progress) -> dict[str, Any]:
