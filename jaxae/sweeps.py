@@ -89,7 +89,7 @@ def sweep(
 
     Args:
       objective: what is minimised.
-      data: as for `train`, shared by all lanes.
+      data: as for `train`, shared by all lanes; rows on disk are read whole.
       space: values by name: any hyperparameter, and `seed`. All combinations are lanes,
         the last axis fastest. A lane's key is fold_in(key, seed), seed 0 unless given.
       hparams: the hyperparameters that all lanes share.
@@ -104,6 +104,8 @@ def sweep(
     hparams = dict(hparams or {})
     refusals.check_arguments(objective, key, config)
     data = refusals.as_data("data", data, objective, jnp.float32, config)
+    if not callable(data):  # lanes share what is on the device, whatever the budget
+        data = jax.tree.map(jnp.asarray, data)
     axes = _grid(space, hparams)
     lanes = _lanes(axes, hparams)
     num_lanes = len(next(iter(axes.values())))

@@ -42,6 +42,20 @@ def test_every_lane_is_the_single_run_with_its_trial():
             np.testing.assert_allclose(run.metrics[name], values[lane], rtol=1e-4)
 
 
+def test_rows_on_disk_are_read_whole(tmp_path):
+    np.save(tmp_path / "X.npy", X)
+    on_disk = np.load(tmp_path / "X.npy", mmap_mode="r")
+    space = {"learning_rate": [0.1, 0.01]}
+    found, expected = (
+        jaxae.sweep(OBJECTIVE, data, space, hparams={"l1": 0.1}, key=KEY, config=config)
+        for data, config in (
+            (on_disk, jaxae.TrainConfig(num_epochs=1, batch_size=8, memory_budget=9)),
+            (X, jaxae.TrainConfig(num_epochs=1, batch_size=8)),
+        )
+    )
+    chex.assert_trees_all_equal(found.params(1), expected.params(1))
+
+
 def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():
     still = sweep({"learning_rate": [0.0, 1e-9], "seed": [0, 7]})
     W = [np.asarray(still.params(lane).W) for lane in range(4)]
