@@ -111,7 +111,8 @@ class Checkpoints:
     ) -> Checkpoint | None:
         """The last state that is whole.
 
-        Damaged states are told of in a RuntimeWarning, passed over and removed.
+        Damaged states are told of in a RuntimeWarning, passed over and moved aside, to
+        `damaged-STEP`: what cannot be read now may be read elsewhere.
 
         Args:
           like: an array for each that the state must have, of its shape and dtype;
@@ -133,9 +134,7 @@ class Checkpoints:
                 damage.append(step)
                 _warn(f"{self._directory / str(step)} is damaged ({error})")
             else:
-                for other in damage:
-                    shutil.rmtree(self._directory / str(other), ignore_errors=True)
-                    self._manager.reload()
+                self._move_aside(damage)
                 return found
         if damage:
             raise ValueError(
@@ -144,6 +143,15 @@ class Checkpoints:
                 "remove the folder to start over."
             )
         return None
+
+    def _move_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            aside = self._directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with _one_sentence(self._directory):
+                (self._directory / str(step)).rename(aside)
+        if steps:
+            self._manager.reload()
 
     def _steps(self) -> list[int]:
         if self._manager is _NONE:
