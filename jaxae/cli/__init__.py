@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+
 import jaxae
 from jaxae import _checks
+from jaxae.cli import folder
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import (
     EncodeOptions,
@@ -46,17 +49,34 @@ class Verb(NamedTuple):
     defaults: Callable[[list[str]], Any] = lambda arguments: None
 
 
+_ARRAY = {"array=NAME": "--array NAME"}
 VERBS = {
     "train": Verb(
         TrainOptions,
         train,
         packages=("tyro", "rich", "matplotlib", "sklearn", "orbax"),
-        words={"num_epochs": "--epochs", "checkpoint_dir": "--out"},
+        words={
+            "num_epochs": "--epochs",
+            "checkpoint_dir": "--out",
+            **_ARRAY,
+            "load it inside `with jax.enable_x64(True):`": "say --dtype float64",
+            "patience waits": "--patience waits",
+            "give validation=, or set monitor='train/loss'": (
+                "give it some, --validation-fraction 0.1, or say --monitor train/loss"
+            ),
+        },
         defaults=with_config,
     ),
-    "encode": Verb(EncodeOptions, encode, packages=("tyro",)),
-    "reconstruct": Verb(ReconstructOptions, reconstruct, packages=("tyro",)),
-    "evaluate": Verb(EvaluateOptions, evaluate, packages=("tyro", "rich", "sklearn")),
+    "encode": Verb(EncodeOptions, encode, packages=("tyro",), words=_ARRAY),
+    "reconstruct": Verb(
+        ReconstructOptions, reconstruct, packages=("tyro",), words=_ARRAY
+    ),
+    "evaluate": Verb(
+        EvaluateOptions,
+        evaluate,
+        packages=("tyro", "rich", "sklearn"),
+        words=_ARRAY,
+    ),
     "plot": Verb(PlotOptions, plot, packages=("tyro", "matplotlib")),
     "gradcheck": Verb(
         GradcheckOptions,
@@ -90,8 +110,13 @@ def main(argv: list[str] | None = None) -> int:
         return verb.run(_parse(verb, rest, name))
     except YourCodeError as error:
         return _refuse(str(error))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         return _refuse(_in_options(str(error), verb))
+    except OSError as error:
+        return _refuse(_in_options(folder.sentence(error), verb))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        found = _checks.first_line(error)
+        return _refuse(f"too large for this machine ({found}); use fewer numbers.")
     except KeyboardInterrupt:
         print("jaxae: interrupted; nothing more was written.", file=sys.stderr)
         return INTERRUPTED
@@ -107,8 +132,15 @@ def _in_options(sentence: str, verb: Verb) -> str:
     names = [field.name for field in dataclasses.fields(verb.options)]
     words = {name: f"--{name.replace('_', '-')}" for name in names if "_" in name}
     words.update(verb.words)
-    pattern = rf"(?<![\w'-])({'|'.join(map(re.escape, words))})(?![\w'])"
-    return re.sub(pattern, lambda match: words[match[0]], sentence)
+    if not words:
+        return sentence
+    known = "|".join(map(re.escape, words))
+    # Not within a path, nor in what is said of a model: Autoencoder(latent_dim=4).
+    pattern = rf"(?<![\w'./-])(?:{_PLACES})?({known})(?![\w'/=]|\.\w)"
+    return re.sub(pattern, lambda match: words[match[1]], sentence)
+
+
+_PLACES = r"(?:hparams|config|model)\."  # where a run's identity has its fields
 
 
 def _usage() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 import jaxae
+from jaxae import _checks
 from jaxae.autoencoder.files import CONFIG_FILE, PARAMS_FILE, write_atomically
 from jaxae.checkpoints import locked
 from jaxae.data.scaling import SCALING_FILE
@@ -48,12 +50,42 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     out = Path(name)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
+    _check_kinds(out)
+    if resume:
+        _check_states(out)
     if not (overwrite or resume) and holds_run(out):
         raise ValueError(
             f"--out {out} holds a run already; choose another folder, replace it with "
             "--overwrite, or go on with --resume."
         )
     return out
+
+
+def _check_kinds(out: Path) -> None:
+    """Refuse folders in the place of files, and files in that of folders."""
+    for name in RUN_FILES:
+        if (out / name).is_dir():
+            raise ValueError(
+                f"--out {out} has a folder where the file {name} belongs; move it "
+                "away, or choose another folder."
+            )
+    for name in RUN_FOLDERS:
+        if (out / name).exists() and not (out / name).is_dir():
+            raise ValueError(
+                f"--out {out} has a file where the folder {name} belongs; move it "
+                "away, or choose another folder."
+            )
+
+
+def _check_states(out: Path) -> None:
+    """Refuse to start over a run that ended, as if it had never begun."""
+    states = out / CHECKPOINTS
+    is_ended = any((out / name).exists() for name in (RESULTS_FILE, REPORT_FILE))
+    if is_ended and not (states.is_dir() and any(states.iterdir())):
+        raise ValueError(
+            f"--resume needs the states of the run in {states}, which holds none; "
+            "restore them, replace the run with --overwrite, or choose another folder."
+        )
 
 
 def holds_run(out: Path) -> bool:
@@ -67,8 +99,14 @@ def held(out: Path) -> Iterator[None]:
 
     Raises:
       ValueError: if another process holds it.
+      OSError: if it cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--out {out} cannot be made: {error.strerror}; choose another folder."
+        ) from None
     with locked(out):
         yield
 
@@ -87,7 +125,8 @@ def clear_unfinished(out: Path) -> None:
     """Without what a kill left of a file that was being written."""
     for name in RUN_FILES:
         for path in out.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
 
 
 def remove(out: Path) -> None:
@@ -95,6 +134,35 @@ def remove(out: Path) -> None:
     clear(out)
     with contextlib.suppress(OSError):
         out.rmdir()
+
+
+def check_output(name: str, suffix: str = "") -> Path:
+    """The file `--output` of that name, if it may be written.
+
+    Raises:
+      ValueError, FileNotFoundError: another suffix; a folder; none to write it to.
+    """
+    path = Path(name)
+    if not path.name or (suffix and path.suffix != suffix):
+        kind = f"an {suffix} file" if suffix else "a file"
+        raise ValueError(f"--output must name {kind}, got {name!r}.")
+    if path.is_dir():
+        raise ValueError(f"--output must name a file, but {path} is a folder.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    return path
+
+
+def sentence(error: OSError) -> str:
+    """What the system refuses, in one sentence; the library's own as they are."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    name = error.filename if error.filename2 is None else error.filename2
+    where = "" if name is None else f" {name}"
+    return (
+        f"cannot read or write{where}: {error.strerror}; make room, grant access, or "
+        "choose another place."
+    )
 
 
 # ---- JSON ----------------------------------------------------------------------------
@@ -135,18 +203,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: for a line that is no JSON object.
     """
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        row = _parsed(line)
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path} must have a JSON object on each line, but line {number} is "
-                "none; restore a copy, or go on with --resume."
-            )
-        rows.append(row)
+    rows = whole_rows(path)
+    if path.exists() and len(rows) != len(path.read_bytes().splitlines()):
+        raise ValueError(
+            f"{path} must have a JSON object on each line, but line {len(rows) + 1} is "
+            "none; restore a copy, or go on with `jaxae train --resume`."
+        )
     return rows
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows before the first line that is no JSON object, as one that a kill cut."""
+    if not path.exists():
+        return []
+    rows = map(_parsed, path.read_bytes().splitlines())
+    return list(itertools.takewhile(lambda row: isinstance(row, dict), rows))
 
 
 def _parsed(text: bytes) -> Any:
@@ -157,8 +228,6 @@ def _parsed(text: bytes) -> Any:
 
 
 # ---- config.json ---------------------------------------------------------------------
-
-T = typing.TypeVar("T")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -181,33 +250,49 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def sha256(config: dict[str, Any]) -> Any:
+    """Of the data that a run was trained on; None where its `config.json` has none."""
+    data = config.get("data")
+    return data.get("sha256") if isinstance(data, dict) else None
+
+
+T = typing.TypeVar("T")
+
+
 def as_options(kind: type[T], values: dict[str, Any], path: Path) -> T:
     """The options that a `config.json` holds; those that it lacks have their defaults.
 
     Raises:
       ValueError: naming one that is unknown, or of another type.
     """
-    hints = typing.get_type_hints(kind)
+    hints, found = typing.get_type_hints(kind), {}
     for name, value in values.items():
         if name not in hints:
             raise ValueError(
                 f"{path} has the option {name!r}, which this version of jaxae, "
                 f"{jaxae.__version__}, does not know; remove it."
             )
-        if not _is_of(value, hints[name]):
+        found[name] = _as_a(hints[name], value)
+        if found[name] is _OTHER:
             raise ValueError(
-                f"{path} has the option {name!r} as {value!r}, which is not "
-                f"{getattr(hints[name], '__name__', hints[name])}."
+                f"{path} has the option {name!r} as {_checks.describe(value)}, which "
+                f"is not {getattr(hints[name], '__name__', hints[name])}."
             )
-    return kind(**values)
+    return kind(**found)
 
 
-def _is_of(value: Any, hint: Any) -> bool:
+_OTHER: Any = object()
+
+
+def _as_a(hint: Any, value: Any) -> Any:
+    """The value as one of this type, or `_OTHER`."""
     if isinstance(hint, types.UnionType):
-        return any(_is_of(value, part) for part in typing.get_args(hint))
-    if hint is float:  # JSON writes 1.0 as it likes
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
+        parts = (_as_a(part, value) for part in typing.get_args(hint))
+        return next((part for part in parts if part is not _OTHER), _OTHER)
+    if hint is float and type(value) is int:  # JSON writes 1.0 as it likes
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return value if type(value) is hint else _OTHER
 
 
 def to_options(options: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Annotated
 
+from jaxae import _checks
+
 with contextlib.suppress(ImportError):  # main says what to install
     from tyro import conf
 
@@ -166,6 +168,8 @@ class EncodeOptions:
     """A path to your .npy or .npz of [N, D], as the run's data were; or a known set."""
     output: _Output
     """The .npy file to write."""
+    array: str | None = None
+    """The array to take from an .npz that holds several. None: the run's."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ class ReconstructOptions:
     """A path to your .npy or .npz of [N, D], as the run's data were; or a known set."""
     output: _Output
     """The .npy file to write."""
+    array: str | None = None
+    """The array to take from an .npz that holds several. None: the run's."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,8 @@ class EvaluateOptions:
     """A path to your .npy or .npz of [N, D]. None: the run's own splits."""
     output: Annotated[str | None, conf.arg(aliases=["-o"], metavar="FILE")] = None
     """A JSON file to write the metrics to."""
+    array: str | None = None
+    """The array to take from an .npz that holds several. None: the run's."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,44 @@ class PlotOptions:
 
     run: _Run
     """The run folder; RUN/best for its best epoch."""
+
+
+# No float16: Adam's eps underflows in it, and its sums of squares overflow.
+DTYPES = ("bfloat16", "float32", "float64")
+_COUNTS = (
+    *("latent_dim", "epochs", "batch_size", "accumulate", "schedule_steps"),
+    *("patience", "checkpoint_steps", "keep_checkpoints", "memory_budget"),
+)
+
+
+def checked(options: TrainOptions) -> TrainOptions:
+    """Options whose numbers can be counted with, each by itself.
+
+    Raises:
+      ValueError: naming one that cannot.
+    """
+    if options.dtype not in DTYPES:
+        raise ValueError(
+            f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
+        )
+    checked_seed(options.seed)
+    for name in _COUNTS:
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is not None and _checks.positive_int(option, value) >= 2**31:
+            found = _checks.describe(value)
+            raise ValueError(f"{option} must be less than 2**31, got {found}.")
+    if options.warmup_steps is not None and not 0 <= options.warmup_steps < 2**31:
+        found = _checks.describe(options.warmup_steps)
+        raise ValueError(f"--warmup-steps must be in 0 to 2**31 - 1, got {found}.")
+    if options.max_norm is not None and not options.max_norm > 0:
+        raise ValueError(
+            f"--max-norm must be a positive number, got {options.max_norm}."
+        )
+    if not 0 <= options.final_fraction <= 1:
+        raise ValueError(
+            f"--final-fraction must be between 0 and 1, got {options.final_fraction}."
+        )
+    return options
 
 
 def checked_seed(seed: int) -> int:

@@ -14,6 +14,11 @@ import jaxae
 from jaxae.cli import folder
 
 
+def note(sentence: str) -> None:
+    """What should be known, and is no reason to stop."""
+    print(f"jaxae: note: {sentence}", file=sys.stderr)
+
+
 class Interrupt:
     """Turns the first Ctrl-C or SIGTERM into a request, the second into an exception.
 
@@ -74,7 +79,7 @@ class Reporter:
         rows = [_numbered(epoch, row) for epoch, row in enumerate(history, 1)]
         folder.write_rows(out / folder.METRICS_FILE, rows)
         timings = out / folder.TIMING_FILE
-        folder.write_rows(timings, _whole_lines(timings)[: len(history)])
+        folder.write_rows(timings, folder.whole_rows(timings)[: len(history)])
 
     def __enter__(self) -> "Reporter":
         show = progress(
@@ -113,14 +118,6 @@ class Reporter:
 
 def _numbered(epoch: int, row: dict[str, float]) -> dict[str, float | int]:
     return {"epoch": epoch, **row}
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file whose last line a kill may have cut."""
-    try:
-        return folder.read_rows(path)
-    except ValueError:
-        return []
 
 
 @contextlib.contextmanager

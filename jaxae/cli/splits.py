@@ -49,14 +49,37 @@ def load(options: TrainOptions, observation: Observation) -> Splits:
     )
 
 
-def load_rows(path: str, scaling: Scaling, options: TrainOptions) -> Any:
-    """All rows of a file of the user's, scaled as those of the run were."""
-    budget = 2**20 * options.memory_budget
-    found = data.load(path, root=options.data_root, memory_budget=budget)
+def load_rows(
+    path: str,
+    array: str | None,
+    num_columns: int,
+    scaling: Scaling,
+    options: TrainOptions,
+) -> Any:
+    """All rows of a file of the user's, scaled as those of the run were.
+
+    Raises:
+      ValueError, FileNotFoundError: for another width, and what is not finite.
+    """
+    if array is None and Path(path).suffix.lower() == ".npz":
+        array = options.array
+    found = data.load(
+        path,
+        root=options.data_root,
+        array=array,
+        memory_budget=2**20 * options.memory_budget,
+    )
     rows = found.train
-    if rows.dtype.kind == "f":
+    if rows.shape[1] != num_columns:
+        raise ValueError(
+            f"{path} must have {num_columns} columns for the model of this run, got "
+            f"{rows.shape[1]}."
+        )
+    if rows.dtype.kind == "f" and scaling.clip:  # which would hide an infinity
         _refuse_not_finite(rows)
-    return scaled(rows, scaling, _checks.floating_dtype(options.dtype))
+    found = scaled(rows, scaling, _checks.floating_dtype(options.dtype))
+    _refuse_not_finite(found)
+    return found
 
 
 def scaled(rows: Any, scaling: Scaling, dtype: Any) -> Any:

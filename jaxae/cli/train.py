@@ -1,6 +1,7 @@
 """`jaxae train`: from the data to the pictures."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,27 @@ import jaxae
 from jaxae import _checks, data, metrics
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
-from jaxae.cli.options import TrainOptions, checked_seed
-from jaxae.cli.reporting import Interrupt, Reporter
+from jaxae.cli.options import TrainOptions, checked
+from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.cli.splits import PARTS, Splits
 from jaxae.data.scaling import save_scaling
 from jaxae.training import Run, diagnostics, host
 
-# No float16: Adam's eps underflows in it, and its sums of squares overflow.
-DTYPES = ("bfloat16", "float32", "float64")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 def train(options: TrainOptions) -> int:
     """`jaxae train`: everything from the data to the pictures."""
-    if options.dtype not in DTYPES:
-        raise ValueError(
-            f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
-        )
+    options = checked(options)
     out = folder.check_out(options.out, options.overwrite, options.resume)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
-    checked_seed(options.seed)
     splits = splits_module.load(options, jaxae.observations.get(options.observation))
     _check_repeats(options, splits)
-    job, params = _job(options, splits)
+    job = _job(options, splits)
     interrupt.raise_if_requested()
     with folder.held(out):
         # Every refusal but that of another run lies behind: now the disk may change.
@@ -46,12 +41,15 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             folder.clear(out)
         folder.clear_unfinished(out)
         with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
-            progress = host.start(job, checkpoints)
+            progress = _start(job, checkpoints)
             if _is_done(out, job, progress):
                 print(f"the run is finished; nothing was done.\nrun folder: {out}")
                 return 0
+            interrupt.raise_if_requested()
+            # Written last, so that where it is, the folder is that of a whole run.
+            (out / folder.RESULTS_FILE).unlink(missing_ok=True)
             described = _describe(options, splits, job.hparams)
-            _save(out, job.objective.ae, params, splits, described)
+            _save(out, job.objective.ae, progress.state.params, splits, described)
             num_steps = job.config.num_epochs * (
                 len(splits.train) // job.config.batch_size
             )
@@ -59,6 +57,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
                 def on_epoch(row, state):
                     reporter.on_epoch(row, state)
+                    _check_monitor(options, row)
                     return interrupt.is_requested
 
                 job = job._replace(callbacks=(on_epoch,))
@@ -66,7 +65,11 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
         # The model first: whatever happens to a picture, it is safe.
         _save(out, job.objective.ae, run.params, splits, described)
         if run.best is not None:
-            best = {"epoch": run.best.epoch, options.monitor: run.best.value}
+            value = run.best.value
+            best = {
+                "epoch": run.best.epoch,
+                options.monitor: value if np.isfinite(value) else None,
+            }
             _save(
                 out / folder.BEST,
                 job.objective.ae,
@@ -75,18 +78,18 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 {**described, "best": best},
             )
         results = _results(job.objective, run, splits, job.hparams)
-        folder.write_json(out / folder.RESULTS_FILE, results)
         pictures.draw(out, job.objective.ae, run.params, run.metrics, splits)
+        folder.write_json(out / folder.RESULTS_FILE, results)
         print_results(results)
         return _conclude(run, out, options)
 
 
-def _job(options: TrainOptions, splits: Splits) -> tuple[host.Job, Any]:
-    """What is to be done, checked, and the parameters where it begins."""
+def _job(options: TrainOptions, splits: Splits) -> host.Job:
+    """What is to be done, checked."""
     init_key, train_key = jax.random.split(jax.random.key(options.seed))
     ae = building.autoencoder(options, splits.train.shape[1])
     params = _params(options, ae, init_key, splits)
-    job = host.prepare(
+    return host.prepare(
         building.objective(options, ae),
         splits.train,
         hparams=building.hparams(options, len(splits.train)),
@@ -96,7 +99,25 @@ def _job(options: TrainOptions, splits: Splits) -> tuple[host.Job, Any]:
         params=params,
         is_saved=True,
     )
-    return job, params
+
+
+def _start(job: host.Job, checkpoints: Any) -> Any:
+    """Where the job stands; what was damaged is told of in a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        progress = host.start(job, checkpoints)
+    for warning in caught:
+        note(str(warning.message))
+    return progress
+
+
+def _check_monitor(options: TrainOptions, row: dict[str, float]) -> None:
+    """Refuse to wait for a metric that there is not, once their names are known."""
+    if options.patience is not None and options.monitor not in row:
+        raise ValueError(
+            f"--monitor {options.monitor} is no metric, so --patience would wait for "
+            f"ever{_checks.closest(options.monitor, row)}; known: {', '.join(row)}."
+        )
 
 
 def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -> Any:
@@ -120,20 +141,19 @@ def _check_repeats(options: TrainOptions, splits: Splits) -> None:
     if options.config is None:
         return
     config = folder.read_config(Path(options.config))
-    was, now = config.get("data", {}), splits.info
+    was, now = folder.sha256(config), splits.info
     is_same_data = config["options"].get("data") == options.data
-    if is_same_data and was.get("sha256") != now.sha256:
+    if is_same_data and was != now.sha256:
         raise ValueError(
-            f"--config {options.config} was made with data whose SHA-256 is "
-            f"{was.get('sha256')}, but that of {now.source} is {now.sha256}; restore "
-            "the data, or name others with --data."
+            f"--config {options.config} was made with data whose SHA-256 is {was}, but "
+            f"that of {now.source} is {now.sha256}; restore the data, or name others "
+            "with --data."
         )
     for name, value in folder.environment().items():
         if config.get(name) != value:
-            print(
-                f"jaxae: note: {name} was {config.get(name)} and is {value}; the "
-                "results may differ in their last bits.",
-                file=sys.stderr,
+            note(
+                f"{name} was {config.get(name)!r} and is {value!r}; the results may "
+                "differ in their last bits."
             )
 
 
@@ -191,9 +211,12 @@ def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
     """`X -> squared error` of PCA with as many components, fitted to these rows."""
     from sklearn.decomposition import PCA
 
-    # float64, because scikit-learn knows no bfloat16.
+    # float64, because scikit-learn knows no bfloat16. Twice, for it has no variance of
+    # one row; 0 / 0 are the shares of a variance that is none.
     model = PCA(num_components, svd_solver="covariance_eigh")
-    model.fit(X.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        rows = np.concatenate([X, X]) if len(X) == 1 else X
+        model.fit(rows.astype(np.float64))
 
     def squared_error(X: np.ndarray) -> float:
         X = X.astype(np.float64)
@@ -266,7 +289,7 @@ def with_config(arguments: list[str]) -> TrainOptions | None:
     Raises:
       FileNotFoundError, ValueError: as `folder.read_config`.
     """
-    for i, argument in enumerate(arguments):
+    for i, argument in reversed(list(enumerate(arguments))):  # the last one counts
         name, _, value = argument.partition("=")
         if name == "--config" and (value or i + 1 < len(arguments)):
             path = Path(value or arguments[i + 1])

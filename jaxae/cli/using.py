@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import jaxae
-from jaxae import data
+from jaxae import _checks, data
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
@@ -21,6 +21,7 @@ from jaxae.cli.options import (
     PlotOptions,
     ReconstructOptions,
     TrainOptions,
+    checked,
 )
 from jaxae.cli.train import evaluate as evaluate_splits
 from jaxae.cli.train import print_results
@@ -48,8 +49,8 @@ def trained(path: str) -> Iterator[Trained]:
       FileNotFoundError, ValueError: for a folder that holds no whole run.
     """
     config = Path(path) / CONFIG_FILE
-    options = folder.as_options(
-        TrainOptions, folder.read_config(config)["options"], config
+    options = checked(
+        folder.as_options(TrainOptions, folder.read_config(config)["options"], config)
     )
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(path)
@@ -58,11 +59,12 @@ def trained(path: str) -> Iterator[Trained]:
 
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
+    path = folder.check_output(options.output, ".npy")
     with trained(options.run) as model:
-        rows = _rows(model, options.data)
+        rows = _rows(model, options.data, options.array)
         function = jax.jit(jax.vmap(model.ae.encode, in_axes=(None, 0)))
         return _write(
-            options.output,
+            path,
             len(rows),
             model.ae.latent_dim,
             _dtype(model),
@@ -73,19 +75,21 @@ def encode(options: EncodeOptions) -> int:
 
 def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
+    path = folder.check_output(options.output, ".npy")
     with trained(options.run) as model:
-        rows, dtype = _rows(model, options.data), _dtype(model)
+        rows, dtype = _rows(model, options.data, options.array), _dtype(model)
         function = jax.jit(jax.vmap(model.ae.reconstruct, in_axes=(None, 0)))
 
         def of_block(block):
             return model.scaling.invert(function(model.params, block), dtype)
 
         width = model.ae.input_dim
-        return _write(options.output, len(rows), width, dtype, of_block, rows)
+        return _write(path, len(rows), width, dtype, of_block, rows)
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
+    output = None if options.output is None else folder.check_output(options.output)
     with trained(options.run) as model:
         objective = building.objective(model.options, model.ae)
         if options.data is None:
@@ -93,13 +97,13 @@ def evaluate(options: EvaluateOptions) -> int:
             hparams = building.hparams(model.options, len(splits.train))
             results = evaluate_splits(objective, model.params, splits, hparams)
         else:
-            rows = _rows(model, options.data)
+            rows = _rows(model, options.data, options.array)
             hparams = building.hparams(model.options, len(rows))
             data.survey(rows, validate=model.ae.observation.validate)
             found = diagnostics.evaluate(objective, model.params, rows, hparams)
             results = {"data": found}
-    if options.output is not None:
-        folder.write_json(Path(options.output), results)
+    if output is not None:
+        folder.write_json(output, results)
     print_results(results)
     return 0
 
@@ -110,7 +114,8 @@ def plot(options: PlotOptions) -> int:
         rows = folder.read_rows(model.path / folder.METRICS_FILE)
         names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
         metrics = {
-            name: np.array([_number(row.get(name)) for row in rows]) for name in names
+            name: np.array([_number(model.path, row.get(name)) for row in rows])
+            for name in names
         }
         pictures.draw(model.path, model.ae, model.params, metrics, _splits(model))
     print(f"pictures: {', '.join(pictures.drawn(model.path))}")
@@ -118,15 +123,22 @@ def plot(options: PlotOptions) -> int:
     return 0
 
 
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)  # null is what was not finite
+def _number(run: Path, value: Any) -> float:
+    if value is None:  # what was not finite
+        return np.nan
+    if type(value) not in (int, float) or abs(value) >= 1e300:
+        raise ValueError(
+            f"{run / folder.METRICS_FILE} must have numbers or null by their names, "
+            f"got {_checks.describe(value)}; restore a copy, or go on with "
+            "`jaxae train --resume`."
+        )
+    return float(value)
 
 
 def _splits(model: Trained) -> splits_module.Splits:
     """The run's own rows, if they are still what they were."""
     splits = splits_module.load(model.options, model.ae.observation)
-    expected = folder.read_config(model.path / CONFIG_FILE).get("data")
-    sha256 = expected.get("sha256") if isinstance(expected, dict) else None
+    sha256 = folder.sha256(folder.read_config(model.path / CONFIG_FILE))
     if splits.info.sha256 != sha256:
         raise ValueError(
             f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "
@@ -136,14 +148,10 @@ def _splits(model: Trained) -> splits_module.Splits:
     return splits._replace(scaling=model.scaling)
 
 
-def _rows(model: Trained, path: str) -> Any:
-    rows = splits_module.load_rows(path, model.scaling, model.options)
-    if rows.shape[1] != model.ae.input_dim:
-        raise ValueError(
-            f"{path} must have {model.ae.input_dim} columns for the model of "
-            f"{model.path}, got {rows.shape[1]}."
-        )
-    return rows
+def _rows(model: Trained, path: str, array: str | None) -> Any:
+    return splits_module.load_rows(
+        path, array, model.ae.input_dim, model.scaling, model.options
+    )
 
 
 def _dtype(model: Trained) -> Any:
@@ -152,7 +160,7 @@ def _dtype(model: Trained) -> Any:
 
 
 def _write(
-    output: str,
+    path: Path,
     num_rows: int,
     num_columns: int,
     dtype: Any,
@@ -160,20 +168,21 @@ def _write(
     rows: Any,
 ) -> int:
     """Write function(rows), of any size, by blocks, and whole or not at all."""
-    path = Path(output)
-    if path.suffix != ".npy":
-        raise ValueError(f"--output must name an .npy file, got {output}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: there is no folder {path.parent}.")
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (num_rows, num_columns),
+    }
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        shape = (num_rows, num_columns)
-        out = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
-        for start in range(0, num_rows, _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            out[block] = function(rows[block])
-        out.flush()
+        # No memory map: on a full disk that would end the process, without a word.
+        with os.fdopen(handle, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, num_rows, _BLOCK_ROWS):
+                block = function(rows[start : start + _BLOCK_ROWS])
+                file.write(np.ascontiguousarray(block, dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
