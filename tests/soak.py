@@ -2,10 +2,10 @@
 
     python tests/soak.py --kills 100 --out runs/soak
 
-Each round starts `jaxae train --resume` and ends it by SIGKILL: at a random moment, or,
-every second time, as soon as a save is seen to have begun. After some kills the run is
-let finish, its folder compared to the bit with that of a run that was never killed, and
-the next run begins.
+Each round starts `jaxae train --resume` and ends it by SIGKILL: at a random moment
+after its first save, or, every second time, inside one of its saves. After some kills
+the run is let finish, its folder compared to the bit with that of a run that was never
+killed, and the next run begins.
 """
 
 import argparse
@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 COMMAND = (
-    *("train", "--epochs", "40", "--latent-dim", "16", "--learning-rate", "0.01"),
-    *("--corruption", "masking", "--corruption-rate", "0.2", "--checkpoint-steps", "5"),
+    *("train", "--epochs", "120", "--latent-dim", "16", "--learning-rate", "0.01"),
+    *("--corruption", "masking", "--corruption-rate", "0.2"),
+    *("--checkpoint-steps", "40"),
 )
 KILLS_A_RUN = 5
-LONGEST_WAIT = 3.0  # seconds from the first step to a random kill
+LONGEST_WAIT = 1.0  # seconds from the first save to a random kill
+MOST_SAVES = 5  # before the one inside which a kill comes
+SAVE_SECONDS = 0.03  # about as long as a save takes
 TIME_LIMIT = 300.0  # seconds for what should take ten
 SAME = (
     *("params.safetensors", "scaling.safetensors", "config.json", "results.json"),
@@ -56,8 +59,7 @@ def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
         for _ in range(KILLS_A_RUN):
-            wait = None if rng.random() < 0.5 else rng.uniform(0, LONGEST_WAIT)
-            tally = kill(run, wait, tally)
+            tally = kill(run, rng, tally)
             if tally.kills == num_kills:
                 break
         finish(run)
@@ -92,15 +94,19 @@ def finish(run: Path) -> None:
         raise RuntimeError(f"exit status {process.returncode}: {out}{err}")
 
 
-def kill(run: Path, wait: float | None, tally: Tally) -> Tally:
-    """Start, and kill so long after the first step; None: once a save has begun."""
-    seen = steps(run)
+def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
+    """Start, and kill: some time after the first save has begun, or inside a save."""
+    left_over = unfinished(run)
     process = start(run)
-    until(lambda: steps(run) != seen or unfinished(run), process)
-    if wait is None:
+    until(lambda: set(unfinished(run)) - set(left_over), process)
+    if rng.random() < 0.5:
+        for _ in range(rng.randrange(MOST_SAVES)):
+            seen = steps(run)
+            until(lambda seen=seen: steps(run) != seen, process)
         until(lambda: unfinished(run), process)
+        time.sleep(rng.uniform(0, SAVE_SECONDS))
     else:
-        time.sleep(wait)
+        time.sleep(rng.uniform(0, LONGEST_WAIT))
     is_over = process.poll() is not None
     process.kill()
     out, err = process.communicate(timeout=TIME_LIMIT)
