@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -196,6 +197,9 @@ class Checkpoints:
                 f"checkpoint_dir must be a folder, but {self._directory} is a file."
             )
         self._stack.enter_context(locked(self._directory))
+        # Saving goes on in the background, and so may fail at any time.
+        self._stack.enter_context(_silent())
+        self._stack.enter_context(_alone())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
@@ -242,50 +246,75 @@ class _Damaged(Exception):
 
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
-    hook, sys.unraisablehook = sys.unraisablehook, _ignore_late
+    try:
+        with _alone():
+            yield
+    except Exception as error:  # broken bytes raise a dozen types
+        raise _Damaged(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """In a few words; the library's own end in what the system says, if at all."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is not None:
+        return os.strerror(int(code[1]))
+    return textwrap.shorten(_checks.first_line(error), 200)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """What is raised is raised once: where one array fails, the others that still go on
+    find nobody waiting, and would print a traceback each.
+    """
+    hook = sys.unraisablehook
+
+    def ignore_late(unraisable):
+        is_late = isinstance(unraisable.exc_value, RuntimeError)
+        if not (is_late and "loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    sys.unraisablehook = ignore_late
     try:
         yield
-    except Exception as error:  # broken bytes raise a dozen types
+    except Exception:
         time.sleep(_LATE_SECONDS)
-        why = textwrap.shorten(_checks.first_line(error), 200)
-        raise _Damaged(why) from error
+        raise
     finally:
         sys.unraisablehook = hook
 
 
-# Where one array cannot be read, the reads of others that still go on find nobody
-# waiting, and would print a traceback each.
 _LATE_SECONDS = 0.2
-
-
-def _ignore_late(unraisable: Any) -> None:
-    if not isinstance(unraisable.exc_value, RuntimeError):
-        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager
 def _one_sentence(directory: Path) -> Iterator[None]:
     """What goes wrong while writing is an OSError of one sentence."""
     try:
-        yield
+        with _alone():
+            yield
     except Exception as error:  # a full disk raises half a dozen types
-        why = textwrap.shorten(_checks.first_line(error), 200)
         raise OSError(
-            f"cannot save to checkpoint_dir {directory}: {why}; the states saved "
-            "before are whole: make room or grant access, and resume."
+            f"cannot save to checkpoint_dir {directory}: {_why(error)}; the states "
+            "saved before are whole: make room or grant access, and resume."
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Without the library's warnings and log."""
+    with _silent(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     """Without the library's log, which repeats what is raised."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)
 
