@@ -1,0 +1,534 @@
+"""The command line when things go wrong: a sentence or a sound run, never less."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_cli_using import (
+    SAVED,
+    SMALL,
+    X,
+    assert_refused,
+    bytes_of,
+    furnish,
+    lines,
+    made,
+    main,
+    train,
+)
+
+import jaxae
+from jaxae.cli import folder, pictures, reporting
+from jaxae.cli import splits as splits_module
+from jaxae.cli.options import TrainOptions
+
+FUZZ = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return furnish(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    return home
+
+
+class Crash(Exception):
+    """Ends a run as a kill does, but for this process."""
+
+
+def at_step(monkeypatch, step, act):
+    """Do something at the first chance from that step on, once."""
+    is_done = []
+
+    def on_part(self, at):
+        if at >= step and not is_done:
+            is_done.append(True)
+            act()
+
+    monkeypatch.setattr(reporting.Reporter, "on_part", on_part)
+
+
+def crash():
+    raise Crash
+
+
+def crash_at(monkeypatch, step, out, *options, epochs=3):
+    with monkeypatch.context() as patch:
+        at_step(patch, step, crash)
+        with pytest.raises(Crash):
+            train(out, *SAVED, "--resume", *options, epochs=epochs)
+
+
+def resume(out, epochs=3):
+    return train(out, *SAVED, "--resume", epochs=epochs)
+
+
+# ---- crashes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 7, 15])
+def test_a_crash_is_made_good_to_the_bit(here, tmp_path, monkeypatch, step, capsys):
+    """With all that a kill may leave behind: half a line, half a file, half a state."""
+    run = tmp_path / "run"
+    crash_at(monkeypatch, step, run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train/lo')
+    with (run / "timing.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    (run / ".config.json.abc").write_text("{")
+    (run / "checkpoints/14.orbax-checkpoint-tmp/arrays").mkdir(parents=True)
+    assert resume(run) == 0
+    assert capsys.readouterr().err == ""
+    assert made(run) == made(here / "run")
+    names = {path.name for path in run.rglob("*")}
+    assert not {".config.json.abc", "14.orbax-checkpoint-tmp"} & names
+
+
+def test_a_run_longer_than_one_that_ended_is_done_only_when_it_is(
+    here, tmp_path, monkeypatch
+):
+    """After a crash between the last step and the last file."""
+    run = tmp_path / "run"
+    shutil.copytree("run", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *arguments: crash())
+        with pytest.raises(Crash):
+            resume(run, epochs=4)
+    assert not (run / "results.json").exists()
+    assert resume(run, epochs=4) == 0
+    assert train(tmp_path / "whole", *SAVED, epochs=4) == 0
+    assert made(run) == made(tmp_path / "whole")
+
+
+def test_while_a_run_goes_on_its_folder_holds_what_was_reached(
+    here, tmp_path, monkeypatch
+):
+    shutil.copytree("run", tmp_path / "run")
+    crash_at(monkeypatch, 16, tmp_path / "run", epochs=4)
+    for name in ("config.json", "params.safetensors"):
+        found = (tmp_path / "run" / name).read_bytes()
+        expected = (here / "run" / name).read_bytes()
+        assert found == expected.replace(b'"epochs": 3', b'"epochs": 4')
+
+
+# ---- signals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
+    here, tmp_path, monkeypatch, number, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(number))
+        assert resume(run) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "\njaxae: stopping; again to stop at once.\n"
+    assert "go on with --resume" in captured.out
+    assert json.loads((run / "results.json").read_text())["status"] == "interrupted"
+    assert len(lines(run / "metrics.jsonl")) == 1
+    jaxae.load(run)
+    assert main("encode", run, "X.npy", "-o", tmp_path / "z.npy") == 0
+    assert resume(run) == 0
+    assert made(run) == made(here / "run")
+
+
+def test_a_second_signal_stops_at_once_and_harms_nothing(
+    here, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, twice)
+        assert resume(run) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert {"4"} <= set(os.listdir(run / "checkpoints"))
+    jaxae.load(run)
+    assert resume(run) == 0
+    assert made(run) == made(here / "run")
+
+
+def test_a_signal_before_the_first_step_leaves_nothing(here, tmp_path, monkeypatch):
+    load = splits_module.load
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return load(*arguments)
+
+    monkeypatch.setattr(splits_module, "load", interrupted)
+    assert resume(tmp_path / "run") == 130
+    assert os.listdir(tmp_path) == []
+
+
+# ---- two processes -------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(here, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ("train", *SMALL, "--epochs", "1000000", "--out", str(run))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "jaxae.cli", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and epochs(run), first)
+        for option, words in (
+            ((), "holds a run already"),
+            (("--resume",), "in use by another process"),
+            (("--overwrite",), "in use by another process"),
+        ):
+            assert train(run, *option, epochs=1_000_000) == 2
+            assert_refused(capsys, words)
+        reached = epochs(run)
+        wait_for(lambda: epochs(run) > reached, first)
+    finally:
+        first.terminate()
+        _, err = first.communicate(timeout=120)
+    assert first.returncode == 130 and "Traceback" not in err
+    assert [row["epoch"] for row in lines(run / "metrics.jsonl")] == [
+        *range(1, epochs(run) + 1)
+    ]
+
+
+def epochs(run):
+    return (run / "metrics.jsonl").read_bytes().count(b"\n")
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# ---- disks ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def limited():
+    """No file may grow beyond some bytes, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_told_of_and_once_there_is_room_the_run_goes_on(
+    here, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, limited() as limit:
+        at_step(patch, 7, limit)
+        status = resume(run)
+    assert status == 2
+    assert_refused(capsys, "File too large", "resume")
+    states = [name for name in os.listdir(run / "checkpoints") if name.isdigit()]
+    assert states
+    jaxae.load(run)
+    assert resume(run) == 0
+    assert made(run) == made(here / "run")
+
+
+def test_a_full_disk_leaves_no_half_of_an_output(here, tmp_path, capsys):
+    (tmp_path / "z.npy").write_text("mine")
+    with limited() as limit:
+        limit()
+        status = main("encode", "run", "X.npy", "-o", tmp_path / "z.npy")
+    assert status == 2
+    assert_refused(capsys, "File too large", "make room")
+    assert (tmp_path / "z.npy").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["z.npy"]
+
+
+def test_a_disk_that_is_truly_full_ends_no_process(here, tmp_path, capsys):
+    """Where a memory map would: 50,000 rows do not fit into 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"there is no mount: {error}")
+    if done.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr}")
+    try:
+        assert main("encode", "run", "big.npy", "-o", disk / "z.npy") == 2
+        assert_refused(capsys, "No space left on device", "make room")
+        assert os.listdir(disk) == []
+        assert train(disk / "run", "--latent-dim", "9999") == 2
+        assert_refused(capsys, "No space left on device")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_named(here, capsys):
+    before = bytes_of(here)
+    assert train("X.npy/run") == 2
+    assert_refused(capsys, "--out X.npy/run cannot be made: Not a directory")
+    assert main("encode", "run", "X.npy", "-o", "X.npy/z.npy") == 2
+    assert_refused(capsys, "there is no folder X.npy")
+    assert bytes_of(here) == before
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(
+    here, tmp_path, monkeypatch, capsys
+):
+    """By the one call that opens what is written: root may write anywhere."""
+
+    def refuse(*, dir, prefix):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}xyz")
+
+    shutil.copytree("run", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkstemp", refuse)
+        for arguments in (
+            ("encode", "run", "X.npy", "-o", tmp_path / "z.npy"),
+            ("evaluate", "run", "-o", tmp_path / "found.json"),
+        ):
+            assert main(*arguments) == 2
+            assert_refused(capsys, str(tmp_path), "Permission denied", "grant access")
+        assert resume(tmp_path / "run", epochs=4) == 2
+        assert_refused(capsys, str(tmp_path), "Permission denied", "grant access")
+    assert os.listdir(tmp_path) == ["run"]
+    assert resume(tmp_path / "run", epochs=4) == 0
+
+
+@pytest.mark.parametrize("name", ["params.safetensors", "metrics.jsonl", "curves.png"])
+def test_a_folder_in_the_place_of_a_file_is_refused(here, tmp_path, name, capsys):
+    run = tmp_path / "run"
+    shutil.copytree("run", run)
+    (run / name).unlink()
+    (run / name / "inside").mkdir(parents=True)
+    before = bytes_of(run)
+    for option in ("--overwrite", "--resume"):
+        assert train(run, *SAVED, option) == 2
+        assert_refused(capsys, "--out", f"a folder where the file {name} belongs")
+    if name == "metrics.jsonl":
+        assert main("plot", run) == 2
+        assert_refused(capsys, name, "Is a directory")
+    if name == "params.safetensors":
+        assert main("encode", run, "X.npy", "-o", tmp_path / "z.npy") == 2
+        assert_refused(capsys, name)
+    assert bytes_of(run) == before and os.listdir(tmp_path) == ["run"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(here, tmp_path, capsys):
+    shutil.copytree("run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/checkpoints").write_text("mine")
+    before = bytes_of(tmp_path)
+    for option in ("--overwrite", "--resume"):
+        assert train(tmp_path / "run", *SAVED, option) == 2
+        assert_refused(capsys, "a file where the folder checkpoints belongs")
+    assert bytes_of(tmp_path) == before
+
+
+# ---- damaged states ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crashed(home):
+    """A run that crashed with two states, the last of step 10."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        crash_at(patch, 11, "crashed")
+    assert sorted(os.listdir(home / "crashed/checkpoints")) == ["10", "8"]
+    return home / "crashed"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 16
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip], ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize("which", ["about/metadata", "arrays/d/*", "*/d/*", "manifest"])
+def test_a_damaged_state_is_told_of_and_made_good_to_the_bit(
+    here, crashed, tmp_path, which, harm, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(crashed, run)
+    pattern = "arrays/manifest.ocdbt" if which == "manifest" else which
+    pattern = "arrays/ocdbt.process_0/d/*" if which == "*/d/*" else pattern
+    files = list((run / "checkpoints/10").glob(pattern))
+    assert files
+    for file in files:
+        harm(file)
+    assert resume(run) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) <= 1  # what no state needs may be damaged unnoticed
+    if told:
+        assert told[0].startswith("jaxae: note: ") and "is damaged" in told[0]
+    assert told or which != "about/metadata"
+    assert made(run) == made(here / "run")
+
+
+def test_where_every_state_is_damaged_the_run_is_refused(
+    here, crashed, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(crashed, run)
+    for file in (run / "checkpoints").rglob("metadata"):
+        truncate(file)
+    before = bytes_of(run)
+    assert resume(run) == 2
+    assert_refused(capsys, "--out", "10, 8 are damaged", "remove the folder")
+    assert bytes_of(run) == before
+
+
+# ---- damaged files -------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+OPTIONS = sorted(folder.to_options(TrainOptions()))
+NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 10**12, 10**400, 0.5, 1e400, -0.1, 1e-300])
+WORDS = st.sampled_from(
+    ["", "X.npy", "none", "relu", "float64", "\ud800", "\0", "a\nb"]
+)
+
+
+def mutated(config, changes):
+    """A config of some changed options; `...` leaves one out."""
+    options = {**config["options"], **changes}
+    kept = {name: value for name, value in options.items() if value is not ...}
+    return {**config, "options": kept}
+
+
+CHANGES = st.dictionaries(
+    st.sampled_from(OPTIONS),
+    JSON | NUMBERS | WORDS | st.just(...),
+    min_size=1,
+    max_size=2,
+)
+
+
+def assert_sound_or_told(status, capsys):
+    captured = capsys.readouterr()
+    assert status in (0, 2)
+    errors = [
+        line for line in captured.err.splitlines() if not line.startswith("jaxae: note")
+    ]
+    assert len(errors) == (status == 2), captured.err
+    if status == 2:
+        assert errors[0].startswith("jaxae: error: ")
+
+
+@FUZZ
+@given(st.binary(max_size=99) | JSON.map(lambda v: json.dumps(v).encode()))
+def test_any_bytes_for_a_config_are_options_or_a_sentence(tmp_path, raw):
+    path = tmp_path / "config.json"
+    path.write_bytes(raw)
+    read(path)
+    path.write_bytes(b'{"options": ' + raw + b"}")
+    read(path)
+
+
+@FUZZ
+@given(CHANGES)
+def test_any_change_of_a_config_is_options_or_a_sentence(here, tmp_path, changes):
+    config = json.loads((here / "run/config.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(mutated(config, changes)))
+    read(path)
+
+
+def read(path):
+    try:
+        values = folder.read_config(path)["options"]
+        options = folder.as_options(TrainOptions, values, path)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    else:
+        assert isinstance(options, TrainOptions)
+
+
+@settings(FUZZ, max_examples=20)
+@given(st.binary(max_size=20) | CHANGES)
+def test_a_run_of_any_config_is_sound_or_refused(here, tmp_path, capsys, changes):
+    config = json.loads((here / "run/config.json").read_text())
+    path, out = tmp_path / "config.json", tmp_path / "new"
+    if isinstance(changes, bytes):
+        path.write_bytes(changes)
+    else:
+        path.write_text(json.dumps(mutated(config, changes)))
+    shutil.rmtree(out, ignore_errors=True)
+    status = main("train", "--config", path, "--epochs", "1", "--out", out)
+    assert_sound_or_told(status, capsys)
+    if status == 0:
+        results = json.loads((out / "results.json").read_text())
+        assert results["status"] == "finished"
+        options = json.loads((out / "config.json").read_text())["options"]
+        with jax.enable_x64(options["dtype"] == "float64"):
+            jaxae.load(out)
+
+
+CUTS = st.tuples(st.integers(0, 2000), st.integers(0, 60), st.binary(max_size=8))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "params.safetensors", "scaling.safetensors", "metrics.jsonl"],
+)
+@settings(FUZZ, max_examples=40)
+@given(raw=st.binary(max_size=99) | CUTS)
+def test_any_bytes_in_a_run_folder_are_used_or_told_of(
+    here, tmp_path, capsys, name, raw
+):
+    """Anything at all, and the right bytes with a piece of them replaced."""
+    run, z = tmp_path / "run", tmp_path / "z.npy"
+    if not run.exists():
+        shutil.copytree("run", run, ignore=shutil.ignore_patterns("checkpoints"))
+    z.unlink(missing_ok=True)
+    whole = (here / "run" / name).read_bytes()
+    if isinstance(raw, tuple):
+        at, length, piece = raw
+        at %= len(whole)
+        raw = whole[:at] + piece + whole[at + length :]
+    (run / name).write_bytes(raw)
+    if name == "metrics.jsonl":
+        assert_sound_or_told(main("plot", run), capsys)
+        return
+    status = main("encode", run, "X.npy", "-o", z)
+    assert_sound_or_told(status, capsys)
+    assert z.exists() == (status == 0)
+    if status == 0:
+        assert np.load(z).shape == (len(X), 4)
+    assert {path.name for path in tmp_path.iterdir()} <= {"run", "z.npy"}

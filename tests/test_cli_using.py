@@ -1,0 +1,489 @@
+"""The command line's abilities: what was trained is used, repeated and resumed."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import jaxae
+from jaxae import cli
+from jaxae.cli import pictures
+
+X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
+BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
+SMALL = ("--data", "X.npy", "--latent-dim", "4", "--batch-size", "8")
+SAVED = ("--checkpoint-steps", "2")
+
+
+def main(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def train(out, *options, epochs=3):
+    """Of 42 rows, so five steps an epoch."""
+    return main("train", *SMALL, "--epochs", epochs, "--out", out, *options)
+
+
+def furnish(home):
+    """A folder with data and runs: "run" with its pictures, "unit" with a scaling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        bad = BIG.copy()
+        bad[31_415, 4] = np.nan
+        for name, rows in {"X": X, "big": BIG, "nan": bad, "narrow": X[:, :5]}.items():
+            np.save(f"{name}.npy", rows)
+        np.savez("two.npz", a=X, b=X[:5])
+        os.mkdir("folder.npy")
+        assert train("run", *SAVED) == 0
+        patch.setattr(pictures, "draw", lambda *arguments: None)
+        assert train("unit", "--scaling", "unit", "--memory-budget", "1") == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return furnish(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def here(home, monkeypatch):
+    """The working folder, without pictures, for they take most of the time."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    return home
+
+
+def made(out):
+    """All that a run folder holds, but what a clock or a chance says."""
+    found = {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+        and path.name != "timing.jsonl"
+        # Of the states the files have random names; the digest is restored with them.
+        and "checkpoints" not in path.parts
+        and path.suffix != ".png"
+    }
+    last = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+    about = json.loads((out / f"checkpoints/{last}/about/metadata").read_text())
+    return {**found, "states": (last, about["arrays_sha256"])}
+
+
+def bytes_of(out):
+    return {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_refused(capsys, *words):
+    """One sentence on stderr, nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("jaxae: error: "), captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    for word in words:
+        assert word in captured.err
+
+
+# ---- encode, reconstruct -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["X", "big"])
+def test_encode_writes_the_latents_of_the_scaled_rows_in_order(here, name, tmp_path):
+    """In memory, and of a memory map over the budget, by blocks."""
+    assert main("encode", "unit", f"{name}.npy", "-o", tmp_path / "z.npy") == 0
+    ae, params = jaxae.load("unit")
+    rows = jaxae.data.load_scaling("unit").apply(np.load(f"{name}.npy"))
+    expected = jax.vmap(ae.encode, in_axes=(None, 0))(params, rows)
+    found = np.load(tmp_path / "z.npy")
+    assert found.dtype == np.float32 and found.shape == (len(rows), 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert os.listdir(tmp_path) == ["z.npy"]
+
+
+def test_reconstruct_speaks_in_the_units_of_the_data(here, tmp_path):
+    np.save("wide.npy", 100 * X + 7)
+    out = ("--scaling", "standardize", "--observation", "gaussian")
+    out += ("--activation", "identity", "--learning-rate", "0.02")
+    options = ("train", *SMALL, *out, "--data", "wide.npy", "--latent-dim", "6")
+    assert main(*options, "--epochs", "60", "--out", tmp_path / "run") == 0
+    assert main("reconstruct", tmp_path / "run", "wide.npy", "-o", "x_hat.npy") == 0
+    wide, x_hat = np.load("wide.npy"), np.load("x_hat.npy")
+    assert np.abs(x_hat - wide).mean() < 0.2 * np.abs(wide - wide.mean(0)).mean()
+
+
+def test_the_best_epoch_is_used_where_it_is_named(here, tmp_path):
+    assert main("encode", "run/best", "X.npy", "-o", tmp_path / "z.npy") == 0
+    ae, params = jaxae.load("run/best")
+    expected = jax.vmap(ae.encode, in_axes=(None, 0))(params, X)
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5)
+    best = json.loads((here / "run/best/config.json").read_text())["best"]
+    losses = [row["validation/loss"] for row in lines(here / "run/metrics.jsonl")]
+    assert best["epoch"] == int(np.argmin(losses)) + 1
+    assert best["validation/loss"] == min(losses)
+
+
+def test_float64_stays_float64(here, tmp_path):
+    assert train(tmp_path / "run", "--dtype", "float64", epochs=1) == 0
+    np.save(tmp_path / "X64.npy", X.astype("f8") + 1e-12)
+    z = tmp_path / "z.npy"
+    assert main("encode", tmp_path / "run", tmp_path / "X64.npy", "-o", z) == 0
+    with jax.enable_x64(True):
+        ae, params = jaxae.load(tmp_path / "run")
+        rows = np.load(tmp_path / "X64.npy")
+        expected = np.asarray(jax.vmap(ae.encode, (None, 0))(params, rows))
+    assert np.load(z).dtype == np.float64
+    np.testing.assert_allclose(np.load(z), expected, rtol=1e-13)
+
+
+def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path):
+    run, z = tmp_path / "run", tmp_path / "z.npy"
+    assert train(run, "--data", "two.npz", "--array", "a", epochs=1) == 0
+    for arguments, num_rows in (((), 60), (("--array", "b"), 5)):
+        assert main("encode", run, "two.npz", "-o", z, *arguments) == 0
+        assert len(np.load(z)) == num_rows
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("encode", "run", "narrow.npy", "-o", "z.npy"), ["narrow.npy", "6", "got 5"]),
+        (("encode", "unit", "narrow.npy", "-o", "z.npy"), ["narrow.npy", "6", "got 5"]),
+        (("encode", "none", "X.npy", "-o", "z.npy"), ["none/config.json", "not exist"]),
+        (("encode", "run", "none.npy", "-o", "z.npy"), ["none.npy"]),
+        (("encode", "run", "X.npy", "-o", "none/z.npy"), ["--output", "folder none"]),
+        (("encode", "run", "X.npy", "-o", "z.txt"), ["--output", ".npy", "z.txt"]),
+        (("reconstruct", "run", "X.npy", "-o", "folder.npy"), ["--output", "a folder"]),
+        (("encode", "run", "two.npz", "-o", "z.npy"), ["a, b", "--array NAME"]),
+        (("encode", "unit", "nan.npy", "-o", "z.npy"), ["row 31415, column 4", "nan"]),
+        (("encode", "run", "nan.npy", "-o", "z.npy"), ["row 31415, column 4", "nan"]),
+        (("evaluate", "unit", "nan.npy"), ["row 31415, column 4"]),
+        (("evaluate", "run", "narrow.npy"), ["narrow.npy", "6 columns"]),
+        (("evaluate", "run", "-o", "none/e.json"), ["--output", "folder none"]),
+        (("evaluate", "run", "-o", "folder.npy"), ["--output", "a folder"]),
+        (("plot", "none"), ["none/config.json"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_used_is_refused_and_nothing_is_left(
+    here, capsys, arguments, words
+):
+    before = bytes_of(here)
+    assert main(*arguments) == 2
+    assert_refused(capsys, *words)
+    assert bytes_of(here) == before
+
+
+# ---- evaluate, plot ------------------------------------------------------------------
+
+
+def test_evaluate_repeats_the_results_of_the_run(here, tmp_path):
+    assert main("evaluate", "run", "-o", tmp_path / "found.json") == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    results = json.loads((here / "run/results.json").read_text())
+    assert {"train", "validation", "test"} < set(found)
+    assert found == {name: results[name] for name in found}
+    assert set(results) - set(found) == {"status", "stopped_at", "best_epoch"}
+
+
+def test_evaluate_measures_other_data_as_the_library_does(here, tmp_path):
+    assert main("evaluate", "unit", "big.npy", "-o", tmp_path / "found.json") == 0
+    found = json.loads((tmp_path / "found.json").read_text())["data"]
+    ae, params = jaxae.load("unit")
+    rows = jaxae.data.load_scaling("unit").apply(BIG)
+    expected = jaxae.Objective(ae).evaluate(params, rows, {})
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_plot_draws_the_same_bytes_again(home, monkeypatch, tmp_path):
+    monkeypatch.chdir(home)
+    shutil.copytree("run", tmp_path / "run")
+    names = [path.name for path in (tmp_path / "run").glob("*.png")]
+    assert len(names) == 4
+    for name in names:
+        os.unlink(tmp_path / "run" / name)
+    assert main("plot", tmp_path / "run") == 0
+    assert bytes_of(tmp_path / "run").keys() == {
+        tmp_path / "run" / path.relative_to(home / "run")
+        for path in bytes_of(home / "run")
+    }
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (
+            home / "run" / name
+        ).read_bytes(), name
+
+
+def test_data_that_changed_since_the_run_are_refused(here, tmp_path, capsys):
+    monkey, changed = tmp_path / "run", X.copy()
+    changed[0, 0] = 0.5
+    np.save(tmp_path / "mine.npy", X)
+    assert train(monkey, "--data", tmp_path / "mine.npy", epochs=1) == 0
+    np.save(tmp_path / "mine.npy", changed)
+    before = bytes_of(tmp_path)
+    capsys.readouterr()
+    for arguments in (
+        ("evaluate", monkey),
+        ("plot", monkey),
+        ("train", "--config", monkey / "config.json", "--out", tmp_path / "new"),
+    ):
+        assert main(*arguments) == 2
+        assert_refused(capsys, "SHA-256", "mine.npy")
+    assert train(monkey, "--data", tmp_path / "mine.npy", "--resume") == 2
+    assert_refused(capsys, "data.sha256")
+    assert bytes_of(tmp_path) == before
+
+
+# ---- repeat --------------------------------------------------------------------------
+
+FULL = (
+    *("--corruption", "masking", "--corruption-rate", "0.2", "--l1", "0.001"),
+    *("--schedule", "cosine", "--warmup-steps", "2", "--max-norm", "1"),
+    *("--accumulate", "2", "--scaling", "unit", "--compute-dtype", "bfloat16"),
+    *("--patience", "9", "--bias-from-mean", "--untied", "--seed", "3"),
+)
+
+
+def test_a_config_repeats_its_run_to_the_bit(here, tmp_path):
+    assert train(tmp_path / "one", *FULL) == 0
+    config = tmp_path / "one/config.json"
+    assert main("train", "--config", config, "--out", tmp_path / "two") == 0
+    assert made(tmp_path / "one") == made(tmp_path / "two")
+
+
+def test_what_is_said_beside_a_config_wins(here, tmp_path):
+    repeat = ("train", "--config", "run/config.json", "--seed", "1")
+    assert main(*repeat, "--out", tmp_path / "one") == 0
+    assert train(tmp_path / "two", *SAVED, "--seed", "1") == 0
+    assert made(tmp_path / "one") == made(tmp_path / "two")
+    assert made(tmp_path / "one") != made(here / "run")
+
+
+def test_of_two_configs_the_last_counts(here, tmp_path):
+    configs = ("--config", "unit/config.json", "--config=run/config.json")
+    assert main("train", *configs, "--out", tmp_path / "new") == 0
+    assert made(tmp_path / "new") == made(here / "run")
+
+
+def test_another_machine_is_told_of_and_is_no_obstacle(here, tmp_path, capsys):
+    config = json.loads((here / "run/config.json").read_text())
+    config["device"], config["versions"] = "abacus", "\n"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    repeat = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / "new")
+    assert main(*repeat) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2 and all(line.startswith("jaxae: note: ") for line in notes)
+    assert "device was 'abacus' and is" in notes[1]
+
+
+# ---- start from ----------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_parameters_of_another(here, tmp_path):
+    """With no learning rate to speak of it stays there; tied may go on untied."""
+    still = ("--learning-rate", "1e-30")
+    assert train(tmp_path / "tied", "--params", "run", *still, epochs=1) == 0
+    assert train(tmp_path / "untied", "--params", "run", "--untied", *still) == 0
+    _, expected = jaxae.load("run")
+    _, tied = jaxae.load(tmp_path / "tied")
+    _, untied = jaxae.load(tmp_path / "untied")
+    np.testing.assert_array_equal(tied.W, expected.W)
+    np.testing.assert_array_equal(untied.W_dec, expected.W)
+
+
+def test_parameters_that_do_not_fit_are_refused(here, tmp_path, capsys):
+    assert train(tmp_path / "f64", "--dtype", "float64", epochs=1) == 0
+    capsys.readouterr()
+    for options, words in (
+        (("--params", "none"), ["none/config.json"]),
+        (("--params", "run", "--latent-dim", "5"), ["--params run", "latent_dim=5"]),
+        (("--params", "run", "--bias-from-mean"), ["--params", "--bias-from-mean"]),
+        (("--params", tmp_path / "f64"), ["float64", "--dtype float64"]),
+    ):
+        assert train(tmp_path / "new", *options) == 2
+        assert_refused(capsys, *words)
+    assert not (tmp_path / "new").exists()
+
+
+# ---- resume --------------------------------------------------------------------------
+
+
+def test_resume_starts_what_is_not_there(here, tmp_path):
+    assert train(tmp_path / "new", *SAVED, "--resume") == 0
+    assert made(tmp_path / "new") == made(here / "run")
+
+
+def test_resume_leaves_what_is_done_as_it_is(here, capsys):
+    before = bytes_of(here / "run")
+    assert train("run", *SAVED, "--resume") == 0
+    assert "nothing was done" in capsys.readouterr().out
+    assert bytes_of(here / "run") == before
+
+
+def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path):
+    shutil.copytree("run", tmp_path / "run")
+    assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 0
+    assert train(tmp_path / "whole", *SAVED, epochs=5) == 0
+    assert made(tmp_path / "run") == made(tmp_path / "whole")
+    assert [row["epoch"] for row in lines(tmp_path / "run/timing.jsonl")] == [
+        *range(1, 6)
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        (("--learning-rate", "0.5"), '--learning-rate is "0.001" there and "0.5" here'),
+        (("--batch-size", "4"), "--batch-size is 8 there and 4 here"),
+        (("--latent-dim", "5"), "--latent-dim is 4 there and 5 here"),
+        (("--l1", "1"), 'penalties is [] there and ["l1"] here'),
+        (("--compute-dtype", "bfloat16"), "--compute-dtype is null there"),
+        (("--max-norm", "1"), "optimizer is"),
+        (("--seed", "1"), "key is"),
+        (("--validation-fraction", "0.2"), "data.shape is [42, 6] there"),
+        (("--params", "run"), "params is"),
+        (("--overwrite",), "--overwrite and --resume exclude each other"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_resume_refuses_another_run_by_the_field(here, capsys, options, field):
+    before = bytes_of(here / "run")
+    assert train("run", *SAVED, "--resume", *options) == 2
+    assert_refused(capsys, field)
+    assert bytes_of(here / "run") == before
+
+
+def test_resume_does_not_start_over_where_the_states_are_gone(here, tmp_path, capsys):
+    shutil.copytree("run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = bytes_of(tmp_path)
+    assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 2
+    assert_refused(capsys, "--resume needs the states", "--overwrite")
+    assert bytes_of(tmp_path) == before
+
+
+# ---- training's options --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--schedule", "linear", "--final-fraction", "0"),
+        ("--schedule", "exponential", "--schedule-steps", "4", "--max-norm", "0.1"),
+        ("--warmup-steps", "3", "--accumulate", "3"),
+        (
+            "--scaling",
+            "center",
+            "--activation",
+            "identity",
+            "--observation",
+            "gaussian",
+        ),
+        ("--compute-dtype", "bfloat16", "--gradient", "manual"),
+        ("--on-nonfinite", "skip", "--monitor", "train/loss", "--patience", "1"),
+    ],
+    ids=" ".join,
+)
+def test_every_new_option_trains(here, tmp_path, options):
+    assert train(tmp_path / "run", *options, epochs=4) == 0
+    rows = lines(tmp_path / "run/metrics.jsonl")
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys):
+    options = ("--patience", "2", "--learning-rate", "5", "--resume")
+    assert train(tmp_path / "run", *options, epochs=50) == 0
+    printed = capsys.readouterr().out
+    rows = lines(tmp_path / "run/metrics.jsonl")
+    best = json.loads((tmp_path / "run/results.json").read_text())["best_epoch"]
+    assert len(rows) == best + 2 < 50
+    assert f"stopped after epoch {len(rows)}" in printed
+    before = bytes_of(tmp_path)
+    assert train(tmp_path / "run", *options, epochs=50) == 0
+    assert bytes_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--max-norm", "0"), ["--max-norm", "positive"]),
+        (("--warmup-steps", "-1"), ["--warmup-steps", "-1"]),
+        (("--final-fraction", "2"), ["--final-fraction", "2.0"]),
+        (("--accumulate", "0", "--schedule", "linear"), ["--accumulate", "got 0"]),
+        (("--batch-size", "0", "--schedule", "linear"), ["--batch-size", "got 0"]),
+        (("--epochs", "9" * 400), ["--epochs", "2**31"]),
+        (("--latent-dim", "9" * 30), ["--latent-dim", "2**31"]),
+        (("--schedule", "step"), ["unknown schedule", "cosine"]),
+        (("--scaling", "unti"), ["unknown scaling", "did you mean 'unit'"]),
+        (("--scaling", "unit", "--divide-by", "2"), ["--scaling", "--divide-by"]),
+        (("--compute-dtype", "float16"), ["--compute-dtype", "bfloat16"]),
+        (
+            ("--patience", "1", "--validation-fraction", "0"),
+            ["--patience", "--monitor train/loss"],
+        ),
+        (("--data", "nan.npy"), ["row 31415, column 4"]),
+        (
+            ("--data", "nan.npy", "--memory-budget", "1", "--scaling", "unit"),
+            ["row 31415, column 4"],
+        ),
+        (("--memory-budget", "0"), ["--memory-budget", "got 0"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_options_that_cannot_be_are_refused(here, tmp_path, capsys, options, words):
+    assert train(tmp_path / "new", *options) == 2
+    assert_refused(capsys, *words)
+    assert os.listdir(tmp_path) == []
+
+
+def test_patience_for_a_metric_that_is_none_is_refused(here, tmp_path, capsys):
+    options = ("--patience", "1", "--monitor", "validation/los")
+    assert train(tmp_path / "new", *options, epochs=50) == 2
+    assert_refused(capsys, "--monitor validation/los", "did you mean 'validation/loss'")
+
+
+def test_a_path_is_told_as_it_was_given(here, monkeypatch, tmp_path, capsys):
+    """Though a folder be called as an option is."""
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("runs/batch_size/best")
+    assert main("train", "--out", "runs/batch_size") == 2
+    assert_refused(capsys, "--out runs/batch_size holds a run already")
+
+
+# ---- small and empty -----------------------------------------------------------------
+
+EXTREMES = {
+    "one example": (X[:1], ("--batch-size", "1", "--test-fraction", "0"), True),
+    "one column": (X[:, :1], ("--latent-dim", "1"), False),
+    "constant columns": (np.full((60, 3), 0.5), ("--scaling", "unit"), False),
+    "constant columns, standardized": (
+        np.full((60, 3), 0.5),
+        ("--scaling", "standardize", "--observation", "gaussian"),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_smallest_data_are_trained_on_and_used(here, tmp_path, capsys, name):
+    rows, options, is_without_validation = EXTREMES[name]
+    np.save(tmp_path / "rows.npy", rows)
+    if is_without_validation:
+        options += ("--validation-fraction", "0")
+    run, data = tmp_path / "run", tmp_path / "rows.npy"
+    assert train(run, "--data", data, *options, epochs=2) == 0
+    assert (run / "best").exists() != is_without_validation
+    results = json.loads((run / "results.json").read_text())
+    assert results["status"] == "finished" and results["train"]["loss"] is not None
+    assert ("validation" in results) != is_without_validation
+    for row in lines(run / "metrics.jsonl"):
+        assert row["train/loss"] is not None
+    assert main("evaluate", run) == 0
+    assert main("encode", run, data, "-o", tmp_path / "z.npy") == 0
+    assert np.isfinite(np.load(tmp_path / "z.npy")).all()
+    assert main("plot", run) == 0
+    assert capsys.readouterr().err == ""
