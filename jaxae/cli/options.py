@@ -11,6 +11,10 @@ from jaxae import _checks
 with contextlib.suppress(ImportError):  # main says what to install
     from tyro import conf
 
+    _Run = Annotated[str, conf.Positional, conf.arg(metavar="RUN")]
+    _Data = Annotated[str, conf.Positional, conf.arg(metavar="DATA")]
+    _Output = Annotated[str, conf.arg(aliases=["-o"], metavar="FILE")]
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -151,11 +155,6 @@ class GradcheckOptions:
     """The run folder to write. None: runs/gradcheck, replaced each time."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
-
-
-_Run = Annotated[str, conf.Positional, conf.arg(metavar="RUN")]
-_Data = Annotated[str, conf.Positional, conf.arg(metavar="DATA")]
-_Output = Annotated[str, conf.arg(aliases=["-o"], metavar="FILE")]
 
 
 @dataclass(frozen=True)
