@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from jaxae import _checks
+from jaxae.autoencoder.files import digest
 
 _NONE: Any = None  # no manager, for there is no folder yet
 _UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of what a kill leaves behind
@@ -176,7 +177,7 @@ class Checkpoints:
         }
         arrays = self._read_item(step, arrays=self._orbax.args.StandardRestore(target))
         with _damage():
-            if about["arrays_sha256"] != _digest(arrays):
+            if about["arrays_sha256"] != digest(arrays):
                 raise ValueError("its numbers are not those that were saved")
         return Checkpoint(step, arrays, words["notes"])
 
@@ -343,21 +344,12 @@ def _about(identity: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> d
     return {
         "words": words,
         "words_sha256": _digest_words(words),
-        "arrays_sha256": _digest(arrays),
+        "arrays_sha256": digest(arrays),
     }
 
 
 def _digest_words(words: Any) -> str:
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(arrays: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _check_identity(directory: Path, saved: Any, now: Any) -> None:

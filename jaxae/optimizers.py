@@ -202,6 +202,27 @@ class _Built:
         made = optax.chain(*parts)
         return made if self.accumulate == 1 else _accumulate(made, self.accumulate)
 
+    def check_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Refuse numbers out of range; for values that can be seen, before any work.
+
+        Raises:
+          ValueError: naming the hyperparameter, its value and its range.
+        """
+        ranges = {
+            "max_norm": (self.clip, lambda x: x > 0, "positive"),
+            "warmup_steps": (self.warmup, lambda x: x >= 0, "at least 0"),
+            "final_fraction": (
+                self.schedule is not constant,
+                lambda x: 0 <= x <= 1,
+                "between 0 and 1",
+            ),
+        }
+        for name, (is_read, is_fine, expected) in ranges.items():
+            if is_read and name in hparams and not is_fine(hparams[name]):
+                raise ValueError(
+                    f"hparams[{name!r}] must be {expected}, got {hparams[name]}."
+                )
+
     def _factor(self, count, hparams):
         if self.warmup:
             return _warmed_up(self.schedule, count, hparams)

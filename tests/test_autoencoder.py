@@ -484,3 +484,14 @@ def test_load_of_flipped_bytes_never_gives_another_shape(tmp_path_factory, data)
         return
     assert ae == AE
     chex.assert_trees_all_equal_shapes_and_dtypes(params, PARAMS)
+
+
+def test_a_flipped_bit_in_the_numbers_is_found(tmp_path):
+    ae = model()
+    jaxae.save(tmp_path, ae, ae.init(jax.random.key(0)))
+    path = tmp_path / "params.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1  # the last bits of a number: it stays a number
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="its numbers are not those that were saved"):
+        jaxae.load(tmp_path)

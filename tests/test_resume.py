@@ -285,6 +285,28 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path):
         train(config=settings_, validation=None)
 
 
+def test_nobody_waits_for_a_metric_that_there_is_not():
+    settings_ = config(monitor="validation/los", patience=1)
+    with pytest.raises(ValueError, match="monitor must be .*did you mean 'validation/"):
+        train(config=settings_)
+
+
+@pytest.mark.parametrize(
+    "build, number",
+    [
+        ({"clip": True}, {"max_norm": 0.0}),
+        ({"warmup": True}, {"warmup_steps": -1}),
+        ({"schedule": "cosine"}, {"final_fraction": 1.5, "schedule_steps": 9}),
+        ({}, {"corruption_rate": 10**400}),
+    ],
+)
+def test_numbers_out_of_range_are_refused(build, number):
+    settings_ = config(optimizer=optimizers.build("adam", **build))
+    name = next(iter(number))
+    with pytest.raises(ValueError, match=rf"hparams\['{name}'\] must be"):
+        train(config=settings_, hparams={**HPARAMS, **number})
+
+
 def bad_data():
     """Row 17 overflows a squared error in float32, and is finite."""
     data = X.copy()

@@ -4,9 +4,11 @@ The safetensors file carries the model's description in its own metadata, so the
 files cannot drift apart unnoticed. Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer as it lies, whatever the strides say.
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
-    content = safetensors.numpy.save(tensors, metadata={"jaxae": json.dumps(model)})
+    metadata = {"jaxae": json.dumps(model), "sha256": digest(tensors)}
+    content = safetensors.numpy.save(tensors, metadata=metadata)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / PARAMS_FILE, content)
     write_atomically(directory / CONFIG_FILE, config)
@@ -137,6 +140,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of arrays by name: names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype} {array.shape} ".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -170,14 +183,22 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
     _must_exist(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:
-            metadata = json.loads((file.metadata() or {}).get("jaxae", "null"))
+            metadata = file.metadata() or {}
+            model = json.loads(metadata.get("jaxae", "null"))
             _refuse_rounding(path, file)
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({error}); restore a copy or "
             "train again."
         ) from None
+    # Files of others, and of jaxae 0.1.0, have no digest.
+    if metadata.get("sha256", expected := digest(tensors)) != expected:
+        raise ValueError(
+            f"{path} is damaged: its numbers are not those that were saved; restore a "
+            "copy or train again."
+        )
+    return tensors, model
 
 
 def _refuse_rounding(path: Path, file) -> None:

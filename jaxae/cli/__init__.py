@@ -16,6 +16,7 @@ import jax
 import jaxae
 from jaxae import _checks
 from jaxae.cli import folder
+from jaxae.cli.building import HPARAMS
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import (
     EncodeOptions,
@@ -50,6 +51,13 @@ class Verb(NamedTuple):
 
 
 _ARRAY = {"array=NAME": "--array NAME"}
+_NUMBERS = (*HPARAMS, "final_fraction", "schedule_steps")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 VERBS = {
     "train": Verb(
         TrainOptions,
@@ -61,6 +69,8 @@ VERBS = {
             **_ARRAY,
             "load it inside `with jax.enable_x64(True):`": "say --dtype float64",
             "patience waits": "--patience waits",
+            "monitor must": "--monitor must",
+            **{f"hparams['{name}']": _option(name) for name in _NUMBERS},
             "give validation=, or set monitor='train/loss'": (
                 "give it some, --validation-fraction 0.1, or say --monitor train/loss"
             ),
@@ -130,7 +140,7 @@ def _refuse(sentence: str) -> int:
 def _in_options(sentence: str, verb: Verb) -> str:
     """The library's names of arguments as the command line spells them."""
     names = [field.name for field in dataclasses.fields(verb.options)]
-    words = {name: f"--{name.replace('_', '-')}" for name in names if "_" in name}
+    words = {name: _option(name) for name in names if "_" in name}
     words.update(verb.words)
     if not words:
         return sentence

@@ -10,7 +10,7 @@ import jaxae
 from jaxae import optimizers
 from jaxae.cli.options import TrainOptions
 
-_HPARAMS = (
+HPARAMS = (
     *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
     *("corruption_rate", "kl_sparsity_target", *jaxae.penalties.CATALOGUE),
 )
@@ -69,7 +69,7 @@ def config(options: TrainOptions) -> jaxae.TrainConfig:
 
 def hparams(options: TrainOptions, num_examples: int) -> dict[str, float]:
     """The numbers that were given, and those of the schedule."""
-    values = {name: getattr(options, name) for name in _HPARAMS}
+    values = {name: getattr(options, name) for name in HPARAMS}
     values = {name: value for name, value in values.items() if value is not None}
     if options.schedule != "constant":
         values["schedule_steps"] = _schedule_steps(options, num_examples)

@@ -231,17 +231,6 @@ def checked(options: TrainOptions) -> TrainOptions:
         if value is not None and _checks.positive_int(option, value) >= 2**31:
             found = _checks.describe(value)
             raise ValueError(f"{option} must be less than 2**31, got {found}.")
-    if options.warmup_steps is not None and not 0 <= options.warmup_steps < 2**31:
-        found = _checks.describe(options.warmup_steps)
-        raise ValueError(f"--warmup-steps must be in 0 to 2**31 - 1, got {found}.")
-    if options.max_norm is not None and not options.max_norm > 0:
-        raise ValueError(
-            f"--max-norm must be a positive number, got {options.max_norm}."
-        )
-    if not 0 <= options.final_fraction <= 1:
-        raise ValueError(
-            f"--final-fraction must be between 0 and 1, got {options.final_fraction}."
-        )
     return options
 
 

@@ -17,7 +17,7 @@ from jaxae.cli.options import TrainOptions, checked
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.cli.splits import PARTS, Splits
 from jaxae.data.scaling import save_scaling
-from jaxae.training import Run, diagnostics, host
+from jaxae.training import Run, diagnostics, epochs, host
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -40,6 +40,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
         if not options.resume:
             folder.clear(out)
         folder.clear_unfinished(out)
+        described = _describe(options, splits, job.hparams)
         with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
             progress = _start(job, checkpoints)
             if _is_done(out, job, progress):
@@ -48,40 +49,40 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             interrupt.raise_if_requested()
             # Written last, so that where it is, the folder is that of a whole run.
             (out / folder.RESULTS_FILE).unlink(missing_ok=True)
-            described = _describe(options, splits, job.hparams)
             _save(out, job.objective.ae, progress.state.params, splits, described)
-            num_steps = job.config.num_epochs * (
-                len(splits.train) // job.config.batch_size
-            )
-            with Reporter(out, job.config, num_steps, progress.history) as reporter:
-
-                def on_epoch(row, state):
-                    reporter.on_epoch(row, state)
-                    _check_monitor(options, row)
-                    return interrupt.is_requested
-
-                job = job._replace(callbacks=(on_epoch,))
-                run = host.execute(job, progress, checkpoints, reporter.on_part)
-        # The model first: whatever happens to a picture, it is safe.
-        _save(out, job.objective.ae, run.params, splits, described)
-        if run.best is not None:
-            value = run.best.value
-            best = {
-                "epoch": run.best.epoch,
-                options.monitor: value if np.isfinite(value) else None,
-            }
-            _save(
-                out / folder.BEST,
-                job.objective.ae,
-                run.best.params,
-                splits,
-                {**described, "best": best},
-            )
-        results = _results(job.objective, run, splits, job.hparams)
-        pictures.draw(out, job.objective.ae, run.params, run.metrics, splits)
-        folder.write_json(out / folder.RESULTS_FILE, results)
-        print_results(results)
+            run = _execute(out, job, progress, checkpoints, interrupt)
+        _write(out, job, run, splits, described)
         return _conclude(run, out, options)
+
+
+def _execute(
+    out: Path, job: host.Job, progress: Any, checkpoints: Any, interrupt: Interrupt
+) -> Run:
+    """Train, writing a line an epoch."""
+    num_steps = job.config.num_epochs * epochs.num_steps(job.data, job.config)
+    with Reporter(out, job.config, num_steps, progress.history) as reporter:
+
+        def on_epoch(row, state):
+            reporter.on_epoch(row, state)
+            return interrupt.is_requested
+
+        job = job._replace(callbacks=(on_epoch,))
+        return host.execute(job, progress, checkpoints, reporter.on_part)
+
+
+def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) -> None:
+    """All that a run leaves; the model first: whatever happens later, it is safe."""
+    ae = job.objective.ae
+    _save(out, ae, run.params, splits, described)
+    if run.best is not None:
+        value = run.best.value if np.isfinite(run.best.value) else None
+        best = {"epoch": run.best.epoch, job.config.monitor: value}
+        described = {**described, "best": best}
+        _save(out / folder.BEST, ae, run.best.params, splits, described)
+    results = _results(job.objective, run, splits, job.hparams)
+    pictures.draw(out, ae, run.params, run.metrics, splits)
+    folder.write_json(out / folder.RESULTS_FILE, results)
+    print_results(results)
 
 
 def _job(options: TrainOptions, splits: Splits) -> host.Job:
@@ -109,15 +110,6 @@ def _start(job: host.Job, checkpoints: Any) -> Any:
     for warning in caught:
         note(str(warning.message))
     return progress
-
-
-def _check_monitor(options: TrainOptions, row: dict[str, float]) -> None:
-    """Refuse to wait for a metric that there is not, once their names are known."""
-    if options.patience is not None and options.monitor not in row:
-        raise ValueError(
-            f"--monitor {options.monitor} is no metric, so --patience would wait for "
-            f"ever{_checks.closest(options.monitor, row)}; known: {', '.join(row)}."
-        )
 
 
 def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -> Any:

@@ -23,6 +23,7 @@ from jaxae.cli.options import (
     TrainOptions,
     checked,
 )
+from jaxae.cli.reporting import Interrupt
 from jaxae.cli.train import evaluate as evaluate_splits
 from jaxae.cli.train import print_results
 from jaxae.data import Scaling, load_scaling
@@ -176,9 +177,10 @@ def _write(
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         # No memory map: on a full disk that would end the process, without a word.
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file, Interrupt() as interrupt:
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, num_rows, _BLOCK_ROWS):
+                interrupt.raise_if_requested()
                 block = function(rows[start : start + _BLOCK_ROWS])
                 file.write(np.ascontiguousarray(block, dtype).data)
             file.flush()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxae import _checks
 from jaxae import data as data_module
 from jaxae.training import diagnostics, epochs
 from jaxae.training.progress import Best, Progress
@@ -44,11 +45,21 @@ class Look:
         )
 
     def _better(self, progress: Progress, row: dict, epoch: int) -> Best | None:
+        self._check_monitor(row)
         value, best = row.get(self._job.config.monitor, math.nan), progress.best
         if math.isnan(value) or (best is not None and not value < best.value):
             return best
         # A copy: the state goes on, and is donated.
         return Best(epoch, value, jax.tree.map(jnp.copy, progress.state.params))
+
+    def _check_monitor(self, row: dict) -> None:
+        """Refuse to wait for a metric that there is not, once their names are known."""
+        monitor, patience = self._job.config.monitor, self._job.config.patience
+        if patience is not None and monitor not in row:
+            raise ValueError(
+                f"monitor must be a metric of the run, for patience to wait for, got "
+                f"{monitor!r}{_checks.closest(monitor, row)}; known: {', '.join(row)}."
+            )
 
     def _diagnose(self, state) -> dict[str, Any]:
         job, size = self._job, self._job.config.batch_size

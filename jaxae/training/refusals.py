@@ -179,7 +179,7 @@ def _is_finite_number(value: Any, dtype) -> bool:
     try:
         with np.errstate(over="ignore"):
             return bool(np.isfinite(np.asarray(float(value)).astype(dtype)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -230,6 +230,8 @@ def check_hparams(
             f"{', '.join(needed) or 'none'}."
         )
     objective.check_hparams(hparams)
+    if hasattr(config.optimizer, "check_hparams"):
+        config.optimizer.check_hparams(hparams)
 
 
 def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:
