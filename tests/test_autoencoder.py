@@ -469,7 +469,7 @@ def test_load_of_arbitrary_bytes_is_one_sentence(tmp_path_factory, content, wher
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_load_of_flipped_bytes_never_gives_another_shape(tmp_path_factory, data):
+def test_load_of_a_flipped_byte_gives_what_was_saved_or_an_error(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flip")
     jaxae.save(folder, AE, PARAMS)
     path = folder / "params.safetensors"
@@ -483,7 +483,7 @@ def test_load_of_flipped_bytes_never_gives_another_shape(tmp_path_factory, data)
     except ValueError:
         return
     assert ae == AE
-    chex.assert_trees_all_equal_shapes_and_dtypes(params, PARAMS)
+    chex.assert_trees_all_equal(params, PARAMS)
 
 
 def test_a_flipped_bit_in_the_numbers_is_found(tmp_path):
