@@ -63,7 +63,8 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer as it lies, whatever the strides say.
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
-    metadata = {"jaxae": json.dumps(model), "sha256": digest(tensors)}
+    # One entry: safetensors writes several in an order that varies.
+    metadata = {"jaxae": json.dumps({**model, "sha256": digest(tensors)})}
     content = safetensors.numpy.save(tensors, metadata=metadata)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / PARAMS_FILE, content)
@@ -183,8 +184,7 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
     _must_exist(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:
-            metadata = file.metadata() or {}
-            model = json.loads(metadata.get("jaxae", "null"))
+            model = json.loads((file.metadata() or {}).get("jaxae", "null"))
             _refuse_rounding(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
@@ -193,7 +193,8 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
             "train again."
         ) from None
     # Files of others, and of jaxae 0.1.0, have no digest.
-    if metadata.get("sha256", expected := digest(tensors)) != expected:
+    expected = model.pop("sha256", None) if isinstance(model, dict) else None
+    if expected not in (None, digest(tensors)):
         raise ValueError(
             f"{path} is damaged: its numbers are not those that were saved; restore a "
             "copy or train again."

@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         found = _checks.first_line(error)
         return _refuse(f"too large for this machine ({found}); use fewer numbers.")
     except KeyboardInterrupt:
-        print("jaxae: interrupted; nothing more was written.", file=sys.stderr)
+        print("jaxae: interrupted.", file=sys.stderr)
         return INTERRUPTED
 
 
