@@ -469,7 +469,7 @@ def test_load_of_arbitrary_bytes_is_one_sentence(tmp_path_factory, content, wher
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_load_of_a_flipped_byte_gives_what_was_saved_or_an_error(tmp_path_factory, data):
+def test_load_of_a_flipped_byte_is_what_was_saved_or_an_error(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("flip")
     jaxae.save(folder, AE, PARAMS)
     path = folder / "params.safetensors"
