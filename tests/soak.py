@@ -71,8 +71,7 @@ def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
 
 def start(run: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxae.cli", *COMMAND, "--out", str(run)]
-    # So that two runs beside each other split their sums alike.
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    env = {"JAX_PLATFORMS": "cpu", **os.environ}
     return subprocess.Popen(
         [*command, "--resume"],
         stdout=subprocess.PIPE,

@@ -251,6 +251,7 @@ def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path):
 
 ON_EIGHT_DEVICES = """
 import os
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P

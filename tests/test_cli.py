@@ -245,7 +245,7 @@ def folder(tmp_path, monkeypatch):
         (("--corruption", "masking"), ["lacks --corruption-rate"]),
         (
             ("--corruption", "masking", "--corruption-rate", "1.5"),
-            ["corruption_rate", "at most 1", "got 1.5"],
+            ["--corruption-rate", "at most 1", "got 1.5"],
         ),
         (
             (
@@ -259,7 +259,7 @@ def folder(tmp_path, monkeypatch):
             ["between 0 and 1", "relu", "use sigmoid"],
         ),
         (("--out", ""), ["--out"]),
-        (("--learning-rate", "nan"), ["learning_rate", "finite"]),
+        (("--learning-rate", "nan"), ["--learning-rate", "finite"]),
         (("--test-fraction", "1.5"), ["ractions"]),
         (("--out", "file"), ["--out", "is a file"]),
     ],

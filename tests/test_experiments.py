@@ -271,6 +271,7 @@ def blame_b_enc(report):
     return dataclasses.replace(report, leaves=report.leaves | {"b_enc": blamed})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil, failing",
     [

@@ -482,6 +482,7 @@ def test_precision_reports_the_error_of_bfloat16_products():
 ON_DEVICES = """
 import os, sys
 count = int(sys.argv[2])
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={{count}}"
 sys.path.insert(0, {tests!r})
 import jax, numpy as np

@@ -67,19 +67,18 @@ def config(options: TrainOptions) -> jaxae.TrainConfig:
     )
 
 
-def hparams(options: TrainOptions, num_examples: int) -> dict[str, float]:
+def hparams(options: TrainOptions, num_examples: int) -> dict[str, float | int]:
     """The numbers that were given, and those of the schedule."""
-    values = {name: getattr(options, name) for name in HPARAMS}
-    values = {name: value for name, value in values.items() if value is not None}
-    if options.schedule != "constant":
-        values["schedule_steps"] = _schedule_steps(options, num_examples)
-        values["final_fraction"] = options.final_fraction
-    return values
+    names = (*HPARAMS, "schedule_steps", "final_fraction")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.schedule == "constant":
+        return given
+    length = _schedule_length(options, num_examples)
+    return {"schedule_steps": length, "final_fraction": 0.1, **given}
 
 
-def _schedule_steps(options: TrainOptions, num_examples: int) -> int:
-    if options.schedule_steps is not None:
-        return options.schedule_steps
+def _schedule_length(options: TrainOptions, num_examples: int) -> int:
     num_steps = options.epochs * (num_examples // options.batch_size)
     return max(1, num_steps // options.accumulate - (options.warmup_steps or 0))
 

@@ -75,8 +75,8 @@ class TrainOptions:
     """Of the learning rate: constant, linear, cosine, exponential."""
     schedule_steps: int | None = None
     """Updates until the schedule's end. None: all of the run's, less the warm-up."""
-    final_fraction: float = 0.1
-    """Of the learning rate that is left at the schedule's end."""
+    final_fraction: float | None = None
+    """Of the learning rate that is left at the schedule's end. None: 0.1."""
     warmup_steps: int | None = None
     """Updates in which the learning rate rises from 0."""
     max_norm: float | None = None
