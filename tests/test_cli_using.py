@@ -412,7 +412,7 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys)
     [
         (("--max-norm", "0"), ["--max-norm", "positive"]),
         (("--warmup-steps", "-1"), ["--warmup-steps", "-1"]),
-        (("--schedule", "linear", "--final-fraction", "2"), ["--final-fraction", "2.0"]),
+        (("--schedule", "linear", "--final-fraction", "2"), ["--final-fraction", "2"]),
         (("--final-fraction", "0.5"), ["--final-fraction", "nothing reads"]),
         (("--schedule-steps", "5"), ["--schedule-steps", "nothing reads"]),
         (("--accumulate", "0", "--schedule", "linear"), ["--accumulate", "got 0"]),
