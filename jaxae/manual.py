@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder, Forward, UntiedParams
-from jaxae.autoencoder.model import product
+from jaxae.autoencoder.model import padded_latents, product
 from jaxae.objective import Aux, Objective, add
 from jaxae.penalties import Cotangents
 
@@ -126,7 +126,7 @@ def value_and_grad(objective) -> Callable:
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
         inputs, targets = objective.prepare(batch, key, hparams)
-        forward = objective.forward(params, inputs)
+        forward = objective.forward(params, inputs, hparams)
         loss, metrics = objective.score(params, forward, targets, hparams)
         grads = batch_grads(objective, params, inputs, targets, forward, hparams)
         return (loss, Aux(metrics, state)), grads
@@ -190,12 +190,13 @@ def _batch_pass(
     ae = objective.ae
     untied = ae.parametrization.expand(objective.rounded(params))
     cotangents = objective.cotangents(params, forward, hparams)
+    is_latent = padded_latents(ae, hparams)
 
     def backward(forward, target, d_a, d_z):
         # The mean over the batch: every signal carries 1/B from the start.
-        return _backward(
-            ae, untied, forward, target, Cotangents(d_a, d_z), 1 / len(inputs)
-        )
+        added = Cotangents(d_a, d_z)
+        weight = 1 / len(inputs)
+        return _backward(ae, untied, forward, target, added, weight, is_latent)
 
     signals = jax.vmap(backward)(forward, targets, cotangents.a, cotangents.z)
     return _contract(untied, inputs, forward, signals), cotangents
@@ -227,11 +228,14 @@ def _backward(
     target: Float[Array, "D"],
     cotangents: Cotangents,
     weight: float,
+    is_latent=None,
 ) -> Signals:
     """The signals of one example whose loss counts `weight` times."""
     a, z, eta = forward
     d_eta = weight * ae.observation.dloss(eta, target, *untied.observation)
     d_z = add(product(untied.W_dec, d_eta, untied.b_dec.dtype), cotangents.z)
+    if is_latent is not None:  # what z = 0 on padding does to a signal that returns
+        d_z = jnp.where(is_latent, d_z, 0)
     d_a = add(ae.activation.vjp(a, z, d_z, *untied.activation), cotangents.a)
     d_activation, d_observation = (), ()
     if ae.activation.vjp_theta is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxae import _checks, metrics
 from jaxae.autoencoder import Autoencoder, Forward
+from jaxae.autoencoder.model import padded_latents
 from jaxae.corruptions import Corruption
 from jaxae.penalties import Cotangents, Penalty
 
@@ -101,7 +102,7 @@ class Objective:
           ValueError: for a batch of the wrong shape or dtype, or a missing hparam.
         """
         inputs, targets = self.prepare(batch, key, hparams)
-        forward = self.forward(params, inputs)
+        forward = self.forward(params, inputs, hparams)
         loss, scores = self.score(params, forward, targets, hparams)
         return loss, Aux(scores, state)
 
@@ -116,7 +117,7 @@ class Objective:
         """
         inputs, targets = self._as_pair(X)
         _require(self._penalty_hparam_names, hparams)
-        forward = self.forward(params, inputs)
+        forward = self.forward(params, inputs, hparams)
         _, scores = self.score(params, forward, targets, hparams)
         x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
         return {**scores, "squared_error": metrics.squared_error(targets, x_hat)}
@@ -152,11 +153,11 @@ class Objective:
         corrupt = jax.vmap(self.corruption.apply, in_axes=(0, 0, None))
         return corrupt(keys, inputs, rate), targets
 
-    def forward(self, params, inputs) -> Forward:
+    def forward(self, params, inputs, hparams) -> Forward:
         """a, z `[B, H]` and eta `[B, D]` of a batch."""
-        return jax.vmap(self.ae.forward, in_axes=(None, 0))(
-            self.rounded(params), inputs
-        )
+        is_latent = padded_latents(self.ae, hparams)
+        forward = jax.vmap(self.ae.forward, in_axes=(None, 0, None))
+        return forward(self.rounded(params), inputs, is_latent)
 
     def rounded(self, params):
         """The parameters as matrix products use them: weights in compute_dtype."""

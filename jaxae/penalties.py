@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder, Forward, UntiedParams
+from jaxae.autoencoder.model import padded_latents
 
 
 class Cotangents(NamedTuple):
@@ -74,17 +75,24 @@ l1 = Penalty("l1", _l1, _l1_cotangents)
 # Ng, Sparse autoencoder, CS294A lecture notes, 2011; rho is kl_sparsity_target.
 
 
-def _kl_sparsity(ae, params, forward: Forward, hparams):
-    del ae, params
+def _activity(ae, forward: Forward, hparams):
+    """rho_hat; of padding the target itself, which costs nothing."""
     rho, rho_hat = hparams["kl_sparsity_target"], jnp.mean(forward.z, axis=0)
+    is_latent = padded_latents(ae, hparams)
+    return rho, rho_hat if is_latent is None else jnp.where(is_latent, rho_hat, rho)
+
+
+def _kl_sparsity(ae, params, forward: Forward, hparams):
+    del params
+    rho, rho_hat = _activity(ae, forward, hparams)
     active = rho * (jnp.log(rho) - jnp.log(rho_hat))
     silent = (1 - rho) * (jnp.log1p(-rho) - jnp.log1p(-rho_hat))
     return jnp.sum(active + silent)
 
 
 def _kl_sparsity_cotangents(ae, params, forward: Forward, hparams):
-    del ae, params
-    rho, rho_hat = hparams["kl_sparsity_target"], jnp.mean(forward.z, axis=0)
+    del params
+    rho, rho_hat = _activity(ae, forward, hparams)
     d_rho_hat = (1 - rho) / (1 - rho_hat) - rho / rho_hat
     return Cotangents(z=jnp.broadcast_to(d_rho_hat / len(forward.z), forward.z.shape))
 

@@ -326,7 +326,7 @@ def test_norms_are_those_of_the_step_that_training_makes(is_tied):
         params,
         inputs,
         targets,
-        objective.forward(params, inputs),
+        objective.forward(params, inputs, {}),
         STEP_HPARAMS,
     )
     expected = {}

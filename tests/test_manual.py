@@ -144,7 +144,7 @@ def judge_batch_paths(objective):
     X, T = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 9, 6)))
 
     def two_argument_value(encoder, decoder, direct):
-        a, z, _ = objective.forward(encoder, X)
+        a, z, _ = objective.forward(encoder, X, HPARAMS)
         eta = jax.vmap(ae.decoder_pre_acts, (None, 0))(decoder, z)
         in_axes = (0, 0, *(None for _ in params.observation))
         losses = jax.vmap(ae.observation.loss, in_axes)(eta, T, *decoder.observation)
@@ -153,7 +153,7 @@ def judge_batch_paths(objective):
             for p in objective.penalties
         )
 
-    forward = objective.forward(params, X)
+    forward = objective.forward(params, X, {})
     arguments = (objective, params, X, T, forward, hparams)
     paths, grads = manual.batch_path_grads(*arguments), manual.batch_grads(*arguments)
     *expected, direct = jax.grad(two_argument_value, (0, 1, 2))(params, params, params)
@@ -170,7 +170,7 @@ def test_paths_keep_the_parameters_dtype():
     objective = jaxae.Objective(model(), penalties=(penalties.contractive,))
     params = objective.ae.init(KEY, dtype="bfloat16")
     X = jnp.ones((2, 6), "bfloat16")
-    forward = objective.forward(params, X)
+    forward = objective.forward(params, X, {})
     hparams = {"contractive": jnp.float32(0.1)}
     paths = manual.batch_path_grads(objective, params, X, X, forward, hparams)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(paths)} == {"bfloat16"}

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks, activations, observations
 from jaxae.activations import Activation
 from jaxae.autoencoder import parametrizations
 from jaxae.autoencoder.parametrizations import Parametrization, Params, UntiedParams
 from jaxae.observations import Observation
+
+LATENT_DIM = "latent_dim"  # in hparams: how many latents are not padding
 
 
 class Forward(NamedTuple):
@@ -73,7 +75,9 @@ class Autoencoder:
         """How this model's parameters map to W_enc, W_dec, b_enc, b_dec."""
         return parametrizations.tied if self.tied else parametrizations.untied
 
-    def init(self, key, *, dtype: Any = jnp.float32, data_mean=None) -> Params:
+    def init(
+        self, key, *, dtype: Any = jnp.float32, data_mean=None, limit=None
+    ) -> Params:
         """Draw parameters: Glorot uniform weights, zero biases.
 
         W_ij ~ U(-r, r), r = gain sqrt(6 / (D + H)), with gain 4 for sigmoid latents, on
@@ -85,6 +89,7 @@ class Autoencoder:
           dtype: of every parameter; float32 unless said, under x64 too.
           data_mean: `[D]`, the mean of the data; where given, the output bias starts at
             it, b_dec = o^-1(data_mean), so that training need not find it.
+          limit: r; may be traced. The model's own, `init_limit`, unless given.
 
         Raises:
           ValueError: for a key that is none, a dtype that is not floating, a data_mean
@@ -96,10 +101,11 @@ class Autoencoder:
         """
         _checks.prng_key(key)
         dtype = _checks.floating_dtype(dtype)
+        limit = self.init_limit if limit is None else limit
         encoder_key, decoder_key = jax.random.split(key)
         params = UntiedParams(
-            W_enc=self._draw_weights(encoder_key),
-            W_dec=self._draw_weights(decoder_key),
+            W_enc=self._draw_weights(encoder_key, limit),
+            W_dec=self._draw_weights(decoder_key, limit),
             b_enc=jnp.zeros(self.latent_dim),
             b_dec=self._output_bias(data_mean),
             activation=_theta(self.activation.init, self.latent_dim),
@@ -153,14 +159,20 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.reconstruct")
         return self.observation.mean(self.forward(params, x).eta)
 
-    def forward(self, params, x) -> Forward:
+    def forward(self, params, x, is_latent=None) -> Forward:
         """a, z and eta of one example, `[D] -> ([H], [H], [D])`.
+
+        Args:
+          params: this model's parameters.
+          x: `[D]`, what is encoded.
+          is_latent: `[H]` of bools, where this is a narrower model padded: the z of the
+            others is 0, and so is every gradient that they would get.
 
         Raises:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x = _checks.one_example("x", x, self.input_dim, "ae.forward")
-        return self._forward(params, params, x)
+        return self._forward(params, params, x, is_latent)
 
     def loss(self, params, x, target=None) -> Float[Array, ""]:
         """l(f(x)), -log p(target | x_hat) without the terms free of the parameters.
@@ -224,16 +236,20 @@ class Autoencoder:
         a = _encoder_pre_acts(untied, x)
         return a, self.activation.apply(a, *untied.activation)
 
-    def _forward(self, encoder_params, decoder_params, x) -> Forward:
+    def _forward(self, encoder_params, decoder_params, x, is_latent=None) -> Forward:
         a, z = self._encode(self._expand(encoder_params), x)
+        z = z if is_latent is None else jnp.where(is_latent, z, 0)
         return Forward(a, z, _decoder_pre_acts(self._expand(decoder_params), z))
 
     # ---- initial values --------------------------------------------------------------
 
-    def _draw_weights(self, key) -> Float[Array, "H D"]:
-        limit = self.activation.init_gain * math.sqrt(
-            6 / (self.input_dim + self.latent_dim)
-        )
+    @property
+    def init_limit(self) -> float:
+        """r = gain sqrt(6 / (D + H)): initial weights lie in [-r, r]."""
+        num_units = self.input_dim + self.latent_dim
+        return self.activation.init_gain * math.sqrt(6 / num_units)
+
+    def _draw_weights(self, key, limit) -> Float[Array, "H D"]:
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
             key, jnp.arange(self.latent_dim)
         )
@@ -304,6 +320,17 @@ class Autoencoder:
         if target is None:
             return x, x
         return x, _checks.one_example("target", target, self.input_dim, method)
+
+
+def padded_latents(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
+    """Which latents are a narrower model's own, where hparams["latent_dim"] says so.
+
+    A sweep trains models of many widths as one program: as wide as the widest, the
+    others padded. None where nothing is padded.
+    """
+    if LATENT_DIM not in hparams:
+        return None
+    return jnp.arange(ae.latent_dim) < hparams[LATENT_DIM]
 
 
 def _encoder_pre_acts(untied: UntiedParams, x):

@@ -106,7 +106,7 @@ def _look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
     inputs, targets = clean.prepare(batch, None, hparams)
     # The model computes in its own precision; what it made is summed in float32.
     params, targets, forward = map(
-        _widened, (params, targets, clean.forward(params, inputs))
+        _widened, (params, targets, clean.forward(params, inputs, hparams))
     )
     z = forward.z
     _, means = clean.score(params, forward, targets, hparams)
@@ -253,7 +253,7 @@ def _norms_of_step(
 ):
     grads, _ = jax.grad(objective, has_aux=True)(params, batch, key, hparams, state)
     inputs, targets = objective.prepare(batch, key, hparams)
-    forward = objective.forward(params, inputs)
+    forward = objective.forward(params, inputs, hparams)
     paths = manual.batch_path_grads(
         objective, params, inputs, targets, forward, hparams
     )

@@ -19,6 +19,9 @@ from jaxae.training.config import TrainConfig
 Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
 
 
+INIT_SCALE = "init_scale"  # may be left out
+
+
 class TrainState(NamedTuple):
     """Everything that a step changes, and the key that it draws from."""
 
@@ -33,10 +36,15 @@ class TrainState(NamedTuple):
 def init_state(
     objective: Objective, hparams, key, *, config: TrainConfig, params=None
 ) -> TrainState:
-    """The state before the first step; `params` are drawn from `key` unless given."""
+    """The state before the first step; `params` are drawn from `key` unless given.
+
+    Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
+    hyperparameter `init_scale` where there is one.
+    """
     init_key, data_key = jax.random.split(key)
     if params is None:
-        params = objective.ae.init(init_key)
+        limit = objective.ae.init_limit * hparams.get(INIT_SCALE, 1.0)
+        params = objective.ae.init(init_key, limit=limit)
     return TrainState(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
@@ -225,7 +233,7 @@ def _autodiff_gradient(state, batch, key, hparams, is_logged, *, objective, conf
 
 def _manual_gradient(state, batch, key, hparams, is_logged, *, objective, config):
     inputs, targets = objective.prepare(batch, key, hparams)
-    forward = objective.forward(state.params, inputs)
+    forward = objective.forward(state.params, inputs, hparams)
     grads = manual.batch_grads(
         objective, state.params, inputs, targets, forward, hparams
     )

@@ -70,9 +70,8 @@ def _replay(
     updates, _ = config.optimizer(hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     inputs, targets = objective.prepare(batch, key, hparams)
-    losses = objective.example_losses(
-        state.params, objective.forward(state.params, inputs), targets
-    )
+    forward = objective.forward(state.params, inputs, hparams)
+    losses = objective.example_losses(state.params, forward, targets)
     return {
         "gradient": jax.tree.map(_all_finite, grads),
         "update": jax.tree.map(_all_finite, params),

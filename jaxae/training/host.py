@@ -70,8 +70,9 @@ def train(
       config: the fixed choices; `TrainConfig()` unless given.
       validation: like `data`, but no source; evaluated without corruption after each
         epoch.
-      params: where to start; copied, never donated. Drawn in float32 unless given;
-        data are cast to their dtype.
+      params: where to start; copied, never donated. Drawn in float32 unless given,
+        the weights times hparams["init_scale"] if that is there; data are cast to
+        their dtype.
       on_epoch: `(metrics, state) -> stop`, or a list of such, called after each epoch;
         a true answer ends training. The state is the live one, donated to the next
         epoch: copy what you keep.
@@ -168,7 +169,7 @@ def prepare(
             "validation", validation, objective, dtype, config.memory_budget
         )
     hparams = refusals.as_hparams(hparams, dtype)
-    refusals.check_hparams(objective, config, data, hparams, key)
+    refusals.check_hparams(objective, config, data, hparams, key, params)
     identity = None
     if is_saved:
         identity = identify(objective, config, hparams, key, params, *given)

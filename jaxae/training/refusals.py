@@ -14,7 +14,7 @@ from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Data, num_rows
+from jaxae.training.epochs import INIT_SCALE, Data, num_rows
 
 
 def check_arguments(objective, key, config, params=None) -> None:
@@ -208,7 +208,12 @@ class _Reads(Mapping):
 
 
 def check_hparams(
-    objective: Objective, config: TrainConfig, data: Data, hparams: Mapping, key
+    objective: Objective,
+    config: TrainConfig,
+    data: Data,
+    hparams: Mapping,
+    key,
+    params=None,
 ) -> None:
     """Refuse hyperparameters that nobody reads, or that somebody lacks.
 
@@ -221,7 +226,8 @@ def check_hparams(
         jax.eval_shape(lambda key: data(key, reads), key)
     needed = sorted(reads.names | set(objective.hparam_names))
     missing = [name for name in needed if name not in hparams]
-    unused = [name for name in hparams if name not in needed]
+    optional = () if params is not None else (INIT_SCALE,)
+    unused = [name for name in hparams if name not in (*needed, *optional)]
     if missing or unused:
         found = [f"lacks {', '.join(missing)}"] if missing else []
         found += [f"has {', '.join(unused)}, which nothing reads"] if unused else []
