@@ -138,7 +138,9 @@ def test_training_lowers_the_loss_and_stays_finite(row):
     objective = build(row)
     hparams = {**hparams_of(objective), "learning_rate": 0.03}
     X = np.asarray(batch(40))
-    config = jaxae.TrainConfig(num_epochs=15, batch_size=8, gradient="manual")
+    config = jaxae.TrainConfig(
+        num_epochs=15, batch_size=8, gradient="manual", diagnostics=False
+    )
     run = jaxae.train(objective, X, hparams=hparams, key=KEY, config=config)
     assert run.status == "finished"
     assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]

@@ -26,7 +26,16 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+SLOW = {"detection_power"}  # half a minute even when quick
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in PICTURES
+    ],
+)
 def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     result = run_study(name, tmp_path, "--quick")
     assert result["pass"] and result["quick"]
@@ -42,6 +51,7 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     check_numbers[name](result)
 
 
+@pytest.mark.slow
 def test_the_study_of_bugs_reports_what_its_judges_said(tmp_path):
     study, root = load_study("gradient_bugs"), EXPERIMENTS / "gradient_bugs.py"
     command = [sys.executable, str(root), "--quick", "--out", str(tmp_path)]
