@@ -179,6 +179,22 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_left(
     assert bytes_of(here) == before
 
 
+def test_a_scaling_that_is_damaged_or_of_another_run_is_refused(here, tmp_path, capsys):
+    run, z = tmp_path / "run", tmp_path / "z.npy"
+    shutil.copytree("unit", run, ignore=shutil.ignore_patterns("checkpoints"))
+    path = run / "scaling.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for verb in ("encode", "reconstruct"):
+        assert main(verb, run, "X.npy", "-o", z) == 2
+        assert_refused(capsys, str(path), "not those that were saved")
+    shutil.copy("run/scaling.safetensors", path)
+    assert main("encode", run, "X.npy", "-o", z) == 2
+    assert_refused(capsys, "the scaling 'divide'", "says 'unit'", "restore")
+    path.write_bytes(whole)
+    assert main("encode", run, "X.npy", "-o", z) == 0
+
+
 # ---- evaluate, plot ------------------------------------------------------------------
 
 

@@ -270,7 +270,33 @@ def test_the_kind_is_readable_by_any_reader_of_safetensors(tmp_path):
     data.save_scaling(tmp_path, SCALINGS["unit"])
     with safetensors.safe_open(tmp_path / "scaling.safetensors", "numpy") as file:
         kind = json.loads(file.metadata()["scaling"])
-    assert kind == {"name": "unit", "clip": True}
+    assert set(kind) == {"name", "clip", "sha256"}
+    assert (kind["name"], kind["clip"]) == ("unit", True)
+
+
+def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
+    scaling = SCALINGS["standardize"]
+    data.save_scaling(tmp_path, scaling)
+    path = tmp_path / "scaling.safetensors"
+    whole = path.read_bytes()
+    tensors = len(whole) - 8 * 8  # where the shift and the scale of 4 columns begin
+    for place in range(len(whole)):
+        for bit in (0, 3) if place < tensors else range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                found = data.load_scaling(tmp_path)
+            except ValueError as error:
+                assert str(error).startswith(f"Cannot read {path}: ")
+            else:
+                assert place < tensors, (place, bit)
+                assert found.apply(X).tobytes() == scaling.apply(X).tobytes()
+
+
+def test_a_scaling_without_a_digest_is_read_as_before(tmp_path):
+    (tmp_path / "scaling.safetensors").write_bytes(content(scale=3.0))
+    assert data.load_scaling(tmp_path).scale == 3
 
 
 @functools.cache

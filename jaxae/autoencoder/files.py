@@ -64,7 +64,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     # safetensors writes the buffer as it lies, whatever the strides say.
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
     # One entry: safetensors writes several in an order that varies.
-    metadata = {"jaxae": json.dumps({**model, "sha256": digest(tensors)})}
+    metadata = {"jaxae": sealed(model, tensors)}
     content = safetensors.numpy.save(tensors, metadata=metadata)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / PARAMS_FILE, content)
@@ -151,6 +151,26 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
+def sealed(kind: dict[str, Any], tensors: Mapping[str, Any]) -> str:
+    """The metadata entry of a safetensors file: what it holds, and the digest of it."""
+    return json.dumps({**kind, "sha256": digest(tensors)})
+
+
+def unsealed(kind: Any, tensors: Mapping[str, Any]) -> Any:
+    """What `sealed` was told, from the entry as JSON gives it back.
+
+    Files of others, and those that were written before there was a digest, have none.
+
+    Raises:
+      ValueError: if the tensors are not those that were sealed.
+    """
+    if isinstance(kind, dict) and "sha256" in kind:
+        kind = dict(kind)
+        if kind.pop("sha256") != digest(tensors):
+            raise ValueError("its numbers are not those that were saved")
+    return kind
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -192,14 +212,12 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
             f"{path} is damaged or not a safetensors file ({error}); restore a copy or "
             "train again."
         ) from None
-    # Files of others, and of jaxae 0.1.0, have no digest.
-    expected = model.pop("sha256", None) if isinstance(model, dict) else None
-    if expected not in (None, digest(tensors)):
+    try:
+        return tensors, unsealed(model, tensors)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged: its numbers are not those that were saved; restore a "
-            "copy or train again."
-        )
-    return tensors, model
+            f"{path} is damaged: {error}; restore a copy or train again."
+        ) from None
 
 
 def _refuse_rounding(path: Path, file) -> None:

@@ -250,10 +250,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def sha256(config: dict[str, Any]) -> Any:
-    """Of the data that a run was trained on; None where its `config.json` has none."""
+def of_data(config: dict[str, Any], name: str) -> Any:
+    """What a `config.json` says of the run's data by that name; None if nothing."""
     data = config.get("data")
-    return data.get("sha256") if isinstance(data, dict) else None
+    return data.get(name) if isinstance(data, dict) else None
 
 
 T = typing.TypeVar("T")

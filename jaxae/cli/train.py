@@ -133,7 +133,7 @@ def _check_repeats(options: TrainOptions, splits: Splits) -> None:
     if options.config is None:
         return
     config = folder.read_config(Path(options.config))
-    was, now = folder.sha256(config), splits.info
+    was, now = folder.of_data(config, "sha256"), splits.info
     is_same_data = config["options"].get("data") == options.data
     if is_same_data and was != now.sha256:
         raise ValueError(

@@ -27,6 +27,7 @@ from jaxae.cli.reporting import Interrupt
 from jaxae.cli.train import evaluate as evaluate_splits
 from jaxae.cli.train import print_results
 from jaxae.data import Scaling, load_scaling
+from jaxae.data.scaling import SCALING_FILE
 from jaxae.training import diagnostics
 
 _BLOCK_ROWS = 4096
@@ -50,12 +51,17 @@ def trained(path: str) -> Iterator[Trained]:
       FileNotFoundError, ValueError: for a folder that holds no whole run.
     """
     config = Path(path) / CONFIG_FILE
-    options = checked(
-        folder.as_options(TrainOptions, folder.read_config(config)["options"], config)
-    )
+    described = folder.read_config(config)
+    options = checked(folder.as_options(TrainOptions, described["options"], config))
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(path)
-        yield Trained(Path(path), options, ae, params, load_scaling(path))
+        scaling = load_scaling(path)
+        if (said := folder.of_data(described, "scaling")) not in (None, scaling.name):
+            raise ValueError(
+                f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
+                f"says {said!r}; restore the {SCALING_FILE} of this run."
+            )
+        yield Trained(Path(path), options, ae, params, scaling)
 
 
 def encode(options: EncodeOptions) -> int:
@@ -139,7 +145,8 @@ def _number(run: Path, value: Any) -> float:
 def _splits(model: Trained) -> splits_module.Splits:
     """The run's own rows, if they are still what they were."""
     splits = splits_module.load(model.options, model.ae.observation)
-    sha256 = folder.sha256(folder.read_config(model.path / CONFIG_FILE))
+    config = folder.read_config(model.path / CONFIG_FILE)
+    sha256 = folder.of_data(config, "sha256")
     if splits.info.sha256 != sha256:
         raise ValueError(
             f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "

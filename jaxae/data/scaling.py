@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxae import _checks
-from jaxae.autoencoder.files import write_atomically
+from jaxae.autoencoder.files import sealed, unsealed, write_atomically
 from jaxae.data.files import PathLike
 from jaxae.data.surveying import Survey
 
@@ -160,10 +160,9 @@ def save_scaling(directory: PathLike, scaling: Scaling) -> None:
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
     _checked(scaling)
     shift, scale = (np.asarray(x, order="C") for x in (scaling.shift, scaling.scale))
-    kind = json.dumps({"name": scaling.name, "clip": scaling.clip})
-    content = safetensors.numpy.save(
-        {"shift": shift, "scale": scale}, metadata={"scaling": kind}
-    )
+    tensors = {"shift": shift, "scale": scale}
+    kind = sealed({"name": scaling.name, "clip": scaling.clip}, tensors)
+    content = safetensors.numpy.save(tensors, metadata={"scaling": kind})
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / SCALING_FILE, content)
 
@@ -188,6 +187,7 @@ def _read(path: Path) -> Scaling:
     with safetensors.safe_open(path, framework="numpy") as file:
         kind = json.loads((file.metadata() or {}).get("scaling", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    kind = unsealed(kind, tensors)
     if not isinstance(kind, dict) or set(kind) != {"name", "clip"}:
         raise ValueError("it does not say which scaling it is")
     if not isinstance(kind["name"], str) or not isinstance(kind["clip"], bool):
