@@ -37,6 +37,7 @@ def furnish(home):
             np.save(f"{name}.npy", rows)
         np.savez("two.npz", a=X, b=X[:5])
         os.mkdir("folder.npy")
+        os.symlink("X.npy", "link.npy")
         assert train("run", *SAVED) == 0
         patch.setattr(pictures, "draw", lambda *arguments: None)
         assert train("unit", "--scaling", "unit", "--memory-budget", "1") == 0
@@ -160,6 +161,10 @@ def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path
         (("encode", "run", "X.npy", "-o", "z.txt"), ["--output", ".npy", "z.txt"]),
         (("reconstruct", "run", "X.npy", "-o", "folder.npy"), ["--output", "a folder"]),
         (("encode", "run", "two.npz", "-o", "z.npy"), ["a, b", "--array NAME"]),
+        (("encode", "run", "X.npy", "-o", "X.npy"), ["--output", "the data itself"]),
+        (("reconstruct", "run", "X.npy", "-o", "./X.npy"), ["the data itself"]),
+        (("encode", "run", "X.npy", "-o", "link.npy"), ["link.npy", "the data itself"]),
+        (("evaluate", "run", "X.npy", "-o", "X.npy"), ["--output", "the data itself"]),
         (("encode", "unit", "nan.npy", "-o", "z.npy"), ["row 31415, column 4", "nan"]),
         (("encode", "run", "nan.npy", "-o", "z.npy"), ["row 31415, column 4", "nan"]),
         (("evaluate", "unit", "nan.npy"), ["row 31415, column 4"]),

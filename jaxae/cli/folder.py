@@ -136,11 +136,12 @@ def remove(out: Path) -> None:
         out.rmdir()
 
 
-def check_output(name: str, suffix: str = "") -> Path:
+def check_output(name: str, suffix: str = "", data: str | None = None) -> Path:
     """The file `--output` of that name, if it may be written.
 
     Raises:
-      ValueError, FileNotFoundError: another suffix; a folder; none to write it to.
+      ValueError, FileNotFoundError: another suffix; a folder; the data, by whatever
+        name; none to write it to.
     """
     path = Path(name)
     if not path.name or (suffix and path.suffix != suffix):
@@ -150,6 +151,13 @@ def check_output(name: str, suffix: str = "") -> Path:
         raise ValueError(f"--output must name a file, but {path} is a folder.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    source = None if data is None else Path(data).expanduser()
+    if source is not None and path.exists() and source.exists():
+        if path.samefile(source):
+            raise ValueError(
+                f"--output {path} is the data itself, which it would replace; name "
+                "another file."
+            )
     return path
 
 

@@ -66,7 +66,7 @@ def trained(path: str) -> Iterator[Trained]:
 
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
-    path = folder.check_output(options.output, ".npy")
+    path = folder.check_output(options.output, ".npy", options.data)
     with trained(options.run) as model:
         rows = _rows(model, options.data, options.array)
         function = jax.jit(jax.vmap(model.ae.encode, in_axes=(None, 0)))
@@ -82,7 +82,7 @@ def encode(options: EncodeOptions) -> int:
 
 def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
-    path = folder.check_output(options.output, ".npy")
+    path = folder.check_output(options.output, ".npy", options.data)
     with trained(options.run) as model:
         rows, dtype = _rows(model, options.data, options.array), _dtype(model)
         function = jax.jit(jax.vmap(model.ae.reconstruct, in_axes=(None, 0)))
@@ -96,7 +96,9 @@ def reconstruct(options: ReconstructOptions) -> int:
 
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
-    output = None if options.output is None else folder.check_output(options.output)
+    output = None
+    if options.output is not None:
+        output = folder.check_output(options.output, data=options.data)
     with trained(options.run) as model:
         objective = building.objective(model.options, model.ae)
         if options.data is None:
