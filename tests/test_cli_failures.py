@@ -131,6 +131,15 @@ def test_while_a_run_goes_on_its_folder_holds_what_was_reached(
         assert found == expected.replace(b'"epochs": 3', b'"epochs": 4')
 
 
+def test_a_run_that_skipped_every_step_says_so(here, tmp_path, capsys):
+    options = ("--on-nonfinite", "skip", "--optimizer", "sgd")
+    options += ("--observation", "gaussian", "--learning-rate", "1e38")
+    assert train(tmp_path / "run", *options) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("jaxae: note: 5 of the 5 steps of the last epoch were skip")
+    assert told.count("\n") == 1
+
+
 # ---- signals -------------------------------------------------------------------------
 
 

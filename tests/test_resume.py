@@ -364,6 +364,15 @@ def test_steps_may_be_skipped_and_are_counted():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params))
 
 
+def test_where_the_last_epoch_skips_every_step_it_is_told():
+    skip = config(optimizer=optimizers.sgd, on_nonfinite="skip", num_epochs=2)
+    words = "6 of the 6 steps of the last epoch were skipped.* smaller learning_rate"
+    with pytest.warns(RuntimeWarning, match=words):
+        run = train(hparams={"learning_rate": 1e38}, objective=GAUSSIAN, config=skip)
+    assert run.status == "finished"
+    assert run.metrics["train/skipped_steps"][-1] == 6
+
+
 def test_accumulated_gradients_are_not_poisoned_by_a_skipped_step():
     optimizer = optimizers.build("sgd", accumulate=4)
     run = train(

@@ -52,6 +52,8 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             _save(out, job.objective.ae, progress.state.params, splits, described)
             run = _execute(out, job, progress, checkpoints, interrupt)
         _write(out, job, run, splits, described)
+        if (sentence := host.in_vain(job, run)) is not None:
+            note(sentence)
         return _conclude(run, out, options)
 
 

@@ -84,6 +84,7 @@ def train(
     Returns:
       A `Run`. If loss or parameters turn non-finite, training stops with a
       RuntimeWarning, and the run holds the finite state from which that step began.
+      Where such steps are skipped, a last epoch that was nothing else warns as well.
 
     Raises:
       ValueError: for bad data (which row and column), a missing, unknown or non-finite
@@ -113,7 +114,22 @@ def train(
             RuntimeWarning,
             stacklevel=2,
         )
+    if (sentence := in_vain(job, run)) is not None:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
     return run
+
+
+def in_vain(job: "Job", run: Run) -> str | None:
+    """What to tell of a run whose last epoch undid each of its steps, else None."""
+    skipped = run.metrics.get("train/skipped_steps", np.zeros(1))[-1]
+    num_steps = epochs.num_steps(job.data, job.config)
+    if skipped < num_steps:
+        return None
+    return (
+        f"{num_steps} of the {num_steps} steps of the last epoch were skipped, for the "
+        "loss or the parameters became non-finite at each, so nothing was learned in "
+        "it. Try a smaller learning_rate, and look at the data."
+    )
 
 
 def advice(stopped_at: int) -> str:
