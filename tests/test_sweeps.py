@@ -1,14 +1,20 @@
 import builtins
 import dataclasses
+import functools
+import subprocess
+import sys
 
 import chex
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_autoencoder import model
 
 import jaxae
-from jaxae import penalties, sweeps
+from jaxae import activations, corruptions, penalties, sweeps
+from jaxae.sweeps import host, layouts, plans, program
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -31,15 +37,131 @@ def test_the_table_has_a_row_a_lane_the_last_axis_fastest():
     assert table.index.name == "lane"
 
 
-def test_every_lane_is_the_single_run_with_its_trial():
-    found = sweep()
+def single_run(found, lane, data=X, validation=None):
+    return jaxae.train(data=data, validation=validation, **found.trial(lane))
+
+
+def assert_lane_is(run, found, lane, rtol):
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol)
+    jax.tree.map(assert_close, run.params, found.params(lane))
+    for name, values in found.metrics.items():
+        assert_close(values[lane], run.metrics[name], err_msg=name)
+    for name, values in found.final.items():
+        assert_close(values[lane], run.metrics[name][-1], err_msg=name)
+
+
+DENOISING = {
+    "objective": jaxae.Objective(
+        model(), corruption=corruptions.masking, penalties=(penalties.contractive,)
+    ),
+    "space": {
+        "learning_rate": [1e-3, 1e-1],
+        ("corruption_rate", "init_scale"): [(0.1, 0.5), (0.5, 2.0)],
+        "seed": [3, 4],
+    },
+    "hparams": {"contractive": 0.1},
+}
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+def test_in_sequence_every_lane_is_the_single_run_to_the_bit(gradient):
+    config = dataclasses.replace(CONFIG, num_epochs=8, gradient=gradient)
+    arguments = {"config": config, "key": KEY, "validation": X[:20]}
+    found = jaxae.sweep(
+        DENOISING["objective"],
+        X,
+        DENOISING["space"],
+        hparams=DENOISING["hparams"],
+        lanes_at_once=1,
+        **arguments,
+    )
+    assert len(found) == 8
     for lane in range(len(found)):
-        run = jaxae.train(data=X, **found.trial(lane))
-        chex.assert_trees_all_close(
-            run.params, found.params(lane), rtol=1e-4, atol=1e-5
-        )
-        for name, values in found.metrics.items():
-            np.testing.assert_allclose(run.metrics[name], values[lane], rtol=1e-4)
+        assert_lane_is(single_run(found, lane, validation=X[:20]), found, lane, rtol=0)
+
+
+@pytest.mark.parametrize("lanes_at_once", [2, 3, None])
+def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
+    found = jaxae.sweep(
+        DENOISING["objective"],
+        X,
+        DENOISING["space"],
+        hparams=DENOISING["hparams"],
+        lanes_at_once=lanes_at_once,
+        config=dataclasses.replace(CONFIG, num_epochs=8),
+        key=KEY,
+        validation=X[:20],
+    )
+    for lane in range(len(found)):
+        run = single_run(found, lane, validation=X[:20])
+        assert_lane_is(run, found, lane, rtol=2e-5)
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "softplus"])
+def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient):
+    added = (penalties.l1, penalties.contractive, penalties.weight_decay)
+    hparams = {"l1": 0.1, "contractive": 0.1, "weight_decay": 1e-3}
+    if activation == "sigmoid":
+        added += (penalties.kl_sparsity,)
+        hparams |= {"kl_sparsity": 0.1, "kl_sparsity_target": 0.2}
+    ae = jaxae.Autoencoder(
+        input_dim=6, latent_dim=4, activation=activations.get(activation), tied=False
+    )
+    found = jaxae.sweep(
+        jaxae.Objective(ae, penalties=added),
+        X,
+        {"latent_dim": [1, 3, 7], "adamw_decay": [0.0, 0.1]},
+        hparams={"learning_rate": 0.01, **hparams},
+        config=dataclasses.replace(
+            CONFIG, gradient=gradient, optimizer=jaxae.optimizers.adamw
+        ),
+        key=KEY,
+        validation=X[:20],
+    )
+    assert [found.params(i).W_dec.shape[0] for i in range(6)] == [1, 1, 3, 3, 7, 7]
+    for lane in range(len(found)):
+        assert found.trial(lane)["objective"].ae.latent_dim == (1, 3, 7)[lane // 2]
+        run = single_run(found, lane, validation=X[:20])
+        assert_lane_is(run, found, lane, rtol=1e-5)
+    # What is not there stays exactly 0, and is no part of any number.
+    stacked = found._ledgers[0].state.params
+    assert not stacked.W_enc[0, 1:].any() and not stacked.W_dec[2, 3:].any()
+    assert not stacked.b_enc[2, 3:].any()
+
+
+def test_a_padded_lane_starts_from_the_same_bits():
+    found = sweep(
+        {"latent_dim": [2, 3, 9], "seed": [0, 5]},
+        hparams={"learning_rate": 0.0, "l1": 0.0, "init_scale": 0.7},
+        config=jaxae.TrainConfig(num_epochs=1, batch_size=8),
+    )
+    for lane in range(6):
+        run = single_run(found, lane)
+        chex.assert_trees_all_equal(run.params, found.params(lane))
+
+
+def test_what_changes_the_program_is_a_group_of_its_own():
+    plan = []
+    found = sweep(
+        {
+            ("activation", "tied"): [("sigmoid", True), (activations.relu, False)],
+            ("optimizer", "batch_size"): [("adam", 8), ("momentum", 10)],
+            "learning_rate": [0.01, 0.02],
+        },
+        hparams={"l1": 0.1, "momentum": 0.9},
+        on_plan=plan.append,
+    )
+    assert len(found) == 8 and plan == [found.plan]
+    assert len(found.plan.names) == 4
+    assert "8 lanes in 4 compiled programs, 1 device" in str(found.plan)
+    assert "activation relu, tied False, optimizer momentum" in str(found.plan)
+    for lane in (0, 3, 7):
+        assert_lane_is(single_run(found, lane), found, lane, rtol=2e-5)
+    assert list(found.table["optimizer"].unique()) == ["adam", "momentum"]
+    # A number that only some groups read is given to these.
+    assert "momentum" not in found.trial(0)["hparams"]
+    assert "momentum" in found.trial(7)["hparams"]
 
 
 def test_rows_on_disk_are_read_whole(tmp_path):
@@ -73,13 +195,33 @@ def test_seed_is_0_unless_swept_whatever_the_lane():
         ).all()
 
 
-def test_one_compilation_whatever_the_values():
-    sweeps._epoch_of_arrays.clear_cache()
-    sweep()
-    sweep({"learning_rate": [0.5, 0.25], "seed": [5, 6, 9]})
+def test_one_compilation_a_group_whatever_the_values():
+    for each in (program.run, program.begin, program.look):
+        each.clear_cache()
+    given = {"validation": X[:20]}
+    sweep(**given)
+    sweep({"learning_rate": [0.5, 0.25], "seed": [5, 6, 9]}, **given)
     more = dataclasses.replace(CONFIG, num_epochs=5)
-    assert sweep(config=more).metrics["train/loss"].shape == (6, 5)
-    assert sweeps._epoch_of_arrays._cache_size() == 1
+    assert sweep(config=more, **given).metrics["train/loss"].shape == (6, 5)
+    for each in (program.run, program.begin):
+        assert each._cache_size() == 1
+    # Of the validation data, and of the training data at the end.
+    assert program.look._cache_size() == 2
+    grouped = {"tied": [True, False], "learning_rate": [0.1, 0.2], "seed": [1, 2, 3]}
+    program.run.clear_cache()
+    sweep(grouped, **given)
+    assert program.run._cache_size() == 2
+
+
+def test_a_step_is_traced_once(monkeypatch):
+    traces = []
+    step = host.epochs.step
+    monkeypatch.setattr(
+        host.epochs, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
+    )
+    program.run.clear_cache()
+    sweep({"learning_rate": np.geomspace(1e-4, 1, 40), "seed": range(2)})
+    assert len(traces) == 1
 
 
 def test_a_diverging_lane_stops_alone():
@@ -87,8 +229,16 @@ def test_a_diverging_lane_stops_alone():
     table = sick.table
     assert list(table["status"]) == ["finished", "diverged"]
     assert table["stopped_at"][1] >= 0
-    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), sick.state.params)
+    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), sick.params(1))
     assert all(jax.tree.leaves(finite))
+    with pytest.warns(RuntimeWarning, match="non-finite"):
+        run = single_run(sick, 1)
+    assert run.stopped_at == table["stopped_at"][1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        run.params,
+        sick.params(1),
+    )
     # The sound lane is, to the bit, that of the same program with the sick one sane.
     sane = sweep({"learning_rate": [1e-2, 1e-3], "seed": [0]})
     chex.assert_trees_all_equal(sick.params(0), sane.params(0))
@@ -121,8 +271,17 @@ def test_sweeping_a_source():
         ({"learning_rate": [np.nan]}, "must be finite"),
         ({"seed": [0.5], "learning_rate": [0.1]}, "at least one integer"),
         ({"learning_rate": [0.1], "l1": [0.1]}, "l1 is in space and in hparams"),
-        ({"latent_dim": [2, 4]}, "changes the shape of the program; run one sweep for"),
-        ({"lerning_rate": [0.1]}, "lacks learning_rate and has lerning_rate"),
+        ({"latent_dim": [0, 4]}, r"space\['latent_dim'\] must be at least 1"),
+        ({"latent_dim": [1.5]}, "at least one integer"),
+        ({"k": [2, 4]}, "give space\\['activation'\\] a list of activations"),
+        ({"lerning_rate": [0.1]}, "lacks learning_rate"),
+        ({"learning_rate": [0.1], "typo": [1]}, "have typo, which nothing reads"),
+        ({"learning_rate": [1e39]}, "must be finite in float32"),
+        ({"activation": []}, "list of at least one activation"),
+        ({"activation": ["sigmoi"]}, "unknown activation.*did you mean 'sigmoid'"),
+        ({("learning_rate", "seed"): [(0.1, 1), (0.2,)]}, "tuples of 2 values each"),
+        ({("seed", "learning_rate"): [(1, 1)], "seed": [1]}, "seed is in space twice"),
+        ({"learning_rate": sweeps.uniform(0, 1)}, "num_samples must say how many"),
         ({"seed": [0, 1]}, "lacks learning_rate"),
         ({"seed": [-1], "learning_rate": [0.1]}, "between 0 and"),
         ([0.1, 0.2], "space must be a dict"),
@@ -147,3 +306,218 @@ def test_lane_out_of_range_and_missing_pandas(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ImportError, match=r"pip install 'jaxae\[sweep\]'"):
         _ = found.table
+
+
+# ---- ranges --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "random"])
+def test_ranges_are_drawn_together_and_from_the_key(sampler):
+    space = {
+        "tied": [True, False],
+        "learning_rate": sweeps.log_uniform(1e-4, 1e-1),
+        "l1": sweeps.uniform(-1, 3),
+    }
+    draw = functools.partial(
+        sweeps.spaces.lanes_of, space, {}, 4, num_samples=256, sampler=sampler
+    )
+    lanes, again, other = draw(KEY), draw(KEY), draw(jax.random.key(1))
+    assert len(lanes) == 512
+    chex.assert_trees_all_equal(lanes.numbers, again.numbers)
+    assert (lanes.numbers["l1"] != other.numbers["l1"]).all()
+    # The same points for each value of a list.
+    np.testing.assert_array_equal(lanes.numbers["l1"][:256], lanes.numbers["l1"][256:])
+    u = (np.log10(lanes.numbers["learning_rate"][:256]) + 4) / 3
+    v = (lanes.numbers["l1"][:256] + 1) / 4
+    assert ((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)).all()
+    counts = np.histogram2d(u, v, bins=8, range=[[0, 1], [0, 1]])[0]
+    if sampler == "sobol":  # moved as a whole, so nearly 4 in each of 64 cells
+        assert counts.min() >= 1 and counts.max() <= 8
+    assert counts.sum() == 256
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: sweeps.uniform(1, 1), "finite low < high"),
+        (lambda: sweeps.uniform(0, np.inf), "finite low < high"),
+        (lambda: sweeps.log_uniform(0, 1), "needs low > 0"),
+        (lambda: sweeps.Halving(first=0), "first must be"),
+        (lambda: sweeps.Halving(factor=1), "factor must be at least 2"),
+        (lambda: sweep({"seed": sweeps.uniform(0, 9)}, num_samples=4), "be a list"),
+        (lambda: sweep(sampler="grid"), "sampler must be 'sobol' or 'random'"),
+        (lambda: sweep(num_samples=3), "num_samples is for ranges"),
+        (lambda: sweep(halving=sweeps.Halving()), "no validation data"),
+        (lambda: sweep(halving=2), "must be a jaxae.sweeps.Halving"),
+    ],
+)
+def test_bad_choices_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+# ---- layouts -------------------------------------------------------------------------
+
+
+@given(
+    seeds=st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    lanes_at_once=st.integers(1, 50),
+    num_devices=st.integers(1, 4),
+    num_chunks=st.integers(1, 9),
+)
+def test_every_lane_has_one_place_beside_those_of_its_seed(
+    seeds, lanes_at_once, num_devices, num_chunks
+):
+    seeds = np.array(seeds)
+    found = layouts.layout(seeds, lanes_at_once, num_devices)
+    assert found.lanes_at_once <= lanes_at_once
+    assert len(found.slots) % num_devices == 0
+    assert sorted(found.lanes()) == list(range(len(seeds)))
+    of_slots = found.seeds[found.seed_of][:, :, None]
+    np.testing.assert_array_equal(*np.broadcast_arrays(seeds[found.slots], of_slots))
+    blocks = found.blocks(num_chunks)
+    assert {block.slots.shape[0] for block in blocks} == {num_chunks}
+    assert sorted(np.concatenate([b.lanes() for b in blocks])) == list(
+        range(len(seeds))
+    )
+
+
+# ---- halving -------------------------------------------------------------------------
+
+
+def test_the_best_go_on_and_are_what_they_would_have_been():
+    space = {"learning_rate": [1e-4, 1e-3, 1e-2, 3e-2, 1e38], "seed": [0, 1]}
+    config = dataclasses.replace(CONFIG, num_epochs=6)
+    arguments = {"config": config, "validation": X[:20]}
+    halving = sweeps.Halving(first=1, factor=2)
+    whole = sweep(space, **arguments)
+    found = sweep(space, halving=halving, **arguments)
+    table = found.table
+    assert (table["status"] == "diverged").sum() == 2
+    assert sorted(table["epochs"]) == [1] * 5 + [2] * 2 + [4] + [6] * 2
+    losses = whole.metrics["validation/loss"]
+    losses = np.where(whole.status[:, None] == "diverged", np.inf, losses)
+    alive = np.arange(10)
+    for epochs, number in ((1, 5), (2, 3), (4, 2)):
+        order = np.argsort(losses[alive, epochs - 1], kind="stable")
+        alive = np.sort(alive[order[:number]])
+        assert list(np.flatnonzero(table["epochs"] > epochs)) == list(alive)
+    for lane in range(10):
+        ran = table["epochs"][lane]
+        for name in found.metrics:
+            values = found.metrics[name][lane]
+            np.testing.assert_allclose(
+                values[:ran], whole.metrics[name][lane, :ran], rtol=1e-4
+            )
+            assert np.isnan(values[ran:]).all()
+    best = found.best()
+    assert best == whole.best() and table["status"][best] == "finished"
+    assert_lane_is(single_run(found, best, validation=X[:20]), found, best, rtol=1e-4)
+    gone = int(np.flatnonzero(found.status == "halved")[0])
+    assert found.trial(gone)["config"].num_epochs == table["epochs"][gone] < 6
+
+
+# ---- schedules and memory ------------------------------------------------------------
+
+
+def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
+    shapes = []
+    run = program.run
+
+    def full(state, *arguments, **keywords):
+        shapes.append(jax.tree.leaves(state)[0].shape[:3])
+        if np.prod(shapes[-1][1:]) > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return run(state, *arguments, **keywords)
+
+    expected = sweep(lanes_at_once=3)
+    monkeypatch.setattr(program, "run", full)
+    found = sweep(lanes_at_once=6)
+    assert np.prod(shapes[0][1:]) == 6 and np.prod(shapes[-1][1:]) <= 3
+    for lane in range(6):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            found.params(lane),
+            expected.params(lane),
+        )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
+        monkeypatch.setattr(program, "run", lambda *a, **k: full(*a, **k) and 1 / 0)
+        monkeypatch.setattr(np, "prod", lambda shape: 9)
+        sweep(lanes_at_once=1)
+
+
+def test_chunks_respect_the_memory_budget():
+    group = sweep().plan.schedules[0]
+    small = sweep(memory_budget=10_000).plan.schedules[0]
+    assert small.lanes_at_once < group.lanes_at_once == 6
+    assert small.bytes <= 10_000 or small.lanes_at_once == 1
+
+
+@pytest.mark.parametrize("fastest", [1, 4, 16])
+def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
+    monkeypatch.setattr(plans.time, "perf_counter", lambda: 0.0)
+    lanes = np.arange(16)
+    group = (
+        sweep({"learning_rate": [0.1]})
+        ._ledgers[0]
+        .group._replace(lanes=lanes, seeds=0 * lanes)
+    )
+
+    def trial(block, steps):
+        at_once = block.lanes_at_once
+        return steps * len(block.lanes()) * (1.0 if at_once == fastest else 2.0)
+
+    given = {"budget": 2**30, "num_devices": 1, "lanes_at_once": None}
+    chosen = plans.schedule_of(group, trial, 1000, block_seconds=1e9, **given)
+    assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
+    assert chosen.seconds == 16 * 1000
+    short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)
+    assert short.num_chunks * short.lanes_at_once * 1000 <= max(5000, 1000 * fastest)
+
+
+# ---- devices -------------------------------------------------------------------------
+
+ON_EIGHT_DEVICES = """
+import os, re, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax, numpy as np, jaxae
+from jaxae.sweeps import program
+jax.config.update("jax_numpy_rank_promotion", "raise")
+lowered = []
+run = program.run
+class Seen:
+    def __call__(self, *a, **k):
+        if not lowered:
+            lowered.append(run.lower(*a, **k).compile().as_text())
+        return run(*a, **k)
+program.run = Seen()
+X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
+objective = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
+rates = np.geomspace(1e-3, 1e-1, 7)
+space = {"learning_rate": rates, "latent_dim": [2, 4], "seed": [0, 1, 2]}
+def sweep(devices, at_once):
+    config = jaxae.TrainConfig(num_epochs=3, batch_size=8)
+    return jaxae.sweep(objective, X, space, config=config, key=jax.random.key(0),
+        validation=X[:20], devices=devices, lanes_at_once=at_once)
+assert len(jax.devices()) == 8
+spread = sweep(None, 2)
+assert spread.plan.num_devices == 8 and "8 devices" in str(spread.plan)
+text = lowered[0]
+collectives = "all-reduce all-gather reduce-scatter all-to-all collective-permute"
+assert not [c for c in collectives.split() if c + "(" in text or c + "-start" in text]
+alone = sweep(jax.devices()[:1], 2)
+for name in alone.metrics:
+    np.testing.assert_allclose(spread.metrics[name], alone.metrics[name], rtol=1e-5)
+def close(a, b): np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+for lane in range(len(alone)):
+    jax.tree.map(close, spread.params(lane), alone.params(lane))
+print("num_partitions=8" in text or "num_partitions=8" in text.replace(" ", ""))
+"""
+
+
+def test_lanes_on_eight_devices_are_those_of_one_and_exchange_nothing():
+    command = [sys.executable, "-c", ON_EIGHT_DEVICES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"

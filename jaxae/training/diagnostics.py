@@ -52,55 +52,63 @@ def evaluate(
     Raises:
       ValueError: as `objective.evaluate`.
     """
-    blocks = _blocks(X, _checks.positive_int("block_rows", block_rows))
-    sums = functools.reduce(
-        _merge, (_sums_of(objective, params, block, hparams) for block in blocks)
-    )
-    return _as_metrics(objective, sums)
+
+    def sums_of(block):
+        batch = block if len(block) == 2 else block[0]
+        seen = look(params, batch, hparams, objective=objective)
+        return sums(jax.device_get(seen), spread_of(block), len(block[0]))
+
+    found = map(sums_of, blocks(X, _checks.positive_int("block_rows", block_rows)))
+    return as_metrics(objective, functools.reduce(merge, found))
 
 
-class _Spread(NamedTuple):
+class Spread(NamedTuple):
     """How rows `[n, D]` spread about their mean."""
 
     mean: Float[np.ndarray, "D"]
     squares: float  # sum ||x - mean||^2
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What is kept of rows, in float64 on the host."""
 
     num_rows: int
     totals: dict[str, float]  # means over the rows, times their number
-    spread: _Spread
+    spread: Spread
     is_dead: np.ndarray  # [H]: so far
     is_saturated: np.ndarray | None  # [H]: so far
     is_outside: bool  # of the likelihood's support: some row
 
 
-def _blocks(X, block_rows: int) -> Iterator[tuple]:
+def blocks(X, block_rows: int) -> Iterator[tuple]:
+    """So many rows at a time, as a tuple of one part or two."""
     pair = X if isinstance(X, tuple) else (X,)
     for start in range(0, len(pair[0]), block_rows):
         yield tuple(jnp.asarray(part[start : start + block_rows]) for part in pair)
 
 
-def _sums_of(objective: Objective, params, block: tuple, hparams) -> _Sums:
-    batch = block if len(block) == 2 else block[0]
-    seen = jax.device_get(_look(params, batch, hparams, objective=objective))
-    first, means, squares = (np.asarray(part, np.float64) for part in seen["spread"])
-    num_rows = len(block[0])
-    return _Sums(
+def sums(seen: dict[str, Any], spread: Spread, num_rows: int) -> Sums:
+    """What is kept of one block, from what `look` saw."""
+    return Sums(
         num_rows=num_rows,
         totals={name: num_rows * float(mean) for name, mean in seen["means"].items()},
-        spread=_Spread(first + means.sum(axis=0), float(squares)),
+        spread=spread,
         is_dead=seen["is_dead"],
         is_saturated=seen["is_saturated"],
         is_outside=bool(seen["is_outside"]),
     )
 
 
+def spread_of(block: tuple) -> Spread:
+    """How the targets of a block spread."""
+    found = jax.device_get(_spread(block[-1]))
+    first, means, squares = (np.asarray(part, np.float64) for part in found)
+    return Spread(first + means.sum(axis=0), float(squares))
+
+
 @functools.partial(jax.jit, static_argnames="objective")
-def _look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
-    """All that is kept of one block."""
+def look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
+    """What there is to see of one block of rows."""
     # As the model is used: its own inputs, its own precision.
     clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
     inputs, targets = clean.prepare(batch, None, hparams)
@@ -121,7 +129,6 @@ def _look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
         is_saturated = metrics.is_saturated(clean.ae, forward.a, z).all(axis=0)
     return {
         "means": means,
-        "spread": _spread(targets),
         "is_dead": jnp.all(z == 0, axis=0),
         "is_saturated": is_saturated,
         "is_outside": is_outside,
@@ -151,11 +158,13 @@ def _log_probs(objective: Objective, params, forward: Forward, targets):
     return log_probs, jnp.any(is_outside)
 
 
+@jax.jit
 def _spread(X: Float[Array, "B D"]):
     """Row 0, what the mean has beside it in two parts, and sum ||x - mean||^2.
 
     About row 0, so that columns that are constant have no spread at all.
     """
+    X = _widened(X)
     from_first = X - X[:1]
     mean = jnp.mean(from_first, axis=0, keepdims=True)
     residual = from_first - mean  # its mean is what rounding left out of the mean
@@ -163,11 +172,12 @@ def _spread(X: Float[Array, "B D"]):
     return X[0], means, jnp.sum(residual**2)
 
 
-def _merge(left: _Sums, right: _Sums) -> _Sums:
+def merge(left: Sums, right: Sums) -> Sums:
+    """What is kept of two blocks."""
     is_saturated = left.is_saturated
     if is_saturated is not None:
         is_saturated = is_saturated & right.is_saturated
-    return _Sums(
+    return Sums(
         num_rows=left.num_rows + right.num_rows,
         totals={
             name: total + right.totals[name] for name, total in left.totals.items()
@@ -179,18 +189,19 @@ def _merge(left: _Sums, right: _Sums) -> _Sums:
     )
 
 
-def _merge_spreads(left: _Sums, right: _Sums) -> _Spread:
+def _merge_spreads(left: Sums, right: Sums) -> Spread:
     """Chan, Golub and LeVeque, Updating formulae for sample variances, 1979."""
     share = right.num_rows / (left.num_rows + right.num_rows)
     delta = right.spread.mean - left.spread.mean
     between = left.num_rows * share * float(delta @ delta)
-    return _Spread(
+    return Spread(
         mean=left.spread.mean + share * delta,
         squares=left.spread.squares + right.spread.squares + between,
     )
 
 
-def _as_metrics(objective: Objective, sums: _Sums) -> dict[str, float]:
+def as_metrics(objective: Objective, sums: Sums) -> dict[str, float]:
+    """The metrics of all rows, from what was kept of them."""
     means = {name: total / sums.num_rows for name, total in sums.totals.items()}
     variance = sums.spread.squares
     penalties = (penalty.name for penalty in objective.penalties)

@@ -26,7 +26,9 @@ class Look:
 
     def __init__(self, job: Any):
         self._job = job
-        self._probe = _probe(job) if job.config.diagnostics else None
+        self._probe = (
+            probe(job.data, job.key, job.hparams) if job.config.diagnostics else None
+        )
 
     def end_epoch(self, progress: Progress) -> Progress:
         """With one more row of history, and its best epoch."""
@@ -82,19 +84,19 @@ def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}/{name}": value for name, value in metrics.items()}
 
 
-def _probe(job: Any) -> Any:
+def probe(data: Any, key, hparams) -> Any:
     """The rows of the training data that are looked at, on the device."""
-    if callable(job.data):
-        keys = jax.random.split(job.key, _PROBE_BATCHES)
-        batches = [job.data(key, job.hparams) for key in keys]
+    if callable(data):
+        keys = jax.random.split(key, _PROBE_BATCHES)
+        batches = [data(key, hparams) for key in keys]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
-    every = math.ceil(epochs.num_rows(job.data) / PROBE_ROWS)
-    rows = np.arange(0, epochs.num_rows(job.data), every)
+    every = math.ceil(epochs.num_rows(data) / PROBE_ROWS)
+    rows = np.arange(0, epochs.num_rows(data), every)
 
     def chosen(part):
         is_here = isinstance(part, jax.Array)
         return part[rows] if is_here else data_module.take(part, rows)
 
-    parts = job.data if isinstance(job.data, tuple) else (job.data,)
+    parts = data if isinstance(data, tuple) else (data,)
     probes = tuple(jnp.asarray(chosen(part)) for part in parts)
-    return probes if isinstance(job.data, tuple) else probes[0]
+    return probes if isinstance(data, tuple) else probes[0]

@@ -220,11 +220,7 @@ def check_hparams(
     Raises:
       ValueError: listing the names.
     """
-    reads = _Reads(hparams)
-    _check_optimizer(config, reads)
-    if callable(data):
-        jax.eval_shape(lambda key: data(key, reads), key)
-    needed = sorted(reads.names | set(objective.hparam_names))
+    needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
@@ -238,6 +234,19 @@ def check_hparams(
     objective.check_hparams(hparams)
     if hasattr(config.optimizer, "check_hparams"):
         config.optimizer.check_hparams(hparams)
+
+
+def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:
+    """The hyperparameters that objective, optimizer and source read.
+
+    Raises:
+      ValueError: if the optimizer is none.
+    """
+    reads = _Reads(hparams)
+    _check_optimizer(config, reads)
+    if callable(data):
+        jax.eval_shape(lambda key: data(key, reads), key)
+    return sorted(reads.names | set(objective.hparam_names))
 
 
 def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:

@@ -1,0 +1,200 @@
+"""How lanes are to be run, found by measuring, and said before anything runs."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxae.sweeps.groups import Group
+from jaxae.sweeps.layouts import Layout, layout
+
+_PAYS = 4.0  # another schedule is tried where the whole takes so many compilations
+_SAMPLE_SECONDS = 0.05
+
+
+class Schedule(NamedTuple):
+    """How the lanes of one group are run.
+
+    Attributes:
+      lanes_at_once: in one vmap; 1 for lanes in sequence.
+      num_chunks: of so many lanes, in one call of the program.
+      bytes: that one call needs, about.
+      seconds: that the group is expected to take; nan if not measured.
+      tried: seconds a step of a lane, by lanes_at_once.
+    """
+
+    lanes_at_once: int
+    num_chunks: int
+    bytes: int
+    seconds: float = math.nan
+    tried: tuple[tuple[int, float], ...] = ()
+
+
+class Plan(NamedTuple):
+    """Of every group, what it varies, how many lanes it has, and its schedule."""
+
+    names: tuple[str, ...]
+    num_lanes: tuple[int, ...]
+    schedules: tuple[Schedule, ...]
+    num_devices: int
+
+    def __str__(self) -> str:
+        total = sum(self.num_lanes)
+        head = f"{total} lanes in {len(self.names)} compiled program"
+        head += "s" * (len(self.names) > 1)
+        head += f", {self.num_devices} device{'s' * (self.num_devices > 1)}"
+        return "\n".join([head, *map(self._line, range(len(self.names)))])
+
+    def _line(self, g: int) -> str:
+        schedule = self.schedules[g]
+        how = "in sequence"
+        if schedule.lanes_at_once > 1:
+            how = f"{schedule.lanes_at_once} at once"
+        line = f"  {self.names[g] or 'all'}: {self.num_lanes[g]} lanes, {how}, "
+        line += f"{schedule.bytes / 2**20:.0f} MiB"
+        if not math.isnan(schedule.seconds):
+            line += f", about {_duration(schedule.seconds)}"
+        if schedule.tried:
+            tried = ", ".join(f"{n}: {1e6 * t:.2g} us" for n, t in schedule.tried)
+            line += f" (a lane's step, by lanes at once: {tried})"
+        return line
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+# ---- memory --------------------------------------------------------------------------
+
+
+def budget_of(device: jax.Device) -> int:
+    """Bytes that a sweep may use: most of what the device has free."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    pages = (
+        os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    )
+    free = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**31
+    return max(free // 2, 2**28)
+
+
+def bytes_of_lane(group: Group) -> tuple[int, int]:
+    """What a lane keeps, and what it needs beside that while it is trained, about."""
+    ae = group.objective.ae
+    hparams = {name: np.float32(1) for name in group.hparams}
+
+    def state(key):
+        params = ae.init(key)
+        return params, group.config.optimizer(hparams).init(params)
+
+    shapes = jax.tree.leaves(jax.eval_shape(state, jax.random.key(0)))
+    kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
+    activations = group.config.batch_size * (4 * ae.latent_dim + 6 * ae.input_dim) * 4
+    return kept, kept + activations
+
+
+def fitting(group: Group, budget: int, num_devices: int) -> int:
+    """As many lanes at once as fit, on each device."""
+    kept, working = bytes_of_lane(group)
+    most = max(1, budget // (2 * kept + working))
+    return min(most, math.ceil(len(group.lanes) / num_devices))
+
+
+# ---- time ----------------------------------------------------------------------------
+
+Trial = Callable[[Layout, int], float]  # (block, steps) -> seconds
+
+
+def schedule_of(
+    group: Group,
+    trial: Trial,
+    num_steps: int,
+    *,
+    budget: int,
+    num_devices: int,
+    lanes_at_once: int | None,
+    block_seconds: float,
+) -> Schedule:
+    """The fastest way to run a group's lanes, of those that it pays to try.
+
+    Another number of lanes at once is tried while the whole takes several times what
+    the trial does, which is mostly compilation.
+
+    Args:
+      group: whose lanes.
+      trial: `(block, steps) -> seconds` that these steps of all its lanes take.
+      num_steps: of the whole.
+      budget: bytes on a device.
+      num_devices: of them.
+      lanes_at_once: if it is not to be chosen.
+      block_seconds: a block is to take no longer, where it can be shorter.
+    """
+    most = fitting(group, budget, num_devices)
+    if lanes_at_once is not None:
+        return _schedule(group, min(lanes_at_once, most), budget, num_devices)
+    tried: dict[int, float] = {}
+    candidates = _candidates(most)
+    total = math.nan
+    for at_once in candidates:
+        begun = time.perf_counter()
+        schedule = _schedule(group, at_once, budget, num_devices)
+        tried[at_once] = _seconds_a_step(group, schedule, trial, num_devices)
+        cost = time.perf_counter() - begun
+        total = min(tried.values()) * len(group.lanes) * num_steps
+        if total < _PAYS * cost:
+            break
+    best = min(tried, key=tried.__getitem__)
+    schedule = _schedule(group, best, budget, num_devices)
+    chunk = tried[best] * best * num_devices * num_steps
+    most = int(min(schedule.num_chunks, num_devices * block_seconds / max(chunk, 1e-9)))
+    num_chunks = _even(schedule.num_chunks, max(1, most), num_devices)
+    return schedule._replace(
+        num_chunks=num_chunks,
+        seconds=total,
+        tried=tuple(tried.items()) if len(tried) > 1 else (),
+    )
+
+
+def _candidates(most: int) -> list[int]:
+    """All, 1, and what lies between in steps of four."""
+    between = [most // 4**i for i in range(1, 20) if most // 4**i > 1]
+    return list(dict.fromkeys([most, 1, *between]))
+
+
+def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Schedule:
+    whole = layout(group.seeds, at_once, num_devices)
+    kept, working = bytes_of_lane(group)
+    at_once = whole.lanes_at_once
+    room = budget - at_once * working
+    most = max(1, room // max(1, 2 * kept * at_once)) * num_devices
+    num_chunks = _even(len(whole.slots), most, num_devices)
+    used = num_chunks // num_devices * at_once * 2 * kept + at_once * working
+    return Schedule(at_once, num_chunks, int(used))
+
+
+def _even(num_chunks: int, most: int, num_devices: int) -> int:
+    """Chunks in a block: at most so many, and blocks as even as they come."""
+    num_blocks = math.ceil(num_chunks / most)
+    return math.ceil(num_chunks / num_blocks / num_devices) * num_devices
+
+
+def _seconds_a_step(
+    group: Group, schedule: Schedule, trial: Trial, num_devices: int
+) -> float:
+    """Of one step of one lane."""
+    whole = layout(group.seeds, schedule.lanes_at_once, num_devices)
+    block = whole.blocks(schedule.num_chunks)[0]
+    trial(block, 1)  # compiles
+    seconds, steps = trial(block, 1), 1
+    if seconds < _SAMPLE_SECONDS:
+        steps = max(2, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
+        seconds = min(trial(block, steps), trial(block, steps))
+    return seconds / steps / len(block.lanes())

@@ -1,0 +1,219 @@
+"""The compiled program of a sweep: chunks of lanes, one chunk after another.
+
+What is traced for a lane is what is traced for a single run: `training.epochs`. Lanes
+are `[C, S, M]`, as in a `Layout`: C chunks in sequence, in each S seeds at once, and M
+lanes of each seed, which see the same batches. With several devices each has chunks of
+its own, and nothing is exchanged.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxae.autoencoder.model import padded_latents
+from jaxae.training import diagnostics, epochs
+from jaxae.training.epochs import Means, TrainState
+
+
+class LaneState(NamedTuple):
+    """A `TrainState` without what lanes share: their seed's key, and the step."""
+
+    params: Any
+    opt_state: Any
+    state: Any
+    stopped_at: Any
+
+
+def whole(state: LaneState, key, step) -> TrainState:
+    """With what lanes share."""
+    return TrainState(
+        params=state.params,
+        opt_state=state.opt_state,
+        state=state.state,
+        key=key,
+        step=step,
+        stopped_at=state.stopped_at,
+    )
+
+
+def _own(state: TrainState) -> LaneState:
+    return LaneState(state.params, state.opt_state, state.state, state.stopped_at)
+
+
+class Shared(NamedTuple):
+    """What lanes share.
+
+    Attributes:
+      keys: `[U]`, of data order and noise, by seed.
+      orders: `[U, N]`, of the rows in this epoch, by seed; None for a source.
+      data: on the device; None for a source.
+      step: steps begun before this call.
+    """
+
+    keys: Any
+    orders: Any
+    data: Any
+    step: Any
+
+
+AXIS = "lane"
+_STATIC = ("objective", "config", "mesh")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> LaneState:
+    """The states `[C, S, M]` before the first step.
+
+    Args:
+      hparams: `[C, S, M]` by name.
+      limits: `[C, S, M]`, the `init_limit` of each lane's own model.
+      keys: `[U]`, of the lanes, by seed.
+      seed_of: `[C, S]`.
+      objective: as wide as the widest lane.
+      config: the optimizer counts.
+      mesh: the devices, where there are several.
+    """
+
+    def lane(limit, hparams, key):
+        params = _draw(objective.ae, hparams, limit, key)
+        state = epochs.init_state(objective, hparams, key, config=config, params=params)
+        return _own(state)
+
+    def chunk(keys, mine):
+        limits, hparams, seed_of = mine
+        return _at_once(lane, (0, 0, None), (limits, hparams, keys[seed_of]))
+
+    return _in_sequence(chunk, keys, (limits, hparams, seed_of), mesh)
+
+
+def _draw(ae, hparams, limit, key):
+    """As the lane's own model draws; zeros in the padding."""
+    scale = hparams.get(epochs.INIT_SCALE, 1.0)
+    params = ae.init(jax.random.split(key)[0], limit=limit * scale)
+    is_latent = padded_latents(ae, hparams)
+    if is_latent is None:
+        return params
+    weights = {
+        name: jnp.where(is_latent[:, None], getattr(params, name), 0)
+        for name in ae.parametrization.weights
+    }
+    return params._replace(**weights)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(*_STATIC, "source"),
+    donate_argnames=("state", "means"),
+)
+def run(
+    state: LaneState,
+    means: Means,
+    hparams,
+    seed_of,
+    shared: Shared,
+    first,
+    last,
+    *,
+    objective,
+    config,
+    source: Callable | None = None,
+    mesh=None,
+) -> tuple[LaneState, Means]:
+    """Steps first, ..., last - 1 of an epoch, of every lane `[C, S, M]`."""
+    axes = (LaneState(0, 0, 0, 0), 0, 0, None, None)
+
+    def chunk(shared, mine):
+        state, means, hparams, seed_of = mine
+        data = source if shared.data is None else shared.data
+
+        def lane(state, means, hparams, key, order):
+            state = whole(state, key, shared.step)
+            batch_at = epochs.batches(state, first, hparams, data, order, config)
+            state, means = epochs.run_steps(
+                state,
+                means,
+                batch_at,
+                hparams,
+                first,
+                last,
+                objective=objective,
+                config=config,
+            )
+            return _own(state), means
+
+        orders = None if shared.orders is None else shared.orders[seed_of]
+        arguments = state, means, hparams, shared.keys[seed_of], orders
+        return _at_once(lane, axes, arguments)
+
+    return _in_sequence(chunk, shared, (state, means, hparams, seed_of), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
+def look(params, hparams, batch, *, objective, mesh=None) -> dict[str, Any]:
+    """What `diagnostics.evaluate` keeps of a block of rows, of every lane."""
+
+    def lane(params, hparams, batch):
+        return diagnostics.look(params, batch, hparams, objective=objective)
+
+    def chunk(batch, mine):
+        return _at_once(functools.partial(lane, batch=batch), (0, 0), mine)
+
+    return _in_sequence(chunk, batch, (params, hparams), mesh)
+
+
+@functools.partial(jax.jit, static_argnames="num_rows")
+def orders(keys, step, num_rows: int):
+    """`[U, N]`: the order of the rows in the epoch that begins at that step."""
+    return jax.vmap(lambda key: epochs.order_of(key, step, num_rows))(keys)
+
+
+# ---- how lanes are mapped ------------------------------------------------------------
+
+
+def _at_once(lane: Callable, in_axes: tuple, arguments: tuple):
+    """The lanes `[S, M]` of a chunk; in_axes are those of the M lanes of a seed."""
+    num_seeds, num_lanes = jax.tree.leaves(arguments[0])[0].shape[:2]
+    is_shared = [axis is None for axis in in_axes]
+    if num_lanes > 1:
+        of_seed = jax.vmap(lane, in_axes)
+    else:  # no axis is better than one of length 1: it is then the single run
+        of_seed = _without_axis(lane, is_shared)
+    if num_seeds > 1:
+        return jax.vmap(of_seed)(*arguments)
+    return _without_axis(of_seed, [False] * len(arguments))(*arguments)
+
+
+def _without_axis(function: Callable, is_shared: list[bool]) -> Callable:
+    """Of arguments whose first axis has length 1, but for those that are shared."""
+
+    def called(*arguments):
+        squeezed = [
+            argument if shared else jax.tree.map(lambda leaf: leaf[0], argument)
+            for argument, shared in zip(arguments, is_shared, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], function(*squeezed))
+
+    return called
+
+
+def _in_sequence(chunk: Callable, shared: Any, mine: Any, mesh: Mesh | None):
+    """Each chunk after the one before; on each device its own."""
+
+    def all_of(shared, mine):
+        if len(jax.tree.leaves(mine)[0]) == 1:
+            one = jax.tree.map(lambda leaf: leaf[0], mine)
+            made = chunk(shared, one)
+            return jax.tree.map(lambda leaf: leaf[None], made)
+        return jax.lax.map(functools.partial(chunk, shared), mine)
+
+    if mesh is None:
+        return all_of(shared, mine)
+    split = jax.shard_map(
+        all_of, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
+    )
+    return split(shared, mine)

@@ -1,0 +1,175 @@
+"""What a sweep made: a table, and what each lane was."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxae import _checks
+from jaxae.sweeps.groups import Group
+from jaxae.sweeps.plans import Plan
+
+FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
+
+
+class Ledger:
+    """What is known of the lanes of one group, `[n]`, as far as they have come."""
+
+    def __init__(self, group: Group, num_epochs: int):
+        self.group = group
+        n = len(group.lanes)
+        self.metrics: dict[str, np.ndarray] = {}
+        self.final: dict[str, np.ndarray] = {}
+        self.stopped_at = np.full(n, -1)
+        self.num_epochs = np.zeros(n, int)
+        self.state: Any = None  # a LaneState of arrays [n, ...]
+        self._shape = n, num_epochs
+
+    def write(self, indices, state, epochs: range, rows: dict, final: dict) -> None:
+        """Of these lanes: their state, and their metrics in these epochs."""
+        if self.state is None:
+            n = self._shape[0]
+            self.state = jax.tree.map(
+                lambda leaf: np.zeros((n, *leaf.shape[1:]), leaf.dtype), state
+            )
+        for whole, part in zip(*map(jax.tree.leaves, (self.state, state)), strict=True):
+            whole[indices] = part
+        for name, values in rows.items():
+            whole = self.metrics.setdefault(name, np.full(self._shape, np.nan))
+            whole[np.ix_(indices, epochs)] = values
+        for name, values in final.items():
+            whole = self.final.setdefault(name, np.full(self._shape[0], np.nan))
+            whole[indices] = values
+        self.stopped_at[indices] = state.stopped_at
+        self.num_epochs[indices] = epochs.stop
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep made; lane i is one trial.
+
+    Attributes:
+      axes: one entry a lane of everything in the space, by name.
+      metrics: `[L, num_epochs]` by name, "train/loss", "validation/loss", ...; nan
+        after a lane was halved away.
+      status: "finished", "diverged" or "halved", one a lane.
+      plan: how the lanes were run.
+    """
+
+    axes: dict[str, np.ndarray]
+    metrics: dict[str, np.ndarray]
+    status: np.ndarray
+    plan: Plan
+    _ledgers: tuple[Ledger, ...]
+    _places: np.ndarray  # [L, 2]: of each lane, its group and its place in it
+    _key: Any
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def table(self):
+        """A pandas frame: one row a lane, its axes, final metrics, status, stopped_at.
+
+        With them "epochs", how many it ran; of a lane that was halved away, the
+        metrics are those of the last of these.
+
+        Raises:
+          ImportError: where pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise _checks.extra("sweep.table", "pandas", "sweep") from error
+        frame = pd.DataFrame({**self.axes, **self.final})
+        frame["epochs"] = self._gather("num_epochs")
+        frame["status"] = self.status
+        frame["stopped_at"] = pd.array(
+            [None if at < 0 else int(at) for at in self._gather("stopped_at")],
+            dtype="Int64",
+        )
+        return frame.rename_axis("lane")
+
+    @property
+    def final(self) -> dict[str, np.ndarray]:
+        """The metrics `[L]` of each lane's last epoch, by name."""
+        last = self._gather("num_epochs") - 1
+        of_epochs = {n: v[np.arange(len(self)), last] for n, v in self.metrics.items()}
+        names = dict.fromkeys(name for led in self._ledgers for name in led.final)
+        looked = {
+            name: np.array([self._final(name, lane) for lane in range(len(self))])
+            for name in names
+        }
+        return {**of_epochs, **looked}
+
+    def best(self, metric: str = "validation/loss") -> int:
+        """The lane whose metric is the smallest at its end; diverged ones left out.
+
+        Raises:
+          ValueError: for an unknown metric, or where no lane has a number.
+        """
+        final = self.final
+        if metric not in final:
+            raise ValueError(
+                f"metric must be one of {', '.join(final)}, got {metric!r}"
+                f"{_checks.closest(metric, final)}."
+            )
+        values = np.where(self.status == DIVERGED, np.nan, final[metric])
+        if np.isnan(values).all():
+            raise ValueError(f"no lane ended with a number for {metric}.")
+        return int(np.nanargmin(values))
+
+    def params(self, lane) -> Any:
+        """The plain params of one lane, of its own width."""
+        ledger, i = self._place(lane)
+        params = ledger.group.params_of(ledger.state.params, i)
+        return jax.tree.map(jnp.asarray, params)
+
+    def trial(self, lane) -> dict[str, Any]:
+        """The keyword arguments with which `train(data=..., **...)` repeats a lane."""
+        ledger, i = self._place(lane)
+        group = ledger.group
+        config = dataclasses.replace(group.config, num_epochs=int(ledger.num_epochs[i]))
+        return {
+            "objective": group.objective_of(i),
+            "hparams": group.hparams_of(i),
+            "config": config,
+            "key": jax.random.fold_in(self._key, group.seeds[i]),
+        }
+
+    def _place(self, lane) -> tuple[Ledger, int]:
+        is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
+        if not is_integer or not -len(self) <= lane < len(self):
+            raise ValueError(
+                f"lane must be an integer below {len(self)}, got {lane!r}."
+            )
+        group, i = self._places[int(lane)]
+        return self._ledgers[group], int(i)
+
+    def _gather(self, name: str) -> np.ndarray:
+        return np.array([getattr(self._ledgers[g], name)[i] for g, i in self._places])
+
+    def _final(self, name: str, lane: int) -> float:
+        ledger, i = self._place(lane)
+        return float(ledger.final[name][i]) if name in ledger.final else math.nan
+
+
+def gathered(ledgers, lanes, num_epochs: int, plan: Plan, key) -> Sweep:
+    """A sweep's result, from what is known of each group."""
+    places = np.zeros((len(lanes), 2), int)
+    for g, ledger in enumerate(ledgers):
+        places[ledger.group.lanes] = [(g, i) for i in range(len(ledger.group.lanes))]
+    names = dict.fromkeys(name for ledger in ledgers for name in ledger.metrics)
+    metrics = {name: np.full((len(lanes), num_epochs), np.nan) for name in names}
+    status = np.full(len(lanes), FINISHED, dtype="<U8")
+    for ledger in ledgers:
+        mine = ledger.group.lanes
+        for name, values in ledger.metrics.items():
+            metrics[name][mine] = values
+        status[mine[ledger.num_epochs < num_epochs]] = HALVED
+        status[mine[ledger.stopped_at >= 0]] = DIVERGED
+    return Sweep(lanes.axes, metrics, status, plan, tuple(ledgers), places, key)

@@ -1,0 +1,305 @@
+"""A space of hyperparameters, and the lanes that it means."""
+
+import dataclasses
+import itertools
+import math
+import numbers
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from scipy.stats import qmc
+
+from jaxae import _checks, activations, corruptions, observations, optimizers
+from jaxae.objective import Objective
+from jaxae.optimizers import name_of
+from jaxae.training import TrainConfig
+
+SEED, LATENT_DIM = "seed", "latent_dim"
+RESERVED = ("k",)  # changes what an activation is, and no activation has one yet
+SAMPLERS = ("sobol", "random")
+
+
+class Range(NamedTuple):
+    """Numbers between low and high, of which a sweep draws some."""
+
+    low: float
+    high: float
+    is_log: bool
+
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """The numbers a fraction u of the way, in logarithms where is_log."""
+        if not self.is_log:
+            return self.low + u * (self.high - self.low)
+        return np.exp(math.log(self.low) + u * math.log(self.high / self.low))
+
+
+def uniform(low, high) -> Range:
+    """Numbers spread evenly over [low, high], in a space; needs num_samples.
+
+    Raises:
+      ValueError: unless low < high, both finite.
+    """
+    return _range(low, high, is_log=False)
+
+
+def log_uniform(low, high) -> Range:
+    """Numbers whose logarithms spread evenly over [low, high]; needs num_samples.
+
+    Raises:
+      ValueError: unless 0 < low < high, both finite.
+    """
+    return _range(low, high, is_log=True)
+
+
+def _range(low, high, is_log: bool) -> Range:
+    is_number = all(
+        isinstance(v, numbers.Real) and not isinstance(v, bool) for v in (low, high)
+    )
+    if not is_number or not (-math.inf < low < high < math.inf):
+        raise ValueError(f"a range needs finite low < high, got {low!r} and {high!r}.")
+    if is_log and low <= 0:
+        raise ValueError(f"a range on a log scale needs low > 0, got {low!r}.")
+    return Range(float(low), float(high), is_log)
+
+
+# ---- what changes the program --------------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """A fixed choice that a space may vary, at one compilation a value.
+
+    Attributes:
+      apply: `(objective, config, value) -> (objective, config)` with that choice.
+      named: the part of a given name, where a string is not the value itself.
+      label: how a value is written in a table.
+    """
+
+    apply: Callable[[Objective, TrainConfig, Any], tuple[Objective, TrainConfig]]
+    named: Callable[[str], Any] | None = None
+    label: Callable[[Any], Any] = lambda value: value
+
+
+def _of_model(name: str, named=None, label: Callable = str) -> Choice:
+    def apply(objective, config, value):
+        ae = dataclasses.replace(objective.ae, **{name: value})
+        return dataclasses.replace(objective, ae=ae), config
+
+    return Choice(apply, named, label)
+
+
+def _of_objective(name: str, named=None) -> Choice:
+    def apply(objective, config, value):
+        return dataclasses.replace(objective, **{name: value}), config
+
+    return Choice(apply, named, str)
+
+
+def _of_config(name: str, named=None, label: Callable = lambda v: v) -> Choice:
+    def apply(objective, config, value):
+        return objective, dataclasses.replace(config, **{name: value})
+
+    return Choice(apply, named, label)
+
+
+CHOICES: dict[str, Choice] = {
+    "activation": _of_model("activation", activations.get),
+    "observation": _of_model("observation", observations.get),
+    "tied": _of_model("tied", label=bool),
+    "corruption": _of_objective("corruption", corruptions.get),
+    "optimizer": _of_config("optimizer", optimizers.get, name_of),
+    "batch_size": _of_config("batch_size"),
+    "gradient": _of_config("gradient"),
+}
+
+
+# ---- lanes ---------------------------------------------------------------------------
+
+
+class Lanes(NamedTuple):
+    """What each lane is.
+
+    Attributes:
+      axes: one entry a lane of everything in the space, as tables show it.
+      numbers: `[L]` of every hyperparameter in the space.
+      seeds: `[L]`; 0 unless in the space.
+      widths: `[L]`, latent_dim; the model's own unless in the space.
+      choices: of each lane, its values of what changes the program.
+    """
+
+    axes: dict[str, np.ndarray]
+    numbers: dict[str, np.ndarray]
+    seeds: np.ndarray
+    widths: np.ndarray
+    choices: list[tuple[tuple[str, Any], ...]]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+def lanes_of(
+    space, hparams: Mapping, latent_dim: int, key, *, num_samples=None, sampler="sobol"
+) -> Lanes:
+    """Every combination of the lists in a space, and of the points of its ranges.
+
+    The axes are in the space's order, the last one fastest; all ranges are one axis of
+    num_samples points, in the place of the first of them. A key that is a tuple of
+    names is one axis whose values are tuples: these go together.
+
+    Raises:
+      ValueError: for a space that is none, a name in both space and hparams, bad
+        values, or ranges without num_samples.
+    """
+    _check_space(space, hparams)
+    columns = _columns(space, key, num_samples, sampler)
+    rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
+    values = {name: [row[name] for row in rows] for name in _names(space)}
+    num_lanes = len(rows)
+    seeds = np.asarray(values.get(SEED, np.zeros(num_lanes)), np.uint32)
+    widths = np.asarray(values.get(LATENT_DIM, np.full(num_lanes, latent_dim)), int)
+    chosen = [name for name in values if name in CHOICES]
+    shown = {
+        name: np.array([CHOICES[name].label(v) for v in column])
+        if name in CHOICES
+        else np.array(column)
+        for name, column in values.items()
+    }
+    numbers_ = {
+        name: np.asarray(column, np.float64)
+        for name, column in values.items()
+        if name not in (SEED, LATENT_DIM, *CHOICES)
+    }
+    choices = [tuple((n, values[n][i]) for n in chosen) for i in range(num_lanes)]
+    return Lanes(shown, numbers_, seeds, widths, choices)
+
+
+def _columns(space, key, num_samples, sampler) -> list[list[dict]]:
+    """The entries of each axis: dicts by name."""
+    ranges = {name: axis for name, axis in space.items() if isinstance(axis, Range)}
+    _check_sampling(ranges, num_samples, sampler)
+    columns = []
+    for name, axis in space.items():
+        if name in ranges:
+            if name == next(iter(ranges)):
+                columns.append(_draw(ranges, num_samples, sampler, key))
+        elif isinstance(name, tuple):
+            columns.append(_zipped(name, axis))
+        else:
+            columns.append([{name: value} for value in _axis(name, axis)])
+    return columns
+
+
+def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
+    data = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    rng = np.random.default_rng(data.ravel().tolist())
+    shape = num_samples, len(ranges)
+    if sampler == "random":
+        u = rng.random(shape)
+    else:
+        points = qmc.Sobol(len(ranges), scramble=False).random_base2(
+            max(0, math.ceil(math.log2(num_samples)))
+        )
+        # Moved as a whole, so that the key counts and no point is a corner.
+        u = (points[:num_samples] + rng.random(len(ranges))[None]) % 1
+    columns = {name: axis.at(u[:, i]) for i, (name, axis) in enumerate(ranges.items())}
+    return [
+        {name: float(column[i]) for name, column in columns.items()}
+        for i in range(num_samples)
+    ]
+
+
+def _is_typed(key) -> bool:
+    return jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
+    rows = list(rows) if isinstance(rows, Iterable) else []
+    if not rows or any(not _is_row(row, len(names)) for row in rows):
+        raise ValueError(
+            f"space[{names!r}] must be a list of tuples of {len(names)} values each."
+        )
+    columns = {
+        name: _axis(name, [row[i] for row in rows]) for i, name in enumerate(names)
+    }
+    return [
+        {name: column[i] for name, column in columns.items()} for i in range(len(rows))
+    ]
+
+
+def _is_row(row: Any, length: int) -> bool:
+    return isinstance(row, tuple | list | np.ndarray) and len(row) == length
+
+
+def _axis(name: str, axis: Any) -> list:
+    if name in CHOICES:
+        return _choices(name, axis)
+    kind = "integer" if name in (SEED, LATENT_DIM) else "number"
+    values = np.array(list(axis) if isinstance(axis, Iterable) else axis)
+    kinds = "iu" if kind == "integer" else "fiu"
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in kinds:
+        raise ValueError(
+            f"space[{name!r}] must be a list of at least one {kind}, got {axis!r}."
+        )
+    if name == SEED and not (0 <= values.min() and values.max() < 2**32):
+        raise ValueError(
+            f"space['seed'] must lie between 0 and 2**32 - 1, got {axis!r}."
+        )
+    if name == LATENT_DIM and values.min() < 1:
+        raise ValueError(f"space['latent_dim'] must be at least 1, got {axis!r}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"space[{name!r}] must be finite, got {axis!r}.")
+    return values.tolist()
+
+
+def _choices(name: str, axis: Any) -> list:
+    is_list = isinstance(axis, Iterable) and not isinstance(axis, str | tuple)
+    values = list(axis) if is_list or type(axis) is tuple else []
+    if not values:
+        raise ValueError(
+            f"space[{name!r}] must be a list of at least one {name}, got {axis!r}."
+        )
+    named = CHOICES[name].named
+    return [named(v) if named and isinstance(v, str) else v for v in values]
+
+
+def _names(space: Mapping) -> list[str]:
+    return [
+        name for key in space for name in (key if isinstance(key, tuple) else (key,))
+    ]
+
+
+def _check_space(space: Any, hparams: Mapping) -> None:
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError(
+            "space must be a dict of at least one axis, such as "
+            "{'learning_rate': [0.1, 0.01]}."
+        )
+    names = _names(space)
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(
+                f"space[{name!r}] changes what an activation is; give "
+                "space['activation'] a list of activations."
+            )
+        if name in hparams:
+            raise ValueError(f"{name} is in space and in hparams; leave one out.")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is in space twice; leave one out.")
+
+
+def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be 'sobol' or 'random', got {sampler!r}.")
+    integers = [name for name in ranges if name in (SEED, LATENT_DIM, *CHOICES)]
+    if integers:
+        raise ValueError(f"space[{integers[0]!r}] must be a list, not a range.")
+    if ranges and num_samples is None:
+        raise ValueError(
+            f"num_samples must say how many points of {', '.join(ranges)} to draw."
+        )
+    if num_samples is not None:
+        if not ranges:
+            raise ValueError("num_samples is for ranges, and space has none.")
+        _checks.positive_int("num_samples", num_samples)
