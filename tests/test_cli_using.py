@@ -437,6 +437,7 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys)
         (("--final-fraction", "0.5"), ["--final-fraction", "nothing reads"]),
         (("--schedule-steps", "5"), ["--schedule-steps", "nothing reads"]),
         (("--accumulate", "0", "--schedule", "linear"), ["--accumulate", "got 0"]),
+        (("--accumulate", "16"), ["--accumulate must", "15 steps", "got 16"]),
         (("--batch-size", "0", "--schedule", "linear"), ["--batch-size", "got 0"]),
         (("--epochs", "9" * 400), ["--epochs", "2**31"]),
         (("--latent-dim", "9" * 30), ["--latent-dim", "2**31"]),

@@ -291,6 +291,17 @@ def test_training_knows_what_is_read(keywords, names, accumulate):
         train(hparams={**HPARAMS, **{name: numbers[name] for name in names}})
 
 
+@pytest.mark.parametrize("accumulate", [18, 19])
+def test_a_run_too_short_for_one_update_is_refused(accumulate):
+    settings = config(optimizer=optimizers.build("adam", accumulate=accumulate))
+    if accumulate == 18:  # three epochs of six steps
+        before = OBJECTIVE.ae.init(KEY)
+        assert (train(config=settings, params=before).params.W != before.W).any()
+        return
+    with pytest.raises(ValueError, match="accumulate must be at most the 18 .* got 19"):
+        train(config=settings)
+
+
 # ---- names and identity --------------------------------------------------------------
 
 

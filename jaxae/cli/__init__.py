@@ -70,6 +70,7 @@ VERBS = {
             "load it inside `with jax.enable_x64(True):`": "say --dtype float64",
             "patience waits": "--patience waits",
             "monitor must": "--monitor must",
+            "accumulate must": "--accumulate must",
             **{f"hparams['{name}']": _option(name) for name in _NUMBERS},
             "give validation=, or set monitor='train/loss'": (
                 "give it some, --validation-fraction 0.1, or say --monitor train/loss"
