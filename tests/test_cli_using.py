@@ -464,8 +464,9 @@ def test_options_that_cannot_be_are_refused(here, tmp_path, capsys, options, wor
     assert os.listdir(tmp_path) == []
 
 
-def test_patience_for_a_metric_that_is_none_is_refused(here, tmp_path, capsys):
-    options = ("--patience", "1", "--monitor", "validation/los")
+@pytest.mark.parametrize("patience", [(), ("--patience", "1")], ids=len)
+def test_a_metric_that_is_none_is_refused(here, tmp_path, capsys, patience):
+    options = (*patience, "--monitor", "validation/los")
     assert train(tmp_path / "new", *options, epochs=50) == 2
     assert_refused(capsys, "--monitor must", "did you mean 'validation/loss'")
 

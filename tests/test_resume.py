@@ -285,10 +285,18 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path):
         train(config=settings_, validation=None)
 
 
-def test_nobody_waits_for_a_metric_that_there_is_not():
-    settings_ = config(monitor="validation/los", patience=1)
+@pytest.mark.parametrize("patience", [None, 1])
+def test_nobody_looks_for_a_metric_that_there_is_not(patience):
+    settings_ = config(monitor="validation/los", patience=patience)
     with pytest.raises(ValueError, match="monitor must be .*did you mean 'validation/"):
         train(config=settings_)
+
+
+def test_without_validation_data_only_the_default_monitor_may_be_missing():
+    run = train(config=config(num_epochs=1), validation=None)
+    assert run.status == "finished" and run.best is None
+    with pytest.raises(ValueError, match="monitor must be .*'validation/fvu'"):
+        train(config=config(monitor="validation/fvu"), validation=None)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import numpy as np
 from jaxae import _checks
 from jaxae import data as data_module
 from jaxae.training import diagnostics, epochs
+from jaxae.training.config import TrainConfig
 from jaxae.training.progress import Best, Progress
 
 PROBE_ROWS = 10_000  # of the training data, so many are looked at
 _PROBE_BATCHES = 8  # of a source
+_DEFAULT = TrainConfig().monitor
 
 
 class Look:
@@ -55,12 +57,17 @@ class Look:
         return Best(epoch, value, jax.tree.map(jnp.copy, progress.state.params))
 
     def _check_monitor(self, row: dict) -> None:
-        """Refuse to wait for a metric that there is not, once their names are known."""
-        monitor, patience = self._job.config.monitor, self._job.config.patience
-        if patience is not None and monitor not in row:
+        """Refuse a metric that there is not, once their names are known.
+
+        The default one may be missing: without validation data nothing is kept, and
+        nobody asked for it.
+        """
+        config = self._job.config
+        is_asked_for = config.patience is not None or config.monitor != _DEFAULT
+        if is_asked_for and config.monitor not in row:
             raise ValueError(
-                f"monitor must be a metric of the run, for patience to wait for, got "
-                f"{monitor!r}{_checks.closest(monitor, row)}; known: {', '.join(row)}."
+                f"monitor must be a metric of the run, got {config.monitor!r}"
+                f"{_checks.closest(config.monitor, row)}; known: {', '.join(row)}."
             )
 
     def _diagnose(self, state) -> dict[str, Any]:
