@@ -31,6 +31,17 @@ _NONE: Any = None  # no manager, for there is no folder yet
 _UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of what a kill leaves behind
 
 
+class OtherRunError(ValueError):
+    """A folder holds the states of another run; `difference` says which field is."""
+
+    def __init__(self, name: str, difference: str):
+        super().__init__(
+            f"{name} holds another run: {difference}; resume with the same, or choose "
+            "another folder."
+        )
+        self.difference = difference
+
+
 class Checkpoint(NamedTuple):
     """One state as it was saved."""
 
@@ -354,11 +365,9 @@ def _digest_words(words: Any) -> str:
 
 def _check_identity(directory: Path, saved: Any, now: Any) -> None:
     """Refuse a state of another run, naming the first field that differs."""
-    for name, found, wanted in _differences(saved, now):
-        raise ValueError(
-            f"checkpoint_dir {directory} holds another run: {name} is {found} there "
-            f"and {wanted} here; resume with the same, or choose another folder."
-        )
+    for name, found, wanted in differences(saved, now):
+        difference = f"{name} is {found} there and {wanted} here"
+        raise OtherRunError(f"checkpoint_dir {directory}", difference)
 
 
 def _check_arrays(directory: Path, saved: Mapping, like: Mapping[str, Any]) -> None:
@@ -368,11 +377,12 @@ def _check_arrays(directory: Path, saved: Mapping, like: Mapping[str, Any]) -> N
     _check_identity(directory, {name: found.get(name) for name in wanted}, wanted)
 
 
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
+def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
+    """The name of every field that differs, and what it is in each, as JSON."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in {**now, **saved}:
             inner = f"{name}.{key}" if name else key
-            yield from _differences(saved.get(key), now.get(key), inner)
+            yield from differences(saved.get(key), now.get(key), inner)
     elif saved != now:
         yield name, json.dumps(saved), json.dumps(now)
 

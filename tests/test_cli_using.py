@@ -358,15 +358,19 @@ def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path)
 @pytest.mark.parametrize(
     "options, field",
     [
-        (("--learning-rate", "0.5"), '--learning-rate is "0.001" there and "0.5" here'),
+        (("--learning-rate", "0.5"), "--learning-rate is 0.001 there and 0.5 here"),
         (("--batch-size", "4"), "--batch-size is 8 there and 4 here"),
         (("--latent-dim", "5"), "--latent-dim is 4 there and 5 here"),
-        (("--l1", "1"), 'penalties is [] there and ["l1"] here'),
-        (("--compute-dtype", "bfloat16"), "--compute-dtype is null there"),
-        (("--max-norm", "1"), "optimizer is"),
-        (("--seed", "1"), "key is"),
-        (("--validation-fraction", "0.2"), "data.shape is [42, 6] there"),
-        (("--params", "run"), "params is"),
+        (("--l1", "1"), "--l1 is not given there and 1.0 here"),
+        (("--compute-dtype", "bfloat16"), "--compute-dtype is not given there"),
+        (("--max-norm", "1"), "--max-norm is not given there and 1.0 here"),
+        (("--seed", "1", "--patience", "9"), ": --seed is 0 there and 1 here;"),
+        (("--validation-fraction", "0.2"), "--validation-fraction is 0.1 there"),
+        (("--scaling", "unit"), '--scaling is not given there and "unit" here'),
+        (("--untied",), "--untied is false there and true here"),
+        (("--monitor", "train/loss"), '--monitor is "validation/loss" there and "tr'),
+        (("--seed", "1", "--untied"), "--untied is false there and true here, --seed"),
+        (("--params", "run"), '--params is not given there and "run" here'),
         (("--overwrite",), "--overwrite and --resume exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -374,8 +378,17 @@ def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path)
 def test_resume_refuses_another_run_by_the_field(here, capsys, options, field):
     before = bytes_of(here / "run")
     assert train("run", *SAVED, "--resume", *options) == 2
-    assert_refused(capsys, field)
+    folder = "" if "--overwrite" in options else "--out run holds another run: "
+    assert_refused(capsys, folder, field)
     assert bytes_of(here / "run") == before
+
+
+def test_where_no_option_tells_two_runs_apart_the_field_does(here, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree("run", run)
+    (run / "config.json").write_text("{}")
+    assert train(run, *SAVED, "--resume", "--seed", "1") == 2
+    assert_refused(capsys, f"--out {run} holds another run: key is [")
 
 
 def test_resume_does_not_start_over_where_the_states_are_gone(here, tmp_path, capsys):

@@ -311,6 +311,37 @@ def to_options(options: Any) -> dict[str, Any]:
     return values
 
 
+# A run that goes on may have others than its folder says.
+_FREE = (
+    *("epochs", "patience", "checkpoint_minutes", "checkpoint_steps"),
+    *("keep_checkpoints", "memory_budget", "data_root"),
+)
+
+
+def differences(out: Path, options: Any) -> str:
+    """Which options of a run are others than its folder's; "" where none can be named.
+
+    Some numbers can be said in two ways, and files may lie elsewhere: what differs here
+    need not make another run.
+    """
+    path = out / CONFIG_FILE
+    try:
+        was = as_options(type(options), read_config(path)["options"], path)
+    except (ValueError, OSError):
+        return ""
+    was, now = to_options(was), to_options(options)
+    return ", ".join(
+        f"--{name.replace('_', '-')} is {_given(was[name])} there and "
+        f"{_given(now[name])} here"
+        for name in now
+        if name not in _FREE and was[name] != now[name]
+    )
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value)
+
+
 def environment() -> dict[str, Any]:
     """What a run ran on, for its `config.json`."""
     import jaxlib

@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics
+from jaxae.checkpoints import OtherRunError
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
 from jaxae.cli.options import TrainOptions, checked
@@ -42,7 +43,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
         folder.clear_unfinished(out)
         described = _describe(options, splits, job.hparams)
         with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
-            progress = _start(job, checkpoints)
+            progress = _start(job, checkpoints, options)
             if _is_done(out, job, progress):
                 print(f"the run is finished; nothing was done.\nrun folder: {out}")
                 return 0
@@ -104,11 +105,19 @@ def _job(options: TrainOptions, splits: Splits) -> host.Job:
     )
 
 
-def _start(job: host.Job, checkpoints: Any) -> Any:
-    """Where the job stands; what was damaged is told of in a line each."""
+def _start(job: host.Job, checkpoints: Any, options: TrainOptions) -> Any:
+    """Where the job stands; what was damaged is told of in a line each.
+
+    Raises:
+      OtherRunError: naming the options that differ, or, where none does, the field.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        progress = host.start(job, checkpoints)
+        try:
+            progress = host.start(job, checkpoints)
+        except OtherRunError as error:
+            found = folder.differences(Path(options.out), options) or error.difference
+            raise OtherRunError(f"--out {options.out}", found) from None
     for warning in caught:
         note(str(warning.message))
     return progress
