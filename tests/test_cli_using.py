@@ -345,6 +345,14 @@ def test_resume_leaves_what_is_done_as_it_is(here, capsys):
     assert bytes_of(here / "run") == before
 
 
+def test_resume_of_a_run_that_is_past_the_epochs_asked_says_so(here, capsys):
+    before = bytes_of(here / "run")
+    assert train("run", *SAVED, "--resume", epochs=2) == 0
+    printed = capsys.readouterr().out
+    assert "the run is already past 2 epochs, 10 steps: at 15; nothing was" in printed
+    assert bytes_of(here / "run") == before
+
+
 def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path):
     shutil.copytree("run", tmp_path / "run")
     assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 0

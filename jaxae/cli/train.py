@@ -45,7 +45,8 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
         with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
             progress = _start(job, checkpoints, options)
             if _is_done(out, job, progress):
-                print(f"the run is finished; nothing was done.\nrun folder: {out}")
+                print(f"{_standing(job, progress)}; nothing was done.")
+                print(f"run folder: {out}")
                 return 0
             interrupt.raise_if_requested()
             # Written last, so that where it is, the folder is that of a whole run.
@@ -163,6 +164,15 @@ def _check_repeats(options: TrainOptions, splits: Splits) -> None:
 def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
     ended = host.status_of(job, progress) in ("finished", "early_stopped")
     return ended and (out / folder.RESULTS_FILE).exists()
+
+
+def _standing(job: host.Job, progress: Any) -> str:
+    """Of a run that is done: whether it did just what is asked, or more."""
+    asked, reached = job.config.num_epochs, int(progress.state.step)
+    num_steps = asked * epochs.num_steps(job.data, job.config)
+    if reached <= num_steps:
+        return "the run is finished"
+    return f"the run is already past {asked} epochs, {num_steps} steps: at {reached}"
 
 
 def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, described) -> None:
