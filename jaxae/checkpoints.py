@@ -160,8 +160,10 @@ class Checkpoints:
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps:
             aside = self._directory / f"damaged-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
             with _one_sentence(self._directory):
+                if aside.is_dir():
+                    shutil.rmtree(aside)
+                aside.unlink(missing_ok=True)
                 (self._directory / str(step)).rename(aside)
         if steps:
             self._manager.reload()
@@ -169,9 +171,14 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if self._manager is _NONE:
             return []
-        return list(self._manager.all_steps())
+        # A file in the place of a state is one that is damaged; orbax sees none.
+        files = [path.name for path in self._directory.iterdir() if path.is_file()]
+        strays = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
+        return [*self._manager.all_steps(), *strays]
 
     def _read(self, step: int, like: Mapping, maybe: Mapping) -> Checkpoint:
+        if (self._directory / str(step)).is_file():
+            raise _Damaged("a file and no folder")
         about = self._read_item(step, about=self._orbax.args.JsonRestore())
         with _damage():
             if about["words_sha256"] != _digest_words(about["words"]):

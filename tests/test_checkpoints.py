@@ -173,6 +173,27 @@ def test_where_all_is_damaged_nothing_is_started_over_silently(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
+def test_a_file_where_a_state_was_is_a_damaged_one(tmp_path):
+    save(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "2")
+    for name in ("2", "damaged-2", "03", "notes"):
+        (tmp_path / name).write_text(name)
+    with pytest.warns(RuntimeWarning, match="2 is damaged .a file and no folder"):
+        assert_is_step(restore(tmp_path), 1)
+    assert (tmp_path / "damaged-2").read_text() == "2"
+    assert sorted(os.listdir(tmp_path)) == ["03", "1", "damaged-2", "notes"]
+    save(tmp_path, 2)
+    assert_is_step(restore(tmp_path), 2)
+
+
+def test_files_where_all_the_states_were_start_nothing_over(tmp_path):
+    (tmp_path / "2").touch()
+    with pytest.warns(RuntimeWarning, match="2 is damaged"):
+        with pytest.raises(ValueError, match="no state that is whole: all of 2 are"):
+            restore(tmp_path)
+    assert os.listdir(tmp_path) == ["2"]
+
+
 def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path):
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "1", tmp_path / "3.orbax-checkpoint-tmp")

@@ -417,6 +417,23 @@ def test_where_every_state_is_damaged_the_run_is_refused(
     assert bytes_of(run) == before
 
 
+def test_files_where_the_states_were_start_nothing_over(here, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(here / "run", run)
+    states = [path for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    for state in states:
+        shutil.rmtree(state)
+        state.write_text("x")
+    before = bytes_of(run)
+    assert resume(run, epochs=4) == 2
+    assert_refused(capsys, "15, 14 are damaged", "restore a copy")
+    for state in states:
+        state.rename(state.with_name(f"damaged-{state.name}"))
+    assert resume(run, epochs=4) == 2
+    assert_refused(capsys, "holds none; restore them")
+    assert bytes_of(run).keys() != before.keys() and len(bytes_of(run)) == len(before)
+
+
 # ---- damaged files -------------------------------------------------------------------
 
 JSON = st.recursive(

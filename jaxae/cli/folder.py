@@ -81,7 +81,8 @@ def _check_states(out: Path) -> None:
     """Refuse to start over a run that ended, as if it had never begun."""
     states = out / CHECKPOINTS
     is_ended = any((out / name).exists() for name in (RESULTS_FILE, REPORT_FILE))
-    if is_ended and not (states.is_dir() and any(states.iterdir())):
+    names = [path.name for path in states.iterdir()] if states.is_dir() else []
+    if is_ended and not any(map(str.isdigit, names)):  # what is damaged is none
         raise ValueError(
             f"--resume needs the states of the run in {states}, which holds none; "
             "restore them, replace the run with --overwrite, or choose another folder."
