@@ -59,6 +59,19 @@ def test_unit_is_scikit_learns_min_max():
         assert (found.min(0) == 0).all() and (found.max(0) == 1).all()
 
 
+@pytest.mark.parametrize("name", ["none", "unit", "standardize", "center"])
+def test_rows_are_surveyed_where_no_survey_is_given(name):
+    for source in (X, jnp.asarray(X), list(X), data.View(X)):
+        found = data.fit_scaling(name, source)
+        for part in ("shift", "scale", "clip"):
+            expected = getattr(SCALINGS[name], part)
+            np.testing.assert_array_equal(getattr(found, part), expected)
+    with pytest.raises(ValueError, match="data must be real floating point, got uint8"):
+        data.fit_scaling(name, X.astype("u1"))
+    with pytest.raises(ValueError, match="data must be a NumPy or JAX array, or have"):
+        data.fit_scaling(name, None)
+
+
 def test_unit_clips_what_lies_outside_the_survey():
     beyond = np.stack([SURVEY.low - 1, SURVEY.high + 1])
     np.testing.assert_array_equal(SCALINGS["unit"].apply(beyond), [[0] * 4, [1] * 4])

@@ -13,6 +13,7 @@ from jaxae import _checks
 from jaxae.autoencoder.files import sealed, unsealed, write_atomically
 from jaxae.data.files import PathLike
 from jaxae.data.surveying import Survey
+from jaxae.data.surveying import survey as measure
 
 SCALING_FILE = "scaling.safetensors"
 
@@ -81,8 +82,10 @@ def divide(number: float | int) -> Scaling:
     return _checked(Scaling("divide", _number(0), _number(number)))
 
 
-def fit_scaling(name: str, survey: Survey) -> Scaling:
-    """The scaling of that name, of `SCALINGS`, for what the survey found.
+def fit_scaling(name: str, survey: Any) -> Scaling:
+    """The scaling of that name, of `SCALINGS`, for what a `Survey` found.
+
+    An array or Rows `[N, D]` are surveyed first.
 
     "none" leaves values; "unit" maps each column's [low, high] to [0, 1] and clips what
     lies outside; "standardize" gives columns mean 0 and variance 1; "center" gives them
@@ -91,9 +94,11 @@ def fit_scaling(name: str, survey: Survey) -> Scaling:
     "unit".
 
     Raises:
-      ValueError: an unknown name; values whose range or variance overflows.
+      ValueError: an unknown name; values whose range or variance overflows; what
+        `survey` refuses.
     """
-    return _checked(_checks.lookup("scaling", SCALINGS, name)(survey))
+    fit = _checks.lookup("scaling", SCALINGS, name)
+    return _checked(fit(survey if isinstance(survey, Survey) else measure(survey)))
 
 
 def _none(survey: Survey) -> Scaling:
