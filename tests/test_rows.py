@@ -253,6 +253,8 @@ def test_what_overflows_a_views_dtype_is_inf():
 
 
 BAD_VIEWS = {
+    "text": (lambda: data.View([["1"]]), r"rows must hold real numbers, got <U1\[1, 1"),
+    "complex": (lambda: data.View(X * 1j), "rows must hold real numbers, got complex"),
     "int": (lambda: data.View(3), "rows must be .* got a int"),
     "pair": (lambda: data.View((X, X)), "rows must be .* got a tuple"),
     "index": (lambda: data.View(X, [97]), "index must hold rows 0 to 96"),

@@ -172,6 +172,17 @@ def test_a_scale_for_each_column_is_held_to_its_width_without_a_shift_too():
         mine.apply(X[:, :2])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [X.astype(str), X * 1j, X.astype(object), X.astype("S9")],
+    ids=lambda values: values.dtype.kind,
+)
+def test_what_is_no_real_numbers_is_refused(scaling, values):
+    for call in (scaling.apply, scaling.invert):
+        with pytest.raises(ValueError, match="must hold real numbers, got .*200, 4"):
+            call(values)
+
+
 def test_scalings_print_short_and_say_their_numbers():
     assert repr(data.divide(255)) == "Scaling('divide', shift 0.0, scale 255.0)"
     assert repr(SCALINGS["standardize"]).startswith("Scaling('standardize', shift ")

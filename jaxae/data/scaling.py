@@ -33,9 +33,10 @@ class Scaling(NamedTuple):
         """x' of each row `[..., D]`, as a new array of `dtype`; what overflows is inf.
 
         Raises:
-          ValueError: for another number of columns than the scaling's.
+          ValueError: for what is no real numbers, or another number of columns than the
+            scaling's.
         """
-        self._check_width(X := np.asarray(X))
+        self._check_width(X := real("X", X))
         # A shift cancels leading digits, so they must not have been rounded off before.
         wide = np.float64 if self.shift.ndim else dtype
         with np.errstate(over="ignore"):
@@ -49,9 +50,9 @@ class Scaling(NamedTuple):
         """x = x' scale + shift, `[..., D]` in the data's units; clipping is not undone.
 
         Raises:
-          ValueError: for another number of columns than the scaling's.
+          ValueError: as `apply`.
         """
-        self._check_width(X_hat := np.asarray(X_hat))
+        self._check_width(X_hat := real("X_hat", X_hat))
         with np.errstate(over="ignore"):
             return (X_hat.astype(np.float64) * self.scale + self.shift).astype(dtype)
 
@@ -66,6 +67,16 @@ class Scaling(NamedTuple):
     def __repr__(self) -> str:
         shift, scale = _range(self.shift), _range(self.scale)
         return f"Scaling({self.name!r}, shift {shift}, scale {scale})"
+
+
+def real(name: str, X: Any) -> np.ndarray:
+    """X as an array of real numbers; NumPy would parse text, and drop imaginary parts."""
+    X = np.asarray(X)
+    if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # as bfloat16
+        raise ValueError(
+            f"{name} must hold real numbers, got {_checks.describe(X)}: convert it."
+        )
+    return X
 
 
 def scaled(X: Any, scale: float | int, dtype: Any = np.float32) -> np.ndarray:

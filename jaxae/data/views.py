@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxae.data.rows import check_rows, is_rows, read, row_numbers, take
-from jaxae.data.scaling import Scaling
+from jaxae.data.scaling import Scaling, real
 
 
 class _Sized:
@@ -36,8 +36,9 @@ class View:
       shape: (n, D).
 
     Raises:
-      ValueError: when made, for rows that cannot be read, an index that is not row
-        numbers, a scaling of another width or with an integer dtype.
+      ValueError: when made, for rows that cannot be read or are no real numbers, an
+        index that is not row numbers, a scaling of another width or with an integer
+        dtype.
     """
 
     rows: Any
@@ -55,6 +56,8 @@ class View:
         num_rows = check_rows(self.rows, "rows")
         first = read(self.rows, slice(0, 1), "rows")
         dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
+        if dtype != first.dtype:
+            real("rows", first)
         if self.scaling is not None:
             _check_scaling(self.scaling, first, dtype)
         if self.index is not None:
