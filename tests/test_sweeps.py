@@ -14,7 +14,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import activations, corruptions, penalties, sweeps
-from jaxae.sweeps import host, layouts, plans, program
+from jaxae.sweeps import layouts, plans, program
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -125,7 +125,7 @@ def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient)
         run = single_run(found, lane, validation=X[:20])
         assert_lane_is(run, found, lane, rtol=1e-5)
     # What is not there stays exactly 0, and is no part of any number.
-    stacked = found._ledgers[0].state.params
+    stacked = found._ledgers[0].params
     assert not stacked.W_enc[0, 1:].any() and not stacked.W_dec[2, 3:].any()
     assert not stacked.b_enc[2, 3:].any()
 
@@ -215,9 +215,9 @@ def test_one_compilation_a_group_whatever_the_values():
 
 def test_a_step_is_traced_once(monkeypatch):
     traces = []
-    step = host.epochs.step
+    step = program.epochs.step
     monkeypatch.setattr(
-        host.epochs, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
+        program.epochs, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
     )
     program.run.clear_cache()
     sweep({"learning_rate": np.geomspace(1e-4, 1, 40), "seed": range(2)})

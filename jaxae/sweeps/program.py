@@ -166,10 +166,19 @@ def look(params, hparams, batch, *, objective, mesh=None) -> dict[str, Any]:
     return _in_sequence(chunk, batch, (params, hparams), mesh)
 
 
+@jax.jit
+def keys_of(key, seeds):
+    """`[U]`: the keys with which runs of these seeds are begun."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
+
+
 @functools.partial(jax.jit, static_argnames="num_rows")
-def orders(keys, step, num_rows: int):
-    """`[U, N]`: the order of the rows in the epoch that begins at that step."""
-    return jax.vmap(lambda key: epochs.order_of(key, step, num_rows))(keys)
+def keys_and_orders(key, seeds, step, num_rows: int | None):
+    """`[U]` and `[U, N]`: of the epoch that begins at that step; None for a source."""
+    keys = jax.vmap(epochs.data_key_of)(keys_of(key, seeds))
+    if num_rows is None:
+        return keys, None
+    return keys, jax.vmap(lambda key: epochs.order_of(key, step, num_rows))(keys)
 
 
 # ---- how lanes are mapped ------------------------------------------------------------

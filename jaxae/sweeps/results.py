@@ -12,6 +12,7 @@ import numpy as np
 from jaxae import _checks
 from jaxae.sweeps.groups import Group
 from jaxae.sweeps.plans import Plan
+from jaxae.sweeps.store import Part
 
 FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
 
@@ -26,26 +27,35 @@ class Ledger:
         self.final: dict[str, np.ndarray] = {}
         self.stopped_at = np.full(n, -1)
         self.num_epochs = np.zeros(n, int)
-        self.state: Any = None  # a LaneState of arrays [n, ...]
+        self.params: Any = None  # [n, ...]
+        self.rest: Any = None  # [n, ...]: what a next rung goes on from
         self._shape = n, num_epochs
 
-    def write(self, indices, state, epochs: range, rows: dict, final: dict) -> None:
-        """Of these lanes: their state, and their metrics in these epochs."""
-        if self.state is None:
-            n = self._shape[0]
-            self.state = jax.tree.map(
-                lambda leaf: np.zeros((n, *leaf.shape[1:]), leaf.dtype), state
-            )
-        for whole, part in zip(*map(jax.tree.leaves, (self.state, state)), strict=True):
-            whole[indices] = part
-        for name, values in rows.items():
+    def add(self, part: Part, epochs: range) -> None:
+        """What became of some lanes in these epochs."""
+        i = part.indices
+        self.params = self._written(self.params, part.params, i)
+        self.rest = self._written(self.rest, part.rest, i)
+        for name, values in part.rows.items():
             whole = self.metrics.setdefault(name, np.full(self._shape, np.nan))
-            whole[np.ix_(indices, epochs)] = values
-        for name, values in final.items():
+            whole[i, epochs.start : epochs.stop] = values
+        for name, values in part.final.items():
             whole = self.final.setdefault(name, np.full(self._shape[0], np.nan))
-            whole[indices] = values
-        self.stopped_at[indices] = state.stopped_at
-        self.num_epochs[indices] = epochs.stop
+            whole[i] = values
+        self.stopped_at[i] = part.stopped_at
+        self.num_epochs[i] = epochs.stop
+
+    def _written(self, whole: Any, part: Any, indices) -> Any:
+        if not jax.tree.leaves(part):
+            return whole
+        if whole is None:
+            n = self._shape[0]
+            whole = jax.tree.map(
+                lambda leaf: np.zeros((n, *leaf.shape[1:]), leaf.dtype), part
+            )
+        for old, new in zip(*map(jax.tree.leaves, (whole, part)), strict=True):
+            old[indices] = new
+        return whole
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class Sweep:
     def params(self, lane) -> Any:
         """The plain params of one lane, of its own width."""
         ledger, i = self._place(lane)
-        params = ledger.group.params_of(ledger.state.params, i)
+        params = ledger.group.params_of(ledger.params, i)
         return jax.tree.map(jnp.asarray, params)
 
     def trial(self, lane) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def init_state(
     Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
     hyperparameter `init_scale` where there is one.
     """
-    init_key, data_key = jax.random.split(key)
+    init_key, _ = jax.random.split(key)
     if params is None:
         limit = objective.ae.init_limit * hparams.get(INIT_SCALE, 1.0)
         params = objective.ae.init(init_key, limit=limit)
@@ -49,10 +49,15 @@ def init_state(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
         state=(),
-        key=data_key,
+        key=data_key_of(key),
         step=jnp.int32(0),
         stopped_at=jnp.int32(-1),
     )
+
+
+def data_key_of(key) -> Array:
+    """Of data order and noise, in a run of that key."""
+    return jax.random.split(key)[1]
 
 
 class Means(NamedTuple):

@@ -1,0 +1,253 @@
+"""The lanes of one group, trained block by block."""
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxae.sweeps import plans, program
+from jaxae.sweeps.groups import Group, num_steps
+from jaxae.sweeps.layouts import Layout, layout
+from jaxae.sweeps.plans import Schedule
+from jaxae.sweeps.program import LaneState
+from jaxae.sweeps.store import Part
+from jaxae.training import diagnostics, epochs
+from jaxae.training.looking import probe
+
+BLOCK_SECONDS = 60.0  # of training that a kill may cost
+_BLOCK_ROWS = 16384  # looked at together, of one lane
+
+
+class GroupRun:
+    """The program of one group, on its data and devices.
+
+    Attributes:
+      group: whose lanes.
+      num_steps: of an epoch.
+    """
+
+    def __init__(self, group: Group, data, validation, key, devices):
+        self.group, self.num_steps = group, num_steps(group, data)
+        self._data, self._validation, self._key = data, validation, key
+        self._source = data if callable(data) else None
+        self._devices = devices
+        self._logged = None  # the shapes of what a lane logs
+        several = len(devices) > 1
+        self._mesh = Mesh(np.array(devices), (program.AXIS,)) if several else None
+        self._static = {
+            "objective": group.objective,
+            "config": group.config.program(),
+            "mesh": self._mesh,
+        }
+
+    def schedule(
+        self, num_epochs: int, budget: int, lanes_at_once: int | None, is_kept: bool
+    ) -> Schedule:
+        """How the lanes are to be run; blocks are short where they are kept on disk."""
+        return plans.schedule_of(
+            self.group,
+            self._trial,
+            self.num_steps * num_epochs,
+            budget=budget,
+            num_devices=len(self._devices),
+            lanes_at_once=lanes_at_once,
+            block_seconds=BLOCK_SECONDS if is_kept else math.inf,
+        )
+
+    def train(
+        self, ledger, lanes, rung: range, schedule: Schedule, tell
+    ) -> Iterator[Part]:
+        """These epochs of these lanes; chunks that do not fit are halved."""
+        at_once, num_chunks = schedule.lanes_at_once, schedule.num_chunks
+        while len(lanes):
+            whole = layout(self.group.seeds[lanes], at_once, len(self._devices))
+            whole = whole._replace(slots=lanes[whole.slots])
+            try:
+                for block in whole.blocks(min(num_chunks, len(whole.slots))):
+                    part = self._train_block(ledger, block, rung, tell)
+                    lanes = np.setdiff1d(lanes, part.indices)
+                    yield part
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1:
+                    raise
+                at_once, num_chunks = at_once // 2, math.ceil(num_chunks / 2)
+
+    def like(self, rung: range) -> tuple[Any, Any]:
+        """The structures of a part's params and rest after a rung."""
+        one = self._begin(layout(self.group.seeds[:1], 1))[0]
+        return one.params, self._rest(one, rung)
+
+    # ---- one block -------------------------------------------------------------------
+
+    def _train_block(self, ledger, block: Layout, rung: range, tell) -> Part:
+        state, hparams = self._begin(block)
+        if rung.start > 0:
+            state = _restored(ledger, block)
+        history: list[dict] = []
+        for epoch in rung:
+            shared = self._shared(block, epoch * self.num_steps)
+            means = self._means(block, state, hparams)
+            state, means = self._run(block, state, means, hparams, shared)
+            row = _lanes_of(block, _prefixed("train", means.read(self.group.config)))
+            if self._validation is not None:
+                scores = self._scores(state, hparams, block, self._validation)
+                row |= _prefixed("validation", scores)
+            history.append(row)
+            tell(len(block.lanes()) * self.num_steps)
+        final = {}
+        if self.group.config.diagnostics and self._is_last(rung):
+            final = self._final(state, hparams, block)
+        own = _lanes_of(block, state)
+        return Part(
+            indices=block.lanes(),
+            params=own.params,
+            rest=self._rest(own, rung),
+            stopped_at=own.stopped_at,
+            rows={
+                name: np.stack([row[name] for row in history], axis=1)
+                for name in history[0]
+            },
+            final=final,
+        )
+
+    def _is_last(self, rung: range) -> bool:
+        return rung.stop == self.group.config.num_epochs
+
+    def _rest(self, state: LaneState, rung: range) -> Any:
+        return () if self._is_last(rung) else (state.opt_state, state.state)
+
+    def _begin(self, block: Layout) -> tuple[LaneState, dict]:
+        hparams = {n: values[block.slots] for n, values in self.group.hparams.items()}
+        limits = self.group.limits[block.slots]
+        keys = program.keys_of(self._key, block.seeds)
+        state = program.begin(hparams, limits, keys, block.seed_of, **self._static)
+        return state, hparams
+
+    def _shared(self, block: Layout, step: int) -> program.Shared:
+        num_rows = None if self._source is not None else epochs.num_rows(self._data)
+        keys, orders = program.keys_and_orders(
+            self._key, block.seeds, np.int32(step), num_rows=num_rows
+        )
+        data = None if self._source is not None else self._data
+        return program.Shared(keys, orders, data, np.int32(step))
+
+    def _means(self, block: Layout, state: LaneState, hparams) -> epochs.Means:
+        """Zeros, for what each lane will log."""
+        if self._logged is None:
+            of_lane = functools.partial(jax.tree.map, _of_lane)
+            whole = program.whole(of_lane(state), self._key, np.int32(0))
+            init = functools.partial(epochs.init_means, objective=self.group.objective)
+            hparams = of_lane(hparams)
+            self._logged = jax.eval_shape(init, whole, self._batch(hparams), hparams)
+        shape = block.slots.shape
+        return jax.tree.map(
+            lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), self._logged
+        )
+
+    def _batch(self, hparams) -> Any:
+        if self._source is not None:
+            return jax.eval_shape(self._source, self._key, hparams)
+        size = self.group.config.batch_size
+        return jax.tree.map(
+            lambda part: jax.ShapeDtypeStruct((size, part.shape[1]), part.dtype),
+            self._data,
+        )
+
+    def _run(self, block: Layout, state, means, hparams, shared, last=None):
+        return program.run(
+            state,
+            means,
+            hparams,
+            block.seed_of,
+            shared,
+            np.int32(0),
+            np.int32(self.num_steps if last is None else last),
+            source=self._source,
+            **self._static,
+        )
+
+    def _trial(self, block: Layout, steps: int) -> float:
+        """Seconds that so many steps of these lanes take; what they make is dropped."""
+        state, hparams = self._begin(block)
+        shared, means = self._shared(block, 0), self._means(block, state, hparams)
+        jax.block_until_ready((state, shared, means))
+        begun = time.perf_counter()
+        jax.block_until_ready(self._run(block, state, means, hparams, shared, steps))
+        return time.perf_counter() - begun
+
+    # ---- looking ---------------------------------------------------------------------
+
+    def _scores(self, state, hparams, block: Layout, X) -> dict[str, np.ndarray]:
+        """`diagnostics.evaluate` of every lane, `[n]` by name."""
+        rows = max(256, _BLOCK_ROWS // block.lanes_at_once)
+        parts = []
+        for part in diagnostics.blocks(X, rows):
+            batch = part if len(part) == 2 else part[0]
+            seen = program.look(
+                state.params,
+                hparams,
+                batch,
+                objective=self.group.objective,
+                mesh=self._mesh,
+            )
+            parts.append((seen, diagnostics.spread_of(part), len(part[0])))
+        parts = jax.device_get(parts)
+
+        def of_lane(place):
+            width = int(self.group.widths[block.slots[place]])
+            sums = [
+                diagnostics.sums(_seen_of(seen, place, width), spread, num_rows)
+                for seen, spread, num_rows in parts
+            ]
+            whole = functools.reduce(diagnostics.merge, sums)
+            return diagnostics.as_metrics(self.group.objective, whole)
+
+        scores = [of_lane(tuple(place)) for place in np.argwhere(block.is_first)]
+        names = dict.fromkeys(name for score in scores for name in score)
+        return {n: np.array([s.get(n, np.nan) for s in scores]) for n in names}
+
+    def _final(self, state, hparams, block: Layout) -> dict[str, np.ndarray]:
+        """What `train` looks at on the training data, once."""
+        if self._source is not None:  # endless, and of each lane another
+            return {}
+        X = probe(self._data, self._key, hparams)
+        scores = self._scores(state, hparams, block, X)
+        # Of these "train/" has the epoch's own means.
+        penalties = map(str, self.group.objective.penalties)
+        for name in ("loss", "reconstruction", *penalties):
+            del scores[name]
+        return _prefixed("train", scores)
+
+
+def _seen_of(seen: dict[str, Any], place: tuple, width: int) -> dict[str, Any]:
+    """Of one lane, without its padding."""
+    one = jax.tree.map(lambda leaf: leaf[place], seen)
+    for name in ("is_dead", "is_saturated"):
+        one[name] = None if one[name] is None else one[name][:width]
+    return one
+
+
+def _of_lane(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape[3:], leaf.dtype)
+
+
+def _restored(ledger, block: Layout) -> LaneState:
+    """As the last rung left them."""
+    opt_state, state = ledger.rest
+    kept = LaneState(ledger.params, opt_state, state, ledger.stopped_at)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[block.slots]), kept)
+
+
+def _lanes_of(block: Layout, tree) -> Any:
+    """`[C, S, M, ...]` as one entry a lane, in the order of `block.lanes()`."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[block.is_first], tree)
+
+
+def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {f"{part}/{name}": value for name, value in metrics.items()}

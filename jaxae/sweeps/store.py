@@ -1,0 +1,208 @@
+"""Lanes on disk, as they finish: what a killed sweep need not train again."""
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxae.autoencoder.files import sealed, unsealed, write_atomically
+from jaxae.checkpoints import differences, locked
+from jaxae.sweeps.plans import Schedule
+from jaxae.sweeps.spaces import Lanes
+from jaxae.training.identity import identity as identify
+
+_Broken = safetensors.SafetensorError
+
+
+class Part(NamedTuple):
+    """Lanes of one group after one rung.
+
+    Attributes:
+      indices: `[n]`, their places in the group.
+      params: their parameters, `[n, ...]`.
+      rest: what else training goes on from, `[n, ...]`; () after the last rung.
+      stopped_at: `[n]`.
+      rows: their metrics, `[n, epochs]` by name.
+      final: what was looked at at their end, `[n]` by name.
+    """
+
+    indices: np.ndarray
+    params: Any
+    rest: Any
+    stopped_at: np.ndarray
+    rows: dict[str, np.ndarray]
+    final: dict[str, np.ndarray]
+
+
+def identity_of(objective, config, hparams, key, data, validation, lanes, halving):
+    """JSON values that two sweeps share if their tables are to be the same."""
+    single = identify(objective, config, hparams, key, None, data, validation)
+    return json.loads(
+        json.dumps(
+            {
+                **single,
+                "num_epochs": config.num_epochs,
+                "halving": None if halving is None else repr(halving),
+                "space": _space(lanes),
+            }
+        )
+    )
+
+
+def _space(lanes: Lanes) -> dict[str, Any]:
+    def words(column: np.ndarray):
+        text = json.dumps(column.tolist())
+        if len(text) < 200:
+            return column.tolist()
+        return f"{len(column)} values, {hashlib.sha256(text.encode()).hexdigest()}"
+
+    return {name: words(column) for name, column in lanes.axes.items()}
+
+
+class Store:
+    """A folder of one sweep: what it is, how it is run, and its finished lanes.
+
+    `sweep.json` says the first two; `lanes/` holds a file for each block of lanes.
+    """
+
+    def __init__(self, directory: Path, identity: dict):
+        self._directory, self._identity = directory, identity
+
+    def schedules(self) -> list[Schedule] | None:
+        """How this sweep was begun; None if it was not.
+
+        Raises:
+          ValueError: if another sweep was, naming the field, or the file is damaged.
+        """
+        path = self._directory / "sweep.json"
+        if not path.exists():
+            return None
+        try:
+            saved = json.loads(path.read_text())
+            identity = saved["identity"]
+            schedules = [
+                Schedule(**{**s, "tried": tuple(map(tuple, s["tried"]))})
+                for s in saved["schedules"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); restore it, or choose another folder."
+            ) from None
+        for name, found, wanted in differences(identity, self._identity):
+            raise ValueError(
+                f"out {self._directory} holds another sweep: {name} is {found} there "
+                f"and {wanted} here; sweep the same, or choose another folder."
+            )
+        return schedules
+
+    def begin(self, schedules: list[Schedule]) -> None:
+        """Write down what this sweep is, and how it is run.
+
+        Raises:
+          OSError: if the folder cannot be written.
+        """
+        kept = {
+            "identity": self._identity,
+            "schedules": [s._asdict() for s in schedules],
+        }
+        (self._directory / "lanes").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(kept, indent=2).encode()
+        write_atomically(self._directory / "sweep.json", text)
+
+    def put(self, rung: int, group: int, part: Part) -> None:
+        """Keep lanes that came to the end of a rung.
+
+        Raises:
+          OSError: if the folder cannot be written.
+        """
+        tensors = {
+            "indices": part.indices,
+            "stopped_at": part.stopped_at,
+            **_numbered("params", part.params),
+            **_numbered("rest", part.rest),
+            **{f"rows/{name}": values for name, values in part.rows.items()},
+            **{f"final/{name}": values for name, values in part.final.items()},
+        }
+        tensors = {name: np.ascontiguousarray(v) for name, v in tensors.items()}
+        # The names in their order, so that a table is the same when read back.
+        kind = {"rung": rung, "group": group}
+        kind |= {"rows": list(part.rows), "final": list(part.final)}
+        content = safetensors.numpy.save(tensors, {"jaxae": sealed(kind, tensors)})
+        name = f"{rung}-{group}-{min(part.indices)}-{max(part.indices)}.safetensors"
+        write_atomically(self._directory / "lanes" / name, content)
+
+    def parts(self, rung: int, group: int, params, rest) -> Iterator[Part]:
+        """What is kept of a group's rung; a damaged file is told of, and passed over.
+
+        Args:
+          rung, group: their numbers.
+          params, rest: of the structure that is expected.
+        """
+        for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
+            try:
+                yield _read(path, params, rest)
+            except (
+                ValueError,
+                KeyError,
+                OSError,
+                safetensors.SafetensorError,
+            ) as error:
+                warnings.warn(
+                    f"{path} is damaged ({error}); its lanes are trained again.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+@contextlib.contextmanager
+def opened(out, identity: dict) -> Iterator[Store | None]:
+    """The folder, held while a sweep runs; None without one.
+
+    Raises:
+      ValueError: if another process holds it.
+      OSError: if it cannot be made.
+    """
+    if out is None:
+        yield None
+        return
+    directory = Path(out).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        yield Store(directory, identity)
+
+
+def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree.leaves(tree)
+    return {f"{prefix}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+
+def _read(path: Path, params, rest) -> Part:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        kind = json.loads((file.metadata() or {}).get("jaxae", "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    kind = unsealed(kind, tensors)
+
+    def tree(prefix, like):
+        leaves = range(jax.tree.structure(like).num_leaves)
+        found = [tensors[f"{prefix}/{i}"] for i in leaves]
+        return jax.tree.unflatten(jax.tree.structure(like), found)
+
+    def named(part):
+        return {name: tensors[f"{part}/{name}"] for name in kind[part]}
+
+    return Part(
+        indices=tensors["indices"],
+        params=tree("params", params),
+        rest=tree("rest", rest),
+        stopped_at=tensors["stopped_at"],
+        rows=named("rows"),
+        final=named("final"),
+    )

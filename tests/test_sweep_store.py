@@ -1,0 +1,174 @@
+"""Lanes on disk: a killed sweep goes on, and makes the same table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import jaxae
+from jaxae.sweeps import running, store
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
+OBJECTIVE = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
+CONFIG = jaxae.TrainConfig(num_epochs=4, batch_size=8)
+SPACE = {"learning_rate": [1e-3, 1e-2, 1e38], "latent_dim": [2, 4], "seed": [0, 1]}
+
+
+def sweep(out=None, space=SPACE, X=X, **changes):
+    arguments = {
+        "config": CONFIG,
+        "key": KEY,
+        "validation": X[:20],
+        "lanes_at_once": 2,
+        "memory_budget": 10_000,
+        **changes,
+    }
+    return jaxae.sweep(OBJECTIVE, X, space, out=out, **arguments)
+
+
+def assert_same(found, expected):
+    assert found.table.equals(expected.table)
+    for name, values in expected.metrics.items():
+        np.testing.assert_array_equal(found.metrics[name], values)
+    for lane in range(len(expected)):
+        chex.assert_trees_all_equal(found.params(lane), expected.params(lane))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Which lanes are trained, block by block."""
+    trained = []
+    train_block = running.GroupRun._train_block
+
+    def counting(self, ledger, block, rung, tell):
+        trained.append(sorted(block.lanes()))
+        return train_block(self, ledger, block, rung, tell)
+
+    monkeypatch.setattr(running.GroupRun, "_train_block", counting)
+    return trained
+
+
+@pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
+def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkeypatch):
+    whole = sweep(halving=halving)
+    num_blocks = len(counted)
+    assert num_blocks > 1
+    put, calls = store.Store.put, []
+
+    def dying(self, *arguments):
+        if len(calls) == num_blocks // 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        put(self, *arguments)
+
+    monkeypatch.setattr(store.Store, "put", dying)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path / "out", halving=halving)
+    monkeypatch.setattr(store.Store, "put", put)
+    counted.clear()
+    assert_same(sweep(tmp_path / "out", halving=halving), whole)
+    assert len(counted) == num_blocks - num_blocks // 2
+    counted.clear()
+    assert_same(sweep(tmp_path / "out", halving=halving), whole)
+    assert counted == []
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"space": {**SPACE, "seed": [0, 2]}}, "space.seed is"),
+        ({"space": {"learning_rate": [0.1]}}, "space.learning_rate is"),
+        ({"X": X + 0.001}, "data.sha256 is"),
+        ({"validation": X[:21]}, "validation.shape is"),
+        ({"key": jax.random.key(1)}, "key is"),
+        ({"config": jaxae.TrainConfig(num_epochs=5, batch_size=8)}, "num_epochs is 4"),
+        ({"halving": jaxae.sweeps.Halving()}, "halving is null there"),
+        ({"hparams": {"init_scale": 2.0}}, "hparams.init_scale is null there"),
+    ],
+)
+def test_another_sweep_is_refused_by_the_field_that_differs(tmp_path, changes, field):
+    space = {"learning_rate": [0.1], "seed": [0]}
+    sweep(tmp_path, space=SPACE if "space" in changes else space)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=f"holds another sweep: {field}"):
+        sweep(tmp_path, **{"space": space, **changes})
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_version_is_part_of_what_a_sweep_is(tmp_path, monkeypatch):
+    space = {"learning_rate": [0.1]}
+    sweep(tmp_path, space=space)
+    monkeypatch.setattr("jaxae.training.identity.__version__", "9")
+    with pytest.raises(ValueError, match='another sweep: version.jaxae is .* "9" here'):
+        sweep(tmp_path, space=space)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "other"])
+def test_damaged_lanes_are_trained_again(tmp_path, counted, damage):
+    whole = sweep(tmp_path)
+    path = sorted((tmp_path / "lanes").iterdir())[1]
+    content = path.read_bytes()
+    flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+    made = {
+        "truncate": content[:-9],
+        "flip": flipped,
+        "empty": b"",
+        "other": b"{}" * 99,
+    }
+    path.write_bytes(made[damage])
+    counted.clear()
+    with pytest.warns(RuntimeWarning, match=f"{path.name} is damaged"):
+        again = sweep(tmp_path)
+    assert len(counted) == 1
+    assert_same(again, whole)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_plan_and_a_held_folder_are_refused(tmp_path):
+    sweep(tmp_path, space={"learning_rate": [0.1]})
+    (tmp_path / "sweep.json").write_text('{"identity": 3')
+    with pytest.raises(ValueError, match="is damaged"):
+        sweep(tmp_path, space={"learning_rate": [0.1]})
+    with store.opened(tmp_path, {}), pytest.raises(ValueError, match="is in use"):
+        sweep(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        sweep(tmp_path / "file" / "out")
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_sweep_store as t
+t.sweep({out!r}, config=t.jaxae.TrainConfig(num_epochs=40, batch_size=8))
+"""
+
+
+def test_kill_9_loses_no_finished_lane(tmp_path, counted):
+    config = jaxae.TrainConfig(num_epochs=40, batch_size=8)
+    out = tmp_path / "out"
+    code = KILLED.format(tests=os.path.dirname(__file__), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 120
+    while not list(out.glob("lanes/*.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(out.glob("lanes/*.safetensors")))
+    assert kept > 0
+    found = sweep(out, config=config)
+    assert len(counted) == len(list(out.glob("lanes/*.safetensors"))) - kept
+    assert_same(found, sweep(config=config))
+    assert json.loads((out / "sweep.json").read_text())["schedules"]
