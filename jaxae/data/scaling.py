@@ -70,7 +70,7 @@ class Scaling(NamedTuple):
 
 
 def real(name: str, X: Any) -> np.ndarray:
-    """X as an array of real numbers; NumPy would parse text, and drop imaginary parts."""
+    """X as an array of real numbers; NumPy would parse text, drop imaginary parts."""
     X = np.asarray(X)
     if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # as bfloat16
         raise ValueError(
