@@ -447,6 +447,43 @@ def test_what_is_no_data_is_refused_in_one_sentence(rows, found):
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
+class Breaks:
+    """Row 0 can be read; then the disk is gone."""
+
+    def __init__(self, error):
+        self.error, self.num_reads = error, 0
+
+    def __len__(self):
+        return 97
+
+    def __getitem__(self, rows):
+        if isinstance(rows, slice) and rows.stop == 1:
+            return X[rows]
+        self.num_reads += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("num_views", [0, 1, 3])
+def test_what_fails_is_said_once_through_views_and_chained(num_views):
+    rows = source = Breaks(RuntimeError("disk gone"))
+    for _ in range(num_views):
+        rows = data.View(rows)
+    sentence = (
+        r"^inputs gave no rows 0 to 96 \(RuntimeError: disk gone\): X\[rows\] must be "
+        r"\[n, D\] for a slice and for increasing row numbers\.$"
+    )
+    with pytest.raises(ValueError, match=sentence) as e:
+        data.survey(rows, "inputs")
+    assert e.value.__cause__ is source.error and source.num_reads == 1
+
+
+def test_what_is_of_another_shape_is_said_once_through_views():
+    view = data.View([*X[:5], np.ones((2, 2))])
+    found = r"^inputs gave no rows 0 to 5 \(setting an [^(]*\): X\[rows\] must"
+    with pytest.raises(ValueError, match=found):
+        data.survey(view, "inputs")
+
+
 def test_widths_that_change_between_blocks_are_refused():
     rows = [*X, *X[:, :2]]
     with pytest.raises(ValueError, match=r"row 0 is float32\[5\] and rows from 97 on"):

@@ -99,24 +99,32 @@ def _as_slice(increasing: np.ndarray) -> slice | np.ndarray:
     return slice(first, last + 1) if last - first < len(increasing) else increasing
 
 
+class UnreadableError(ValueError):
+    """Why rows cannot be read, said once, however many Views they are read through."""
+
+
 def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
     """X[rows] as a NumPy array `[n, D]`, for a slice or increasing row numbers.
 
     Raises:
-      ValueError: where X fails, or gives something of another shape.
+      UnreadableError: where X fails, or gives something of another shape; its cause is
+        what X raised.
     """
     _refuse_shrunk(X, name)
     numbers = range(len(X))[rows] if isinstance(rows, slice) else rows
     try:
         found = _ask(X, rows, numbers)
         block = np.asarray(found)
+    except UnreadableError as error:  # of a View, which calls its rows "data"
+        sentence = str(error).replace("data", name, 1)
+        raise UnreadableError(sentence) from error.__cause__
     except Exception as error:  # another's code may raise anything
-        raise ValueError(
+        raise UnreadableError(
             f"{name} gave no {_place(numbers)} ({_checks.first_line(error)}): "
             "X[rows] must be [n, D] for a slice and for increasing row numbers."
         ) from error
     if block.ndim != 2 or len(block) != len(numbers):
-        raise ValueError(
+        raise UnreadableError(
             f"{name} must give [{len(numbers)}, D] for {_place(numbers)}, got "
             f"{_checks.describe(found if block.dtype == object else block)}: one row "
             "an example; write a few lines of __getitem__ that give it."
@@ -127,6 +135,8 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
 def _ask(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
     try:
         return X[rows]
+    except UnreadableError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, NotImplementedError):
         # Lists, and sources of single records, know one int at a time.
         return [np.asarray(X[int(number)]) for number in numbers]
@@ -145,7 +155,7 @@ def _refuse_shrunk(X: Any, name: str) -> None:
         return
     mapped, held = X.offset + X.nbytes, os.path.getsize(path)
     if held < mapped:
-        raise ValueError(
+        raise UnreadableError(
             f"{name} is a map of {mapped} bytes of {path}, which now has {held}: the "
             "file was cut or replaced; load it again."
         )
