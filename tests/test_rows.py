@@ -418,8 +418,8 @@ BAD_ROWS = {
     "uint8": (X.astype(np.uint8), "got uint8: convert it: X / 255"),
     "uint8 rows": (list(X.astype("u1")), r"View\(X, scaling=divide\(255\)\)"),
     "bool rows": (list(X > 0), r"got bool: convert it: View\(X\)"),
-    "complex rows": (list(X * 1j), "got complex64"),
-    "text rows": ([["a"]], "got <U1"),
+    "complex rows": (list(X * 1j), "got complex64: give real parts only"),
+    "text rows": ([["a"]], "got <U1: give numbers, one a column"),
     "fails": (Answers(OSError("disk\nburns")), r"gave no row 0 \(OSError: disk\): X\["),
     "deep": (
         Answers(RecursionError("deep")),

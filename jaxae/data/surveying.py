@@ -195,13 +195,19 @@ def _refuse_shape(name: str, shape: tuple[int, ...]) -> None:
 
 def _refuse_dtype(name: str, dtype: Any, is_array: bool = True) -> None:
     if "float" not in dtype.name:  # by name, for NumPy has no kind for bfloat16
-        is_int = dtype.kind in "iu"
-        advice = "X / 255" if is_int else "X.real.astype('float32')"
-        if not is_array:
-            advice = "View(X, scaling=divide(255))" if is_int else "View(X)"
-        raise ValueError(
-            f"{name} must be real floating point, got {dtype}: convert it: {advice}."
-        )
+        of_array, of_rows = _ADVICE.get(dtype.kind, _NO_NUMBERS)
+        advice = of_array if is_array else of_rows
+        raise ValueError(f"{name} must be real floating point, got {dtype}: {advice}.")
+
+
+_NO_NUMBERS = ("give numbers, one a column",) * 2
+_INTEGERS = ("convert it: X / 255", "convert it: View(X, scaling=divide(255))")
+_ADVICE = {  # by the dtype's kind: for an array, and for other Rows
+    "i": _INTEGERS,
+    "u": _INTEGERS,
+    "b": ("convert it: X.astype('float32')", "convert it: View(X)"),
+    "c": ("convert it: X.real.astype('float32')", "give real parts only"),
+}
 
 
 def _refuse_not_finite(name: str, X: np.ndarray, first: int, place: str) -> None:
