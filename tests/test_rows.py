@@ -477,11 +477,11 @@ def test_what_fails_is_said_once_through_views_and_chained(num_views):
     assert e.value.__cause__ is source.error and source.num_reads == 1
 
 
-def test_what_is_of_another_shape_is_said_once_through_views():
+def test_what_is_ragged_is_said_once_through_views():
     view = data.View([*X[:5], np.ones((2, 2))])
-    found = r"^inputs gave no rows 0 to 5 \(setting an [^(]*\): X\[rows\] must"
-    with pytest.raises(ValueError, match=found):
+    with pytest.raises(ValueError, match="^inputs gave no rows 0 to 5 .setting") as e:
         data.survey(view, "inputs")
+    assert str(e.value).count("gave no") == 1
 
 
 def test_widths_that_change_between_blocks_are_refused():
