@@ -161,6 +161,11 @@ def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path
         (("encode", "run", "X.npy", "-o", "z.txt"), ["--output", ".npy", "z.txt"]),
         (("reconstruct", "run", "X.npy", "-o", "folder.npy"), ["--output", "a folder"]),
         (("encode", "run", "two.npz", "-o", "z.npy"), ["a, b", "--array NAME"]),
+        (
+            ("encode", "run", "two.npz", "-o", "z.npy", "--array", "x"),
+            ["a, b, and no 'x'", "--array NAME"],
+        ),
+        (("encode", "run", "folder.npy", "-o", "z.npy"), ["folder.npy is a folder"]),
         (("encode", "run", "X.npy", "-o", "X.npy"), ["--output", "the data itself"]),
         (("reconstruct", "run", "X.npy", "-o", "./X.npy"), ["the data itself"]),
         (("encode", "run", "X.npy", "-o", "link.npy"), ["link.npy", "the data itself"]),

@@ -314,11 +314,24 @@ def test_npz_arrays(save, tmp_path):
     np.testing.assert_array_equal(data.load(path, array="b").train, np.ones((5, 2)))
     with pytest.raises(ValueError, match=r"it holds a, b; choose .* array=NAME"):
         data.load(path)
-    with pytest.raises(ValueError, match=r"it holds a, b; choose .* array=NAME"):
+    with pytest.raises(ValueError, match=r"holds a, b, and no 'c'; choose .*=NAME"):
         data.load(path, array="c")
     save(path)
     with pytest.raises(ValueError, match="it holds no array"):
         data.load(path)
+
+
+def test_what_is_there_and_no_array_is_called_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "X.csv").write_text("1,2\n")
+    with pytest.raises(ValueError, match=r"^X\.csv is no \.npy or \.npz file: .*np\.save"):
+        data.load("X.csv")
+    for name in ("folder", "folder.npy", "digits"):
+        (tmp_path / name).mkdir()
+    for name in ("folder", "folder.npy"):
+        with pytest.raises(ValueError, match=f"^{name} is a folder: give the path of a"):
+            data.load(name)
+    assert data.load("digits").name == "digits"
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "X.npy"])

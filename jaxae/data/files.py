@@ -34,6 +34,7 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     Raises:
       ValueError, FileNotFoundError: as `load`.
     """
+    refuse_other(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file {path}: give the path of an array.")
     with _checks.reading(
@@ -48,6 +49,21 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     image_shape = (X.shape[1], X.shape[2]) if X.ndim == 3 else None
     X = X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
+
+
+def refuse_other(path: Path) -> None:
+    """Refuse what is there, but no `.npy` or `.npz` file.
+
+    Raises:
+      ValueError: saying what it is.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder: give the path of a .npy or .npz file.")
+    if os.path.exists(path) and path.suffix.lower() not in (".npy", ".npz"):
+        raise ValueError(
+            f"{path} is no .npy or .npz file: read it with what made it, and store its "
+            "numbers, [N, D], by np.save."
+        )
 
 
 class _Header(NamedTuple):
@@ -87,7 +103,8 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
         names = list(members) if array is None else [array]
         if len(names) != 1 or names[0] not in members:
             held = ", ".join(members) or "no array"
-            raise ValueError(f"it holds {held}; choose one by array=NAME")
+            lacks = "" if array is None else f", and no {array!r}"
+            raise ValueError(f"it holds {held}{lacks}; choose one by array=NAME")
         member = members[names[0]]
         _refuse_over_budget(f"array {names[0]}", member.file_size, memory_budget)
         raw = archive.read(member)

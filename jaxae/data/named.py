@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.files import Dataset, PathLike, load_file
+from jaxae.data.files import Dataset, PathLike, load_file, refuse_other
 
 NAMES = ("digits", "mnist", "fashion_mnist")
 
@@ -29,8 +29,8 @@ def load(
     `memory_budget` bytes stays on the disk: `train` is a read-only `np.memmap`.
 
     Raises:
-      ValueError: unknown name; a file that is corrupt or not numbers `[N, D]`, or over
-        the budget and an `.npz` or in Fortran order.
+      ValueError: unknown name; a folder; a file of another kind, that is corrupt or not
+        numbers `[N, D]`, or over the budget and an `.npz` or in Fortran order.
       FileNotFoundError: nothing there; the sentence says how to get it.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
@@ -43,6 +43,7 @@ def load(
         return _load_images(name, root)
     if name == "digits":
         return digits()
+    refuse_other(path)
     raise ValueError(
         f"Unknown data set {name!r}: known are {', '.join(NAMES)}, and a path to your "
         "own .npy or .npz file works too."
