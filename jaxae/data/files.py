@@ -34,9 +34,11 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     Raises:
       ValueError, FileNotFoundError: as `load`.
     """
-    refuse_other(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no file {path}: give the path of an array.")
+        found = ", but a folder" if os.path.isdir(path) else ""
+        raise FileNotFoundError(
+            f"There is no file {path}{found}: give the path of an array."
+        )
     with _checks.reading(
         path, "store real numbers, [N, D] or images [N, h, w], by np.save"
     ):
@@ -49,21 +51,6 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     image_shape = (X.shape[1], X.shape[2]) if X.ndim == 3 else None
     X = X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
-
-
-def refuse_other(path: Path) -> None:
-    """Refuse what is there, but no `.npy` or `.npz` file.
-
-    Raises:
-      ValueError: saying what it is.
-    """
-    if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder: give the path of a .npy or .npz file.")
-    if os.path.exists(path) and path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(
-            f"{path} is no .npy or .npz file: read it with what made it, and store its "
-            "numbers, [N, D], by np.save."
-        )
 
 
 class _Header(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.files import Dataset, PathLike, load_file, refuse_other
+from jaxae.data.files import Dataset, PathLike, load_file
 
 NAMES = ("digits", "mnist", "fashion_mnist")
 
@@ -43,7 +43,12 @@ def load(
         return _load_images(name, root)
     if name == "digits":
         return digits()
-    refuse_other(path)
+    if name and os.path.exists(path):
+        kind = "a folder" if os.path.isdir(path) else "no .npy or .npz file"
+        raise ValueError(
+            f"{name} is {kind}: store its numbers, [N, D], by np.save, and give that "
+            "path."
+        )
     raise ValueError(
         f"Unknown data set {name!r}: known are {', '.join(NAMES)}, and a path to your "
         "own .npy or .npz file works too."
