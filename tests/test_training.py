@@ -315,6 +315,14 @@ def test_on_epoch_sees_each_epoch_and_can_stop():
     assert [step for _, step in seen] == [6, 12]
 
 
+@pytest.mark.parametrize("array", [np.zeros(3), jnp.zeros(3)], ids=["numpy", "jax"])
+def test_on_epoch_must_answer_with_one_truth(array):
+    with pytest.raises(ValueError, match=r"on_epoch must return .*got float\d\d\[3\]"):
+        train(on_epoch=lambda metrics, state: array)
+    run = train(on_epoch=lambda metrics, state: state.step >= 12)
+    assert run.status == "stopped" and run.state.step == 12
+
+
 @pytest.mark.parametrize("name", optimizers.CATALOGUE)
 def test_every_optimizer_trains_with_traced_numbers(name):
     extra = {"momentum": {"momentum": 0.9}, "adamw": {"adamw_decay": 0.01}}

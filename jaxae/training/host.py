@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
 from jaxae.training import epochs, failures, feeds, refusals
 from jaxae.training import progress as progress_module
@@ -319,7 +320,18 @@ def _is_epoch_over(job: Job, progress: Progress) -> bool:
 def _call_back(job: Job, progress: Progress) -> bool:
     """Whether any callback wants to stop; each is called."""
     row = progress.history[-1]
-    return any([callback(dict(row), progress.state) for callback in job.callbacks])
+    answers = [callback(dict(row), progress.state) for callback in job.callbacks]
+    return any(map(_says_stop, answers))
+
+
+def _says_stop(answer: Any) -> bool:
+    try:
+        return bool(answer)
+    except Exception as error:  # as of an array of many
+        raise ValueError(
+            "on_epoch must return whether to stop, and None or False to go on, got "
+            f"{_checks.describe(answer)}."
+        ) from error
 
 
 def status_of(job: Job, progress: Progress) -> str | None:
