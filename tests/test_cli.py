@@ -293,6 +293,21 @@ def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_a_reader_who_goes_away_is_no_error(arguments):
+    """As `head -c 20`: what is printed has nowhere to go."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxae.cli", *arguments],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def contents(out):
     return {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 

@@ -5,6 +5,7 @@ tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where use
 
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Verb(NamedTuple):
     defaults: Callable[[list[str]], Any] = lambda arguments: None
 
 
+UNREAD = 141  # what a shell reports for a program whose reader went away
 _ARRAY = {"array=NAME": "--array NAME"}
 _NUMBERS = (*HPARAMS, "final_fraction", "schedule_steps")
 
@@ -104,6 +106,18 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit status. A mistake is one sentence, no traceback."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `head` has read enough: that is no mistake
+        # What is still to be written goes nowhere, or Python would tell of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -123,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(str(error))
     except (ValueError, ImportError) as error:
         return _refuse(_in_options(str(error), verb))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _refuse(_in_options(folder.sentence(error), verb))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
