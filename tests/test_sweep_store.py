@@ -48,9 +48,9 @@ def counted(monkeypatch):
     trained = []
     train_block = running.GroupRun._train_block
 
-    def counting(self, ledger, block, rung, tell):
+    def counting(self, kept, block, rung, tell):
         trained.append(sorted(block.lanes()))
-        return train_block(self, ledger, block, rung, tell)
+        return train_block(self, kept, block, rung, tell)
 
     monkeypatch.setattr(running.GroupRun, "_train_block", counting)
     return trained

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae.sweeps import plans, results, spaces
+from jaxae.sweeps import plans, ray_engine, results, spaces
 from jaxae.sweeps import store as store_module
 from jaxae.sweeps.groups import Group, groups_of
 from jaxae.sweeps.halving import Halving, rungs_of, survivors
@@ -53,6 +53,7 @@ def sweep(
     devices=None,
     memory_budget: int | None = None,
     out=None,
+    engine: str | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Sweep:
@@ -84,6 +85,8 @@ def sweep(
       memory_budget: bytes a device; most of what is free unless given.
       out: a folder where lanes are kept as they finish. If it holds some of the same
         sweep, they are not trained again.
+      engine: None for this process, "ray" for a task a block of lanes on a Ray cluster
+        (the extra `ray`), retried where a worker dies. Each task uses one device.
       on_plan: called with the `Plan` before anything is trained.
       on_progress: called with a `Progress` after each epoch of a block of lanes.
 
@@ -95,6 +98,8 @@ def sweep(
     config = TrainConfig() if config is None else config
     hparams = dict(hparams or {})
     refusals.check_arguments(objective, key, config)
+    if engine not in (None, "ray"):
+        raise ValueError(f"engine must be None or 'ray', got {engine!r}.")
     lanes = spaces.lanes_of(
         space,
         hparams,
@@ -112,6 +117,7 @@ def sweep(
         )
     data, validation = _placed(groups, data, validation)
     devices = tuple(jax.local_devices() if devices is None else devices)
+    devices = devices[:1] if engine == "ray" else devices  # of a task
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]
     with store_module.opened(out, identity) as store:
         schedules = None if store is None else store.schedules()
@@ -133,6 +139,7 @@ def sweep(
             on_plan(plan)
         if store is not None:
             store.begin(schedules)
+        train = GroupRun.train if engine is None else ray_engine.Engine().train
         ledgers = [Ledger(group, config.num_epochs) for group in groups]
         tell = _Teller(on_progress, ledgers, _steps_of(runs, rungs, halving))
         alive = [np.arange(len(group.lanes)) for group in groups]
@@ -144,7 +151,7 @@ def sweep(
                         ledger.add(part, rung)
                         left = np.setdiff1d(left, part.indices)
                         tell(len(part.indices) * len(rung) * run.num_steps)
-                for part in run.train(ledger, left, rung, schedules[g], tell):
+                for part in train(run, ledger, left, rung, schedules[g], tell):
                     if store is not None:
                         store.put(number, g, part)
                     ledger.add(part, rung)

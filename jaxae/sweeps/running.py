@@ -3,8 +3,9 @@
 import functools
 import math
 import time
+import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,14 @@ from jaxae.training.looking import probe
 
 BLOCK_SECONDS = 60.0  # of training that a kill may cost
 _BLOCK_ROWS = 16384  # looked at together, of one lane
+
+
+class Kept(NamedTuple):
+    """Of a ledger, what lanes `[n, ...]` go on from in a next rung."""
+
+    params: Any
+    rest: Any
+    stopped_at: Any
 
 
 class GroupRun:
@@ -46,6 +55,31 @@ class GroupRun:
             "mesh": self._mesh,
         }
 
+    def described(self) -> dict[str, Any]:
+        """What another process makes it again from, by `of`."""
+        key = self._key
+        is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+        return {
+            "token": uuid.uuid4().hex,
+            "group": self.group,
+            "data": _on_host(self._data),
+            "validation": _on_host(self._validation),
+            "key": np.asarray(jax.random.key_data(key) if is_typed else key),
+            "impl": str(jax.random.key_impl(key)) if is_typed else None,
+        }
+
+    @classmethod
+    def of(cls, described: dict[str, Any], devices) -> "GroupRun":
+        """The run that was described."""
+        key = jnp.asarray(described["key"])
+        if described["impl"] is not None:
+            key = jax.random.wrap_key_data(key, impl=described["impl"])
+        data, validation = described["data"], described["validation"]
+        if not callable(data):
+            data = jax.tree.map(jnp.asarray, data)
+        validation = jax.tree.map(jnp.asarray, validation)
+        return cls(described["group"], data, validation, key, devices)
+
     def schedule(
         self, num_epochs: int, budget: int, lanes_at_once: int | None, is_kept: bool
     ) -> Schedule:
@@ -61,22 +95,34 @@ class GroupRun:
         )
 
     def train(
-        self, ledger, lanes, rung: range, schedule: Schedule, tell
+        self, kept, lanes, rung: range, schedule: Schedule, tell
     ) -> Iterator[Part]:
-        """These epochs of these lanes; chunks that do not fit are halved."""
-        at_once, num_chunks = schedule.lanes_at_once, schedule.num_chunks
-        while len(lanes):
-            whole = layout(self.group.seeds[lanes], at_once, len(self._devices))
-            whole = whole._replace(slots=lanes[whole.slots])
+        """These epochs of these lanes, which go on from what is kept of them."""
+        if len(lanes):
+            whole = self._layout(lanes, schedule.lanes_at_once)
+            blocks = whole.blocks(min(schedule.num_chunks, len(whole.slots)))
+            yield from self.train_blocks(kept, blocks, rung, tell)
+
+    def train_blocks(
+        self, kept, blocks: list[Layout], rung: range, tell
+    ) -> Iterator[Part]:
+        """Block by block; where one does not fit the memory, its chunks are halved."""
+        for i, block in enumerate(blocks):
             try:
-                for block in whole.blocks(min(num_chunks, len(whole.slots))):
-                    part = self._train_block(ledger, block, rung, tell)
-                    lanes = np.setdiff1d(lanes, part.indices)
-                    yield part
+                yield self._train_block(kept, block, rung, tell)
             except jax.errors.JaxRuntimeError as error:
+                at_once = block.lanes_at_once
                 if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1:
                     raise
-                at_once, num_chunks = at_once // 2, math.ceil(num_chunks / 2)
+                left = np.concatenate([block.lanes() for block in blocks[i:]])
+                whole = self._layout(left, at_once // 2)
+                smaller = whole.blocks(min(len(block.slots), len(whole.slots)))
+                yield from self.train_blocks(kept, smaller, rung, tell)
+                return
+
+    def _layout(self, lanes, lanes_at_once: int) -> Layout:
+        whole = layout(self.group.seeds[lanes], lanes_at_once, len(self._devices))
+        return whole._replace(slots=lanes[whole.slots])
 
     def like(self, rung: range) -> tuple[Any, Any]:
         """The structures of a part's params and rest after a rung."""
@@ -85,10 +131,10 @@ class GroupRun:
 
     # ---- one block -------------------------------------------------------------------
 
-    def _train_block(self, ledger, block: Layout, rung: range, tell) -> Part:
+    def _train_block(self, kept, block: Layout, rung: range, tell) -> Part:
         state, hparams = self._begin(block)
         if rung.start > 0:
-            state = _restored(ledger, block)
+            state = _restored(kept, block)
         history: list[dict] = []
         for epoch in rung:
             shared = self._shared(block, epoch * self.num_steps)
@@ -233,15 +279,19 @@ def _seen_of(seen: dict[str, Any], place: tuple, width: int) -> dict[str, Any]:
     return one
 
 
+def _on_host(data: Any) -> Any:
+    return data if callable(data) else jax.tree.map(np.asarray, data)
+
+
 def _of_lane(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape[3:], leaf.dtype)
 
 
-def _restored(ledger, block: Layout) -> LaneState:
+def _restored(kept, block: Layout) -> LaneState:
     """As the last rung left them."""
-    opt_state, state = ledger.rest
-    kept = LaneState(ledger.params, opt_state, state, ledger.stopped_at)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[block.slots]), kept)
+    opt_state, state = kept.rest
+    whole = LaneState(kept.params, opt_state, state, kept.stopped_at)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[block.slots]), whole)
 
 
 def _lanes_of(block: Layout, tree) -> Any:

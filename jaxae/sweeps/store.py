@@ -133,7 +133,7 @@ class Store:
         }
         tensors = {name: np.ascontiguousarray(v) for name, v in tensors.items()}
         # The names in their order, so that a table is the same when read back.
-        kind = {"rung": rung, "group": group}
+        kind: dict[str, Any] = {"rung": rung, "group": group}
         kind |= {"rows": list(part.rows), "final": list(part.final)}
         content = safetensors.numpy.save(tensors, {"jaxae": sealed(kind, tensors)})
         name = f"{rung}-{group}-{min(part.indices)}-{max(part.indices)}.safetensors"

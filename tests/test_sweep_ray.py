@@ -1,0 +1,99 @@
+"""A sweep on a Ray cluster of two workers on this machine."""
+
+import os
+import signal
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import jaxae
+from jaxae.sweeps import store
+
+ray = pytest.importorskip("ray")
+
+# ray starts its programs by a fork at which JAX warns; they are other programs at once.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called")
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
+OBJECTIVE = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
+SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "tied": [True, False], "seed": [0, 1]}
+
+
+def sweep(**changes):
+    return jaxae.sweep(
+        OBJECTIVE,
+        X,
+        SPACE,
+        config=jaxae.TrainConfig(num_epochs=4, batch_size=8),
+        key=KEY,
+        validation=X[:20],
+        lanes_at_once=2,
+        memory_budget=10_000,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    home = str(tmp_path_factory.mktemp("home"))  # ray writes a token there
+    env = {"JAX_PLATFORMS": "cpu", "HOME": home}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", home)
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            num_cpus=2,
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": env},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
+def test_a_cluster_makes_what_one_process_makes(cluster, halving):
+    found, expected = sweep(engine="ray", halving=halving), sweep(halving=halving)
+    assert found.table.equals(expected.table)
+    for lane in range(len(expected)):
+        chex.assert_trees_all_equal(found.params(lane), expected.params(lane))
+
+
+def test_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
+    killed = []
+    put = store.Store.put
+
+    def put_and_kill(self, *arguments):
+        put(self, *arguments)
+        if not killed:
+            killed.extend(workers())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    if not Path("/proc").exists():
+        pytest.skip("finds its workers in /proc")
+    monkeypatch.setattr(store.Store, "put", put_and_kill)
+    found = sweep(engine="ray", out=tmp_path)
+    assert killed
+    assert found.table.equals(sweep().table)
+
+
+def workers() -> list[int]:
+    """The processes that are training a block; ray names them by their task."""
+    titles = {p: p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(p.parent.name) for p, t in titles.items() if b"ray::_train_block" in t]
+
+
+def test_engines_are_none_or_ray():
+    with pytest.raises(ValueError, match="engine must be None or 'ray', got 'slurm'"):
+        sweep(engine="slurm")
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxae\[ray\]'"):
+        sweep(engine="ray")
