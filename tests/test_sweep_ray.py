@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called")
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
 OBJECTIVE = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
-SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "tied": [True, False], "seed": [0, 1]}
+SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "seed": [0, 1]}
 
 
 def sweep(**changes):
@@ -55,8 +55,8 @@ def cluster(tmp_path_factory):
         ray.shutdown()
 
 
-@pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
-def test_a_cluster_makes_what_one_process_makes(cluster, halving):
+def test_a_cluster_makes_what_one_process_makes(cluster):
+    halving = jaxae.sweeps.Halving()
     found, expected = sweep(engine="ray", halving=halving), sweep(halving=halving)
     assert found.table.equals(expected.table)
     for lane in range(len(expected)):
