@@ -35,7 +35,7 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/gradient_bugs.py --out runs/gradient_bugs
 	$(BIN)/python experiments/detection_power.py --out runs/detection_power
 
-bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/torch_gradcheck.py
+bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/*torch*.py
 
 .venv-bench/.installed:
 	$(PYTHON) -m venv .venv-bench
