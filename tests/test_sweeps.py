@@ -348,6 +348,18 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
         (lambda: sweep(sampler="grid"), "sampler must be 'sobol' or 'random'"),
         (lambda: sweep(num_samples=3), "num_samples is for ranges"),
         (lambda: sweep(halving=sweeps.Halving()), "no validation data"),
+        (
+            lambda: sweep(config=dataclasses.replace(CONFIG, patience=2)),
+            "patience is for train",
+        ),
+        (
+            lambda: sweep(
+                config=dataclasses.replace(
+                    CONFIG, optimizer=jaxae.optimizers.build("adam", accumulate=99)
+                )
+            ),
+            "accumulate must be at most the 18 steps",
+        ),
         (lambda: sweep(halving=2), "must be a jaxae.sweeps.Halving"),
     ],
 )

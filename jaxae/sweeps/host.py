@@ -98,6 +98,11 @@ def sweep(
     config = TrainConfig() if config is None else config
     hparams = dict(hparams or {})
     refusals.check_arguments(objective, key, config)
+    if config.patience is not None:
+        raise ValueError(
+            "patience is for train, whose run ends alone; in a sweep leave it out, and "
+            "give halving=jaxae.sweeps.Halving()."
+        )
     if engine not in (None, "ray"):
         raise ValueError(f"engine must be None or 'ray', got {engine!r}.")
     lanes = spaces.lanes_of(
@@ -116,6 +121,8 @@ def sweep(
             objective, config, hparams, key, data, validation, lanes, halving
         )
     data, validation = _placed(groups, data, validation)
+    for group in groups:
+        refusals.check_updates(group.config, data)
     devices = tuple(jax.local_devices() if devices is None else devices)
     devices = devices[:1] if engine == "ray" else devices  # of a task
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]

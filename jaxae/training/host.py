@@ -181,7 +181,7 @@ def prepare(
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
     given = data, validation
     data = refusals.as_data("data", data, objective, dtype, config)
-    _check_updates(config, data)
+    refusals.check_updates(config, data)
     if validation is not None:
         validation = refusals.as_rows(
             "validation", validation, objective, dtype, config.memory_budget
@@ -194,17 +194,6 @@ def prepare(
     return Job(
         objective, data, validation, hparams, key, config, params, callbacks, identity
     )
-
-
-def _check_updates(config: TrainConfig, data: Data) -> None:
-    """Refuse an optimizer of `optimizers.build` that would make no update at all."""
-    accumulate = getattr(config.optimizer, "accumulate", 1)
-    num_steps = config.num_epochs * epochs.num_steps(data, config)
-    if accumulate > num_steps:
-        raise ValueError(
-            f"accumulate must be at most the {num_steps} steps of the run, for else no "
-            f"update is made, got {accumulate}; take more epochs or smaller batches."
-        )
 
 
 def _as_callbacks(on_epoch) -> tuple[Callable, ...]:

@@ -14,7 +14,7 @@ from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import INIT_SCALE, Data, num_rows
+from jaxae.training.epochs import INIT_SCALE, Data, num_rows, num_steps
 
 
 def check_arguments(objective, key, config, params=None) -> None:
@@ -153,6 +153,21 @@ def check_patience(config: TrainConfig, validation) -> None:
         raise ValueError(
             f"patience waits for {config.monitor}, but there are no validation data; "
             "give validation=, or set monitor='train/loss'."
+        )
+
+
+def check_updates(config: TrainConfig, data: Data) -> None:
+    """Refuse an optimizer of `optimizers.build` that would make no update at all.
+
+    Raises:
+      ValueError: naming the number.
+    """
+    accumulate = getattr(config.optimizer, "accumulate", 1)
+    total = config.num_epochs * num_steps(data, config)
+    if accumulate > total:
+        raise ValueError(
+            f"accumulate must be at most the {total} steps of the run, for else no "
+            f"update is made, got {accumulate}; take more epochs or smaller batches."
         )
 
 
