@@ -17,8 +17,8 @@ with contextlib.suppress(ImportError):  # main says what to install
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Train an autoencoder on real data and write a run folder."""
+class SharedOptions:
+    """What `train` and `sweep` both ask: data, model, objective, optimizer."""
 
     data: str = "digits"
     """digits, mnist, fashion_mnist, or a path to your own .npy or .npz of [N, D]."""
@@ -39,14 +39,10 @@ class TrainOptions:
     """Number of latents H."""
     untied: bool = False
     """Give the decoder weights of its own, instead of the encoder's transposed."""
-    params: str | None = None
-    """Start from the parameters of this run folder; tied ones may go on --untied."""
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
     observation: str = "bernoulli"
     """What the data are: bernoulli (in [0, 1]), gaussian (real)."""
-    bias_from_mean: bool = False
-    """Start the output bias at the mean of the training data."""
 
     corruption: str | None = None
     """Denoising noise: masking, gaussian, salt_and_pepper; with --corruption-rate."""
@@ -91,10 +87,20 @@ class TrainOptions:
     """autodiff, or manual for the hand-derived one."""
     seed: int = 0
     """Of the split, the initial parameters, the order and the noise."""
-    dtype: str = "float32"
-    """Of parameters and computation: bfloat16, float32, float64."""
     compute_dtype: str | None = None
     """bfloat16 to compute in it, with float32 parameters and sums."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(SharedOptions):
+    """Train an autoencoder on real data and write a run folder."""
+
+    params: str | None = None
+    """Start from the parameters of this run folder; tied ones may go on --untied."""
+    bias_from_mean: bool = False
+    """Start the output bias at the mean of the training data."""
+    dtype: str = "float32"
+    """Of parameters and computation: bfloat16, float32, float64."""
     on_nonfinite: str = "stop"
     """What to do at a step that makes anything non-finite: stop, or skip it."""
 
@@ -119,6 +125,42 @@ class TrainOptions:
     """Replace the run that the folder holds."""
     resume: bool = False
     """Go on with the run that the folder holds, or start it; done is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(SharedOptions):
+    """Train every trial of a space as one program, and write a folder of them."""
+
+    space: Annotated[str, conf.Positional, conf.arg(metavar="SPACE.toml")]
+    """What is swept: a name = [values] or { low, high } a line; docs/guide.md."""
+    num_samples: int | None = None
+    """How many points of the space's ranges are drawn."""
+    sampler: str = "sobol"
+    """How they are drawn: sobol spreads them evenly, random does not."""
+    halving_first: int | None = None
+    """After so many epochs only the best lanes go on. None: all do."""
+    halving_factor: int = 2
+    """By which lanes then become fewer, and the epochs until the next time more."""
+    halving_metric: str | None = None
+    """By which the best go on; smaller is better. None: --metric."""
+    metric: str | None = None
+    """Of the best lanes; smaller is better. None: validation/loss, else train/loss."""
+
+    lanes_at_once: int | None = None
+    """Lanes in one vmap; 1 for one after the other. None: what is fastest here."""
+    memory_budget: int | None = None
+    """MiB a device. None: most of what is free."""
+    devices: int | None = None
+    """Over how many devices lanes are spread. None: all."""
+
+    top: int = 1
+    """How many of the best lanes are shown and saved: OUT/best, OUT/top/2, ..."""
+    table: str = "csv"
+    """How the table is written: csv, or parquet, which needs pyarrow."""
+    out: str = "runs/sweep"
+    """The folder to write; one of the same sweep goes on where it stopped."""
+    overwrite: bool = False
+    """Replace the sweep or run that the folder holds."""
 
 
 @dataclass(frozen=True)
