@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxae import plots
+from jaxae.plots import drawing, runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
 X = np.random.default_rng(0).uniform(size=(20, 24))
@@ -163,7 +164,7 @@ def test_losses_alone_make_the_one_panel_whatever_else_is_measured(tmp_path):
 def test_panels_are_of_what_is_there_and_paths_of_leaves_that_both_reach():
     labels = {
         panel.ylabel: [label for label, *_ in panel.lines]
-        for panel in plots._panels(ALL_METRICS)
+        for panel in runs._panels(ALL_METRICS)
     }
     assert labels == {
         "loss": ["train", "validation"],
@@ -177,7 +178,7 @@ def test_panels_are_of_what_is_there_and_paths_of_leaves_that_both_reach():
         ],
         "fraction of latents": ["train saturated", "train dead", "validation dead"],
     }
-    by_losses = plots._panels({"train/loss": [1.0]})
+    by_losses = runs._panels({"train/loss": [1.0]})
     assert [len(panel.lines) for panel in by_losses] == [1, 0, 0, 0]
 
 
@@ -189,8 +190,8 @@ def test_the_usage_of_latents_knows_neither_their_order_nor_their_sign(tmp_path)
 
 
 def test_usage_counts_who_is_never_and_who_is_always_active(tmp_path, monkeypatch):
-    figures, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda *a: figures.append(a[0]) or save(*a))
+    figures, save = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda *a: figures.append(a[0]) or save(*a))
     # By 1% of the largest: 0.009 is dead, as 0 is; 0.011 is active.
     Z = np.array([[1.0, 0.0, 0.009, 0.011], [1.0, 0.0, -0.009, 0.011], [0, 0, 0, 1.0]])
     plots.latent_usage(Z, tmp_path / "a.png")
@@ -211,7 +212,7 @@ def test_mosaic_puts_images_side_by_side_with_gutters():
         [8, 9, _, _, _],
         [10, 11, _, _, _],
     ]
-    np.testing.assert_array_equal(plots._mosaic(images, 2), expected)
+    np.testing.assert_array_equal(runs._mosaic(images, 2), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,19 @@
-"""Pictures of a run: filters, reconstructions, curves, use of latents; a file each.
-
-matplotlib is imported where it is used, and only its object interface: no global state.
-"""
+"""Pictures of a run: filters, reconstructions, curves, use of latents; a file each."""
 
 import itertools
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-PathLike = str | os.PathLike[str]
+from jaxae.plots import drawing
+from jaxae.plots.drawing import PathLike
+
 ImageShape = tuple[int, int] | None
 
-_DATA, _MODEL, _NOTHING = "0.25", "#c8553d", "0.75"
+_DATA, _MODEL = "0.25", "#c8553d"
 _BAR = "0.45"
 _BEHIND: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": None}
 _COLOURS = {"train": _DATA, "validation": _MODEL}
@@ -50,14 +48,14 @@ def filters(
         images = (W[order] / np.maximum(largest, 1e-30)).reshape(-1, *image_shape)
     num_columns = math.ceil(math.sqrt(len(images) * image_shape[0] / image_shape[1]))
     tiles = _mosaic(images, min(num_columns, len(images)))
-    figure = _figure((5.6, 5 * tiles.shape[0] / tiles.shape[1] + 0.4))
+    figure = drawing.figure((5.6, 5 * tiles.shape[0] / tiles.shape[1] + 0.4))
     axes = figure.subplots()
-    picture = _show(axes, tiles, *_DIVERGING, vmin=-1, vmax=1)
+    picture = drawing.show(axes, tiles, *_DIVERGING, vmin=-1, vmax=1)
     axes.set_axis_off()
     axes.set_title(f"{title}\neach scaled by its own max |weight|", fontsize=9)
     bar = figure.colorbar(picture, ax=axes, ticks=[-1, 0, 1], fraction=0.03, pad=0.01)
     bar.ax.set_yticklabels(["−max", "0", "max"], fontsize=8)
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def reconstructions(
@@ -83,9 +81,11 @@ def reconstructions(
     pairs = np.concatenate([X, X_hat]).reshape(-1, *image_shape)
     tiles = _mosaic(pairs, len(X))
     width = 0.7 * len(X)
-    figure = _figure((width + 1.7, width * tiles.shape[0] / tiles.shape[1] + 0.1))
+    figure = drawing.figure(
+        (width + 1.7, width * tiles.shape[0] / tiles.shape[1] + 0.1)
+    )
     axes = figure.subplots()
-    picture = _show(axes, tiles, *_GREY, vmin=X.min(), vmax=X.max())
+    picture = drawing.show(axes, tiles, *_GREY, vmin=X.min(), vmax=X.max())
     rows = tiles.shape[0] * np.array([0.25, 0.75]) - 0.5
     axes.set_yticks(rows, ["input", "reconstruction"])
     axes.set_xticks([])
@@ -93,7 +93,7 @@ def reconstructions(
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(picture, ax=axes, fraction=0.02, pad=0.01)
     bar.ax.tick_params(labelsize=8)
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
@@ -114,14 +114,14 @@ def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
     panels = [panel for panel in _panels(metrics) if panel.lines]
     num_columns = min(len(panels), 2)
     num_rows = math.ceil(len(panels) / num_columns)
-    figure = _figure((5.5, 3.4) if len(panels) == 1 else (9.6, 3.2 * num_rows))
+    figure = drawing.figure((5.5, 3.4) if len(panels) == 1 else (9.6, 3.2 * num_rows))
     figure.get_layout_engine().set(wspace=0.05, hspace=0.05)
     all_axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, panel in zip(all_axes, panels, strict=False):
         _draw_curves(axes, panel)
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def latent_usage(Z: Any, path: PathLike) -> Path:
@@ -139,7 +139,7 @@ def latent_usage(Z: Any, path: PathLike) -> Path:
     largest = Z[np.isfinite(Z)].max(initial=0.0)
     how_often = (~(Z <= 0.01 * largest)).mean(axis=0)  # where it is NaN, it is not dead
     is_dead = how_often == 0
-    figure = _figure((8.4, 3.4))
+    figure = drawing.figure((8.4, 3.4))
     figure.get_layout_engine().set(wspace=0.05)
     strength, often = figure.subplots(1, 2)
     figure.suptitle(
@@ -151,7 +151,7 @@ def latent_usage(Z: Any, path: PathLike) -> Path:
     _draw_how_often(often, how_often, is_dead)
     for axes in (strength, often):
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def _draw_strengths(axes: Any, strengths: np.ndarray, is_dead: np.ndarray) -> None:
@@ -165,7 +165,7 @@ def _draw_strengths(axes: Any, strengths: np.ndarray, is_dead: np.ndarray) -> No
         ylabel="mean |z|",
         xlim=(0, len(order)),
     )
-    _integer_ticks(axes.xaxis)
+    drawing.integer_ticks(axes.xaxis)
 
 
 def _draw_how_often(axes: Any, how_often: np.ndarray, is_dead: np.ndarray) -> None:
@@ -173,7 +173,7 @@ def _draw_how_often(axes: Any, how_often: np.ndarray, is_dead: np.ndarray) -> No
     axes.hist(how_often[~is_dead], edges, color=_BAR, edgecolor="white", lw=0.5)
     axes.set(xlabel="fraction of examples on which active", ylabel="latents")
     axes.set_xticks(np.linspace(0, 1, 6))
-    _integer_ticks(axes.yaxis)
+    drawing.integer_ticks(axes.yaxis)
     if is_dead.any():
         label = "dead: |z| never above 1% of the largest"
         axes.bar(-0.05, is_dead.sum(), 0.05, color=_MODEL, label=label)
@@ -251,7 +251,7 @@ def _draw_curves(axes: Any, panel: _Panel) -> None:
     elif panel.is_log and (values > 0).any():
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel=panel.ylabel, ylim=panel.limits)
-    _integer_ticks(axes.xaxis)
+    drawing.integer_ticks(axes.xaxis)
     axes.grid(color="0.9", which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=None if len(panel.lines) <= 2 else 8)
@@ -263,21 +263,21 @@ def _values(values: Any) -> np.ndarray:
 
 def _heat_map(W: np.ndarray, path: PathLike, title: str) -> Path:
     limit = np.abs(W[np.isfinite(W)]).max(initial=0.0) or 1.0
-    figure = _figure((6.0, 4.5))
+    figure = drawing.figure((6.0, 4.5))
     axes = figure.subplots()
-    picture = _show(axes, W, *_DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    picture = drawing.show(axes, W, *_DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.set(xlabel="input column", ylabel="filter, by norm")
     axes.set_title(title, fontsize=9)
-    _integer_ticks(axes.xaxis)
-    _integer_ticks(axes.yaxis)
+    drawing.integer_ticks(axes.xaxis)
+    drawing.integer_ticks(axes.yaxis)
     figure.colorbar(picture, ax=axes, label="weight")
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
     num_columns = min(4, len(X))
     num_rows = math.ceil(len(X) / num_columns)
-    figure = _figure((2.2 * num_columns + 0.4, 1.5 * num_rows + 0.6))
+    figure = drawing.figure((2.2 * num_columns + 0.4, 1.5 * num_rows + 0.6))
     panels = figure.subplots(
         num_rows, num_columns, sharex=True, sharey=True, squeeze=False
     ).ravel()
@@ -289,11 +289,11 @@ def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(X) :]:
         panel.set_axis_off()
-    _integer_ticks(panels[0].xaxis)
+    drawing.integer_ticks(panels[0].xaxis)
     figure.supxlabel("column", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def _matrix(name: str, values: Any, image_shape: ImageShape) -> np.ndarray:
@@ -318,42 +318,3 @@ def _mosaic(images: np.ndarray, num_columns: int) -> np.ndarray:
     tiles = tiles.reshape(num_rows, num_columns, height + gutter, width + gutter)
     whole = tiles.swapaxes(1, 2).reshape(num_rows * (height + gutter), -1)
     return whole[:-gutter, :-gutter]
-
-
-def _show(
-    axes: Any, values: np.ndarray, colours: str, num_colours: int, **options: Any
-) -> Any:
-    from matplotlib import colormaps
-
-    # Grey where there is nothing: gutters, NaN. Nearest, for the default blurs pixels.
-    cmap = colormaps[colours].resampled(num_colours).with_extremes(bad=_NOTHING)
-    return axes.imshow(values, cmap=cmap, interpolation="nearest", **options)
-
-
-def _integer_ticks(axis: Any) -> None:
-    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def _figure(inches: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "Pictures are drawn by matplotlib: pip install 'jaxae[plots]'."
-        raise ImportError(message) from error
-    figure = Figure(figsize=inches, layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: PathLike) -> Path:
-    # Written beside and moved into place: a reader never sees half a picture.
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        kind = path.suffix[1:] or "png"
-        figure.savefig(unfinished, format=kind, bbox_inches="tight")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
