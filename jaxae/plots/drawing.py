@@ -1,0 +1,61 @@
+"""What all pictures share: figures, heat maps, ticks, and how they are saved.
+
+matplotlib is imported where it is used, and only its object interface: no global state.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PathLike = str | os.PathLike[str]
+
+NOTHING = "0.75"  # where there is no number
+
+
+def show(
+    axes: Any, values: np.ndarray, colours: str, num_colours: int, **options: Any
+) -> Any:
+    """A matrix, a square an entry; grey where there is nothing."""
+    from matplotlib import colormaps
+
+    # Grey where there is nothing: gutters, NaN. Nearest, for the default blurs pixels.
+    cmap = colormaps[colours].resampled(num_colours).with_extremes(bad=NOTHING)
+    return axes.imshow(values, cmap=cmap, interpolation="nearest", **options)
+
+
+def integer_ticks(axis: Any) -> None:
+    """Ticks at whole numbers only."""
+    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def figure(inches: tuple[float, float]) -> Any:
+    """A figure of that size.
+
+    Raises:
+      ImportError: where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "Pictures are drawn by matplotlib: pip install 'jaxae[plots]'."
+        raise ImportError(message) from error
+    made = Figure(figsize=inches, layout="constrained", dpi=150)
+    FigureCanvasAgg(made)
+    return made
+
+
+def save(figure: Any, path: PathLike) -> Path:
+    """Write it, whole or not at all; return where."""
+    # Written beside and moved into place: a reader never sees half a picture.
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        kind = path.suffix[1:] or "png"
+        figure.savefig(unfinished, format=kind, bbox_inches="tight")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
