@@ -14,7 +14,7 @@ X = np.random.default_rng(0).uniform(size=(20, 24))
 
 def assert_is_the_only_picture(path):
     assert path.read_bytes().startswith(PNG)
-    assert 1_000 < path.stat().st_size < 300_000
+    assert 1_000 < path.stat().st_size < 400_000
     assert list(path.parent.iterdir()) == [path], "a temporary file is left"
 
 
@@ -255,3 +255,149 @@ def test_matplotlib_is_imported_where_used_and_pyplot_never():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- sweeps --------------------------------------------------------------------------
+
+
+def grid(**axes):
+    """The table of a sweep whose loss is known: least at learning_rate 0.01."""
+    import pandas as pd
+
+    columns = np.meshgrid(*map(np.arange, map(len, axes.values())), indexing="ij")
+    table = pd.DataFrame(
+        {
+            name: np.asarray(values)[column.ravel()]
+            for (name, values), column in zip(axes.items(), columns)
+        }
+    )
+    rate, seed = np.log10(table["learning_rate"]), table.get("seed", 0)
+    table["train/loss"] = 2 + (rate + 2) ** 2 + 0.1 * seed
+    table["validation/loss"] = table["train/loss"] + 0.5
+    table["status"] = "finished"
+    return table
+
+
+RATES, SEEDS = [1e-4, 1e-3, 1e-2, 1e-1], range(3)
+GRID = {"learning_rate": RATES, "l1": [0.0, 0.01, 0.1], "seed": SEEDS}
+
+
+def with_fates(table):
+    """Some lanes of it diverged, or were halved away."""
+    table.loc[table["learning_rate"] > 0.05, "status"] = "diverged"
+    table.loc[table.index[0], ["status", "validation/loss"]] = ["diverged", np.nan]
+    table.loc[table["learning_rate"] < 5e-4, "status"] = "halved"
+    return table
+
+
+def drawn_points():
+    table = grid(learning_rate=np.geomspace(1e-4, 1e-1, 20), tied=[True, False])
+    table["l1"] = np.repeat(np.random.default_rng(0).uniform(size=20), 2)
+    return table
+
+
+TABLES = {
+    "grid": lambda: grid(**GRID),
+    "fates": lambda: with_fates(grid(**GRID)),
+    "drawn": drawn_points,
+    "all-diverged": lambda: grid(**GRID).assign(status="diverged"),
+    "many-settings": lambda: grid(learning_rate=RATES, l1=range(5), latent_dim=[1, 2]),
+}
+SWEEP_PICTURES = {
+    "curves": lambda t, path: plots.sweep_curves(t, "learning_rate", path),
+    "curves-l1": lambda t, path: plots.sweep_curves(t, "l1", path, "train/loss"),
+    "map": lambda t, path: plots.sweep_map(t, "learning_rate", "l1", path),
+    "parallel": lambda t, path: plots.sweep_parallel(t, path),
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("draw", SWEEP_PICTURES.values(), ids=SWEEP_PICTURES)
+def test_every_sweep_is_drawn_to_one_file(tmp_path, draw, table):
+    path = tmp_path / "picture.png"
+    assert draw(table(), path) == path
+    assert_is_the_only_picture(path)
+
+
+def figure_of(monkeypatch, tmp_path, draw):
+    figures, save = [], drawing.save
+    monkeypatch.setattr(drawing, "save", lambda *a: figures.append(a[0]) or save(*a))
+    draw(tmp_path / "a.png")
+    return figures[0]
+
+
+def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_all(tmp_path, monkeypatch):
+    table = grid(learning_rate=RATES, l1=[0.0, 0.1], seed=SEEDS)
+    table.loc[table["l1"] > 0, "validation/loss"] += 1
+    figure = figure_of(
+        monkeypatch, tmp_path, lambda p: plots.sweep_curves(table, "learning_rate", p)
+    )
+    (axes,) = figure.axes
+    first, second = axes.lines
+    np.testing.assert_allclose(first.get_xdata(), np.log10(RATES))
+    np.testing.assert_allclose(first.get_ydata(), [6.6, 3.6, 2.6, 3.6])
+    np.testing.assert_allclose(second.get_ydata(), [7.6, 4.6, 3.6, 4.6])
+    band = axes.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [2.5, 6.7])
+    assert axes.get_title(loc="left") == (
+        "best validation/loss: 2.6 at learning_rate 0.01, l1 0"
+    )
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["l1 0", "l1 0.1", "least to largest of 3 seeds"]
+
+
+def test_what_diverged_or_was_halved_is_shown_and_not_averaged(tmp_path, monkeypatch):
+    table = with_fates(grid(**GRID))
+    figure = figure_of(
+        monkeypatch, tmp_path, lambda p: plots.sweep_curves(table, "learning_rate", p)
+    )
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [-3, -2])
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "diverged (10 of 36 lanes)" in words
+    assert "stopped early by halving (8 lanes)" in words
+
+
+def test_a_cell_of_a_map_is_the_best_of_the_rest(tmp_path, monkeypatch):
+    table = grid(learning_rate=RATES, l1=[0.0, 0.1], latent_dim=[2, 4], seed=SEEDS)
+    table.loc[table["latent_dim"] == 2, "validation/loss"] += 1
+    table.loc[table["learning_rate"] > 0.05, "status"] = "diverged"
+    figure = figure_of(
+        monkeypatch,
+        tmp_path,
+        lambda p: plots.sweep_map(table, "learning_rate", "l1", p),
+    )
+    axes = figure.axes[0]
+    expected = [[6.6, 3.6, 2.6, np.nan]] * 2
+    np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), expected)
+    words = [text.get_text() for text in axes.texts]
+    assert words[:4] == ["6.6", "3.6", "2.6", "\N{MULTIPLICATION X}\ndiverged"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        *("0.0001", "0.001", "0.01", "0.1")
+    ]
+    assert figure.axes[1].get_ylabel().endswith("best over latent_dim")
+
+
+def test_pictures_take_a_sweep_as_well_as_its_table(tmp_path):
+    class Sweep:
+        table = grid(**GRID)
+
+    one = plots.sweep_parallel(Sweep(), tmp_path / "a.png")
+    two = plots.sweep_parallel(Sweep.table, tmp_path / "b.png")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_refusals_of_sweeps_say_what_would_do(tmp_path):
+    path, table = tmp_path / "picture.png", grid(**GRID)
+    with pytest.raises(ValueError, match=r"axis must be .*learning_rate, l1, got 'lr'"):
+        plots.sweep_curves(table, "lr", path)
+    with pytest.raises(ValueError, match=r"not the seed"):
+        plots.sweep_curves(table, "seed", path)
+    with pytest.raises(ValueError, match=r"metric must be one of train/loss, .*'loss'"):
+        plots.sweep_curves(table, "l1", path, "loss")
+    with pytest.raises(ValueError, match=r"x and y must be two axes"):
+        plots.sweep_map(table, "l1", "l1", path)
+    with pytest.raises(ValueError, match=r"must be what jaxae.sweep returned"):
+        plots.sweep_parallel(table[:0], path)
+    with pytest.raises(ValueError, match=r"an axis other than the seed"):
+        plots.sweep_parallel(grid(learning_rate=[0.1], seed=SEEDS), path)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Pictures of runs, a file each."""
+"""Pictures of runs and of sweeps, a file each."""
 
 from jaxae.plots.runs import (
     curves,
@@ -7,5 +7,15 @@ from jaxae.plots.runs import (
     reconstructions,
     square_shape,
 )
+from jaxae.plots.sweeps import sweep_curves, sweep_map, sweep_parallel
 
-__all__ = ["curves", "filters", "latent_usage", "reconstructions", "square_shape"]
+__all__ = [
+    "curves",
+    "filters",
+    "latent_usage",
+    "reconstructions",
+    "square_shape",
+    "sweep_curves",
+    "sweep_map",
+    "sweep_parallel",
+]
