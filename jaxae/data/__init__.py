@@ -3,7 +3,8 @@
 Nothing is preprocessed, downloaded on import or unpickled. `load` gives raw values and
 what divides them, `survey` refuses what cannot be trained on and measures the rest in
 one pass, `fit_scaling` turns the measures into a `Scaling`. What does not fit in memory
-is `Rows`, read by blocks; a `View` of them is selected and scaled as it is read.
+is `Rows`, read by blocks; a `View` of them is selected and scaled as it is read. What
+is endless is a source, `(key, hparams) -> batch`: `sparse_features`, or your own.
 """
 
 from jaxae.data.files import Dataset, PathLike
@@ -19,6 +20,7 @@ from jaxae.data.scaling import (
     scaled,
 )
 from jaxae.data.surveying import Survey, check_array, survey
+from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "mnist",
     "save_scaling",
     "scaled",
+    "sparse_features",
     "split",
     "survey",
     "take",

@@ -100,7 +100,7 @@ def groups_of(
             f"space and hparams have {', '.join(unread)}, which nothing reads."
         )
     for group in groups:
-        _check_numbers(group)
+        _check_numbers(group, data)
     return groups
 
 
@@ -146,7 +146,7 @@ def _check_padding(objective: Objective) -> None:
         )
 
 
-def _check_numbers(group: Group) -> None:
+def _check_numbers(group: Group, data: Data) -> None:
     """Refuse numbers that are out of range in any lane."""
     for i in range(len(group.lanes)):
         one = group.hparams_of(i)
@@ -154,8 +154,9 @@ def _check_numbers(group: Group) -> None:
             if not np.isfinite(value):
                 raise ValueError(f"space[{name!r}] must be finite in float32.")
         group.objective.check_hparams(one)
-        if hasattr(group.config.optimizer, "check_hparams"):
-            group.config.optimizer.check_hparams(one)
+        for part in (group.config.optimizer, data):
+            if hasattr(part, "check_hparams"):
+                part.check_hparams(one)
 
 
 def num_steps(group: Group, data: Data) -> int:

@@ -247,8 +247,9 @@ def check_hparams(
             f"{', '.join(needed) or 'none'}."
         )
     objective.check_hparams(hparams)
-    if hasattr(config.optimizer, "check_hparams"):
-        config.optimizer.check_hparams(hparams)
+    for part in (config.optimizer, data):
+        if hasattr(part, "check_hparams"):
+            part.check_hparams(hparams)
 
 
 def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:

@@ -1,0 +1,87 @@
+"""Endless data drawn as they are needed: pure sources (key, hparams) -> batch."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxae import _checks
+
+DENSITY = "density"
+
+
+def sparse_features(num_features, batch_size):
+    """Features that are rarely there: x_i = 0, but with probability density U(0, 1).
+
+    Each feature of each example by itself. The density is a traced number,
+    hparams["density"], so that a sweep may vary it; one key draws the same numbers
+    whatever the density, and more features are there where it is larger.
+
+    Args:
+      num_features: D.
+      batch_size: B.
+
+    Returns:
+      A source `(key, hparams) -> [B, D]` in float32; the same one for the same sizes.
+
+    Raises:
+      ValueError: for a size below 1.
+
+    Example:
+      jaxae.train(objective, jaxae.data.sparse_features(20, 1024), hparams={"density":
+      0.05, ...}, key=key, config=jaxae.TrainConfig(steps_per_epoch=100))
+
+    References:
+      Elhage et al., Toy Models of Superposition, 2022,
+      https://transformer-circuits.pub/2022/toy_model: there S = 1 - density.
+    """
+    return _sparse_features(
+        _checks.positive_int("num_features", num_features),
+        _checks.positive_int("batch_size", batch_size),
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class _SparseFeatures:
+    """A record and not a closure: it prints, and pickles as what it was made of."""
+
+    num_features: int
+    batch_size: int
+
+    def __call__(self, key, hparams: Mapping[str, Any]) -> Float[Array, "B D"]:
+        _checks.prng_key(key)
+        shape = self.batch_size, self.num_features
+        presence_key, value_key = jax.random.split(key)
+        # In float32, as corruptions are, so that one key means one batch.
+        u = jax.random.uniform(presence_key, shape, jnp.float32)
+        values = jax.random.uniform(value_key, shape, jnp.float32)
+        return jnp.where(u < hparams[DENSITY], values, 0)
+
+    def check_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Refuse a density out of range; for values that can be seen, before any work.
+
+        Raises:
+          ValueError: naming it and its range.
+        """
+        if not 0 < hparams[DENSITY] <= 1:
+            raise ValueError(
+                f"hparams[{DENSITY!r}] must be above 0 and at most 1 for {self!r}, "
+                f"got {hparams[DENSITY]}."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"sparse_features({self.num_features}, {self.batch_size})"
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self):
+        return sparse_features, (self.num_features, self.batch_size)
+
+
+_sparse_features = functools.cache(_SparseFeatures)
