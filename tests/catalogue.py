@@ -24,6 +24,7 @@ AXES = {
     "activation": ACTIVATIONS,
     "observation": OBSERVATIONS,
     "tied": {"tied": True, "untied": False},
+    "bias": {"bias": True, "no_bias": False},
     "corruption": CORRUPTIONS,
     "penalty": PENALTIES,
 }
@@ -67,6 +68,7 @@ def each_alone():
         "activation": "sigmoid",
         "observation": "bernoulli",
         "tied": "tied",
+        "bias": "bias",
         "corruption": "none",
         "penalty": "none",
     }
@@ -92,7 +94,8 @@ def build(row, *, input_dim=6, latent_dim=4):
         latent_dim=latent_dim,
         activation=ACTIVATIONS[row["activation"]],
         observation=OBSERVATIONS[row["observation"]],
-        tied=row["tied"] == "tied",
+        tied=AXES["tied"][row["tied"]],
+        bias=AXES["bias"][row["bias"]],
     )
     penalty = PENALTIES[row["penalty"]]
     return jaxae.Objective(

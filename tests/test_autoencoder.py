@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from catalogue import prelu, scaled_gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,20 +16,23 @@ from oracle import lecture
 
 import jaxae
 from jaxae import activations, gradcheck, observations
-from jaxae.autoencoder import tied
+from jaxae.autoencoder import tied, untied, without_encoder_bias
 
 KEY = jax.random.key(0)
 AE = jaxae.Autoencoder(input_dim=6, latent_dim=4)
 X = jnp.linspace(0.0, 1.0, 6)
 
 
-def model(activation="sigmoid", observation="bernoulli", *, D=6, H=4, tied=True):
+def model(
+    activation="sigmoid", observation="bernoulli", *, D=6, H=4, tied=True, bias=True
+):
     return jaxae.Autoencoder(
         input_dim=D,
         latent_dim=H,
         activation=activations.get(activation),
         observation=observations.get(observation),
         tied=tied,
+        bias=bias,
     )
 
 
@@ -123,6 +127,128 @@ def test_untie_keeps_the_function_and_copies():
     assert jaxae.untie(untied) is untied
     with pytest.raises(ValueError, match="TiedParams or UntiedParams, got dict"):
         jaxae.untie({"W": params.W})
+
+
+# ---- without encoder bias ------------------------------------------------------------
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    activation=st.sampled_from(sorted(activations.CATALOGUE)),
+    is_tied=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_without_encoder_bias_is_the_lecture_with_b_0(activation, is_tied, seed):
+    with jax.enable_x64(True):
+        ae = model(activation, "gaussian", tied=is_tied, bias=False)
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)),
+            ae.init(KEY, dtype="float64"),
+        )
+        assert params.b_enc == () and params.b_dec.shape == (6,)
+        x, target = rng.uniform(size=(2, 6))
+        W_enc, W_dec, _, c = jaxae.untie(params)[:4]
+        weights = W_enc, W_dec, np.zeros(4), c
+        expected = lecture(*weights, x, target, activation, "gaussian")
+        bp = jaxae.manual.backprop(ae, params, x, target)
+        if is_tied:
+            expected["W"] = expected["W_enc"] + expected["W_dec"]
+        for name in ("a", "z", "eta", "x_hat", "d_eta", "d_z", "d_a"):
+            np.testing.assert_allclose(getattr(bp, name), expected[name], rtol=1e-9)
+        for name in (*ae.parametrization.weights, "b_dec"):
+            found = getattr(bp.grads, name)
+            np.testing.assert_allclose(found, expected[name], rtol=1e-9, atol=1e-12)
+        assert type(bp.grads) is type(params) and bp.grads.b_enc == ()
+        judge_paths(ae, params, x, target)
+
+
+@pytest.mark.parametrize("base", [tied, untied], ids=lambda base: base.name)
+def test_without_encoder_bias_pullback_is_the_adjoint_of_expand(base, x64):
+    without = without_encoder_bias(base)
+    assert without_encoder_bias(base) is without
+    is_tied = base is tied
+    params = model(tied=is_tied, bias=False).init(KEY, dtype="float64")
+    gradcheck.check_vjp(without.expand, params, vjp=without.pullback).assert_ok()
+    expanded = without.expand(params)
+    assert expanded.b_enc.dtype == params.b_dec.dtype and not expanded.b_enc.any()
+    # Weights rounded to compute in do not round the zeros.
+    rounded = jax.tree.map(lambda W: W.astype("bfloat16"), params)
+    rounded = rounded._replace(b_dec=params.b_dec)
+    assert without.expand(rounded).b_enc.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_without_encoder_bias_is_the_same_model_with_it_0(is_tied):
+    ae, biased = model(tied=is_tied, bias=False), model(tied=is_tied)
+    params, others = ae.init(KEY), biased.init(KEY)
+    chex.assert_trees_all_equal(params, others._replace(b_enc=()))
+    np.testing.assert_array_equal(ae.loss(params, X), biased.loss(others, X))
+    separate = jaxae.untie(params)
+    assert separate.b_enc == () and isinstance(separate, jaxae.UntiedParams)
+    apart = model(tied=False, bias=False)
+    np.testing.assert_array_equal(apart.loss(separate, X), ae.loss(params, X))
+    assert str(ae) == f"{str(biased)[:-1]}, bias=False)"
+    assert ae != biased and pickle.loads(pickle.dumps(ae)) == ae
+
+
+def test_a_bias_where_there_is_none_is_refused():
+    ae = model(bias=False)
+    with pytest.raises(ValueError, match=r"b_enc must be \(\).*\(bias=False\), got fl"):
+        ae.encode(AE.init(KEY), X)
+    with pytest.raises(ValueError, match=r"b_enc must be a real floating.*got \(\)"):
+        AE.encode(ae.init(KEY), X)
+    with pytest.raises(ValueError, match="bias must be True or False, got None"):
+        model(bias=None)
+
+
+def test_without_encoder_bias_is_saved_and_older_files_have_one(tmp_path):
+    ae = model(bias=False)
+    params = ae.init(KEY)
+    jaxae.save(tmp_path / "without", ae, params)
+    loaded, found = jaxae.load(tmp_path / "without")
+    assert loaded == ae and found.b_enc == ()
+    chex.assert_trees_all_equal(found, params)
+
+    older = tmp_path / "older"
+    jaxae.save(older, AE, PARAMS)
+    config = json.loads((older / "config.json").read_text())
+    assert config["model"].pop("bias") is True
+    (older / "config.json").write_text(json.dumps(config))
+    tensors = {name: np.asarray(leaf) for name, leaf in PARAMS._asdict().items()}
+    tensors = {name: leaf for name, leaf in tensors.items() if leaf.size}
+    path, metadata = (
+        older / "params.safetensors",
+        {"jaxae": json.dumps(config["model"])},
+    )
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    loaded, found = jaxae.load(older)
+    assert loaded == AE
+    chex.assert_trees_all_equal(found, PARAMS)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_without_encoder_bias_is_trained_and_swept_padded(is_tied):
+    objective = jaxae.Objective(
+        model("tanh", "gaussian", tied=is_tied, bias=False),
+        penalties=(jaxae.penalties.contractive, jaxae.penalties.weight_decay),
+    )
+    data = np.random.default_rng(0).normal(size=(64, 6)).astype("f4")
+    sweep = jaxae.sweep(
+        objective,
+        data,
+        {"latent_dim": [2, 4]},
+        hparams={"learning_rate": 0.01, "contractive": 0.1, "weight_decay": 0.1},
+        key=KEY,
+        config=jaxae.TrainConfig(num_epochs=3, batch_size=16, gradient="manual"),
+    )
+    for lane, width in enumerate((2, 4)):
+        params = sweep.params(lane)
+        assert params.b_enc == () and params[0].shape == (width, 6)
+        run = jaxae.train(data=data, **sweep.trial(lane))
+        chex.assert_trees_all_close(params, run.params, rtol=1e-4, atol=1e-5)
+    assert "gradient/b_enc" not in run.metrics
+    assert np.isfinite(run.metrics["gradient/decoder/b_dec"]).all()
 
 
 # ---- init ----------------------------------------------------------------------------

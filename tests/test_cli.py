@@ -121,6 +121,7 @@ def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
         ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
         ("--validation-fraction", "0", "--test-fraction", "0.5"),
         ("--test-fraction", "0"),
+        ("--no-bias", "--gradient", "manual", "--activation", "relu"),
     ],
     ids=" ".join,
 )
@@ -130,6 +131,7 @@ def test_every_option_trains(tmp_path, arguments):
     rows = lines(out / "metrics.jsonl")
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert (out / "decoder_filters.png").exists() == ("--untied" in arguments)
+    assert jaxae.load(out)[0].bias == ("--no-bias" not in arguments)
 
 
 def test_gradient_manual_equals_autodiff(tmp_path):

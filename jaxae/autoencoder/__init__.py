@@ -9,6 +9,7 @@ from jaxae.autoencoder.parametrizations import (
     tied,
     untie,
     untied,
+    without_encoder_bias,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "tied",
     "untie",
     "untied",
+    "without_encoder_bias",
 ]

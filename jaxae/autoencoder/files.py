@@ -35,7 +35,13 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
         "activation": ae.activation.name,
         "observation": ae.observation.name,
         "tied": ae.tied,
+        "bias": ae.bias,
     }
+
+
+# What files do not say that are older than the choice itself.
+_DEFAULTS = {"bias": True}
+_MODEL_FIELDS = ("input_dim", "latent_dim", "activation", "observation", "tied", "bias")
 
 
 def save(directory, ae, params, *, run: dict | None = None) -> None:
@@ -92,6 +98,8 @@ def load(
     directory = Path(directory)
     model = _read_model(directory / CONFIG_FILE)
     tensors, metadata = read_tensors(directory / PARAMS_FILE)
+    if isinstance(metadata, dict):
+        metadata = {**_DEFAULTS, **metadata}
     if metadata != model:
         raise ValueError(
             f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE} "
@@ -185,18 +193,15 @@ def _named_leaves(params: Params):
 def _read_model(path: Path) -> dict[str, Any]:
     _must_exist(path)
     try:
-        model = json.loads(path.read_bytes())["model"]
+        model = {**_DEFAULTS, **json.loads(path.read_bytes())["model"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         model = None
-    if not isinstance(model, dict) or set(model) != set(_MODEL_FIELDS):
+    if model is None or set(model) != set(_MODEL_FIELDS):
         raise ValueError(
             f"{path} is not the config.json of a jaxae model: a JSON object with a "
             f'"model" of {", ".join(_MODEL_FIELDS)} is needed.'
         )
     return model
-
-
-_MODEL_FIELDS = ("input_dim", "latent_dim", "activation", "observation", "tied")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
@@ -241,6 +246,7 @@ def _build(directory, model, activation, observation) -> Autoencoder:
                 "observation", model["observation"], observation, observations.CATALOGUE
             ),
             tied=model["tied"],
+            bias=model["bias"],
         )
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None

@@ -1,7 +1,7 @@
 """The autoencoder: fixed choices in a frozen record, pure functions of parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,8 @@ class Forward(NamedTuple):
 class Autoencoder:
     """z = g(W_enc x + b_enc), x_hat = o(W_dec^T z + b_dec); tied: W_dec is W_enc.
 
+    Without encoder bias: z = g(W_enc x), and `params.b_enc` is ().
+
     A frozen record of choices: it can be printed, compared, hashed (a static argument
     of `jax.jit`), pickled and written into `config.json`. Its methods are pure
     functions of parameters and one example; for a batch, vmap them:
@@ -41,6 +43,7 @@ class Autoencoder:
       activation: g, one of `jaxae.activations` or your own `Activation`.
       observation: p(x | x_hat), one of `jaxae.observations` or your own.
       tied: whether the decoder is the encoder transposed.
+      bias: whether the encoder has one, b_enc; the decoder always has.
 
     Raises:
       ValueError: for a dimension below 1, or a part that is not of its type.
@@ -57,6 +60,7 @@ class Autoencoder:
     activation: Activation = activations.sigmoid
     observation: Observation = observations.bernoulli
     tied: bool = True
+    bias: bool = True
 
     def __post_init__(self):
         for name in ("input_dim", "latent_dim"):
@@ -66,14 +70,23 @@ class Autoencoder:
         _check_part(
             "observation", self.observation, Observation, "observations.bernoulli"
         )
-        if not isinstance(self.tied, bool | np.bool_):
-            raise ValueError(f"tied must be True or False, got {self.tied!r}.")
-        object.__setattr__(self, "tied", bool(self.tied))
+        for name in ("tied", "bias"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {value!r}.")
+            object.__setattr__(self, name, bool(value))
+
+    def __repr__(self) -> str:
+        """Every choice by name; bias only where there is none."""
+        names = [f.name for f in fields(self) if f.name != "bias" or not self.bias]
+        choices = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({choices})"
 
     @property
     def parametrization(self) -> Parametrization:
         """How this model's parameters map to W_enc, W_dec, b_enc, b_dec."""
-        return parametrizations.tied if self.tied else parametrizations.untied
+        base = parametrizations.tied if self.tied else parametrizations.untied
+        return base if self.bias else parametrizations.without_encoder_bias(base)
 
     def init(
         self, key, *, dtype: Any = jnp.float32, data_mean=None, limit=None
@@ -302,6 +315,9 @@ class Autoencoder:
         for name, leaf in params._asdict().items():
             if name in ("activation", "observation"):
                 continue
+            if name == "b_enc" and not self.bias:
+                _check_no_bias(leaf)
+                continue
             shape = {"b_enc": (H,), "b_dec": (D,)}.get(name, (H, D))
             dtype = getattr(leaf, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -348,6 +364,14 @@ def product(W, v, dtype):
 
 def _theta(init, size: int) -> tuple:
     return () if init is None else tuple(init(size))
+
+
+def _check_no_bias(b_enc: Any) -> None:
+    if not isinstance(b_enc, tuple) or b_enc:
+        raise ValueError(
+            "params.b_enc must be () for this model, whose encoder has no bias "
+            f"(bias=False), got {_checks.describe(b_enc)}."
+        )
 
 
 def _check_part(name: str, part: Any, expected: type, example: str) -> None:

@@ -3,8 +3,10 @@
 The mathematics of this library is written once, for untied parameters. Tying weights is
 a linear map in front of it, `expand`, and the gradient with respect to what was tied is
 that map's adjoint, `pullback`: the lecture's "sum of two gradients" is its one plus.
+Leaving out the encoder's bias is another such map, in front of either.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ class UntiedParams(NamedTuple):
 
     W_enc: Float[Array, "H D"]
     W_dec: Float[Array, "H D"]
-    b_enc: Float[Array, "H"]
+    b_enc: Float[Array, "H"] | Any  # () in a model that has none
     b_dec: Float[Array, "D"]
     activation: tuple = ()  # what a learned activation learns
     observation: tuple = ()  # what a learned observation learns
@@ -31,7 +33,7 @@ class TiedParams(NamedTuple):
     """Parameters whose decoder is the encoder transposed: W* = W^T."""
 
     W: Float[Array, "H D"]
-    b_enc: Float[Array, "H"]
+    b_enc: Float[Array, "H"] | Any  # () in a model that has none
     b_dec: Float[Array, "D"]
     activation: tuple = ()
     observation: tuple = ()
@@ -92,6 +94,27 @@ untied = Parametrization(
     from_untied=lambda params: params,
     weights=("W_enc", "W_dec"),
 )
+
+
+@functools.cache  # the same parametrization gives the same object
+def without_encoder_bias(base: Parametrization) -> Parametrization:
+    """`base` with b_enc = 0 that is no parameter: `params.b_enc` is ().
+
+    What it expands to has the zeros; what is pulled back to () is nothing.
+    """
+
+    def expand(params) -> UntiedParams:
+        untied_params = base.expand(params)
+        zeros = jnp.zeros(len(untied_params.W_enc), untied_params.b_dec.dtype)
+        return untied_params._replace(b_enc=zeros)
+
+    def pullback(params, untied_grads: UntiedParams):
+        return base.pullback(params, untied_grads._replace(b_enc=()))
+
+    def from_untied(params: UntiedParams):
+        return base.from_untied(params._replace(b_enc=()))
+
+    return base._replace(expand=expand, pullback=pullback, from_untied=from_untied)
 
 
 def untie(params) -> UntiedParams:

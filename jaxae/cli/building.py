@@ -24,6 +24,7 @@ def autoencoder(options: TrainOptions, input_dim: int) -> jaxae.Autoencoder:
         activation=jaxae.activations.get(options.activation),
         observation=jaxae.observations.get(options.observation),
         tied=not options.untied,
+        bias=not options.no_bias,
     )
 
 

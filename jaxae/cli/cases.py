@@ -1,5 +1,6 @@
 """What `jaxae gradcheck` judges of the library: whatever its catalogues hold."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
     """Every case by name; its values are drawn from the generator, none is zero.
 
     Each activation and each observation alone; all of their pairs, tied and untied,
-    through the backward pass by hand; so, too, each penalty and each corruption.
+    through the backward pass by hand; so, too, each penalty and each corruption, and
+    the encoder without its bias.
     """
     cases: dict[str, Callable[[np.random.Generator], Case]] = {}
     for name, g in activations.CATALOGUE.items():
@@ -134,6 +136,9 @@ def _objectives() -> Iterator[tuple[str, Objective]]:
         for g, tying in (*((g, "tied") for g in bearing), (bearing[0], "untied")):
             objective = Objective(_model(tying, g), penalties=(penalty,))
             yield f"penalty/{name}/{g}/{tying}", objective
+    for tying in TYINGS:
+        without = dataclasses.replace(_model(tying), bias=False)
+        yield f"no_bias/{tying}", Objective(without)
     for (name, corruption), tying in itertools.product(
         corruptions.CATALOGUE.items(), TYINGS
     ):

@@ -39,6 +39,8 @@ class SharedOptions:
     """Number of latents H."""
     untied: bool = False
     """Give the decoder weights of its own, instead of the encoder's transposed."""
+    no_bias: bool = False
+    """Give the encoder no bias; the decoder keeps its own."""
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
     observation: str = "bernoulli"
