@@ -25,8 +25,10 @@ from jaxae.cli.options import (
     GradcheckOptions,
     PlotOptions,
     ReconstructOptions,
+    SweepOptions,
     TrainOptions,
 )
+from jaxae.cli.sweep import sweep
 from jaxae.cli.train import INTERRUPTED, train, with_config
 from jaxae.cli.using import encode, evaluate, plot, reconstruct
 from jaxae.cli.yours import YourCodeError
@@ -79,6 +81,18 @@ VERBS = {
             ),
         },
         defaults=with_config,
+    ),
+    "sweep": Verb(
+        SweepOptions,
+        sweep,
+        packages=("tyro", "rich", "matplotlib", "sklearn", "pandas"),
+        words={
+            "num_epochs": "--epochs",
+            **_ARRAY,
+            "accumulate must": "--accumulate must",
+            "sampler must": "--sampler must",
+            "sweep the same": "sweep the same, replace it with --overwrite",
+        },
     ),
     "encode": Verb(EncodeOptions, encode, packages=("tyro",), words=_ARRAY),
     "reconstruct": Verb(

@@ -308,7 +308,7 @@ def to_options(options: Any) -> dict[str, Any]:
     """What `config.json` keeps of them: not where they came from, nor where to."""
     values = dataclasses.asdict(options)
     for name in ("config", "out", "overwrite", "resume"):
-        del values[name]
+        values.pop(name, None)
     return values
 
 

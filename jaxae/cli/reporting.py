@@ -122,17 +122,17 @@ def _numbered(epoch: int, row: dict[str, float]) -> dict[str, float | int]:
 
 @contextlib.contextmanager
 def progress(
-    unit: str, total: int, *columns: str, **fields: Any
+    unit: str, total: int | None, *columns: str, **fields: Any
 ) -> Iterator[Callable[..., None]]:
     """A bar with the time left; silent where nobody watches.
 
     Args:
-      unit, total: what is counted, up to which number.
+      unit, total: what is counted, up to which number; None if that is said later.
       columns: what else is shown; `{task.fields[NAME]}` is what was said last.
       fields: their first values.
 
     Yields:
-      `(advance=, completed=, **fields) -> None`.
+      `(advance=, completed=, total=, **fields) -> None`.
     """
     import rich.progress
     from rich.console import Console

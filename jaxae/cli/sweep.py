@@ -1,0 +1,452 @@
+"""`jaxae sweep`: from a space and data to a table, the best model and pictures."""
+
+import importlib.util
+import io
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxae
+from jaxae import plots
+from jaxae.autoencoder.files import CONFIG_FILE, write_atomically
+from jaxae.cli import building, folder, pictures, reporting
+from jaxae.cli import space as space_module
+from jaxae.cli import splits as splits_module
+from jaxae.cli.options import SweepOptions, TrainOptions, checked
+from jaxae.cli.reporting import Interrupt, note
+from jaxae.cli.space import Space
+from jaxae.cli.splits import Splits
+from jaxae.cli.train import INTERRUPTED, evaluate, print_results
+from jaxae.data.scaling import save_scaling
+from jaxae.sweeps import Halving, Plan, Progress, Sweep
+from jaxae.training import diagnostics
+
+SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
+TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
+LANES, TOP = "lanes", "top"
+MAP, PARALLEL = "map.png", "parallel.png"
+PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
+FILES = (CONFIG_FILE, SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
+_SHOWN = 5  # lanes, at least
+
+
+class Job(NamedTuple):
+    """What is to be done, checked.
+
+    Attributes:
+      space: what varies.
+      options: of a single run, with a value of each that varies.
+      splits: the rows.
+      metric: by which lanes are better.
+      arguments: of `jaxae.sweep`.
+    """
+
+    space: Space
+    options: TrainOptions
+    splits: Splits
+    metric: str
+    arguments: dict[str, Any]
+
+
+def sweep(options: SweepOptions) -> int:
+    """`jaxae sweep SPACE.toml`: everything from the data to the pictures."""
+    _check_table(options)
+    space = space_module.read(Path(options.space))
+    space_module.check_options(space, options)
+    one = checked(space_module.as_train(options, space.first()))
+    out = _check_out(options)
+    with Interrupt() as interrupt:
+        job = _job(options, space, one)
+        _rehearse(job)
+        interrupt.raise_if_requested()
+        with folder.held(out):
+            if options.overwrite:
+                _clear(out)
+            try:
+                swept = _run(options, job, out, interrupt)
+            except _Stopped as stopped:
+                print(f"interrupted with {stopped}; the same command goes on.")
+                print(f"run folder: {out}")
+                return INTERRUPTED
+            return _conclude(options, job, out, swept)
+
+
+# ---- before --------------------------------------------------------------------------
+
+
+def _check_table(options: SweepOptions) -> None:
+    if options.table not in TABLES:
+        raise ValueError(
+            f"--table must be {' or '.join(TABLES)}, got {options.table!r}."
+        )
+    if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(
+            "--table parquet needs the package 'pyarrow', which is not installed; run: "
+            "pip install pyarrow, or leave --table out."
+        )
+
+
+def _check_out(options: SweepOptions) -> Path:
+    """The folder, if a sweep may be written there."""
+    if not options.out:
+        raise ValueError("--out must name a folder, got ''.")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {out} is a file.")
+    names = (*FILES, folder.TIMING_FILE)
+    for name in (name for name in names if (out / name).is_dir()):
+        raise ValueError(
+            f"--out {out} has a folder where the file {name} belongs; move it away, or "
+            "choose another folder."
+        )
+    config = out / CONFIG_FILE
+    is_sweep = config.is_file() and b'"sweep"' in config.read_bytes()
+    if folder.holds_run(out) and not is_sweep and not options.overwrite:
+        raise ValueError(
+            f"--out {out} holds a run already that is no sweep; choose another folder, "
+            "or replace it with --overwrite."
+        )
+    return out
+
+
+def _clear(out: Path) -> None:
+    """Without the files of a sweep or run before."""
+    folder.clear(out)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    for name in (LANES, TOP):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
+    splits = splits_module.load(one, jaxae.observations.get(one.observation))
+    ae = building.autoencoder(one, splits.train.shape[1])
+    objective = building.objective(one, ae)
+    hparams = building.hparams(one, len(splits.train))
+    validation = splits.validation if len(splits.validation) else None
+    metric, halving = _metrics(options, objective, splits, hparams)
+    budget, devices = options.memory_budget, options.devices
+    if devices is not None and not 1 <= devices <= jax.local_device_count():
+        raise ValueError(
+            f"--devices must be between 1 and {jax.local_device_count()}, the number "
+            f"of this machine, got {devices}."
+        )
+    for name in ("lanes_at_once", "memory_budget", "top"):
+        given = getattr(options, name)
+        if given is not None and given < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} must be at least 1, got {given}.")
+    return Job(
+        space=space,
+        options=one,
+        splits=splits,
+        metric=metric,
+        arguments={
+            "objective": objective,
+            "data": splits.train,
+            "space": space_module.completed(space, one),
+            "hparams": {n: v for n, v in hparams.items() if n not in space.names},
+            "key": jax.random.key(options.seed),
+            "config": building.config(one),
+            "validation": validation,
+            "num_samples": options.num_samples,
+            "sampler": options.sampler,
+            "halving": halving,
+            "lanes_at_once": options.lanes_at_once,
+            "devices": None if devices is None else jax.local_devices()[:devices],
+            "memory_budget": None if budget is None else 2**20 * budget,
+        },
+    )
+
+
+def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
+    """By which lanes are better, and how they are halved; both names are looked up."""
+    # One row tells what there will be, before hours of training do.
+    params = objective.ae.init(jax.random.key(0))
+    seen = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
+    means = ["loss", "reconstruction", *map(str, objective.penalties)]
+    each_epoch = [f"train/{name}" for name in means]
+    if len(splits.validation):
+        each_epoch += [f"validation/{name}" for name in seen]
+    known = [*each_epoch, *(f"train/{n}" for n in seen if n not in means)]
+    default = "validation/loss" if len(splits.validation) else "train/loss"
+    metric = default if options.metric is None else options.metric
+    _check_metric("--metric", metric, known)
+    if options.halving_first is None:
+        if options.halving_metric is not None or options.halving_factor != 2:
+            raise ValueError(
+                "--halving-factor and --halving-metric need --halving-first, the "
+                "epochs after which the best lanes go on alone."
+            )
+        return metric, None
+    by = options.halving_metric
+    if by is None:
+        by = metric if metric in each_epoch else default
+    _check_metric("--halving-metric", by, each_epoch)
+    try:
+        halving = Halving(options.halving_first, options.halving_factor, by)
+    except ValueError as error:
+        raise ValueError(f"--halving-{error}") from None
+    return metric, halving
+
+
+def _check_metric(option: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
+
+
+class _Rehearsed(Exception):
+    """All that the library refuses lies behind."""
+
+
+def _rehearse(job: Job) -> None:
+    """Let the library refuse what it will, before anything on disk changes."""
+
+    def stop(plan: Plan) -> None:
+        raise _Rehearsed
+
+    try:
+        # With lanes_at_once nothing is measured, and so nothing compiled.
+        jaxae.sweep(**{**job.arguments, "lanes_at_once": 1}, on_plan=stop)
+    except _Rehearsed:
+        pass
+
+
+# ---- while it goes -------------------------------------------------------------------
+
+
+class _Stopped(Exception):
+    """By Ctrl-C, with so many lanes done."""
+
+
+def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
+    bar = reporting.progress(
+        "model-steps",
+        None,
+        "lanes {task.fields[lanes]}",
+        "{task.fields[rate]:,.0f} model-steps/s",
+        lanes="",
+        rate=0.0,
+    )
+    with bar as show, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        reporter = _Reporter(out, show, interrupt)
+
+        def on_plan(plan: Plan) -> None:
+            interrupt.raise_if_requested()
+            print(plan, flush=True)
+            folder.write_json(out / CONFIG_FILE, _describe(options, job))
+            write_atomically(out / SPACE_FILE, job.space.text)
+            folder.append(out / folder.TIMING_FILE, {"plan": str(plan)})
+
+        try:
+            swept = jaxae.sweep(
+                **job.arguments,
+                out=out / LANES,
+                on_plan=on_plan,
+                on_progress=reporter,
+            )
+        except ValueError as error:  # of the folder alone: the rest was rehearsed
+            said = str(error).replace(f"out {out / LANES}", f"--out {out}")
+            raise ValueError(said) from None
+        reporter.end()
+    for warning in caught:
+        note(str(warning.message))
+    return swept
+
+
+class _Reporter:
+    """Shows how far a sweep is, and writes a line of it at most each second."""
+
+    def __init__(self, out: Path, show, interrupt: Interrupt):
+        self._out, self._show, self._interrupt = out, show, interrupt
+        self._last: Progress | None = None
+        self._kept = self._written = 0.0  # steps of lanes read back; when
+
+    def __call__(self, progress: Progress) -> None:
+        # Of lanes that were kept, steps and lanes come at once.
+        last = self._last or progress._replace(steps=0, lanes_done=0)
+        if progress.lanes_done != last.lanes_done:
+            self._kept += progress.steps - last.steps
+        self._last = progress
+        lanes = f"{progress.lanes_done}/{progress.num_lanes}"
+        self._show(
+            completed=progress.steps,
+            total=progress.num_steps,
+            lanes=lanes,
+            rate=self._rate(),
+        )
+        if time.monotonic() - self._written >= 1:
+            self.end()
+        if self._interrupt.is_requested:
+            raise _Stopped(f"{progress.lanes_done} of {progress.num_lanes} lanes done")
+
+    def _rate(self) -> float:
+        assert self._last is not None
+        return (self._last.steps - self._kept) / max(self._last.seconds, 1e-9)
+
+    def end(self) -> None:
+        """Write where it stands."""
+        if self._last is not None:
+            row = {**self._last._asdict(), "model_steps_per_second": self._rate()}
+            folder.append(self._out / folder.TIMING_FILE, row)
+            self._written = time.monotonic()
+
+
+def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
+    """What `config.json` says: all that a repetition needs."""
+    given = folder.to_options(options)
+    shared = {name: float(v) for name, v in job.arguments["hparams"].items()}
+    return {
+        "sweep": given,
+        "space": job.space.text.decode(),
+        "hparams": shared,
+        "metric": job.metric,
+        "halving": repr(job.arguments["halving"]),
+        "data": splits_module.describe(job.splits),
+        **folder.environment(),
+    }
+
+
+# ---- what it leaves ------------------------------------------------------------------
+
+
+def _conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
+    table = swept.table
+    _write_table(options, out, table)
+    curves, arrays = io.BytesIO(), dict[str, Any](swept.metrics)
+    np.savez(curves, **arrays)
+    write_atomically(out / CURVES_FILE, curves.getvalue())
+    drawn = _draw(out, table, job.metric)
+    ranked = _ranked(swept, job.metric)
+    shutil.rmtree(out / TOP, ignore_errors=True)
+    results: dict[str, Any] = {}
+    for rank, lane in enumerate(ranked[: options.top], 1):
+        path = out / folder.BEST if rank == 1 else out / TOP / str(rank)
+        found = _save_lane(options, job, swept, lane, path)
+        results = results or found
+    _print_lanes(table, ranked[: max(_SHOWN, options.top)], job.metric)
+    counts = table["status"].value_counts()
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    print(f"{len(table)} lanes: {said}.")
+    if not ranked:
+        print(
+            "jaxae: error: every lane diverged; sweep smaller learning rates, or look "
+            "at stopped_at in the table.",
+            file=sys.stderr,
+        )
+    else:
+        print(f"best: lane {ranked[0]}, saved in {out / folder.BEST}:")
+        print_results(results)
+    if drawn:
+        print(f"pictures: {', '.join(drawn)}")
+    print(f"run folder: {out}")
+    return 0 if ranked else 1
+
+
+def _write_table(options: SweepOptions, out: Path, table) -> None:
+    path = out / TABLES[options.table]
+    if options.table == "csv":
+        write_atomically(path, table.to_csv().encode())
+    else:
+        content = io.BytesIO()
+        table.to_parquet(content)
+        write_atomically(path, content.getvalue())
+
+
+def _ranked(swept: Sweep, metric: str) -> list[int]:
+    """Lanes by their metric, the best first; halved ones behind those that went on."""
+    values = swept.final[metric]
+    lanes = [
+        lane
+        for lane in range(len(swept))
+        if swept.status[lane] != "diverged" and np.isfinite(values[lane])
+    ]
+    return sorted(lanes, key=lambda i: (swept.status[i] == "halved", values[i]))
+
+
+def _save_lane(
+    options: SweepOptions, job: Job, swept: Sweep, lane: int, path: Path
+) -> dict[str, Any]:
+    """One lane as a run folder, which `jaxae evaluate` and the like read."""
+    trial, params = swept.trial(lane), swept.params(lane)
+    values = space_module.values_of(swept.axes, lane, job.options)
+    num_epochs = trial["config"].num_epochs
+    one = space_module.as_train(options, values)
+    objective, hparams = trial["objective"], trial["hparams"]
+    metrics = {name: v[lane, :num_epochs] for name, v in swept.metrics.items()}
+    metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
+    given = folder.to_options(one) | {"epochs": num_epochs, "memory_budget": 1024}
+    described = {
+        "options": given,
+        "hparams": hparams,
+        "trial": {
+            "lane": lane,
+            "values": values,
+            # The lane's key is fold_in(key(seed), fold_in).
+            "key": {"seed": options.seed, "fold_in": values.get("seed", 0)},
+            job.metric: float(swept.final[job.metric][lane]),
+        },
+        "data": splits_module.describe(job.splits),
+        **folder.environment(),
+    }
+    results = evaluate(objective, params, job.splits, hparams)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    jaxae.save(unfinished, objective.ae, params, run=described)
+    save_scaling(unfinished, job.splits.scaling)
+    rows = [
+        {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
+        for epoch in range(num_epochs)
+    ]
+    folder.write_rows(unfinished / folder.METRICS_FILE, rows)
+    pictures.draw(unfinished, objective.ae, params, metrics, job.splits)
+    folder.write_json(unfinished / folder.RESULTS_FILE, {"status": "sweep", **results})
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)
+    return results
+
+
+def _draw(out: Path, table, metric: str) -> list[str]:
+    """Against each axis, over the first two, and over all."""
+    columns = [name for name in table.columns if name in space_module.NAMES]
+    axes = [n for n in columns if n != "seed" and table[n].nunique() > 1]
+    drawn = [f"by_{name}.png" for name in axes]
+    for name in axes:
+        plots.sweep_curves(table, name, out / f"by_{name}.png", metric)
+    if len(axes) > 1:
+        plots.sweep_map(table, axes[0], axes[1], out / MAP, metric)
+        plots.sweep_parallel(table, out / PARALLEL, metric)
+        drawn += [MAP, PARALLEL]
+    return drawn
+
+
+def _print_lanes(table, lanes: list[int], metric: str) -> None:
+    """The best lanes, best first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    axes = [name for name in table.columns if name in space_module.NAMES]
+    others = ("train/loss", "validation/loss", "validation/fvu")
+    shown = dict.fromkeys([metric, *(n for n in others if n in table.columns)])
+    found = Table("lane", title=f"best by {metric}", title_justify="left")
+    for name in (*axes, *shown):
+        # Spaces, for a narrow terminal to break the line at.
+        heading = name.replace("/", " ").replace("_", " ")
+        found.add_column(heading, justify="right")
+    for lane in lanes:
+        values = [table.at[lane, name] for name in (*axes, *shown)]
+        found.add_row(str(lane), *(_cell(value) for value in values))
+    if lanes:
+        Console().print(found)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
