@@ -64,7 +64,7 @@ def test_an_epoch_is_the_steps_that_the_equations_say():
     optimizer = optax.adam(0.01)
     opt_state, losses = optimizer.init(params), []
     order_key, _ = jax.random.split(jax.random.fold_in(data_key, 0))
-    order = jax.random.permutation(order_key, np.arange(50))
+    order = np.argsort(jax.random.bits(order_key, (50,), np.uint32), kind="stable")
     for i in range(6):
         batch = X[order[8 * i : 8 * i + 8]]
         loss, grads = jax.value_and_grad(
@@ -397,7 +397,7 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
         config=config(**settings),
     )
     order_key, noise_key = jax.random.split(jax.random.fold_in(replay.key, 0))
-    order = jax.random.permutation(order_key, np.arange(50))
+    order = np.argsort(jax.random.bits(order_key, (50,), np.uint32), kind="stable")
     for i in range(run.stopped_at + 1):
         before = replay.params
         replay, _, is_finite = training.step(
@@ -528,3 +528,26 @@ def test_config_refuses_bad_choices(changes, sentence):
 def test_unknown_optimizer_lists_the_known():
     with pytest.raises(ValueError, match="did you mean 'adam'.*known: adam, adamw"):
         optimizers.get("adm")
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 1000])
+def test_an_order_is_a_permutation_and_the_same_wherever_it_is_sorted(num_rows):
+    bits = training.epochs.order_bits(KEY, 3, num_rows)
+    order = np.asarray(training.epochs.order_of(KEY, 3, num_rows))
+    assert sorted(order) == list(range(num_rows))
+    np.testing.assert_array_equal(
+        order, training.epochs.sorted_rows_on_host(np.asarray(bits))
+    )
+    # Of equals, the first row first, on either side.
+    equal = np.repeat(np.array([2**32 - 1, 0, 7], np.uint32), 5)
+    on_device = training.epochs.sorted_rows(jnp.asarray(equal))
+    on_host = training.epochs.sorted_rows_on_host(equal)
+    np.testing.assert_array_equal(on_device, on_host)
+    assert list(on_host[:5]) == list(range(5, 10))
+
+
+def test_every_row_is_as_likely_at_every_place():
+    keys = jax.random.split(KEY, 6000)
+    orders = jax.vmap(lambda key: training.epochs.order_of(key, 0, 5))(keys)
+    counts = (np.asarray(orders)[:, :, None] == np.arange(5)).sum(axis=0)
+    assert np.abs(counts - 1200).max() < 5 * np.sqrt(1200 * 0.8)

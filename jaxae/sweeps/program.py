@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -172,13 +173,25 @@ def keys_of(key, seeds):
     return jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
 
 
-@functools.partial(jax.jit, static_argnames="num_rows")
 def keys_and_orders(key, seeds, step, num_rows: int | None):
     """`[U]` and `[U, N]`: of the epoch that begins at that step; None for a source."""
+    keys, bits = _keys_and_bits(key, seeds, step, num_rows=num_rows)
+    if bits is None:
+        return keys, None
+    if jax.default_backend() != "cpu":
+        return keys, _sorted_rows(bits)
+    return keys, epochs.sorted_rows_on_host(np.asarray(bits))
+
+
+@functools.partial(jax.jit, static_argnames="num_rows")
+def _keys_and_bits(key, seeds, step, num_rows: int | None):
     keys = jax.vmap(epochs.data_key_of)(keys_of(key, seeds))
     if num_rows is None:
         return keys, None
-    return keys, jax.vmap(lambda key: epochs.order_of(key, step, num_rows))(keys)
+    return keys, jax.vmap(lambda key: epochs.order_bits(key, step, num_rows))(keys)
+
+
+_sorted_rows = jax.jit(jax.vmap(epochs.sorted_rows))
 
 
 # ---- how lanes are mapped ------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from jaxae import manual
 from jaxae.objective import Aux, Objective
@@ -269,8 +270,26 @@ def noise_key_of(key, epoch_start) -> Array:
 
 def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
     """The order of the rows in the epoch that begins at that step of a run."""
+    return sorted_rows(order_bits(key, epoch_start, num_rows))
+
+
+def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
+    """What rows are sorted by in the epoch that begins at that step of a run."""
     order_key, _ = _epoch_keys(key, epoch_start)
-    return jax.random.permutation(order_key, jnp.arange(num_rows, dtype=jnp.int32))
+    return jax.random.bits(order_key, (num_rows,), jnp.uint32)
+
+
+def sorted_rows(bits: UInt32[Array, "N"]) -> Int32[Array, "N"]:
+    """The rows by their bits; of equals, of which N rows have N^2 / 2^33, by number."""
+    return jnp.argsort(bits, stable=True).astype(jnp.int32)
+
+
+def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
+    """The same, `[..., N]`: NumPy sorts many times faster than XLA does on a CPU."""
+    rows = np.arange(bits.shape[-1], dtype=np.uint64)
+    pairs = (bits.astype(np.uint64) << np.uint64(32)) | rows
+    pairs.sort(axis=-1)
+    return (pairs & np.uint64(2**32 - 1)).astype(np.int32)
 
 
 def batches(

@@ -157,6 +157,12 @@ def _run_block(state, means, hparams, block, start, first, last, *, objective, c
     )
 
 
-@functools.partial(jax.jit, static_argnames="num_rows")
-def _order(key, epoch_start, num_rows):
-    return epochs.order_of(key, epoch_start, num_rows)
+def _order(key, epoch_start, num_rows: int):
+    bits = _order_bits(key, epoch_start, num_rows=num_rows)
+    if jax.default_backend() != "cpu":
+        return _sorted_rows(bits)
+    return jnp.asarray(epochs.sorted_rows_on_host(np.asarray(bits)))
+
+
+_order_bits = jax.jit(epochs.order_bits, static_argnames="num_rows")
+_sorted_rows = jax.jit(epochs.sorted_rows)
