@@ -28,6 +28,7 @@ from jaxae.cli.options import (
     SweepOptions,
     TrainOptions,
 )
+from jaxae.cli.space import SpaceError
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import INTERRUPTED, train, with_config
 from jaxae.cli.using import encode, evaluate, plot, reconstruct
@@ -147,7 +148,7 @@ def _main(argv: list[str] | None) -> int:
     try:
         _require_packages(verb)
         return verb.run(_parse(verb, rest, name))
-    except YourCodeError as error:
+    except (YourCodeError, SpaceError) as error:
         return _refuse(str(error))
     except (ValueError, ImportError) as error:
         return _refuse(_in_options(str(error), verb))

@@ -1,6 +1,7 @@
 """The file that says what a sweep varies: TOML, read and checked."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ TOGETHER = "together"
 _HPARAMS = (*HPARAMS, "final_fraction", "schedule_steps", INIT_SCALE)
 NAMES = (*_HPARAMS, SEED, LATENT_DIM, *CHOICES)
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
+
+
+class SpaceError(Exception):
+    """The file, in whose words names are not options."""
 
 
 class Space(NamedTuple):
@@ -53,7 +58,7 @@ def read(path: Path) -> Space:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is no TOML, or names or holds what cannot be swept.
+      SpaceError: it is no TOML, or names or holds what cannot be swept.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -65,21 +70,21 @@ def read(path: Path) -> Space:
         found = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         said = _checks.first_line(error).removeprefix("TOMLDecodeError: ")
-        raise ValueError(f"{path} is not TOML: {said}.") from None
+        raise SpaceError(f"{path} is not TOML: {said}.") from None
     axes: dict[str | tuple[str, ...], Any] = {}
     together = found.pop(TOGETHER, [])
     for name, value in found.items():
         _check_name(path, name)
         axes[name] = _axis(path, name, value)
     if not isinstance(together, list) or not all(isinstance(t, dict) for t in together):
-        raise ValueError(
+        raise SpaceError(
             f"{path} has {TOGETHER} as {_checks.describe(together)}; write "
             f"[[{TOGETHER}]] on a line of its own, and lists of one length under it."
         )
     for table in together:
         axes[tuple(table)] = _together(path, table)
     if not axes:
-        raise ValueError(
+        raise SpaceError(
             f"{path} varies nothing; give at least one name {_FORMS}, such as "
             "learning_rate = [0.001, 0.01]."
         )
@@ -89,7 +94,7 @@ def read(path: Path) -> Space:
 
 def _check_name(path: Path, name: str) -> None:
     if name not in NAMES:
-        raise ValueError(
+        raise SpaceError(
             f"{path} has {name!r}, which cannot be swept"
             f"{_checks.closest(name, NAMES)}; known: {', '.join(NAMES)}, and "
             f"[[{TOGETHER}]] for those that go together."
@@ -99,7 +104,7 @@ def _check_name(path: Path, name: str) -> None:
 def _check_twice(path: Path, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(
+            raise SpaceError(
                 f"{path} has {name} both alone and in [[{TOGETHER}]], or in two of "
                 "them; leave one out."
             )
@@ -109,14 +114,14 @@ def _together(path: Path, table: dict[str, Any]) -> list[tuple]:
     for name, value in table.items():
         _check_name(path, name)
         if not isinstance(value, list) or not value:
-            raise ValueError(
+            raise SpaceError(
                 f"{path} has {name} in [[{TOGETHER}]] as {_checks.describe(value)}; "
                 "it must be a list of at least one value."
             )
     lengths = {name: len(value) for name, value in table.items()}
     if len(table) < 2 or len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise ValueError(
+        raise SpaceError(
             f"{path} must have lists of one length under [[{TOGETHER}]], for at least "
             f"two names, got: {said or 'nothing'}."
         )
@@ -128,38 +133,62 @@ def _axis(path: Path, name: str, value: Any) -> Any:
     if isinstance(value, dict):
         return _table(path, name, value)
     if not isinstance(value, list) or not value:
-        raise ValueError(
+        raise SpaceError(
             f"{path} has {name} as {_checks.describe(value)}; it must be {_FORMS}."
         )
     wanted = _kind(name)
     for item in value:
         if not _is_a(wanted, item):
-            raise ValueError(
+            raise SpaceError(
                 f"{path} has {_checks.describe(item)} in {name}, whose values must be "
                 f"{_KINDS[wanted]}."
             )
-    return [None if name == "corruption" and item == "none" else item for item in value]
+        if wanted == "integer" and item < (name != SEED):
+            least = int(name != SEED)
+            raise SpaceError(f"{path} has {item} in {name}, which must be >= {least}.")
+        if wanted == "number" and not math.isfinite(item):
+            raise SpaceError(f"{path} has {item} in {name}, which must be finite.")
+        if name in CHOICES and isinstance(item, str) and item != _NONE.get(name):
+            _check_word(path, name, item)
+    return [None if item == _NONE.get(name, ...) else item for item in value]
+
+
+_NONE = {"corruption": "none"}
+
+
+def _check_word(path: Path, name: str, word: str) -> None:
+    named = CHOICES[name].named
+    try:
+        if named is not None:
+            named(word)
+    except ValueError as error:
+        raise SpaceError(f"{path}: {error}") from None
 
 
 def _table(path: Path, name: str, value: dict[str, Any]) -> Any:
     """`{ low, high, scale }`, or of seeds `{ count }`."""
     if name == SEED and set(value) == {"count"}:
-        return list(range(_checks.positive_int(f"{path}: seed.count", value["count"])))
+        if not _is_a("integer", value["count"]) or value["count"] < 1:
+            raise SpaceError(
+                f"{path} has seed.count as {_checks.describe(value['count'])}; it must "
+                "be an integer of at least 1."
+            )
+        return list(range(value["count"]))
     if name not in _HPARAMS:
         forms = "a list or { count = 8 }" if name == SEED else "a list"
-        raise ValueError(f"{path} must give {name} {forms}, not a range.")
+        raise SpaceError(f"{path} must give {name} {forms}, not a range.")
     scales = {"linear": uniform, "log": log_uniform}
     scale = value.get("scale", "linear")
     is_whole = {"low", "high"} <= set(value) <= {"low", "high", "scale"}
     if not is_whole or not isinstance(scale, str) or scale not in scales:
-        raise ValueError(
+        raise SpaceError(
             f"{path} has {name} as {_checks.describe(value)}; a range has low, high "
             'and, if you like, scale = "linear" or "log", and nothing else.'
         )
     try:
         return scales[scale](value["low"], value["high"])
     except ValueError as error:
-        raise ValueError(f"{path}: {name}: {error}") from None
+        raise SpaceError(f"{path} in {name}: {error}") from None
 
 
 _KINDS = {
@@ -192,20 +221,20 @@ def check_options(space: Space, options: SweepOptions) -> None:
     """Refuse what is said twice, and what the file and the options leave open.
 
     Raises:
-      ValueError: naming it.
+      SpaceError: naming it.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in space.names:
         option = "untied" if name == "tied" else name
         given = getattr(options, option, None)
         if name != SEED and option in defaults and given != defaults[option]:
-            raise ValueError(
+            raise SpaceError(
                 f"{name} is in {options.space}, and --{option.replace('_', '-')} is "
                 "given too; leave one of them out."
             )
     is_open = options.schedule_steps is None and "schedule_steps" not in space.names
     if "batch_size" in space.names and options.schedule != "constant" and is_open:
-        raise ValueError(
+        raise SpaceError(
             f"--schedule {options.schedule} ends with the run, whose steps depend on "
             f"the batch_size in {options.space}; say --schedule-steps."
         )

@@ -1,57 +1,27 @@
 """`jaxae sweep`: from a space and data to a table, the best model and pictures."""
 
 import importlib.util
-import io
 import shutil
-import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 import jaxae
-from jaxae import plots
 from jaxae.autoencoder.files import CONFIG_FILE, write_atomically
-from jaxae.cli import building, folder, pictures, reporting
+from jaxae.cli import building, folder, outcome, reporting
 from jaxae.cli import space as space_module
 from jaxae.cli import splits as splits_module
 from jaxae.cli.options import SweepOptions, TrainOptions, checked
+from jaxae.cli.outcome import Job
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.space import Space
 from jaxae.cli.splits import Splits
-from jaxae.cli.train import INTERRUPTED, evaluate, print_results
-from jaxae.data.scaling import save_scaling
+from jaxae.cli.train import INTERRUPTED
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
-
-SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
-TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
-LANES, TOP = "lanes", "top"
-MAP, PARALLEL = "map.png", "parallel.png"
-PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
-FILES = (CONFIG_FILE, SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
-_SHOWN = 5  # lanes, at least
-
-
-class Job(NamedTuple):
-    """What is to be done, checked.
-
-    Attributes:
-      space: what varies.
-      options: of a single run, with a value of each that varies.
-      splits: the rows.
-      metric: by which lanes are better.
-      arguments: of `jaxae.sweep`.
-    """
-
-    space: Space
-    options: TrainOptions
-    splits: Splits
-    metric: str
-    arguments: dict[str, Any]
 
 
 def sweep(options: SweepOptions) -> int:
@@ -74,16 +44,16 @@ def sweep(options: SweepOptions) -> int:
                 print(f"interrupted with {stopped}; the same command goes on.")
                 print(f"run folder: {out}")
                 return INTERRUPTED
-            return _conclude(options, job, out, swept)
+            return outcome.conclude(options, job, out, swept)
 
 
 # ---- before --------------------------------------------------------------------------
 
 
 def _check_table(options: SweepOptions) -> None:
-    if options.table not in TABLES:
+    if options.table not in outcome.TABLES:
         raise ValueError(
-            f"--table must be {' or '.join(TABLES)}, got {options.table!r}."
+            f"--table must be {' or '.join(outcome.TABLES)}, got {options.table!r}."
         )
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
@@ -99,7 +69,7 @@ def _check_out(options: SweepOptions) -> Path:
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
-    names = (*FILES, folder.TIMING_FILE)
+    names = (CONFIG_FILE, folder.TIMING_FILE, *outcome.FILES)
     for name in (name for name in names if (out / name).is_dir()):
         raise ValueError(
             f"--out {out} has a folder where the file {name} belongs; move it away, or "
@@ -118,9 +88,9 @@ def _check_out(options: SweepOptions) -> Path:
 def _clear(out: Path) -> None:
     """Without the files of a sweep or run before."""
     folder.clear(out)
-    for name in FILES:
+    for name in outcome.FILES:
         (out / name).unlink(missing_ok=True)
-    for name in (LANES, TOP):
+    for name in (outcome.LANES, outcome.TOP):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -242,18 +212,18 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
             interrupt.raise_if_requested()
             print(plan, flush=True)
             folder.write_json(out / CONFIG_FILE, _describe(options, job))
-            write_atomically(out / SPACE_FILE, job.space.text)
+            write_atomically(out / outcome.SPACE_FILE, job.space.text)
             folder.append(out / folder.TIMING_FILE, {"plan": str(plan)})
 
         try:
             swept = jaxae.sweep(
                 **job.arguments,
-                out=out / LANES,
+                out=out / outcome.LANES,
                 on_plan=on_plan,
                 on_progress=reporter,
             )
         except ValueError as error:  # of the folder alone: the rest was rehearsed
-            said = str(error).replace(f"out {out / LANES}", f"--out {out}")
+            said = str(error).replace(f"out {out / outcome.LANES}", f"--out {out}")
             raise ValueError(said) from None
         reporter.end()
     for warning in caught:
@@ -312,141 +282,3 @@ def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
         "data": splits_module.describe(job.splits),
         **folder.environment(),
     }
-
-
-# ---- what it leaves ------------------------------------------------------------------
-
-
-def _conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
-    table = swept.table
-    _write_table(options, out, table)
-    curves, arrays = io.BytesIO(), dict[str, Any](swept.metrics)
-    np.savez(curves, **arrays)
-    write_atomically(out / CURVES_FILE, curves.getvalue())
-    drawn = _draw(out, table, job.metric)
-    ranked = _ranked(swept, job.metric)
-    shutil.rmtree(out / TOP, ignore_errors=True)
-    results: dict[str, Any] = {}
-    for rank, lane in enumerate(ranked[: options.top], 1):
-        path = out / folder.BEST if rank == 1 else out / TOP / str(rank)
-        found = _save_lane(options, job, swept, lane, path)
-        results = results or found
-    _print_lanes(table, ranked[: max(_SHOWN, options.top)], job.metric)
-    counts = table["status"].value_counts()
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{len(table)} lanes: {said}.")
-    if not ranked:
-        print(
-            "jaxae: error: every lane diverged; sweep smaller learning rates, or look "
-            "at stopped_at in the table.",
-            file=sys.stderr,
-        )
-    else:
-        print(f"best: lane {ranked[0]}, saved in {out / folder.BEST}:")
-        print_results(results)
-    if drawn:
-        print(f"pictures: {', '.join(drawn)}")
-    print(f"run folder: {out}")
-    return 0 if ranked else 1
-
-
-def _write_table(options: SweepOptions, out: Path, table) -> None:
-    path = out / TABLES[options.table]
-    if options.table == "csv":
-        write_atomically(path, table.to_csv().encode())
-    else:
-        content = io.BytesIO()
-        table.to_parquet(content)
-        write_atomically(path, content.getvalue())
-
-
-def _ranked(swept: Sweep, metric: str) -> list[int]:
-    """Lanes by their metric, the best first; halved ones behind those that went on."""
-    values = swept.final[metric]
-    lanes = [
-        lane
-        for lane in range(len(swept))
-        if swept.status[lane] != "diverged" and np.isfinite(values[lane])
-    ]
-    return sorted(lanes, key=lambda i: (swept.status[i] == "halved", values[i]))
-
-
-def _save_lane(
-    options: SweepOptions, job: Job, swept: Sweep, lane: int, path: Path
-) -> dict[str, Any]:
-    """One lane as a run folder, which `jaxae evaluate` and the like read."""
-    trial, params = swept.trial(lane), swept.params(lane)
-    values = space_module.values_of(swept.axes, lane, job.options)
-    num_epochs = trial["config"].num_epochs
-    one = space_module.as_train(options, values)
-    objective, hparams = trial["objective"], trial["hparams"]
-    metrics = {name: v[lane, :num_epochs] for name, v in swept.metrics.items()}
-    metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
-    given = folder.to_options(one) | {"epochs": num_epochs, "memory_budget": 1024}
-    described = {
-        "options": given,
-        "hparams": hparams,
-        "trial": {
-            "lane": lane,
-            "values": values,
-            # The lane's key is fold_in(key(seed), fold_in).
-            "key": {"seed": options.seed, "fold_in": values.get("seed", 0)},
-            job.metric: float(swept.final[job.metric][lane]),
-        },
-        "data": splits_module.describe(job.splits),
-        **folder.environment(),
-    }
-    results = evaluate(objective, params, job.splits, hparams)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    jaxae.save(unfinished, objective.ae, params, run=described)
-    save_scaling(unfinished, job.splits.scaling)
-    rows = [
-        {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
-        for epoch in range(num_epochs)
-    ]
-    folder.write_rows(unfinished / folder.METRICS_FILE, rows)
-    pictures.draw(unfinished, objective.ae, params, metrics, job.splits)
-    folder.write_json(unfinished / folder.RESULTS_FILE, {"status": "sweep", **results})
-    shutil.rmtree(path, ignore_errors=True)
-    unfinished.rename(path)
-    return results
-
-
-def _draw(out: Path, table, metric: str) -> list[str]:
-    """Against each axis, over the first two, and over all."""
-    columns = [name for name in table.columns if name in space_module.NAMES]
-    axes = [n for n in columns if n != "seed" and table[n].nunique() > 1]
-    drawn = [f"by_{name}.png" for name in axes]
-    for name in axes:
-        plots.sweep_curves(table, name, out / f"by_{name}.png", metric)
-    if len(axes) > 1:
-        plots.sweep_map(table, axes[0], axes[1], out / MAP, metric)
-        plots.sweep_parallel(table, out / PARALLEL, metric)
-        drawn += [MAP, PARALLEL]
-    return drawn
-
-
-def _print_lanes(table, lanes: list[int], metric: str) -> None:
-    """The best lanes, best first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    axes = [name for name in table.columns if name in space_module.NAMES]
-    others = ("train/loss", "validation/loss", "validation/fvu")
-    shown = dict.fromkeys([metric, *(n for n in others if n in table.columns)])
-    found = Table("lane", title=f"best by {metric}", title_justify="left")
-    for name in (*axes, *shown):
-        # Spaces, for a narrow terminal to break the line at.
-        heading = name.replace("/", " ").replace("_", " ")
-        found.add_column(heading, justify="right")
-    for lane in lanes:
-        values = [table.at[lane, name] for name in (*axes, *shown)]
-        found.add_row(str(lane), *(_cell(value) for value in values))
-    if lanes:
-        Console().print(found)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
