@@ -14,6 +14,9 @@ import jaxae
 ACTIVATIONS = jaxae.activations.CATALOGUE
 OBSERVATIONS = {
     **jaxae.observations.CATALOGUE,
+    "gaussian_link": jaxae.observations.gaussian_link(
+        jaxae.activations.relu, (1.0, 0.9, 0.5, 2.0, 3.0, 0.1)
+    ),
     "from_log_prob": jaxae.observations.from_log_prob(
         lambda x, mu: jnp.sum(-jnp.log(2.0) - jnp.abs(x - mu)), lambda eta: eta
     ),

@@ -72,8 +72,8 @@ def _times(g, derivative):
 
 
 def _report_on_observation(observation):
-    eta, x = 2 * jax.random.normal(KEY, (5,), jnp.float64), batch(1, 5, jnp.float64)[0]
-    theta = () if observation.init is None else moved(observation.init(5))
+    eta, x = 2 * jax.random.normal(KEY, (6,), jnp.float64), batch(1, 6, jnp.float64)[0]
+    theta = () if observation.init is None else moved(observation.init(6))
 
     def grad(at):
         eta, *theta = at

@@ -219,7 +219,7 @@ def test_no_derivative_may_be_wrong_by_a_millionth(name, field, x64):
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_observation_promises(name):
     observation = OBSERVATIONS[name]
-    eta, x = 2 * jax.random.normal(KEY, (5,)), batch(1, 5)[0]
+    eta, x = 2 * jax.random.normal(KEY, (6,)), batch(1, 6)[0]
     assert observation.support in ("counting", "lebesgue", "none")
     assert observation.derived in ("hand", "autodiff")
     np.testing.assert_array_equal(observation.mean(eta), observation.link.apply(eta))

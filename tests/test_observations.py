@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import jax
@@ -6,11 +7,19 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from catalogue import prelu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxae import gradcheck, observations
-from jaxae.observations import bernoulli, from_distribution, from_log_prob, gaussian
+import jaxae
+from jaxae import activations, gradcheck, observations
+from jaxae.observations import (
+    bernoulli,
+    from_distribution,
+    from_log_prob,
+    gaussian,
+    gaussian_link,
+)
 
 ETA = jnp.array([-1.5, 0.0, 0.3, 4.0])
 X = jnp.array([0.0, 1.0, 1.0, 0.0])
@@ -113,6 +122,154 @@ def test_samples_have_the_mean(observation):
     observation.validate(samples)
     error = samples.mean(axis=0) - observation.mean(ETA)
     assert abs(error).max() < 5 / np.sqrt(4000)
+
+
+# ---- gaussian_link -------------------------------------------------------------------
+
+WEIGHTS = (1.0, 0.5, 0.1, 3.0)
+# o and its slope, in NumPy.
+LINKS = {
+    "relu": (lambda eta: np.maximum(eta, 0), lambda eta: (eta > 0).astype(float)),
+    "sigmoid": (
+        scipy.special.expit,
+        lambda eta: scipy.special.expit(eta) * scipy.special.expit(-eta),
+    ),
+    "tanh": (np.tanh, lambda eta: 1 / np.cosh(eta) ** 2),
+    "softplus": (lambda eta: np.logaddexp(0, eta), scipy.special.expit),
+    "identity": (lambda eta: eta, np.ones_like),
+}
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", activations.CATALOGUE)
+def test_gaussian_link_equals_numpy(name, weights, x64):
+    observation = gaussian_link(activations.get(name), weights)
+    o, slope = LINKS[name]
+    rng = np.random.default_rng(0)
+    eta, x = 2 * rng.normal(size=(2, 4))
+    w = np.ones(4) if weights is None else np.array(weights)
+    x_hat = o(eta)
+    expected = {
+        "loss": sum(w * (x_hat - x) ** 2) / 2,
+        "dloss": w * (x_hat - x) * slope(eta),
+        "log_prob": scipy.stats.norm(x_hat, w**-0.5).logpdf(x).sum(),
+    }
+    for field, value in expected.items():
+        found = getattr(observation, field)(jnp.asarray(eta), jnp.asarray(x))
+        np.testing.assert_allclose(found, value, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(observation.mean(jnp.asarray(eta)), x_hat, rtol=1e-13)
+    gradcheck.check(
+        observation.loss, jnp.asarray(eta), jnp.asarray(x), grad=observation.dloss
+    ).assert_ok()
+    assert observation.derived == "hand" and observation.support == "lebesgue"
+
+
+def test_gaussian_link_of_identity_is_gaussian():
+    plain = gaussian_link(activations.identity)
+    for field in ("loss", "dloss", "log_prob"):
+        found, expected = (
+            getattr(plain, field)(ETA, X),
+            getattr(gaussian, field)(ETA, X),
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(plain.eta_of_mean(X), X)
+    assert gaussian_link(activations.relu).eta_of_mean is None
+
+
+def test_gaussian_link_samples_have_their_mean_and_variance():
+    observation = gaussian_link(activations.relu, WEIGHTS)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    samples = jax.vmap(observation.sample, (0, None))(keys, ETA)
+    observation.validate(samples)
+    deviation = np.array(WEIGHTS) ** -0.5
+    error = (samples.mean(axis=0) - observation.mean(ETA)) / deviation
+    assert abs(error).max() < 5 / np.sqrt(20_000)
+    np.testing.assert_allclose(samples.std(axis=0), deviation, rtol=0.03)
+    with pytest.raises(
+        ValueError, match="must be finite, found nan at row 0, column 1"
+    ):
+        observation.validate(np.array([[0.0, np.nan]]))
+
+
+def test_gaussian_link_is_one_object_and_its_name_finds_it():
+    relu = activations.relu
+    for weights in (None, WEIGHTS, (1,), (0.1 + 0.2, 1e-30, 7)):
+        made = gaussian_link(relu, weights)
+        assert pickle.loads(pickle.dumps(made)) is made
+        assert observations.get(repr(made)) is made is observations.find(made.name)
+    assert repr(gaussian_link(relu)) == "gaussian_link(relu)"
+    assert repr(gaussian_link(relu, (2,))) == "gaussian_link(relu, (2.0,))"
+    same = [(1, 2), [1.0, 2.0], np.array([1, 2]), jnp.array([1.0, 2.0])]
+    assert len({id(gaussian_link(relu, weights)) for weights in same}) == 1
+    assert observations.get("gaussian_link(relu,1,2)") is gaussian_link(relu, (1, 2))
+
+
+def test_gaussian_link_of_a_link_of_yours_is_found_by_nobody_else():
+    own = activations.elementwise("own", jnp.tanh, lambda a, z: 1 - z**2)
+    assert gaussian_link(own) is gaussian_link(own)
+    assert observations.find("gaussian_link(own)") is None
+    other = gaussian_link(own._replace(name="relu"))
+    assert other is not gaussian_link(activations.relu)
+    assert observations.find(other.name) is gaussian_link(activations.relu)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *((), 1.0, (1.0, 0.0), (1.0, -1.0), (np.nan,), (np.inf,), ((1.0,),), ("1",)),
+        *("12", (True,), (1.0, None), ((1.0,), 2.0), (1j,)),
+    ],
+    ids=repr,
+)
+def test_gaussian_link_refuses_weights_of_another_kind(weights):
+    with pytest.raises(ValueError, match="weights must be a tuple of positive finite"):
+        gaussian_link(activations.relu, weights)
+
+
+def test_gaussian_link_refuses_in_one_sentence():
+    for link in ("relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
+        with pytest.raises(ValueError, match="link must be an elementwise Activation"):
+            gaussian_link(link)
+    weighted = gaussian_link(activations.relu, (1.0, 2.0))
+    for function in (weighted.loss, weighted.dloss, weighted.log_prob):
+        with pytest.raises(ValueError, match="has 2 weights, but there are 4 columns"):
+            function(ETA, X)
+    with pytest.raises(
+        ValueError, match="input_dim must be 2 for observation gaussian"
+    ):
+        jaxae.Autoencoder(input_dim=4, latent_dim=2, observation=weighted)
+    names = "(rleu)", "(relu, (1, x))", "(relu, ())", "(relu, -1)", "(relu", "", "()"
+    for name in (*(f"gaussian_link{name}" for name in names), "gaussian(relu)"):
+        with pytest.raises(
+            ValueError, match=r"unknown.*known: .*gaussian_link\(\.\.\.\)"
+        ):
+            observations.get(name)
+        assert observations.find(name) is None
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_gaussian_link_is_saved_by_name(tmp_path, weights):
+    ae = jaxae.Autoencoder(
+        input_dim=4,
+        latent_dim=2,
+        activation=activations.identity,
+        observation=gaussian_link(activations.relu, weights),
+        bias=False,
+    )
+    params = ae.init(jax.random.key(0))
+    jaxae.save(tmp_path, ae, params)
+    loaded, found = jaxae.load(tmp_path)
+    assert loaded == ae and loaded.observation is ae.observation
+    np.testing.assert_array_equal(found.W, params.W)
+    own = gaussian_link(activations.relu._replace(name="own"))
+    mine = dataclasses.replace(ae, observation=own)
+    jaxae.save(tmp_path, mine, params)
+    with pytest.raises(ValueError, match="'gaussian_link.own.', which is not one of"):
+        jaxae.load(tmp_path)
+    assert jaxae.load(tmp_path, observation=own)[0] == mine
+    impostor = gaussian_link(activations.tanh._replace(name="relu"))
+    with pytest.raises(ValueError, match="is another than jaxae's of that name"):
+        jaxae.save(tmp_path, dataclasses.replace(ae, observation=impostor), params)
 
 
 # ---- the recipes ---------------------------------------------------------------------

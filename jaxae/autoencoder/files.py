@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,11 @@ def _check_can_be_found_again(ae: Any) -> None:
             "the order is jaxae.save(DIR, ae, params)."
         )
     parts = (
-        ("activation", ae.activation, activations.CATALOGUE),
-        ("observation", ae.observation, observations.CATALOGUE),
+        ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
+        ("observation", ae.observation, observations.find(ae.observation.name)),
     )
-    for kind, part, catalogue in parts:
-        if catalogue.get(part.name, part) is not part:
+    for kind, part, found in parts:
+        if found is not None and found is not part:
             raise ValueError(
                 f"{kind} {part.name!r} is another than jaxae's of that name, and would "
                 "be loaded as that one; give yours a name of its own."
@@ -240,10 +240,18 @@ def _build(directory, model, activation, observation) -> Autoencoder:
             input_dim=model["input_dim"],
             latent_dim=model["latent_dim"],
             activation=_part(
-                "activation", model["activation"], activation, activations.CATALOGUE
+                "activation",
+                model["activation"],
+                activation,
+                activations.CATALOGUE,
+                activations.CATALOGUE.get,
             ),
             observation=_part(
-                "observation", model["observation"], observation, observations.CATALOGUE
+                "observation",
+                model["observation"],
+                observation,
+                observations.CATALOGUE,
+                observations.find,
             ),
             tied=model["tied"],
             bias=model["bias"],
@@ -252,7 +260,7 @@ def _build(directory, model, activation, observation) -> Autoencoder:
         raise ValueError(f"{directory}: {error}") from None
 
 
-def _part(kind: str, name: Any, given, catalogue: dict):
+def _part(kind: str, name: Any, given, catalogue: dict, find: Callable):
     if given is not None:
         if not hasattr(given, "apply") and not hasattr(given, "dloss"):
             raise ValueError(f"{kind} must be the part itself, got {given!r}.")
@@ -262,13 +270,14 @@ def _part(kind: str, name: Any, given, catalogue: dict):
                 "given; give the part it was built with."
             )
         return given
-    if not isinstance(name, str) or name not in catalogue:
+    found = find(name) if isinstance(name, str) else None
+    if found is None:
         raise ValueError(
             f"the model was saved with {kind} {name!r}, which is not one of "
             f"{', '.join(sorted(catalogue))}; if it is your own, pass it: "
             f"jaxae.load(DIR, {kind}=...)."
         )
-    return catalogue[name]
+    return found
 
 
 def _assemble(directory: Path, ae: Autoencoder, tensors: dict) -> Params:

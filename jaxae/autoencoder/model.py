@@ -46,7 +46,8 @@ class Autoencoder:
       bias: whether the encoder has one, b_enc; the decoder always has.
 
     Raises:
-      ValueError: for a dimension below 1, or a part that is not of its type.
+      ValueError: for a dimension below 1, a part that is not of its type, or an
+        observation of another number of columns.
 
     References:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
@@ -70,6 +71,11 @@ class Autoencoder:
         _check_part(
             "observation", self.observation, Observation, "observations.bernoulli"
         )
+        if self.observation.input_dim not in (None, self.input_dim):
+            raise ValueError(
+                f"input_dim must be {self.observation.input_dim} for observation "
+                f"{self.observation}, got {self.input_dim}."
+            )
         for name in ("tied", "bias"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):

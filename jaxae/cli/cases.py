@@ -19,6 +19,12 @@ from jaxae.observations import Observation
 # Tiny: an entry is judged as well among few as among many, and compiles as fast.
 INPUT_DIM, LATENT_DIM, NUM_ROWS = 6, 4, 8
 TYINGS = {"tied": True, "untied": False}
+# What a factory makes is in no catalogue: an example of each.
+MADE = {
+    "gaussian_link": observations.gaussian_link(
+        activations.relu, (1.0, 0.9, 0.8, 0.5, 2.0, 3.0)
+    )
+}
 
 
 class Case(NamedTuple):
@@ -50,7 +56,7 @@ def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
     cases: dict[str, Callable[[np.random.Generator], Case]] = {}
     for name, g in activations.CATALOGUE.items():
         cases[f"activation/{name}"] = functools.partial(_activation, g)
-    for name, observation in observations.CATALOGUE.items():
+    for name, observation in {**observations.CATALOGUE, **MADE}.items():
         cases[f"observation/{name}"] = functools.partial(_observation, observation)
     for name, objective in _objectives():
         cases[name] = functools.partial(_objective, objective)
@@ -137,8 +143,10 @@ def _objectives() -> Iterator[tuple[str, Objective]]:
             objective = Objective(_model(tying, g), penalties=(penalty,))
             yield f"penalty/{name}/{g}/{tying}", objective
     for tying in TYINGS:
-        without = dataclasses.replace(_model(tying), bias=False)
-        yield f"no_bias/{tying}", Objective(without)
+        ae = _model(tying, "identity")
+        for name, made in MADE.items():
+            toy = dataclasses.replace(ae, observation=made, bias=False)
+            yield f"no_bias/{name}/{tying}", Objective(toy)
     for (name, corruption), tying in itertools.product(
         corruptions.CATALOGUE.items(), TYINGS
     ):

@@ -44,7 +44,7 @@ class SharedOptions:
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
     observation: str = "bernoulli"
-    """What the data are: bernoulli (in [0, 1]), gaussian (real)."""
+    """bernoulli (data in [0, 1]), gaussian (real), gaussian_link(relu), ..."""
 
     corruption: str | None = None
     """Denoising noise: masking, gaussian, salt_and_pepper; with --corruption-rate."""

@@ -1,19 +1,22 @@
 """p(x | mu): what the data are, hence what the loss is.
 
-`bernoulli` and `gaussian` are written by hand; `from_log_prob` and `from_distribution`
-follow the lecture's recipe for anything else, with derivatives from autodiff.
+`bernoulli`, `gaussian` and `gaussian_link` are written by hand; `from_log_prob` and
+`from_distribution` follow the lecture's recipe for anything else, with derivatives from
+autodiff.
 """
 
-from jaxae.observations._base import CATALOGUE, Observation, get
-from jaxae.observations.by_hand import bernoulli, gaussian
+from jaxae.observations._base import CATALOGUE, Observation, find, get
+from jaxae.observations.by_hand import bernoulli, gaussian, gaussian_link
 from jaxae.observations.recipes import from_distribution, from_log_prob
 
 __all__ = [
     "CATALOGUE",
     "Observation",
     "bernoulli",
+    "find",
     "from_distribution",
     "from_log_prob",
     "gaussian",
+    "gaussian_link",
     "get",
 ]

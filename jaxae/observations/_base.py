@@ -1,5 +1,6 @@
 """The record that an observation is, and the checks that they share."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Observation(NamedTuple):
       init: `(input_dim) -> theta`, a tuple of arrays, where p is learned.
       dtheta: `(eta, x, *theta) -> dtheta`, a tuple like theta, for one example.
       eta_of_mean: `(mean [D]) -> eta [D]`, for an output bias from the data's mean.
+      input_dim: D, where it is for that many columns only.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Observation(NamedTuple):
     init: Callable[..., tuple] | None = None
     dtheta: Callable[..., tuple] | None = None
     eta_of_mean: Callable[..., Array] | None = None
+    input_dim: int | None = None
 
     def mean(self, eta: Array) -> Array:
         """E[x | eta] = o(eta), `[D] -> [D]`."""
@@ -56,21 +59,37 @@ class Observation(NamedTuple):
 
     def __reduce__(self):
         # As for activations: by name where the name finds this very object.
-        if CATALOGUE.get(self.name) is self:
+        if find(self.name) is self:
             return get, (self.name,)
         return Observation, tuple(self)
 
 
-CATALOGUE: dict[str, Observation] = {}  # filled where the observations are defined
+# Filled where the observations are defined; factories make one, or None, of what is
+# between the parentheses of its name.
+CATALOGUE: dict[str, Observation] = {}
+FACTORIES: dict[str, Callable[[str], Observation | None]] = {}
+
+
+def find(name: str) -> Observation | None:
+    """The observation that is saved under that name, if jaxae has one."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    match = re.fullmatch(r"(\w+)\((.*)\)", name)
+    return FACTORIES[match[1]](match[2]) if match and match[1] in FACTORIES else None
 
 
 def get(name: str) -> Observation:
-    """The observation of that name.
+    """The observation of that name, such as "gaussian" or "gaussian_link(relu)".
 
     Raises:
       ValueError: for an unknown name; the message lists the known ones.
     """
-    return _checks.lookup("observation", CATALOGUE, name)
+    found = find(name) if isinstance(name, str) else None
+    if found is None:
+        known = ", ".join([*CATALOGUE, *(f"{factory}(...)" for factory in FACTORIES)])
+        near = _checks.closest(name, CATALOGUE)
+        raise ValueError(f"unknown observation {name!r}{near}; known: {known}.")
+    return found
 
 
 def validate_finite(X) -> None:

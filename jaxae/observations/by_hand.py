@@ -1,13 +1,19 @@
 """Observations whose every derivative is written by hand."""
 
+import functools
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
-from jaxae import activations
+from jaxae import _checks, activations
+from jaxae.activations import Activation
 from jaxae.observations._base import (
     CATALOGUE,
+    FACTORIES,
     Observation,
     refuse_unless,
     validate_finite,
@@ -113,3 +119,125 @@ gaussian = Observation(
 )
 
 CATALOGUE.update({o.name: o for o in (bernoulli, gaussian)})
+
+# ---- gaussian_link: real x, a mean behind a link, a variance for each column ---------
+
+Weights = tuple[float, ...] | None
+
+
+def gaussian_link(link, weights=None) -> Observation:
+    """x_i ~ N(o(eta_i), 1 / w_i): half the squared error, column i counted w_i times.
+
+    loss = 1/2 sum_i w_i (o(eta_i) - x_i)^2;
+    d loss / d eta_i = w_i (o(eta_i) - x_i) o'(eta_i).
+
+    Args:
+      link: o, an elementwise `Activation` that learns nothing.
+      weights: w, D positive numbers, how much each column matters; 1 unless given.
+
+    Returns:
+      The same object for the same link and numbers. Its name holds both.
+
+    Raises:
+      ValueError: for a link or weights of another kind; in a model or a call, where
+        there are not as many weights as columns.
+
+    References:
+      Elhage et al., Toy Models of Superposition, 2022,
+      https://transformer-circuits.pub/2022/toy_model: a relu, and weights that are the
+      importance of each feature. Their loss has no factor 1/2.
+    """
+    is_activation = isinstance(link, Activation)
+    if not is_activation or link.slope is None or link.init is not None:
+        raise ValueError(
+            "link must be an elementwise Activation that learns nothing, such as "
+            f"jaxae.activations.relu, got {link!r}."
+        )
+    return _gaussian_link(link, _as_weights(weights))
+
+
+@functools.cache
+def _gaussian_link(link: Activation, weights: Weights) -> Observation:
+    def of(function):
+        return functools.partial(function, link, weights)
+
+    return Observation(
+        f"gaussian_link({link.name}{'' if weights is None else f', {weights}'})",
+        link=link,
+        loss=of(_link_loss),
+        dloss=of(_link_dloss),
+        log_prob=of(_link_log_prob),
+        sample=of(_link_sample),
+        validate=validate_finite,
+        support="lebesgue",
+        derived="hand",
+        eta_of_mean=_gaussian_eta_of_mean if link is activations.identity else None,
+        input_dim=None if weights is None else len(weights),
+    )
+
+
+def _link_loss(
+    link: Activation, weights: Weights, eta: Eta, x: Data
+) -> Float[Array, "*batch"]:
+    return jnp.sum(_weighted(weights, (link.apply(eta) - x) ** 2), axis=-1) / 2
+
+
+def _link_dloss(link: Activation, weights: Weights, eta: Eta, x: Data) -> Eta:
+    x_hat = link.apply(eta)
+    return link.vjp(eta, x_hat, _weighted(weights, x_hat - x))
+
+
+def _link_log_prob(
+    link: Activation, weights: Weights, eta: Eta, x: Data
+) -> Float[Array, "*batch"]:
+    log_weights = 0.0 if weights is None else math.fsum(map(math.log, weights))
+    log_normaliser = (log_weights - x.shape[-1] * math.log(2 * math.pi)) / 2
+    return log_normaliser - _link_loss(link, weights, eta, x)
+
+
+def _link_sample(link: Activation, weights: Weights, key: PRNGKey, eta: Eta) -> Data:
+    deviations = None if weights is None else tuple(w**-0.5 for w in weights)
+    noise = jax.random.normal(key, eta.shape, eta.dtype)
+    return link.apply(eta) + _weighted(deviations, noise)
+
+
+def _weighted(weights: Weights, values: Eta) -> Eta:
+    """w_i v_i."""
+    if weights is None:
+        return values
+    if len(weights) != values.shape[-1]:
+        raise ValueError(
+            f"gaussian_link has {len(weights)} weights, but there are "
+            f"{values.shape[-1]} columns; give one weight for each."
+        )
+    return jnp.broadcast_to(jnp.asarray(weights, values.dtype), values.shape) * values
+
+
+def _as_weights(weights: Any) -> Weights:
+    if weights is None:
+        return None
+    try:
+        found = np.asarray(weights)
+    except (TypeError, ValueError):
+        found = np.asarray(None)
+    is_vector = found.ndim == 1 and found.size > 0 and found.dtype.kind in "fiu"
+    if not (is_vector and (np.isfinite(found) & (found > 0)).all()):
+        raise ValueError(
+            "weights must be a tuple of positive finite numbers, one a column, or "
+            f"None, got {_checks.describe(weights)}."
+        )
+    return tuple(map(float, found))
+
+
+def _gaussian_link_of(arguments: str) -> Observation | None:
+    """The observation whose name has these arguments, if there is one."""
+    link, comma, numbers = arguments.partition(",")
+    weights = [number for number in numbers.strip(" ()").split(",") if number.strip()]
+    try:
+        given = list(map(float, weights)) if comma else None
+        return gaussian_link(activations.get(link.strip()), given)
+    except ValueError:
+        return None
+
+
+FACTORIES["gaussian_link"] = _gaussian_link_of
