@@ -171,7 +171,7 @@ def _print_lanes(table, lanes: list[int], metric: str) -> None:
     for name in (*axes, *shown):
         # Spaces, for a narrow terminal to break the line at.
         heading = name.replace("/", " ").replace("_", " ")
-        found.add_column(heading, justify="right")
+        found.add_column(heading, justify="right", overflow="fold")
     for lane in lanes:
         values = [table.at[lane, name] for name in (*axes, *shown)]
         found.add_row(str(lane), *(_cell(value) for value in values))

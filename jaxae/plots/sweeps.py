@@ -226,6 +226,8 @@ def sweep_map(
     _draw_cells(axes, found, values, rows, columns, picture)
     for axis, ticks in ((axes.xaxis, x_ticks), (axes.yaxis, y_ticks)):
         axis.set_ticks(*ticks[:2])
+    if max(map(len, x_ticks[1])) > 6:
+        axes.tick_params("x", labelrotation=30)
     axes.set_xlabel(f"{x}{x_ticks[2]}")
     axes.set_ylabel(f"{y}{y_ticks[2]}")
     axes.set_title(_title(found), fontsize=9, loc="left")
@@ -241,8 +243,10 @@ def _cells(places: Places) -> tuple[np.ndarray, tuple[np.ndarray, list[str], str
     distinct = places.distinct
     if len(distinct) <= _CELLS:
         cells = np.searchsorted(distinct, places.at)
-        nearest = np.abs(places.ticks[None] - distinct[:, None]).argmin(axis=1)
-        labels = [places.labels[i] for i in nearest]
+        labels = places.labels
+        if not np.array_equal(places.ticks, distinct):
+            numbers = 10**distinct if places.scale else distinct
+            labels = [f"{number:.2g}" for number in numbers]
         return cells, (np.arange(len(distinct)), labels, "")
     edges = np.linspace(distinct[0], distinct[-1], _BINS + 1)
     cells = np.clip(np.searchsorted(edges, places.at, "right") - 1, 0, _BINS - 1)
@@ -438,5 +442,5 @@ def _title(found: Trials) -> str:
 
 def _ticks(axis: Any, places: Places) -> None:
     axis.set_ticks(places.ticks, places.labels)
-    if len(places.labels) > 8 or sum(map(len, places.labels)) > 50:
+    if sum(map(len, places.labels)) > 50:
         axis.set_tick_params(labelrotation=30)

@@ -153,16 +153,15 @@ def place(values: np.ndarray) -> Places:
     distinct = np.unique(values[np.isfinite(values)])
     positive = distinct[distinct > 0]
     spans = len(positive) > 1 and positive[-1] >= 10 * positive[0]
+    # Those that were drawn are no round numbers, and labels of them too long.
+    is_few = len(distinct) <= _MANY and all(float(f"{d:.3g}") == d for d in distinct)
     if spans and len(positive) == len(distinct):
         at = np.log10(values)
-        if len(distinct) <= _MANY:
-            ticks = distinct
-        else:
-            ticks = _decades(distinct[0], distinct[-1])
+        ticks = distinct if is_few else _decades(distinct[0], distinct[-1])
         return Places(at, np.log10(ticks), [f"{t:g}" for t in ticks], " (log scale)")
     if spans and len(distinct) <= _MANY:
         return _side_by_side(values, distinct.tolist())
-    ticks = distinct if len(distinct) <= _MANY else _round(distinct[0], distinct[-1])
+    ticks = distinct if is_few else _round(distinct[0], distinct[-1])
     return Places(values.astype(np.float64), ticks, [f"{t:g}" for t in ticks], "")
 
 
