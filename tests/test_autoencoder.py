@@ -132,7 +132,7 @@ def test_untie_keeps_the_function_and_copies():
 # ---- without encoder bias ------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     activation=st.sampled_from(sorted(activations.CATALOGUE)),
     is_tied=st.booleans(),

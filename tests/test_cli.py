@@ -121,7 +121,7 @@ def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
         ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
         ("--validation-fraction", "0", "--test-fraction", "0.5"),
         ("--test-fraction", "0"),
-        ("--no-bias", "--gradient", "manual", "--activation", "relu"),
+        ("--no-bias", "--gradient", "manual", "--observation", "gaussian_link(relu)"),
     ],
     ids=" ".join,
 )
