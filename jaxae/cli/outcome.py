@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae import plots, save
+from jaxae import plots
+from jaxae.autoencoder import save
 from jaxae.autoencoder.files import write_atomically
 from jaxae.cli import folder, pictures
 from jaxae.cli import space as space_module

@@ -108,6 +108,7 @@ CHOICES: dict[str, Choice] = {
     "activation": _of_model("activation", activations.get),
     "observation": _of_model("observation", observations.get),
     "tied": _of_model("tied", label=bool),
+    "bias": _of_model("bias", label=bool),
     "corruption": _of_objective("corruption", corruptions.get),
     "optimizer": _of_config("optimizer", optimizers.get, name_of),
     "batch_size": _of_config("batch_size"),
