@@ -215,7 +215,7 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(here, undrawn, capsys
             ("--schedule", "cosine", "--warmup-steps", "2"),
         ),
         ('corruption = ["none", "masking"]\ncorruption_rate = [0.3]\n', ()),
-        ("tied = [true, false]\ngradient = ['manual', 'autodiff']\n", ()),
+        ("[[together]]\ntied = [true, false]\nbias = [false, true]\n", ()),
         ("latent_dim = [2, 5]\ninit_scale = [0.5, 1.0]\n", ("--devices", "1")),
         ("[[together]]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n", ()),
         (
@@ -362,6 +362,7 @@ def test_a_bad_file_is_refused_in_one_sentence(here, capsys, text, said):
         (("--top", "0"), "--top must be at least 1"),
         (("--lanes-at-once", "0"), "--lanes-at-once must be at least 1"),
         (("--memory-budget", "0"), "--memory-budget must be at least 1"),
+        (("--engine", "slurm"), "--engine must be None or 'ray'"),
         (("--sampler", "grid"), "--sampler must be 'sobol' or 'random'"),
         (("--data", "none.npy"), "There is no file none.npy"),
         (("--out", ""), "--out must name a folder"),

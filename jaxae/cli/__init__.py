@@ -92,6 +92,7 @@ VERBS = {
             **_ARRAY,
             "accumulate must": "--accumulate must",
             "sampler must": "--sampler must",
+            "engine must": "--engine must",
             "sweep the same": "sweep the same, replace it with --overwrite",
         },
     ),

@@ -148,6 +148,8 @@ class SweepOptions(SharedOptions):
     metric: str | None = None
     """Of the best lanes; smaller is better. None: validation/loss, else train/loss."""
 
+    engine: str | None = None
+    """ray: blocks of lanes as tasks of a Ray cluster. None: in this process."""
     lanes_at_once: int | None = None
     """Lanes in one vmap; 1 for one after the other. None: what is fastest here."""
     memory_budget: int | None = None

@@ -15,6 +15,7 @@ from jaxae.training.epochs import INIT_SCALE
 TOGETHER = "together"
 _HPARAMS = (*HPARAMS, "final_fraction", "schedule_steps", INIT_SCALE)
 NAMES = (*_HPARAMS, SEED, LATENT_DIM, *CHOICES)
+_NEGATED = {"tied": "untied", "bias": "no_bias"}  # options that say the contrary
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
 
 
@@ -204,7 +205,7 @@ def _kind(name: str) -> str:
         return "number"
     if name in (SEED, LATENT_DIM, "batch_size"):
         return "integer"
-    return "flag" if name == "tied" else "word"
+    return "flag" if name in _NEGATED else "word"
 
 
 def _is_a(kind: str, value: Any) -> bool:
@@ -225,7 +226,7 @@ def check_options(space: Space, options: SweepOptions) -> None:
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in space.names:
-        option = "untied" if name == "tied" else name
+        option = _NEGATED.get(name, name)
         given = getattr(options, option, None)
         if name != SEED and option in defaults and given != defaults[option]:
             raise SpaceError(
@@ -245,8 +246,8 @@ def as_train(options: SweepOptions, values: dict[str, Any]) -> TrainOptions:
     names = {field.name for field in dataclasses.fields(SharedOptions)}
     found = {name: getattr(options, name) for name in names}
     for name, value in values.items():
-        if name == "tied":
-            found["untied"] = not value
+        if name in _NEGATED:
+            found[_NEGATED[name]] = not value
         elif name in names and name != SEED:
             found[name] = value
     # All rows are read: lanes share them on the device.

@@ -129,6 +129,7 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             "sampler": options.sampler,
             "halving": halving,
             "lanes_at_once": options.lanes_at_once,
+            "engine": options.engine,
             "devices": None if devices is None else jax.local_devices()[:devices],
             "memory_budget": None if budget is None else 2**20 * budget,
         },

@@ -68,9 +68,9 @@ def sweep(
       space: values by name. A list, or `sweeps.uniform` or `sweeps.log_uniform`; under
         a tuple of names, a list of tuples of values that go together. Any
         hyperparameter, `init_scale`, `seed` and `latent_dim` (narrower models are
-        padded) are lanes of one program; activation, observation, tied, bias, corruption,
-        optimizer, batch_size and gradient take a compilation for each value. All
-        combinations are lanes, the last axis fastest. A lane's key is
+        padded) are lanes of one program; activation, observation, tied, bias,
+        corruption, optimizer, batch_size and gradient take a compilation for each
+        value. All combinations are lanes, the last axis fastest. A lane's key is
         fold_in(key, seed), seed 0 unless given.
       hparams: the hyperparameters that all lanes share.
       key: of the whole sweep; ranges are drawn from it too.
