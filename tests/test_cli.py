@@ -131,7 +131,8 @@ def test_every_option_trains(tmp_path, arguments):
     rows = lines(out / "metrics.jsonl")
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert (out / "decoder_filters.png").exists() == ("--untied" in arguments)
-    assert jaxae.load(out)[0].bias == ("--no-bias" not in arguments)
+    model = json.loads((out / "config.json").read_text())["model"]
+    assert model["bias"] == ("--no-bias" not in arguments)
 
 
 def test_gradient_manual_equals_autodiff(tmp_path):

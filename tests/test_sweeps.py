@@ -97,8 +97,10 @@ def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
         assert_lane_is(run, found, lane, rtol=2e-5)
 
 
-@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "softplus"])
+@pytest.mark.parametrize(
+    "activation, gradient",
+    [("sigmoid", "autodiff"), ("sigmoid", "manual"), ("tanh", "manual")],
+)
 def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient):
     added = (penalties.l1, penalties.contractive, penalties.weight_decay)
     hparams = {"l1": 0.1, "contractive": 0.1, "weight_decay": 1e-3}
