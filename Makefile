@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs
 	  --learning-rate 1e-2 --weight-decay 3e-3 --out runs/demo --overwrite
 
 test: $(INSTALLED)  ## the suite, minutes
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(INSTALLED)  ## the full products and the slow studies as well
 	$(BIN)/python -m pytest -n auto --slow
