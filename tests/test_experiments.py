@@ -26,7 +26,7 @@ PICTURES = {
 }
 
 
-SLOW = {"detection_power"}  # half a minute even when quick
+SLOW = {"detection_power", "precision"}  # a quarter of a minute even when quick
 
 
 @pytest.mark.parametrize(
