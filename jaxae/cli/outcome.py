@@ -27,7 +27,7 @@ LANES, TOP = "lanes", "top"
 MAP, PARALLEL = "map.png", "parallel.png"
 PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
 FILES = (SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
-_SHOWN = 5  # lanes, at least
+_SHOWN, _BESIDE = 5, ("validation/fvu",)  # lanes, at least; metrics beside the one
 
 
 class Job(NamedTuple):
@@ -165,9 +165,9 @@ def _print_lanes(table, lanes: list[int], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    axes = [name for name in table.columns if name in space_module.NAMES]
-    others = ("train/loss", "validation/loss", "validation/fvu")
-    shown = dict.fromkeys([metric, *(n for n in others if n in table.columns)])
+    axes = [n for n in table.columns if n in space_module.NAMES]
+    axes = [n for n in axes if table[n].nunique() > 1] or axes
+    shown = dict.fromkeys([metric, *(n for n in _BESIDE if n in table.columns)])
     found = Table("lane", title=f"best by {metric}", title_justify="left")
     for name in (*axes, *shown):
         # Spaces, for a narrow terminal to break the line at.
@@ -177,7 +177,10 @@ def _print_lanes(table, lanes: list[int], metric: str) -> None:
         values = [table.at[lane, name] for name in (*axes, *shown)]
         found.add_row(str(lane), *(_cell(value) for value in values))
     if lanes:
-        Console().print(found)
+        console = Console()
+        if not console.is_terminal:  # a file is as wide as need be
+            console = Console(width=200)
+        console.print(found)
 
 
 def _cell(value: Any) -> str:
