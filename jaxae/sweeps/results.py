@@ -117,7 +117,7 @@ class Sweep:
         return {**of_epochs, **looked}
 
     def best(self, metric: str = "validation/loss") -> int:
-        """The lane whose metric is the smallest at its end; diverged ones left out.
+        """The finished lane whose metric is the smallest at its end.
 
         Raises:
           ValueError: for an unknown metric, or where no lane has a number.
@@ -128,9 +128,9 @@ class Sweep:
                 f"metric must be one of {', '.join(final)}, got {metric!r}"
                 f"{_checks.closest(metric, final)}."
             )
-        values = np.where(self.status == DIVERGED, np.nan, final[metric])
+        values = np.where(self.status == FINISHED, final[metric], np.nan)
         if np.isnan(values).all():
-            raise ValueError(f"no lane ended with a number for {metric}.")
+            raise ValueError(f"no lane finished with a number for {metric}.")
         return int(np.nanargmin(values))
 
     def params(self, lane) -> Any:
