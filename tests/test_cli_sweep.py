@@ -380,6 +380,15 @@ def test_bad_options_are_refused_in_one_sentence(here, capsys, arguments, said):
     assert not (here / "out").exists()
 
 
+def test_a_table_in_parquet_is_the_table_in_csv(here, undrawn, capsys):
+    assert sweep(here, RATES + 'activation = ["relu", "tanh"]\n') == 0
+    csv = table(here).astype({"stopped_at": "Int64"})
+    assert sweep(here, (here / "space.toml").read_text(), "--table", "parquet") == 0
+    parquet = pd.read_parquet(here / "out" / "table.parquet")
+    assert parquet.index.name == "lane" and list(parquet.columns) == list(csv.columns)
+    pd.testing.assert_frame_equal(parquet, csv, rtol=1e-12)
+
+
 def test_parquet_needs_pyarrow_and_says_so_before_any_work(here, monkeypatch, capsys):
     find = sweep_module.importlib.util.find_spec
     monkeypatch.setattr(
@@ -388,7 +397,7 @@ def test_parquet_needs_pyarrow_and_says_so_before_any_work(here, monkeypatch, ca
         lambda name: None if name == "pyarrow" else find(name),
     )
     assert sweep(here, RATES, "--table", "parquet") == 2
-    assert "pip install pyarrow" in capsys.readouterr().err
+    assert "pip install 'jaxae[parquet]'" in capsys.readouterr().err
     assert not (here / "out").exists()
 
 

@@ -363,6 +363,7 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
             "accumulate must be at most the 18 steps",
         ),
         (lambda: sweep(halving=2), "must be a jaxae.sweeps.Halving"),
+        (lambda: sweep({"learning_rate": [0.1, -0.1]}), "must be at least 0, got -0.1"),
     ],
 )
 def test_bad_choices_are_refused(make, sentence):
@@ -397,6 +398,29 @@ def test_every_lane_has_one_place_beside_those_of_its_seed(
 
 
 # ---- halving -------------------------------------------------------------------------
+
+
+def test_a_metric_that_no_epoch_has_is_refused_before_any_work():
+    plans = []
+    halving = sweeps.Halving(metric="validation/los")
+    sentence = "one of train/loss, .*, got 'validation/los' .did you mean"
+    with pytest.raises(ValueError, match=sentence):
+        sweep(halving=halving, validation=X[:20], on_plan=plans.append)
+    assert not plans
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("validation", [None, X[:20]])
+def test_what_halving_may_compare_is_what_epochs_log(on_nonfinite, validation):
+    config = dataclasses.replace(CONFIG, on_nonfinite=on_nonfinite, diagnostics=False)
+    found = sweep(config=config, validation=validation)
+    halving = sweeps.Halving(metric="none")
+    with pytest.raises(ValueError) as refusal:
+        if validation is None:
+            halving = sweeps.Halving(metric="train/none")
+        sweep(config=config, validation=validation, halving=halving)
+    told = str(refusal.value).split("one of ")[1].split(", got")[0].split(", ")
+    assert sorted(told) == sorted(found.metrics)
 
 
 def test_the_best_go_on_and_are_what_they_would_have_been():

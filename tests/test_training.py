@@ -455,6 +455,7 @@ def bad(value, row=3, column=2):
         ),
         ({"hparams": {**HPARAMS, "l1": 0.1}}, "has l1, which nothing reads"),
         ({"hparams": {"learning_rate": np.nan}}, "must be a finite number, got nan"),
+        ({"hparams": {"learning_rate": -0.1}}, "must be at least 0, got -0.1"),
         ({"hparams": {"learning_rate": "fast"}}, "must be a finite number, got 'fast'"),
         (
             {"hparams": {"learning_rate": [0.1]}},

@@ -160,7 +160,7 @@ class SweepOptions(SharedOptions):
     top: int = 1
     """How many of the best lanes are shown and saved: OUT/best, OUT/top/2, ..."""
     table: str = "csv"
-    """How the table is written: csv, or parquet, which needs pyarrow."""
+    """How the table is written: csv, or parquet, which needs the extra parquet."""
     out: str = "runs/sweep"
     """The folder to write; one of the same sweep goes on where it stopped."""
     overwrite: bool = False

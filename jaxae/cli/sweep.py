@@ -58,7 +58,7 @@ def _check_table(options: SweepOptions) -> None:
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
             "--table parquet needs the package 'pyarrow', which is not installed; run: "
-            "pip install pyarrow, or leave --table out."
+            "pip install 'jaxae[parquet]', or leave --table out."
         )
 
 
@@ -141,7 +141,7 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     # One row tells what there will be, before hours of training do.
     params = objective.ae.init(jax.random.key(0))
     seen = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
-    means = ["loss", "reconstruction", *map(str, objective.penalties)]
+    means = diagnostics.names_of_step(objective)
     each_epoch = [f"train/{name}" for name in means]
     if len(splits.validation):
         each_epoch += [f"validation/{name}" for name in seen]

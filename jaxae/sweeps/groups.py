@@ -153,10 +153,7 @@ def _check_numbers(group: Group, data: Data) -> None:
         for name, value in one.items():
             if not np.isfinite(value):
                 raise ValueError(f"space[{name!r}] must be finite in float32.")
-        group.objective.check_hparams(one)
-        for part in (group.config.optimizer, data):
-            if hasattr(part, "check_hparams"):
-                part.check_hparams(one)
+        refusals.check_numbers(group.objective, group.config, data, one)
 
 
 def num_steps(group: Group, data: Data) -> int:

@@ -69,6 +69,19 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
     return [range(a, b) for a, b in zip([0, *ends], [*ends, num_epochs], strict=True)]
 
 
+def check_metric(halving: Halving, names: list[str]) -> None:
+    """Refuse to compare by what no epoch has.
+
+    Raises:
+      ValueError: listing the names.
+    """
+    if halving.metric not in names:
+        raise ValueError(
+            f"halving's metric must be one of {', '.join(names)}, got "
+            f"{halving.metric!r}{_checks.closest(halving.metric, names)}."
+        )
+
+
 def survivors(halving: Halving, ledgers, alive: list[np.ndarray], rung: range):
     """Which lanes of each group go on after a rung."""
     kept = [np.zeros(len(led.group.lanes), bool) for led in ledgers]
@@ -86,10 +99,5 @@ def survivors(halving: Halving, ledgers, alive: list[np.ndarray], rung: range):
 
 
 def _value(halving: Halving, ledger, i: int, rung: range) -> float:
-    if halving.metric not in ledger.metrics:
-        raise ValueError(
-            f"halving's metric must be one of {', '.join(ledger.metrics)}, got "
-            f"{halving.metric!r}{_checks.closest(halving.metric, ledger.metrics)}."
-        )
     value = ledger.metrics[halving.metric][i, rung.stop - 1]
     return math.inf if ledger.stopped_at[i] >= 0 or math.isnan(value) else value

@@ -12,7 +12,7 @@ import numpy as np
 from jaxae.sweeps import plans, ray_engine, results, spaces
 from jaxae.sweeps import store as store_module
 from jaxae.sweeps.groups import Group, groups_of
-from jaxae.sweeps.halving import Halving, rungs_of, survivors
+from jaxae.sweeps.halving import Halving, check_metric, rungs_of, survivors
 from jaxae.sweeps.plans import Plan
 from jaxae.sweeps.results import Ledger, Sweep
 from jaxae.sweeps.running import GroupRun
@@ -126,6 +126,8 @@ def sweep(
     devices = tuple(jax.local_devices() if devices is None else devices)
     devices = devices[:1] if engine == "ray" else devices  # of a task
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]
+    for run in runs if halving is not None else []:
+        check_metric(halving, run.names())
     with store_module.opened(out, identity) as store:
         schedules = None if store is None else store.schedules()
         if schedules is None:

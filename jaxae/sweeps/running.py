@@ -124,6 +124,20 @@ class GroupRun:
         whole = layout(self.group.seeds[lanes], lanes_at_once, len(self._devices))
         return whole._replace(slots=lanes[whole.slots])
 
+    def names(self) -> list[str]:
+        """The metrics of every epoch, as one row tells before hours of training do."""
+        objective = self.group.objective
+        found = [f"train/{name}" for name in diagnostics.names_of_step(objective)]
+        if self.group.config.on_nonfinite == "skip":
+            found.append("train/skipped_steps")
+        if self._validation is not None:
+            params = objective.ae.init(self._key)
+            row = jax.tree.map(lambda part: part[:1], self._validation)
+            hparams = self.group.hparams_of(0)
+            scores = diagnostics.evaluate(objective, params, row, hparams)
+            found += [f"validation/{name}" for name in scores]
+        return found
+
     def like(self, rung: range) -> tuple[Any, Any]:
         """The structures of a part's params and rest after a rung."""
         one = self._begin(layout(self.group.seeds[:1], 1))[0]
@@ -265,8 +279,7 @@ class GroupRun:
         X = probe(self._data, self._key, hparams)
         scores = self._scores(state, hparams, block, X)
         # Of these "train/" has the epoch's own means.
-        penalties = map(str, self.group.objective.penalties)
-        for name in ("loss", "reconstruction", *penalties):
+        for name in diagnostics.names_of_step(self.group.objective):
             del scores[name]
         return _prefixed("train", scores)
 

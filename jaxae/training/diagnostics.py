@@ -200,12 +200,16 @@ def _merge_spreads(left: Sums, right: Sums) -> Spread:
     )
 
 
+def names_of_step(objective: Objective) -> tuple[str, ...]:
+    """What every step of training logs."""
+    return "loss", "reconstruction", *(p.name for p in objective.penalties)
+
+
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, float]:
     """The metrics of all rows, from what was kept of them."""
     means = {name: total / sums.num_rows for name, total in sums.totals.items()}
     variance = sums.spread.squares
-    penalties = (penalty.name for penalty in objective.penalties)
-    names = ("loss", "reconstruction", *penalties, "squared_error")
+    names = (*names_of_step(objective), "squared_error")
     found = {name: means[name] for name in names}
     found["fvu"] = sums.totals["squared_error"] / variance if variance else math.nan
     if "log_prob" in means and not sums.is_outside:

@@ -16,6 +16,8 @@ from jaxae.objective import Objective
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import INIT_SCALE, Data, num_rows, num_steps
 
+LEARNING_RATE = "learning_rate"
+
 
 def check_arguments(objective, key, config, params=None) -> None:
     """Refuse what is not of its type.
@@ -245,6 +247,20 @@ def check_hparams(
         raise ValueError(
             f"hparams {' and '.join(found)}; this objective and optimizer read: "
             f"{', '.join(needed) or 'none'}."
+        )
+    check_numbers(objective, config, data, hparams)
+
+
+def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
+    """Refuse hyperparameters that are out of range.
+
+    Raises:
+      ValueError: naming one, its value and its range.
+    """
+    if hparams.get(LEARNING_RATE, 0) < 0:
+        raise ValueError(
+            f"hparams[{LEARNING_RATE!r}] must be at least 0, got "
+            f"{hparams[LEARNING_RATE]:g}; below it the loss is climbed."
         )
     objective.check_hparams(hparams)
     for part in (config.optimizer, data):
