@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -54,12 +55,14 @@ class Plan(NamedTuple):
         how = "in sequence"
         if schedule.lanes_at_once > 1:
             how = f"{schedule.lanes_at_once} at once"
-        line = f"  {self.names[g] or 'all'}: {self.num_lanes[g]} lanes, {how}, "
+        # An observation's name may hold a weight for each of many columns.
+        name = textwrap.shorten(self.names[g] or "all", 60, placeholder=" ...")
+        line = f"  {name}: {self.num_lanes[g]} lanes, {how}, "
         line += f"{schedule.bytes / 2**20:.0f} MiB"
         if not math.isnan(schedule.seconds):
             line += f", about {_duration(schedule.seconds)}"
         if schedule.tried:
-            tried = ", ".join(f"{n}: {1e6 * t:.2g} us" for n, t in schedule.tried)
+            tried = ", ".join(f"{n}: {1e6 * t:.3g} us" for n, t in schedule.tried)
             line += f" (a lane's step, by lanes at once: {tried})"
         return line
 
