@@ -364,6 +364,10 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
         ),
         (lambda: sweep(halving=2), "must be a jaxae.sweeps.Halving"),
         (lambda: sweep({"learning_rate": [0.1, -0.1]}), "must be at least 0, got -0.1"),
+        (
+            lambda: sweep({n: range(1, 2000) for n in ("seed", "latent_dim", "x")}),
+            "space has 7,988,005,999 combinations",
+        ),
     ],
 )
 def test_bad_choices_are_refused(make, sentence):

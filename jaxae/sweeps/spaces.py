@@ -20,6 +20,7 @@ from jaxae.training import TrainConfig
 SEED, LATENT_DIM = "seed", "latent_dim"
 RESERVED = ("k",)  # changes what an activation is, and no activation has one yet
 SAMPLERS = ("sobol", "random")
+MOST_LANES = 2**20  # a kilobyte of bookkeeping each
 
 
 class Range(NamedTuple):
@@ -151,10 +152,16 @@ def lanes_of(
 
     Raises:
       ValueError: for a space that is none, a name in both space and hparams, bad
-        values, or ranges without num_samples.
+        values, ranges without num_samples, or more than MOST_LANES lanes.
     """
     _check_space(space, hparams)
     columns = _columns(space, key, num_samples, sampler)
+    wanted = math.prod(map(len, columns))
+    if wanted > MOST_LANES:
+        raise ValueError(
+            f"space has {wanted:,} combinations, more than the {MOST_LANES:,} lanes of "
+            "a sweep; take shorter lists, or num_samples of ranges."
+        )
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
     values = {name: [row[name] for row in rows] for name in _names(space)}
     num_lanes = len(rows)
