@@ -513,6 +513,10 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     chosen = plans.schedule_of(group, trial, 1000, block_seconds=1e9, **given)
     assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
     assert chosen.seconds == 16 * 1000
+    again = plans.schedule_of(
+        group, trial, 1000, block_seconds=1e9, alike=chosen, **given
+    )
+    assert again == chosen._replace(tried=())  # known, so that nothing else is tried
     short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)
     assert short.num_chunks * short.lanes_at_once * 1000 <= max(5000, 1000 * fastest)
 

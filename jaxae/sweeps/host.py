@@ -132,12 +132,18 @@ def sweep(
         schedules = None if store is None else store.schedules()
         if schedules is None:
             budget = memory_budget or plans.budget_of(devices[0])
-            schedules = [
-                run.schedule(
-                    config.num_epochs, budget, lanes_at_once, store is not None
+            schedules, found = [], dict[tuple[int, ...], plans.Schedule]()
+            for run in runs:
+                schedule = run.schedule(
+                    config.num_epochs,
+                    budget,
+                    lanes_at_once,
+                    is_kept=store is not None,
+                    alike=found.get(run.size),
                 )
-                for run in runs
-            ]
+                schedules.append(schedule)
+                if schedule.tried:
+                    found.setdefault(run.size, schedule)
         plan = Plan(
             tuple(group.name for group in groups),
             tuple(len(group.lanes) for group in groups),

@@ -15,6 +15,7 @@ from jaxae.sweeps.layouts import Layout, layout
 
 _PAYS = 4.0  # another schedule is tried where the whole takes so many compilations
 _SAMPLE_SECONDS = 0.05
+_NUM_TURNS = 3
 
 
 class Schedule(NamedTuple):
@@ -125,6 +126,7 @@ def schedule_of(
     num_devices: int,
     lanes_at_once: int | None,
     block_seconds: float,
+    alike: Schedule | None = None,
 ) -> Schedule:
     """The fastest way to run a group's lanes, of those that it pays to try.
 
@@ -139,21 +141,29 @@ def schedule_of(
       num_devices: of them.
       lanes_at_once: if it is not to be chosen.
       block_seconds: a block is to take no longer, where it can be shorter.
+      alike: of a group of the same size, for which more than one was tried; what is
+        fastest depends on sizes much more than on parts, and trying takes compilations.
     """
     most = fitting(group, budget, num_devices)
     if lanes_at_once is not None:
         return _schedule(group, min(lanes_at_once, most), budget, num_devices)
-    tried: dict[int, float] = {}
     candidates = _candidates(most)
-    total = math.nan
+    if alike is not None:
+        candidates = [min(alike.lanes_at_once, most)]
+    samples: dict[int, Callable[[], float]] = {}
+    tried: dict[int, float] = {}
     for at_once in candidates:
         begun = time.perf_counter()
         schedule = _schedule(group, at_once, budget, num_devices)
-        tried[at_once] = _seconds_a_step(group, schedule, trial, num_devices)
+        samples[at_once] = _sampler(group, schedule, trial, num_devices)
+        tried[at_once] = samples[at_once]()
         cost = time.perf_counter() - begun
-        total = min(tried.values()) * len(group.lanes) * num_steps
-        if total < _PAYS * cost:
+        if min(tried.values()) * len(group.lanes) * num_steps < _PAYS * cost:
             break
+    # In turns, so that a slow moment of the machine strikes all of them.
+    for _ in range(_NUM_TURNS if len(samples) > 1 else 0):
+        for at_once, sample in samples.items():
+            tried[at_once] = min(tried[at_once], sample())
     best = min(tried, key=tried.__getitem__)
     schedule = _schedule(group, best, budget, num_devices)
     chunk = tried[best] * best * num_devices * num_steps
@@ -161,7 +171,7 @@ def schedule_of(
     num_chunks = _even(schedule.num_chunks, max(1, most), num_devices)
     return schedule._replace(
         num_chunks=num_chunks,
-        seconds=total,
+        seconds=tried[best] * len(group.lanes) * num_steps,
         tried=tuple(tried.items()) if len(tried) > 1 else (),
     )
 
@@ -189,15 +199,13 @@ def _even(num_chunks: int, most: int, num_devices: int) -> int:
     return math.ceil(num_chunks / num_blocks / num_devices) * num_devices
 
 
-def _seconds_a_step(
+def _sampler(
     group: Group, schedule: Schedule, trial: Trial, num_devices: int
-) -> float:
-    """Of one step of one lane."""
+) -> Callable[[], float]:
+    """Compiles; what is called then takes a moment, and tells seconds a lane's step."""
     whole = layout(group.seeds, schedule.lanes_at_once, num_devices)
     block = whole.blocks(schedule.num_chunks)[0]
     trial(block, 1)  # compiles
-    seconds, steps = trial(block, 1), 1
-    if seconds < _SAMPLE_SECONDS:
-        steps = max(2, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
-        seconds = min(trial(block, steps), trial(block, steps))
-    return seconds / steps / len(block.lanes())
+    seconds = trial(block, 1)
+    steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
+    return lambda: trial(block, steps) / steps / len(block.lanes())

@@ -80,8 +80,20 @@ class GroupRun:
         validation = jax.tree.map(jnp.asarray, validation)
         return cls(described["group"], data, validation, key, devices)
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of its lanes and of their arrays: what speed depends on."""
+        ae, seeds = self.group.objective.ae, set(self.group.seeds.tolist())
+        rows = self.group.config.batch_size
+        return len(self.group.lanes), len(seeds), ae.input_dim, ae.latent_dim, rows
+
     def schedule(
-        self, num_epochs: int, budget: int, lanes_at_once: int | None, is_kept: bool
+        self,
+        num_epochs: int,
+        budget: int,
+        lanes_at_once: int | None,
+        is_kept: bool,
+        alike: Schedule | None,
     ) -> Schedule:
         """How the lanes are to be run; blocks are short where they are kept on disk."""
         return plans.schedule_of(
@@ -92,6 +104,7 @@ class GroupRun:
             num_devices=len(self._devices),
             lanes_at_once=lanes_at_once,
             block_seconds=BLOCK_SECONDS if is_kept else math.inf,
+            alike=alike,
         )
 
     def train(
