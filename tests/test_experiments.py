@@ -23,10 +23,16 @@ PICTURES = {
     "digits_against_pca": {"test_squared_error.png"},
     "precision": {"error_along_training.png"},
     "detection_power": {"detection_power.png"},
+    "learning_rate_transfer": {
+        "loss_by_learning_rate.png",
+        "best_learning_rate.png",
+    },
+    "superposition": {"phase_diagrams.png", "by_importance.png", "geometry.png"},
 }
 
 
-SLOW = {"detection_power", "precision"}  # a quarter of a minute even when quick
+# A quarter of a minute and more even when quick.
+SLOW = {"detection_power", "precision", "learning_rate_transfer", "superposition"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +53,8 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
         "digits_against_pca": check_pca,
         "precision": check_precision,
         "detection_power": check_power,
+        "learning_rate_transfer": check_transfer,
+        "superposition": check_superposition,
     }
     check_numbers[name](result)
 
@@ -145,6 +153,39 @@ def check_power(result):
     assert entry["claim"]["named"] == 1
     for cost in result["cost"]:
         assert cost["evaluations"]["fn"] > 100 and cost["per_value_and_grad"] > 0
+
+
+def check_transfer(result):
+    rows = {
+        (row["optimizer"], row["observation"]): row for row in result["by_optimizer"]
+    }
+    observed = ("bernoulli", "gaussian")
+    assert set(rows) == {(o, x) for o in ("adam", "sgd") for x in observed}
+    num_widths, num_seeds = len(result["settings"]["widths"]), len(result["seeds"])
+    for row in rows.values():
+        rates = row["learning_rates"]
+        assert np.shape(row["loss"]) == (num_widths, len(rates))
+        assert np.shape(row["best_rate_by_seed"]) == (num_widths, num_seeds)
+        for best in (row["best_rate"], *np.transpose(row["best_rate_by_seed"])):
+            assert rates[0] < min(best) and max(best) < rates[-1]
+    for observation in observed:
+        adam = rows["adam", observation]
+        assert np.max(adam["slope_by_seed"]) < -0.2
+        assert np.mean(adam["cost_of_transfer_by_seed"][-1]) > 0.1
+    # The highest rates blow up a Gaussian's loss: null, and not a number.
+    assert None in np.ravel(rows["sgd", "gaussian"]["loss"])
+
+
+def check_superposition(result):
+    for name, phase in result["phases"].items():
+        assert phase["num_lanes"] == 4 * 5 * 5
+        assert set(np.ravel(phase["theory"])) == set(np.ravel(phase["trained"]))
+        # In between lie better solutions, but not much better ones.
+        assert 0.9 < np.min(phase["loss_by_theory"]), name
+    of_relu = [row for row in result["by_importance"] if row["model"] == "relu"]
+    assert of_relu[0]["represented"] == 5 < of_relu[-1]["represented"]
+    for row in result["geometry"]:
+        assert len(row["dimensionality"]) == row["represented"] <= 400
 
 
 def test_copies_moved_by_both_paths_train_as_tied_weights_do():
@@ -265,6 +306,156 @@ def test_a_gradient_that_float32_turns_fails_the_claim(monkeypatch, tmp_path, ca
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False and not any(result["holds"].values())
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("density", [0.05, 0.5, 1.0])
+def test_the_losses_of_the_candidates_are_those_by_quadrature(density):
+    study = load_study("superposition").toy
+    importance, p = (1.0, 0.7, 0.3), density
+    unit, nothing = np.eye(2), np.zeros((2, 1))
+
+    def loss(W, b):
+        return study.expected_loss(W, b, importance, p)
+
+    ignoring = loss(np.hstack([unit, nothing]), np.array([0, 0, p / 2]))
+    sharing = loss(np.array([[1.0, 0, 0], [0, 1, -1]]), np.zeros(3))
+    np.testing.assert_allclose(ignoring, study.loss_of_ignoring(0.3, p), rtol=1e-10)
+    np.testing.assert_allclose(sharing, study.loss_of_sharing(0.7, 0.3, p), rtol=3e-3)
+    rivals = study.rivals(importance, p)
+    np.testing.assert_allclose(rivals["not represented"], ignoring, rtol=1e-10)
+    np.testing.assert_allclose(rivals["superposed"], sharing, rtol=3e-3)
+    others = study.loss_of_ignoring(0.7, p), study.loss_of_sharing(1.0, 0.7, p)
+    assert rivals["own dimension"] == min(others)
+    angles = 2 * np.pi * np.arange(3) / 3 + 0.4
+    W = np.stack([np.cos(angles), np.sin(angles)])  # a triangle
+    np.testing.assert_allclose(study.dimensionality(W), 2 / 3)
+    assert list(study.kinds(np.hstack([W[:, :1], nothing]))) == [
+        "own dimension",
+        "not represented",
+    ]
+    assert set(study.kinds(W)) == {"superposed"}
+    np.testing.assert_allclose(study.dimensions_per_feature(W), 2 / 3)
+
+
+def valley(study, place):
+    """Losses least at 2^place(width), of every optimizer and observation."""
+
+    def train_width(width, train, validation, settings):
+        del train, validation
+
+        def losses(optimizer):  # [rates, seeds]
+            away = np.log2(study.RATES[optimizer]) - place(width)
+            return np.exp(away**2 / 10)[:, None].repeat(settings.num_seeds, 1)
+
+        names = map(str, study.FLOORS)
+        return {(o, x): losses(o) for x in names for o in settings.optimizers}
+
+    return train_width
+
+
+@pytest.mark.parametrize(
+    "place, failing",
+    [
+        (  # it transfers
+            lambda width: -6.2,
+            {
+                "Adam's best rate falls",
+                "faster than the others'",
+                "it does not transfer",
+            },
+        ),
+        (  # the best leaves the grid
+            lambda width: 8.0 - 2 * np.log2(width),
+            {
+                "every best rate is inside the grid",
+                "Adam's best rate falls",
+                "faster than the others'",
+            },
+        ),
+    ],
+)
+def test_rates_that_transfer_or_leave_the_grid_fail_the_claim(
+    place, failing, monkeypatch, tmp_path, capsys
+):
+    study = load_study("learning_rate_transfer")
+    monkeypatch.setattr(study, "train_width", valley(study, place))
+    assert study.main(["--quick", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["pass"] is False
+    assert {part for part, holds in result["holds"].items() if not holds} == failing
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_the_best_rate_is_the_vertex_and_no_end_of_the_grid():
+    study = load_study("learning_rate_transfer")
+    rates = study.RATES["adam"]
+    away = np.log2(rates) + 6.2
+    assert study.best_rate(rates, np.exp(away**2)) == pytest.approx(2**-6.2)
+    assert np.isnan(study.best_rate(rates, rates))
+    diverged = np.where(away < 0.5, np.exp(away**2), np.inf)
+    assert study.best_rate(rates, diverged) == 2.0**-6
+
+
+def spoil_class(found):
+    found["phases"]["n=2, m=1"]["trained"][0][0] = "superposed"
+
+
+def spoil_loss(found):
+    found["phases"]["n=2, m=1"]["loss_by_theory"][1][1] = 1.05
+
+
+def spoil_dense(found):
+    found["importance"][0]["kinds"][2] = "superposed"
+
+
+def spoil_order(found):
+    found["importance"][1]["represented"] = 12
+
+
+def spoil_linear(found):
+    found["importance"][-1]["represented"] = 6
+
+
+def spoil_pairs(found):
+    found["geometry"][3]["D*"] = 0.6
+
+
+@pytest.mark.parametrize(
+    "spoil, failing",
+    [
+        (None, set()),
+        (spoil_class, {"n=2, m=1: as the best candidate"}),
+        (spoil_loss, {"n=2, m=1: as good as the best candidate"}),
+        (spoil_dense, {"dense: the 5 most important"}),
+        (spoil_order, {"rarer: more, beyond a pair a dimension"}),
+        (spoil_linear, {"linear: 5 always"}),
+        (spoil_pairs, {"D* stays near 0.5"}),
+    ],
+)
+def test_each_part_of_the_claim_on_superposition_can_fail(spoil, failing):
+    study = load_study("superposition")
+    own, shared, none = "own dimension", "superposed", "not represented"
+    phase = {
+        "num_lanes": 4,
+        "theory": [[own, none], [shared, own]],
+        "trained": [[own, none], [shared, shared]],  # the last too close to call
+        "is_decided": [[True, True], [True, False]],
+        "loss_by_theory": [[1.0, 0.99], [1.01, 0.95]],
+    }
+    kinds = np.array([own] * 5 + [none] * 15, dtype="<U20")
+    rows = [("relu", 5), ("relu", 8), ("relu", 11), ("linear", 5), ("linear", 5)]
+    found = {
+        "phases": {"n=2, m=1": phase},
+        "importance": [
+            {"model": model, "represented": count, "kinds": kinds.copy()}
+            for model, count in rows
+        ],
+        "geometry": [{"D*": value} for value in (1.0, 0.99, 0.51, 0.46, 0.3)],
+    }
+    if spoil is not None:
+        spoil(found)
+    holds = study.judge(**found)
+    assert {name for name, is_true in holds.items() if not is_true} == failing
 
 
 def overlook(report):

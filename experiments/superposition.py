@@ -1,0 +1,414 @@
+"""When does a tied autoencoder give several features one dimension?
+
+Claim: of n features and n - 1 latents, the last one is left out, has a dimension of its
+own or shares one, as the exact losses of a few candidates say: in 95 % of the cells,
+density by importance, where one kind of candidate leads by 10 %; and the trained loss
+is nowhere 2 % above the best candidate's. Of n = 20 features in m = 5 latents, dense
+ones leave dimensions to the 5 most important; the rarer they are, the more are
+represented, beyond two a dimension; without the relu it is 5 always. Of n = 400 in
+m = 30, dimensions per feature, D* = m / ||W||^2, stay within 0.05 of 1 over a range of
+densities, and of 1/2 over another.
+
+Source: Elhage et al., Toy Models of Superposition, 2022,
+https://transformer-circuits.pub/2022/toy_model: the model, the candidates, what to look
+at. The model is Hugo Larochelle's autoencoder with tied weights, Neural networks:
+Autoencoder, Université de Sherbrooke, October 2012, with no bias before the latents.
+
+    python experiments/superposition.py [--quick] [--out DIR]
+
+Features are there with probability `density`, then U(0, 1); the loss is half the
+squared error, each feature counted by its importance. Density and seed are lanes of one
+program, a million steps of them a minute; importance, a part of the observation, takes
+a compilation a value. All is in `jaxae.observations`, `jaxae.Autoencoder` and
+`jaxae.data`; the measures and the candidates are in `_toy_models.py`.
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import _study
+import _toy_models as toy
+import jax
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+import jaxae
+from jaxae import activations, optimizers
+
+LEAD = 1.1  # of the best kind of candidate, where a cell is judged
+LEAST_AGREEMENT = 0.95  # not 1: near boundaries, solutions in between are better
+MOST_ABOVE = 1.02  # times the best candidate's loss
+NEAR = 0.05  # of dimensions per feature to a plateau
+COLOURS = {
+    toy.NOT_REPRESENTED: "#e8e8e8",
+    toy.OWN_DIMENSION: "#335c67",
+    toy.SUPERPOSED: "#d1495b",
+}
+FRACTIONS = {
+    "1": 1,
+    "3/4": 3 / 4,
+    "2/3": 2 / 3,
+    "1/2": 1 / 2,
+    "2/5": 2 / 5,
+    "3/8": 3 / 8,
+}
+
+
+class Settings(NamedTuple):
+    """How much of it to do; a grid of densities and importances, and three models."""
+
+    num_seeds: int
+    grid: int  # densities, and importances, of a phase diagram
+    phase_steps: int
+    importance_densities: tuple[float, ...]
+    importance_steps: int
+    num_densities: int  # of geometry
+    rarest: float  # there
+    geometry_steps: int
+
+
+FULL = Settings(
+    num_seeds=10,
+    grid=21,
+    phase_steps=3000,
+    importance_densities=(1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+    importance_steps=10_000,
+    num_densities=30,
+    rarest=0.03,
+    geometry_steps=8000,
+)
+QUICK = Settings(
+    num_seeds=4,
+    grid=5,
+    phase_steps=1500,
+    importance_densities=(1.0, 0.1, 0.01),
+    importance_steps=2000,
+    num_densities=8,
+    rarest=0.22,
+    geometry_steps=1500,
+)
+
+
+def main(argv=None) -> int:
+    args = _study.parse(argv, "superposition", __doc__)
+    settings = QUICK if args.quick else FULL
+    phases = {f"n={n}, m={n - 1}": phase_diagram(n, settings) for n in (2, 3)}
+    importance = by_importance(20, 5, settings)
+    geometry = by_density(400, 30, settings)
+    holds = judge(phases, importance, geometry)
+    draw_phases(phases, args.out / "phase_diagrams.png")
+    draw_importance(importance, args.out / "by_importance.png")
+    draw_geometry(geometry, args.out / "geometry.png")
+    print(f"claim: {holds}")
+    data = SimpleNamespace(name="jaxae.data.sparse_features", sha256=None)
+    found = {"holds": holds, "phases": phases, "by_importance": importance}
+    found["geometry"] = geometry
+    return _study.finish(args, __doc__, settings, data, all(holds.values()), found)
+
+
+def train(objective, space, num_steps, batch_size, learning_rate):
+    """A lane a point of the space; the learning rate falls to 0, as half a cosine."""
+    source = jaxae.data.sparse_features(objective.ae.input_dim, batch_size)
+    hparams = {
+        "learning_rate": learning_rate,
+        "schedule_steps": num_steps,
+        "final_fraction": 0.0,
+    }
+    return jaxae.sweep(
+        objective,
+        source,
+        space,
+        hparams=hparams,
+        key=jax.random.key(0),
+        config=jaxae.TrainConfig(
+            num_epochs=10,
+            steps_per_epoch=num_steps // 10,
+            optimizer=optimizers.build("adam", schedule="cosine"),
+            diagnostics=False,
+        ),
+        on_plan=lambda plan: print(str(plan).splitlines()[0], flush=True),
+    )
+
+
+def weights(sweep, lane) -> tuple[np.ndarray, np.ndarray]:
+    """W and b of a lane."""
+    params = sweep.params(lane)
+    return np.asarray(params.W, float), np.asarray(params.b_dec, float)
+
+
+# ---- one dimension too few -----------------------------------------------------------
+
+
+def phase_diagram(num_features, settings) -> dict:
+    """What the last feature is given, `[importances, densities]`: theory and trained.
+
+    Of the seeds of a cell the one with the least expected loss is looked at.
+    """
+    densities = np.geomspace(1, 0.01, settings.grid)
+    last = np.geomspace(0.1, 10, settings.grid)
+    importances = [(1.0,) * (num_features - 1) + (float(r),) for r in last]
+    objectives = [toy.objective(num_features, num_features - 1, i) for i in importances]
+    sweep = train(
+        objectives[0],
+        {
+            "observation": [objective.ae.observation for objective in objectives],
+            "density": densities,
+            "seed": range(settings.num_seeds),
+        },
+        settings.phase_steps,
+        batch_size=256,
+        learning_rate=0.03,
+    )
+    lanes = np.arange(len(sweep)).reshape(len(last), len(densities), -1)
+    cells = [
+        [
+            _cell(sweep, lanes[i, d], importance, density)
+            for d, density in enumerate(densities)
+        ]
+        for i, importance in enumerate(importances)
+    ]
+    return {
+        "densities": densities,
+        "importances": last,
+        "num_lanes": len(sweep),
+        **{name: [[c[name] for c in row] for row in cells] for name in cells[0][0]},
+    }
+
+
+def _cell(sweep, lanes, importance, density) -> dict:
+    losses = {
+        lane: toy.expected_loss(*weights(sweep, lane), importance, density)
+        for lane in lanes
+    }
+    best = min(losses, key=losses.__getitem__)
+    rivals = toy.rivals(importance, density)
+    kind, runner_up = sorted(rivals, key=rivals.__getitem__)[:2]
+    return {
+        "theory": kind,
+        "trained": str(toy.kinds(weights(sweep, best)[0])[-1]),
+        "is_decided": rivals[runner_up] > LEAD * rivals[kind],
+        "loss_by_theory": losses[best] / rivals[kind],
+        "seeds_at_best": np.mean(
+            [loss < 1.05 * losses[best] for loss in losses.values()]
+        ),
+    }
+
+
+# ---- features by importance ----------------------------------------------------------
+
+
+def by_importance(num_features, latent_dim, settings) -> list[dict]:
+    """With and without a relu, at several densities: what each feature is given."""
+    importance = tuple(0.7**i for i in range(num_features))
+    models = {
+        "relu": toy.objective(num_features, latent_dim, importance),
+        "linear": toy.objective(
+            num_features, latent_dim, importance, activations.identity
+        ),
+    }
+    densities = settings.importance_densities
+    sweep = train(
+        models["relu"],
+        {
+            "observation": [model.ae.observation for model in models.values()],
+            "density": densities,
+            "seed": range(settings.num_seeds),
+        },
+        settings.importance_steps,
+        batch_size=1024,
+        learning_rate=0.01,
+    )
+    lanes = np.arange(len(sweep)).reshape(len(models), len(densities), -1)
+    rows = []
+    for of_model, (name, objective) in zip(lanes, models.items(), strict=True):
+        evaluate = jax.jit(objective.evaluate)
+        source = jaxae.data.sparse_features(num_features, 2**16)
+        for of_cell, density in zip(of_model, densities, strict=True):
+            X = source(jax.random.key(1), {"density": density})
+            losses = [
+                float(evaluate(sweep.params(lane), X, {})["loss"]) for lane in of_cell
+            ]
+            W, _ = weights(sweep, of_cell[int(np.argmin(losses))])
+            kinds = toy.kinds(W)
+            rows.append(
+                {
+                    "model": name,
+                    "density": density,
+                    "loss": min(losses),
+                    "represented": int(np.sum(kinds != toy.NOT_REPRESENTED)),
+                    "superposed": int(np.sum(kinds == toy.SUPERPOSED)),
+                    "kinds": kinds,
+                    "norms": toy.norms(W),
+                    "W": W,
+                }
+            )
+    columns = {"model": "", "density": ".3f", "represented": "", "superposed": ""}
+    _study.print_table(rows, columns)
+    return rows
+
+
+# ---- many features -------------------------------------------------------------------
+
+
+def by_density(num_features, latent_dim, settings) -> list[dict]:
+    """Features of one importance: the dimensions that each has, at each density."""
+    densities = np.geomspace(1, settings.rarest, settings.num_densities)
+    sweep = train(
+        toy.objective(num_features, latent_dim),
+        {"density": densities},
+        settings.geometry_steps,
+        batch_size=1024,
+        learning_rate=0.003,
+    )
+    rows = []
+    for lane, density in enumerate(densities):
+        W, _ = weights(sweep, lane)
+        is_represented = toy.norms(W) >= toy.LEAST_NORM
+        rows.append(
+            {
+                "1 / density": 1 / density,
+                "D*": toy.dimensions_per_feature(W),
+                "represented": int(is_represented.sum()),
+                "dimensionality": toy.dimensionality(W)[is_represented],
+            }
+        )
+    _study.print_table(rows, {"1 / density": ".2f", "D*": ".3f", "represented": ""})
+    return rows
+
+
+# ---- the verdict ---------------------------------------------------------------------
+
+
+def judge(phases, importance, geometry) -> dict[str, bool]:
+    """Each part of the claim, and whether it holds."""
+    holds = {}
+    for name, phase in phases.items():
+        is_decided = np.array(phase["is_decided"])
+        agrees = np.array(phase["theory"]) == np.array(phase["trained"])
+        ratio = np.array(phase["loss_by_theory"])
+        print(
+            f"{name}: {phase['num_lanes']} lanes. As theory says in "
+            f"{agrees.mean():.1%} of the cells; where one kind leads, "
+            f"{is_decided.mean():.1%} of them, in {agrees[is_decided].mean():.1%}; "
+            f"trained loss / best candidate's: "
+            f"{ratio.min():.3f} to {ratio.max():.3f}."
+        )
+        holds[f"{name}: as the best candidate"] = bool(
+            agrees[is_decided].mean() > LEAST_AGREEMENT
+        )
+        holds[f"{name}: as good as the best candidate"] = bool(ratio.max() < MOST_ABOVE)
+    relu, linear = (
+        [row for row in importance if row["model"] == name]
+        for name in ("relu", "linear")
+    )
+    counts = [row["represented"] for row in relu]
+    first = relu[0]["kinds"] == toy.OWN_DIMENSION
+    holds["dense: the 5 most important"] = bool(first[:5].all() and counts[0] == 5)
+    holds["rarer: more, beyond a pair a dimension"] = bool(
+        counts == sorted(counts) and counts[-1] > 10
+    )
+    holds["linear: 5 always"] = all(row["represented"] == 5 for row in linear)
+    for plateau in (1, 1 / 2):
+        near = [row for row in geometry if abs(row["D*"] - plateau) < NEAR]
+        holds[f"D* stays near {plateau}"] = len(near) > 1
+    return holds
+
+
+# ---- pictures ------------------------------------------------------------------------
+
+
+def draw_phases(phases, path) -> None:
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    grid = figure.subplots(len(phases), 3, squeeze=False, sharex=True, sharey=True)
+    for row, (name, phase) in zip(grid, phases.items(), strict=True):
+        edges = _edges(phase["densities"]), _edges(phase["importances"])
+        for axes, source in zip(row[:2], ("theory", "trained"), strict=True):
+            values = [[toy.KINDS.index(kind) for kind in r] for r in phase[source]]
+            colours = ListedColormap([COLOURS[kind] for kind in toy.KINDS])
+            axes.pcolormesh(*edges, values, cmap=colours, vmin=-0.5, vmax=2.5)
+            axes.set_title(f"{name}: {source}")
+        differ = np.array(phase["theory"]) != np.array(phase["trained"])
+        density, importance = np.meshgrid(phase["densities"], phase["importances"])
+        row[1].plot(density[differ], importance[differ], "kx", markersize=4)
+        ratio = np.array(phase["loss_by_theory"])
+        mesh = row[2].pcolormesh(*edges, ratio, cmap="viridis")
+        row[2].set_title("trained loss / best candidate's")
+        figure.colorbar(mesh, ax=row[2])
+        row[0].set_ylabel("importance of the last feature")
+    for axes in grid[-1]:
+        axes.set_xlabel("density of features")
+    grid[0, 0].set(xscale="log", yscale="log", xlim=edges[0][[0, -1]])
+    handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("What the last feature is given; x: another than theory says")
+    _study.save(figure, path)
+
+
+def _edges(centres) -> np.ndarray:
+    """Of cells on a logarithmic scale."""
+    ratio = np.sqrt(centres[1] / centres[0])
+    return np.append(centres / ratio, centres[-1] * ratio)
+
+
+def draw_importance(rows, path) -> None:
+    densities = sorted({row["density"] for row in rows}, reverse=True)
+    figure = Figure(figsize=(2 * len(densities) + 1, 7.5), layout="constrained")
+    grid = figure.subplots(4, len(densities), squeeze=False, height_ratios=(3, 1, 3, 1))
+    for i, model in enumerate(("relu", "linear")):
+        of_model = [row for row in rows if row["model"] == model]
+        for column, row in enumerate(of_model):
+            matrix, bars = grid[2 * i : 2 * i + 2, column]
+            image = matrix.imshow(row["W"].T @ row["W"], cmap="RdBu", vmin=-1, vmax=1)
+            matrix.set_title(f"{model}, density {row['density']:g}", fontsize=9)
+            matrix.set(xticks=[], yticks=[])
+            colours = [COLOURS[kind] for kind in row["kinds"]]
+            bars.bar(range(len(colours)), row["norms"], color=colours, edgecolor="0.4")
+            bars.set(ylim=(0, 1.5), xticks=[])
+            if column == 0:
+                matrix.set_ylabel("$W^T W$")
+                bars.set_ylabel("$\\|W_i\\|$")
+    figure.colorbar(image, ax=grid, shrink=0.5)
+    handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("20 features in 5 latents, the most important first (0.7^i)")
+    _study.save(figure, path)
+
+
+def draw_geometry(rows, path) -> None:
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    whole, single = figure.subplots(2, sharex=True, height_ratios=(1, 2))
+    x = [row["1 / density"] for row in rows]
+    whole.plot(x, [row["D*"] for row in rows], ".-", color="#335c67")
+    for plateau in (1, 1 / 2):
+        whole.axhline(plateau, color="0.6", linestyle="--", linewidth=1)
+    whole.set(ylabel="D* = m / ||W||²", ylim=(0, 1.1))
+    whole.set_title("400 features of one importance in 30 latents")
+    for row in rows:
+        values = row["dimensionality"]
+        # Beside each other, or a thousand features hide behind one.
+        shift = np.linspace(0.97, 1.03, len(values))
+        single.plot(
+            row["1 / density"] * shift,
+            values,
+            ".",
+            color="#d1495b",
+            markersize=2,
+            alpha=0.5,
+        )
+    for name, fraction in FRACTIONS.items():
+        single.axhline(fraction, color="0.6", linestyle="--", linewidth=1)
+        # 2/5 and 3/8 are close.
+        side = {"2/5": "bottom", "3/8": "top"}.get(name, "center")
+        single.annotate(
+            f" {name}", (1.0, fraction), xycoords=("axes fraction", "data"), va=side
+        )
+    single.set(xscale="log", xlabel="1 / density", ylim=(0, 1.1))
+    single.set_ylabel("dimensionality $D_i$ of each feature represented")
+    _study.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
