@@ -34,6 +34,8 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/precision.py --out runs/precision
 	$(BIN)/python experiments/gradient_bugs.py --out runs/gradient_bugs
 	$(BIN)/python experiments/detection_power.py --out runs/detection_power
+	$(BIN)/python experiments/superposition.py --out runs/superposition
+	$(BIN)/python experiments/learning_rate_transfer.py --out runs/learning_rate_transfer
 
 bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/*torch*.py
 
