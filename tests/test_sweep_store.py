@@ -81,6 +81,27 @@ def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkey
     assert counted == []
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
+    """sgd keeps nothing but a structure without leaves."""
+    config = jaxae.TrainConfig(
+        num_epochs=4, batch_size=8, optimizer=jaxae.optimizers.get(optimizer)
+    )
+    arguments = {"config": config, "halving": jaxae.sweeps.Halving()}
+    found = sweep(**arguments)
+    best = found.best()
+    run = jaxae.train(data=X, validation=X[:20], **found.trial(best))
+    np.testing.assert_allclose(
+        found.metrics["validation/loss"][best],
+        run.metrics["validation/loss"],
+        rtol=1e-5,
+    )
+    assert_same(sweep(tmp_path, **arguments), found)
+    for path in (tmp_path / "lanes").glob("2-*"):  # of the last rung
+        path.unlink()
+    assert_same(sweep(tmp_path, **arguments), found)
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [

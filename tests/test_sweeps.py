@@ -273,11 +273,14 @@ def test_sweeping_a_source():
         ({"learning_rate": [np.nan]}, "must be finite"),
         ({"seed": [0.5], "learning_rate": [0.1]}, "at least one integer"),
         ({"learning_rate": [0.1], "l1": [0.1]}, "l1 is in space and in hparams"),
-        ({"latent_dim": [0, 4]}, r"space\['latent_dim'\] must be at least 1"),
+        ({"latent_dim": [0, 4]}, r"space\['latent_dim'\] must lie between 1 and"),
         ({"latent_dim": [1.5]}, "at least one integer"),
         ({"k": [2, 4]}, "give space\\['activation'\\] a list of activations"),
-        ({"lerning_rate": [0.1]}, "lacks learning_rate"),
-        ({"learning_rate": [0.1], "typo": [1]}, "have typo, which nothing reads"),
+        ({"lerning_rate": [0.1]}, "have lerning_rate .did you mean 'learning_rate'"),
+        (
+            {"learning_rate": [0.1], "typo": [1]},
+            "have typo, which nothing in this sweep reads",
+        ),
         ({"learning_rate": [1e39]}, "must be finite in float32"),
         ({"activation": []}, "list of at least one activation"),
         ({"activation": ["sigmoi"]}, "unknown activation.*did you mean 'sigmoid'"),
@@ -333,9 +336,22 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
     v = (lanes.numbers["l1"][:256] + 1) / 4
     assert ((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)).all()
     counts = np.histogram2d(u, v, bins=8, range=[[0, 1], [0, 1]])[0]
-    if sampler == "sobol":  # moved as a whole, so nearly 4 in each of 64 cells
-        assert counts.min() >= 1 and counts.max() <= 8
+    if sampler == "sobol":
+        assert (counts == 4).all()
     assert counts.sum() == 256
+
+
+@given(seed=st.integers(0, 2**32 - 1), log=st.integers(0, 6))
+def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
+    space = {"x": sweeps.uniform(0, 1), "y": sweeps.uniform(0, 1)}
+    lanes = sweeps.spaces.lanes_of(
+        space, {}, 1, jax.random.key(seed), num_samples=2**log
+    )
+    for power in range(log + 1):
+        bins = 2**power, 2 ** (log - power)
+        points = lanes.numbers["x"], lanes.numbers["y"]
+        counts = np.histogram2d(*points, bins, [[0, 1], [0, 1]])[0]
+        assert (counts == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -364,6 +380,21 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
         ),
         (lambda: sweep(halving=2), "must be a jaxae.sweeps.Halving"),
         (lambda: sweep({"learning_rate": [0.1, -0.1]}), "must be at least 0, got -0.1"),
+        (lambda: sweep(lanes_at_once=0), "lanes_at_once must be an integer of at"),
+        (lambda: sweep(lanes_at_once=1.5), "lanes_at_once must be an integer of at"),
+        (lambda: sweep(memory_budget="1GB"), "memory_budget must be an integer"),
+        (lambda: sweep(devices=[]), "must be a list of at least one device"),
+        (lambda: sweep(devices=2), "must be a list of at least one device"),
+        (lambda: sweep(hparams=[1]), "hparams must be a dict"),
+        (lambda: sweep({3: [1]}), "keys must be names, or tuples of names, got 3"),
+        (lambda: sweep({(): [()]}), "keys must be names, or tuples of names"),
+        (lambda: sweep({("l1", "seed"): sweeps.uniform(0, 1)}), "list of tuples; give"),
+        (lambda: sweep({"learning_rate": [True, 0.1]}), "list of at least one number"),
+        (lambda: sweep({"latent_dim": [2**63]}), "must lie between 1 and 2..31"),
+        (
+            lambda: sweep(memory_budget=100),
+            "memory_budget is 0.00 MiB a device, but a lane of this sweep with 4 laten",
+        ),
         (
             lambda: sweep({n: range(1, 2000) for n in ("seed", "latent_dim", "x")}),
             "space has 7,988,005,999 combinations",
@@ -524,7 +555,7 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
 # ---- devices -------------------------------------------------------------------------
 
 ON_EIGHT_DEVICES = """
-import os, re, sys
+import os, re, sys, tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax, numpy as np, jaxae
@@ -542,10 +573,10 @@ X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
 objective = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
 rates = np.geomspace(1e-3, 1e-1, 7)
 space = {"learning_rate": rates, "latent_dim": [2, 4], "seed": [0, 1, 2]}
-def sweep(devices, at_once):
+def sweep(devices, at_once, out=None):
     config = jaxae.TrainConfig(num_epochs=3, batch_size=8)
     return jaxae.sweep(objective, X, space, config=config, key=jax.random.key(0),
-        validation=X[:20], devices=devices, lanes_at_once=at_once)
+        validation=X[:20], devices=devices, lanes_at_once=at_once, out=out)
 assert len(jax.devices()) == 8
 spread = sweep(None, 2)
 assert spread.plan.num_devices == 8 and "8 devices" in str(spread.plan)
@@ -558,6 +589,15 @@ for name in alone.metrics:
 def close(a, b): np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 for lane in range(len(alone)):
     jax.tree.map(close, spread.params(lane), alone.params(lane))
+with tempfile.TemporaryDirectory() as out:
+    kept = sweep(None, 2, out)
+    assert kept.table.equals(spread.table)
+    lanes = sorted(os.scandir(out + "/lanes"), key=lambda entry: entry.name)
+    os.remove(lanes[0].path)
+    again = sweep(jax.devices()[:1], 2, out)
+    assert again.plan.num_devices == 1
+    np.testing.assert_allclose(
+        again.metrics["train/loss"], alone.metrics["train/loss"], rtol=1e-5)
 print("num_partitions=8" in text or "num_partitions=8" in text.replace(" ", ""))
 """
 

@@ -84,6 +84,8 @@ def conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
 
 def _write_table(options: SweepOptions, out: Path, table) -> None:
     path = out / TABLES[options.table]
+    for other in TABLES.values():  # of another call: it would not be kept up to date
+        (out / other).unlink(missing_ok=True)
     if options.table == "csv":
         write_atomically(path, table.to_csv().encode())
     else:

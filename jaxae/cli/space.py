@@ -58,12 +58,12 @@ def read(path: Path) -> Space:
     """The space of a file.
 
     Raises:
-      FileNotFoundError: there is none.
-      SpaceError: it is no TOML, or names or holds what cannot be swept.
+      SpaceError: there is none, it is no TOML, or names or holds what cannot be swept.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; write what varies into it, such as "
+        what = "is no file" if path.exists() else "does not exist"
+        raise SpaceError(
+            f"{path} {what}; write what varies into one, such as "
             "learning_rate = [0.001, 0.01]."
         )
     text = path.read_bytes()

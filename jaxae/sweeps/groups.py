@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxae import _checks
 from jaxae.autoencoder.model import LATENT_DIM
 from jaxae.objective import Objective
 from jaxae.sweeps.spaces import CHOICES, Lanes
@@ -82,26 +83,32 @@ def groups_of(
     checked = refusals.as_hparams(hparams, jnp.float32)
     shared = {name: np.float32(value) for name, value in checked.items()}
     given = {**shared, **{name: values[0] for name, values in lanes.numbers.items()}}
-    groups, read = [], {INIT_SCALE}
-    for choices, indices in members.items():
-        group_objective, group_config = _chosen(objective, config, choices)
-        names = refusals.names_read(group_objective, group_config, data, given, key)
-        read |= set(names)
+    chosen = [_chosen(objective, config, choices) for choices in members]
+    read = [
+        refusals.names_read(its_objective, its_config, data, given, key)
+        for its_objective, its_config in chosen
+    ]
+    _check_names(given, sorted({INIT_SCALE}.union(*read)))
+    groups = []
+    for (its_objective, its_config), names, indices in zip(
+        chosen, read, members.values(), strict=True
+    ):
         wanted = {n: v for n, v in given.items() if n in (*names, INIT_SCALE)}
-        refusals.check_hparams(group_objective, group_config, data, wanted, key)
-        groups.append(
-            _group(
-                group_objective, group_config, lanes, np.array(indices), shared, wanted
-            )
-        )
-    unread = [name for name in given if name not in read]
-    if unread:
-        raise ValueError(
-            f"space and hparams have {', '.join(unread)}, which nothing reads."
-        )
+        refusals.check_hparams(its_objective, its_config, data, wanted, key)
+        mine = np.array(indices)
+        groups.append(_group(its_objective, its_config, lanes, mine, shared, wanted))
     for group in groups:
         _check_numbers(group, data)
     return groups
+
+
+def _check_names(given: Mapping, read: list[str]) -> None:
+    unread = [f"{n}{_checks.closest(n, read)}" for n in given if n not in read]
+    if unread:
+        raise ValueError(
+            f"space or hparams have {', '.join(unread)}, which nothing in this sweep "
+            f"reads; its objectives, optimizers and data read: {', '.join(read)}."
+        )
 
 
 def _chosen(objective: Objective, config: TrainConfig, choices: tuple):

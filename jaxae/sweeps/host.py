@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxae import _checks
 from jaxae.sweeps import plans, ray_engine, results, spaces
 from jaxae.sweeps import store as store_module
 from jaxae.sweeps.groups import Group, groups_of
@@ -42,16 +43,16 @@ def sweep(
     data: Any,
     space,
     *,
-    hparams: Mapping[str, Any] | None = None,
+    hparams=None,
     key,
     config=None,
     validation=None,
     num_samples: int | None = None,
     sampler: str = "sobol",
     halving=None,
-    lanes_at_once: int | None = None,
+    lanes_at_once=None,
     devices=None,
-    memory_budget: int | None = None,
+    memory_budget=None,
     out=None,
     engine: str | None = None,
     on_plan: Callable[[Plan], None] | None = None,
@@ -96,6 +97,8 @@ def sweep(
       OSError: if `out` cannot be written.
     """
     config = TrainConfig() if config is None else config
+    if not isinstance(hparams, Mapping | None):
+        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
     hparams = dict(hparams or {})
     refusals.check_arguments(objective, key, config)
     if config.patience is not None:
@@ -105,6 +108,13 @@ def sweep(
         )
     if engine not in (None, "ray"):
         raise ValueError(f"engine must be None or 'ray', got {engine!r}.")
+    for name, number in (
+        ("lanes_at_once", lanes_at_once),
+        ("memory_budget", memory_budget),
+    ):
+        if number is not None:
+            _checks.positive_int(name, number)
+    devices = _as_devices(devices)
     lanes = spaces.lanes_of(
         space,
         hparams,
@@ -123,7 +133,6 @@ def sweep(
     data, validation = _placed(groups, data, validation)
     for group in groups:
         refusals.check_updates(group.config, data)
-    devices = tuple(jax.local_devices() if devices is None else devices)
     devices = devices[:1] if engine == "ray" else devices  # of a task
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]
     for run in runs if halving is not None else []:
@@ -156,8 +165,9 @@ def sweep(
             store.begin(schedules)
         train = GroupRun.train if engine is None else ray_engine.Engine().train
         ledgers = [Ledger(group, config.num_epochs) for group in groups]
-        tell = _Teller(on_progress, ledgers, _steps_of(runs, rungs, halving))
         alive = [np.arange(len(group.lanes)) for group in groups]
+        num_steps = _steps_of(runs, alive, rungs, halving)
+        tell = _Teller(on_progress, ledgers, num_steps)
         for number, rung in enumerate(rungs):
             for g, run in enumerate(runs):
                 ledger, left = ledgers[g], alive[g]
@@ -173,8 +183,21 @@ def sweep(
                     tell()
             if halving is not None and rung.stop < config.num_epochs:
                 alive = survivors(halving, ledgers, alive, rung)
-                tell(gone=len(lanes) - sum(map(len, alive)))
+                ahead = _steps_of(runs, alive, rungs[number + 1 :], halving)
+                tell(gone=len(lanes) - sum(map(len, alive)), ahead=ahead)
         return results.gathered(ledgers, lanes, config.num_epochs, plan, key)
+
+
+def _as_devices(devices) -> tuple[jax.Device, ...]:
+    if devices is None:
+        return tuple(jax.local_devices())
+    given = tuple(devices) if isinstance(devices, Iterable) else ()
+    if not given or not all(isinstance(device, jax.Device) for device in given):
+        raise ValueError(
+            "devices must be a list of at least one device, such as "
+            f"jax.local_devices()[:1], got {devices!r}."
+        )
+    return given
 
 
 def _placed(groups: list[Group], data, validation):
@@ -204,9 +227,10 @@ class _Teller:
         self._num_steps, self._begun = num_steps, time.perf_counter()
         self._steps = self._gone = 0
 
-    def __call__(self, steps: int = 0, gone: int | None = None) -> None:
-        """Of steps made, and of how many lanes go no further, where that changed."""
+    def __call__(self, steps=0, gone: int | None = None, ahead=None) -> None:
+        """Of steps made; of lanes that go no further and steps to come, if changed."""
         self._steps += steps
+        self._num_steps = self._num_steps if ahead is None else self._steps + ahead
         self._gone = self._gone if gone is None else gone
         if self._on_progress is None:
             return
@@ -222,11 +246,11 @@ class _Teller:
         )
 
 
-def _steps_of(runs, rungs, halving: Halving | None) -> int:
-    """Of single models, in all; about, where lanes are halved."""
+def _steps_of(runs, alive, rungs, halving: Halving | None) -> int:
+    """Of single models, to come; about, where lanes are halved."""
     factor = 1 if halving is None else halving.factor
     return sum(
-        math.ceil(len(run.group.lanes) / factor**r) * len(rung) * run.num_steps
-        for run in runs
+        math.ceil(len(lanes) / factor**r) * len(rung) * run.num_steps
+        for run, lanes in zip(runs, alive, strict=True)
         for r, rung in enumerate(rungs)
     )

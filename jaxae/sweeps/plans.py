@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         total = sum(self.num_lanes)
-        head = f"{total} lanes in {len(self.names)} compiled program"
+        head = f"{_lanes(total)} in {len(self.names)} compiled program"
         head += "s" * (len(self.names) > 1)
         head += f", {self.num_devices} device{'s' * (self.num_devices > 1)}"
         return "\n".join([head, *map(self._line, range(len(self.names)))])
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
             how = f"{schedule.lanes_at_once} at once"
         # An observation's name may hold a weight for each of many columns.
         name = textwrap.shorten(self.names[g] or "all", 60, placeholder=" ...")
-        line = f"  {name}: {self.num_lanes[g]} lanes, {how}, "
+        line = f"  {name}: {_lanes(self.num_lanes[g])}, {how}, "
         line += f"{schedule.bytes / 2**20:.0f} MiB"
         if not math.isnan(schedule.seconds):
             line += f", about {_duration(schedule.seconds)}"
@@ -66,6 +66,10 @@ class Plan(NamedTuple):
             tried = ", ".join(f"{n}: {1e6 * t:.3g} us" for n, t in schedule.tried)
             line += f" (a lane's step, by lanes at once: {tried})"
         return line
+
+
+def _lanes(number: int) -> str:
+    return f"{number} lane{'s' * (number > 1)}"
 
 
 def _duration(seconds: float) -> str:
@@ -106,10 +110,25 @@ def bytes_of_lane(group: Group) -> tuple[int, int]:
 
 
 def fitting(group: Group, budget: int, num_devices: int) -> int:
-    """As many lanes at once as fit, on each device."""
+    """As many lanes at once as fit, on each device.
+
+    Raises:
+      ValueError: if none does.
+    """
     kept, working = bytes_of_lane(group)
-    most = max(1, budget // (2 * kept + working))
+    most = budget // (2 * kept + working)
+    if most < 1:
+        raise ValueError(
+            f"memory_budget is {_mebibytes(budget)} a device, but a lane of "
+            f"{group.name or 'this sweep'} with {group.objective.ae.latent_dim:,} "
+            f"latents needs about {_mebibytes(2 * kept + working)}; give more, or "
+            "sweep smaller models."
+        )
     return min(most, math.ceil(len(group.lanes) / num_devices))
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.{0 if size > 2**23 else 2}f} MiB"
 
 
 # ---- time ----------------------------------------------------------------------------

@@ -46,8 +46,8 @@ class Ledger:
         self.num_epochs[i] = epochs.stop
 
     def _written(self, whole: Any, part: Any, indices) -> Any:
-        if not jax.tree.leaves(part):
-            return whole
+        if not jax.tree.leaves(part):  # sgd's state has none, but a structure
+            return part if whole is None else whole
         if whole is None:
             n = self._shape[0]
             whole = jax.tree.map(

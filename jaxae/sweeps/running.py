@@ -153,7 +153,7 @@ class GroupRun:
 
     def like(self, rung: range) -> tuple[Any, Any]:
         """The structures of a part's params and rest after a rung."""
-        one = self._begin(layout(self.group.seeds[:1], 1))[0]
+        one = self._begin(layout(self.group.seeds[:1], 1, len(self._devices)))[0]
         return one.params, self._rest(one, rung)
 
     # ---- one block -------------------------------------------------------------------

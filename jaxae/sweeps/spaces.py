@@ -209,8 +209,11 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
         points = qmc.Sobol(len(ranges), scramble=False).random_base2(
             max(0, math.ceil(math.log2(num_samples)))
         )
-        # Moved as a whole, so that the key counts and no point is a corner.
-        u = (points[:num_samples] + rng.random(len(ranges))[None]) % 1
+        # Moved by exclusive or, so that the key counts and no point is a corner: a sum
+        # would not keep what is even about them, a point in each half of each half.
+        moves = rng.integers(2**32, size=len(ranges), dtype=np.uint64)
+        codes = (points[:num_samples] * 2.0**32).astype(np.uint64) ^ moves[None]
+        u = (codes + 0.5) / 2.0**32
     columns = {name: axis.at(u[:, i]) for i, (name, axis) in enumerate(ranges.items())}
     return [
         {name: float(column[i]) for name, column in columns.items()}
@@ -244,9 +247,11 @@ def _axis(name: str, axis: Any) -> list:
     if name in CHOICES:
         return _choices(name, axis)
     kind = "integer" if name in (SEED, LATENT_DIM) else "number"
-    values = np.array(list(axis) if isinstance(axis, Iterable) else axis)
+    given = list(axis) if isinstance(axis, Iterable) else axis
+    values = np.array(given)
+    is_flag = isinstance(given, list) and any(isinstance(v, bool) for v in given)
     kinds = "iu" if kind == "integer" else "fiu"
-    if values.ndim != 1 or not len(values) or values.dtype.kind not in kinds:
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in kinds or is_flag:
         raise ValueError(
             f"space[{name!r}] must be a list of at least one {kind}, got {axis!r}."
         )
@@ -254,8 +259,10 @@ def _axis(name: str, axis: Any) -> list:
         raise ValueError(
             f"space['seed'] must lie between 0 and 2**32 - 1, got {axis!r}."
         )
-    if name == LATENT_DIM and values.min() < 1:
-        raise ValueError(f"space['latent_dim'] must be at least 1, got {axis!r}.")
+    if name == LATENT_DIM and not (1 <= values.min() and values.max() < 2**31):
+        raise ValueError(
+            f"space['latent_dim'] must lie between 1 and 2**31 - 1, got {axis!r}."
+        )
     if not np.isfinite(values).all():
         raise ValueError(f"space[{name!r}] must be finite, got {axis!r}.")
     return values.tolist()
@@ -284,6 +291,8 @@ def _check_space(space: Any, hparams: Mapping) -> None:
             "space must be a dict of at least one axis, such as "
             "{'learning_rate': [0.1, 0.01]}."
         )
+    for key, axis in space.items():
+        _check_key(key, axis)
     names = _names(space)
     for name in names:
         if name in RESERVED:
@@ -295,6 +304,18 @@ def _check_space(space: Any, hparams: Mapping) -> None:
             raise ValueError(f"{name} is in space and in hparams; leave one out.")
         if names.count(name) > 1:
             raise ValueError(f"{name} is in space twice; leave one out.")
+
+
+def _check_key(key: Any, axis: Any) -> None:
+    together = key if isinstance(key, tuple) else (key,)
+    if not together or not all(isinstance(name, str) for name in together):
+        raise ValueError(
+            f"space's keys must be names, or tuples of names, got {key!r}."
+        )
+    if isinstance(key, tuple) and isinstance(axis, Range):
+        raise ValueError(
+            f"space[{key!r}] must be a list of tuples; give each range its own name."
+        )
 
 
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:

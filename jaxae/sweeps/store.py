@@ -59,12 +59,18 @@ def identity_of(objective, config, hparams, key, data, validation, lanes, halvin
 
 def _space(lanes: Lanes) -> dict[str, Any]:
     def words(column: np.ndarray):
-        text = json.dumps(column.tolist())
-        if len(text) < 200:
-            return column.tolist()
-        return f"{len(column)} values, {hashlib.sha256(text.encode()).hexdigest()}"
+        distinct = list(dict.fromkeys(column.tolist()))
+        text = json.dumps(distinct)
+        return distinct if len(text) < 200 else f"{len(distinct)} values, {_hash(text)}"
 
-    return {name: words(column) for name, column in lanes.axes.items()}
+    every = json.dumps([column.tolist() for column in lanes.axes.values()])
+    values = {name: words(column) for name, column in lanes.axes.items()}
+    # What two spaces of the same values may still differ in: how these go together.
+    return {**values, "lanes": f"{len(lanes)}, {_hash(every)}"}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -94,7 +100,8 @@ class Store:
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is damaged ({error}); restore it, or choose another folder."
+                f"{path} is damaged ({error}); restore it, choose another folder, or "
+                "remove this one."
             ) from None
         for name, found, wanted in differences(identity, self._identity):
             raise ValueError(
