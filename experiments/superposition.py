@@ -18,9 +18,27 @@ Autoencoder, Université de Sherbrooke, October 2012, with no bias before the la
 
 Features are there with probability `density`, then U(0, 1); the loss is half the
 squared error, each feature counted by its importance. Density and seed are lanes of one
-program, a million steps of them a minute; importance, a part of the observation, takes
-a compilation a value. All is in `jaxae.observations`, `jaxae.Autoencoder` and
-`jaxae.data`; the measures and the candidates are in `_toy_models.py`.
+program; importance, a part of the observation, takes a compilation a value. All is in
+`jaxae.observations`, `jaxae.Autoencoder` and `jaxae.data`; the measures, the candidates
+and the expected loss, by quadrature in float64, are in `_toy_models.py`.
+
+Found (full run, 8820 + 140 + 30 lanes, on a CPU):
+* n = 2 and n = 3: as the candidates say in 99.5 % of the cells where one kind leads by
+  10 %, and in 97.7 % and 94.1 % of all. The trained loss is 0.88 to 1.004 times the
+  best candidate's: near the boundaries solutions in between are better, as W = (1, -c),
+  0 < c < 1, and there superposition begins earlier than the candidates say. Where
+  importances are equal theory has a tie, which training breaks. (At first the claim was
+  all cells with a lead of 5 %; the quick run, seen first, showed those solutions.)
+* In a cell 69 % and 75 % of the seeds come within 5 % of the best one's loss: a single
+  one is no phase diagram.
+* n = 20: 5, 7, 9, 12, 12, 13, 14 features from density 1 to 0.001; without the relu 5,
+  the most important, each time. The last of 20 has an importance of 0.001, and does not
+  pay even there. (All 20 were expected at first.)
+* n = 400: D* is within 0.05 of 1 for 1 / density from 1 to 1.44, of 1/2 from 2.33 to
+  3.78. On that plateau every feature represented has a dimensionality of 0.50: 56 to 58
+  in 28 or 29 pairs. Before it, 2/3 and some near 3/4, after it 2/5 and 3/8, and beyond
+  1 / density = 5 a continuum. Near D* = 1 none is at 1: features of one importance are
+  equal, and 30 dimensions are shared by all 400 as in PCA.
 """
 
 import sys
@@ -191,7 +209,8 @@ def _cell(sweep, lanes, importance, density) -> dict:
         "trained": str(toy.kinds(weights(sweep, best)[0])[-1]),
         "is_decided": rivals[runner_up] > LEAD * rivals[kind],
         "loss_by_theory": losses[best] / rivals[kind],
-        "seeds_at_best": np.mean(
+        # How far one seed may be trusted.
+        "share_of_seeds_near_best": np.mean(
             [loss < 1.05 * losses[best] for loss in losses.values()]
         ),
     }

@@ -202,6 +202,9 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(here, undrawn, capsys
     assert "holds a run already that is no sweep" in capsys.readouterr().err
     assert sweep(here, RATES, "--overwrite") == 0
     assert not (here / "out" / "checkpoints").exists()
+    (here / "out" / "config.json").write_text("{")
+    assert sweep(here, RATES) == 2
+    assert "--out out has a damaged config.json (" in capsys.readouterr().err
 
 
 # ---- options -------------------------------------------------------------------------
@@ -330,7 +333,10 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(here):
         ("l1 = [1]\n[[together]]\nl1 = [1]\nseed = [1]", "leave one out"),
         ("l1 = [", "is not TOML"),
         ("", "varies nothing"),
-        ("l1 = [-1.0]\nlearning_rate = [0.1]\nmomentum = [0.9]", "nothing in this sweep reads"),
+        (
+            "l1 = [-1.0]\nlearning_rate = [0.1]\nmomentum = [0.9]",
+            "nothing in this sweep reads",
+        ),
         ("corruption_rate = [0.1]", "which nothing in this sweep reads"),
         ("batch_size = [10, 20]", "batch_size is in space.toml, and --batch-size"),
     ],

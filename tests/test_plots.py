@@ -340,7 +340,7 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_all(tmp_path, monkey
     band = axes.collections[0].get_paths()[0].vertices
     np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [2.5, 6.7])
     assert axes.get_title(loc="left") == (
-        "best validation/loss: 2.6 at learning_rate 0.01, l1 0"
+        "best validation/loss: 2.6 (mean of 3 seeds) at learning_rate 0.01, l1\n0"
     )
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["l1 0", "l1 0.1", "least to largest of 3 seeds"]

@@ -1,6 +1,7 @@
 """`jaxae sweep`: from a space and data to a table, the best model and pictures."""
 
 import importlib.util
+import json
 import shutil
 import time
 import warnings
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 import jaxae
+from jaxae import _checks
 from jaxae.autoencoder.files import CONFIG_FILE, write_atomically
 from jaxae.cli import building, folder, outcome, reporting
 from jaxae.cli import space as space_module
@@ -75,14 +77,25 @@ def _check_out(options: SweepOptions) -> Path:
             f"--out {out} has a folder where the file {name} belongs; move it away, or "
             "choose another folder."
         )
-    config = out / CONFIG_FILE
-    is_sweep = config.is_file() and b'"sweep"' in config.read_bytes()
-    if folder.holds_run(out) and not is_sweep and not options.overwrite:
-        raise ValueError(
-            f"--out {out} holds a run already that is no sweep; choose another folder, "
-            "or replace it with --overwrite."
-        )
+    if folder.holds_run(out) and not options.overwrite:
+        found = _other_run(out / CONFIG_FILE)
+        if found is not None:
+            raise ValueError(
+                f"--out {out} {found}; choose another folder, or replace it with "
+                "--overwrite."
+            )
     return out
+
+
+def _other_run(config: Path) -> str | None:
+    """What a folder holds that is not known to be a sweep."""
+    if not config.is_file():
+        return "holds a run already that is no sweep"
+    try:
+        is_sweep = "sweep" in json.loads(config.read_bytes())
+    except (ValueError, TypeError) as error:
+        return f"has a damaged {config.name} ({_checks.first_line(error)})"
+    return None if is_sweep else "holds a run already that is no sweep"
 
 
 def _clear(out: Path) -> None:

@@ -4,6 +4,7 @@ matplotlib is imported where it is used, and only its object interface: no globa
 """
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 PathLike = str | os.PathLike[str]
 
+_CHARACTERS = 11  # an inch, of small print with room beside it
 NOTHING = "0.75"  # where there is no number
 
 
@@ -28,6 +30,17 @@ def show(
 def integer_ticks(axis: Any) -> None:
     """Ticks at whole numbers only."""
     axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def title(axes: Any, text: str, **options: Any) -> None:
+    """Above the axes, in as many lines as the figure's width makes of it."""
+    text = wrapped(text, axes.figure.get_figwidth())
+    axes.set_title(text, fontsize=9, loc="left", **options)
+
+
+def wrapped(text: str, inches: float) -> str:
+    """In lines of about that length: a longer one would stretch the figure."""
+    return textwrap.fill(text, int(_CHARACTERS * inches))
 
 
 def figure(inches: tuple[float, float]) -> Any:

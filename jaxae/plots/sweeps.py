@@ -27,7 +27,7 @@ def sweep_curves(
     setting at each value, before all lanes as dots. Where `seed` is swept, a line is
     the mean over seeds and its band reaches from the least to the largest. Lanes whose
     other axes change along with this one, as drawn ones do, are dots. Diverged lanes
-    are crosses at the top, lanes that halving stopped faint dots.
+    are crosses at the top, lanes that halving stopped open circles, at their own end.
 
     Args:
       sweep: what `jaxae.sweep` returned, or its table.
@@ -49,7 +49,7 @@ def sweep_curves(
     if len(settings) <= _FEW:
         colours = _colours(found, others, list(settings))
         for (row, lanes), colour in zip(settings.items(), colours, strict=True):
-            label = _words(dict(zip(others, row, strict=True)))
+            label = trials.words(dict(zip(others, row, strict=True)))
             if is_dots:
                 done = lanes[found.is_done[lanes]]
                 if not len(done):
@@ -155,13 +155,16 @@ def _finish_curves(axes, found: Trials, places: Places, axis: str, along) -> Non
         axes.yaxis.set_minor_formatter(LogFormatter())
     if found.is_diverged.any():
         axes.margins(y=0.12)
+    if not shown.size:
+        axes.set_yticks([])
     _ticks(axes.xaxis, places)
     margin = 0.05 * (places.at.max() - places.at.min())
     axes.set_xlim(places.at.min() - margin, places.at.max() + margin)
     changes = f"; {', '.join(along)} changes along" if along else ""
     axes.set_xlabel(f"{axis}{places.scale}{changes}")
-    axes.set_ylabel(found.label.replace(" after", "\nafter"))
-    axes.set_title(_title(found), fontsize=9, loc="left")
+    label = found.after if along else found.label  # dots are single lanes
+    axes.set_ylabel(label.replace(" after", "\nafter"))
+    drawing.title(axes, found.title)
     axes.grid(color="0.92", which="both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -171,12 +174,17 @@ def _finish_curves(axes, found: Trials, places: Places, axis: str, along) -> Non
 
         handles.append(Patch(color="0.85"))
         labels.append(f"least to largest of {found.num_seeds} seeds")
-    named = [(h, label) for h, label in zip(handles, labels, strict=True) if label]
+    named = [
+        (h, drawing.wrapped(label, 4.0))
+        for h, label in zip(handles, labels, strict=True)
+        if label
+    ]
     if named:
+        longest = max(len(label) for _, label in named)
         axes.figure.legend(
             *zip(*named, strict=True),
             loc="outside lower center",
-            ncols=min(3, len(named)),
+            ncols=min(3, len(named)) if longest < 30 else 1,
             frameon=False,
             fontsize=8,
         )
@@ -230,11 +238,12 @@ def sweep_map(
         axes.tick_params("x", labelrotation=30)
     axes.set_xlabel(f"{x}{x_ticks[2]}")
     axes.set_ylabel(f"{y}{y_ticks[2]}")
-    axes.set_title(_title(found), fontsize=9, loc="left")
+    drawing.title(axes, found.title)
     others = [name for name in found.axes if name not in (x, y)]
-    best = f",\nbest over {', '.join(others)}" if others else ""
-    bar = figure.colorbar(picture, ax=axes)
-    bar.set_label(f"{found.label.replace(' after', chr(10) + 'after', 1)}{best}")
+    best = f", best over {', '.join(others)}" if others else ""
+    if np.isfinite(values).any():
+        bar = figure.colorbar(picture, ax=axes)
+        bar.set_label(drawing.wrapped(f"{found.label}{best}", size[1]))
     return drawing.save(figure, path)
 
 
@@ -359,8 +368,8 @@ def sweep_parallel(sweep: Any, path: PathLike, metric: str | None = None) -> Pat
         axes.text(k + 0.06, 1.08, "diverged", color=_DIVERGED, fontsize=8, va="center")
     axes.set(xlim=(-0.35, k + 0.4), ylim=(-0.06, 1.12))
     axes.set_axis_off()
-    axes.set_title(_title(found), fontsize=9, loc="left", pad=34)
-    said = ["thick: the best"]
+    drawing.title(axes, found.title, pad=34)
+    said = ["thick: the best"] if found.is_done.any() else []
     if len(ranks) < len(order):
         said.insert(0, f"{len(ranks)} of {len(order)} settings, evenly by rank")
     if found.is_halved.any():
@@ -374,8 +383,9 @@ def sweep_parallel(sweep: Any, path: PathLike, metric: str | None = None) -> Pat
 def _with_colours(figure, axes, found: Trials, norm, colours, path) -> Path:
     from matplotlib.cm import ScalarMappable
 
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.06)
-    bar.set_label(found.label)
+    if found.is_done.any():
+        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.06)
+        bar.set_label(found.label)
     return drawing.save(figure, path)
 
 
@@ -426,18 +436,6 @@ def _draw_scale(axes: Any, k: int, name: str, scale: str, ticks, labels) -> None
 
 
 # ---- words ---------------------------------------------------------------------------
-
-
-def _words(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {trials.word(value)}" for name, value in row.items())
-
-
-def _title(found: Trials) -> str:
-    best = found.best()
-    if best is None:
-        return "no lane was trained to the end"
-    row, value = best
-    return f"best {found.metric}: {value:.4g} at {_words(row) or 'the only setting'}"
 
 
 def _ticks(axis: Any, places: Places) -> None:

@@ -36,7 +36,23 @@ class Trials(NamedTuple):
     def label(self) -> str:
         """What a number of the picture is."""
         over = f", mean of {self.num_seeds} seeds" if self.num_seeds > 1 else ""
-        return f"{self.metric} after the last epoch{over}"
+        return f"{self.after}{over}"
+
+    @property
+    def after(self) -> str:
+        """What the number of a lane is."""
+        return f"{self.metric} after the last epoch"
+
+    @property
+    def title(self) -> str:
+        """The best setting, and how good it is."""
+        best = self.best()
+        if best is None:
+            return "no lane was trained to the end"
+        row, value = best
+        at = words(row) or "the only setting"
+        over = f" (mean of {self.num_seeds} seeds)" if self.num_seeds > 1 else ""
+        return f"best {self.metric}: {value:.4g}{over} at {at}"
 
     def settings(self, *names: str) -> dict[tuple, np.ndarray]:
         """The lanes of every combination of these axes that there is."""
@@ -175,6 +191,11 @@ def word(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
+
+
+def words(row: dict[str, Any]) -> str:
+    """A setting as a picture has it."""
+    return ", ".join(f"{name} {word(value)}" for name, value in row.items())
 
 
 def _decades(low: float, high: float) -> np.ndarray:
