@@ -158,12 +158,13 @@ def main(argv=None) -> int:
 @contextlib.contextmanager
 def compiled_once():
     """Each check traces anew; what it compiles is kept, here and nowhere else."""
+    before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as cache:
         gradient_bugs.keep_compiled(cache)
         try:
             yield
         finally:
-            jax.config.update("jax_compilation_cache_dir", None)
+            jax.config.update("jax_compilation_cache_dir", before)
             compilation_cache.reset_cache()
 
 

@@ -1,8 +1,18 @@
 """Shared strictness: types and shapes are checked, silent broadcasts are errors."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most of the suite's time is compilation, and much of it of the same programs, also by
+# the processes that tests start. They are kept for one run, and for each worker by
+# itself: jax writes a cache's files in place, where another process may read half of
+# one.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxae-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
@@ -18,6 +28,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--slow", action="store_true", help="run the full products and long studies too"
     )
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):

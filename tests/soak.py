@@ -69,9 +69,11 @@ def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
     return tally
 
 
-def start(run: Path) -> subprocess.Popen:
+def start(run: Path, compiles: bool = False) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxae.cli", *COMMAND, "--out", str(run)]
     env = {"JAX_PLATFORMS": "cpu", **os.environ}
+    if compiles:  # itself, whatever another has compiled
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)
     return subprocess.Popen(
         [*command, "--resume"],
         stdout=subprocess.PIPE,
@@ -87,7 +89,7 @@ def finish(run: Path) -> None:
     Raises:
       RuntimeError: with what the command said, if it failed.
     """
-    process = start(run)
+    process = start(run, compiles=True)
     out, err = process.communicate(timeout=TIME_LIMIT)
     if process.returncode != 0 or err:
         raise RuntimeError(f"exit status {process.returncode}: {out}{err}")

@@ -31,8 +31,12 @@ ALONE, PAIRS, ALL = list(each_alone()), covering_pairs(), list(full_product())
 KEY = jax.random.key(0)
 
 
-def rows(rows):
-    return pytest.mark.parametrize("row", rows, ids=row_id)
+def rows(rows, slow=()):
+    """A test of each of these rows, and of the slow ones where slow tests run."""
+    known = {row_id(row) for row in rows}
+    more = [row for row in slow if row_id(row) not in known]
+    marked = [pytest.param(row, marks=pytest.mark.slow) for row in more]
+    return pytest.mark.parametrize("row", [*rows, *marked], ids=row_id)
 
 
 def unique(*lists):
@@ -85,7 +89,7 @@ def test_hand_gradient_is_the_derivative_and_equals_autodiff_full_product(row, x
 # ---- purity: jit, vmap, one trace, same key same result ------------------------------
 
 
-@rows(unique(ALONE, PAIRS))
+@rows(ALONE, slow=PAIRS)
 def test_jit_equals_eager_and_traces_once_for_any_hparams(row):
     objective = build(row)
     params, X = start(objective), batch()
@@ -133,7 +137,7 @@ def test_frozen_hashable_picklable_printable(row):
         assert pickle.loads(pickle.dumps(objective)) == objective
 
 
-@rows(unique(ALONE, PAIRS))
+@rows(ALONE, slow=PAIRS)
 def test_training_lowers_the_loss_and_stays_finite(row):
     objective = build(row)
     hparams = {**hparams_of(objective), "learning_rate": 0.03}

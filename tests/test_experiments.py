@@ -31,17 +31,8 @@ PICTURES = {
 }
 
 
-# A quarter of a minute and more even when quick.
-SLOW = {"detection_power", "precision", "learning_rate_transfer", "superposition"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name in PICTURES
-    ],
-)
+@pytest.mark.slow  # a quarter of a minute each, or more
+@pytest.mark.parametrize("name", PICTURES)
 def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     result = run_study(name, tmp_path, "--quick")
     assert result["pass"] and result["quick"]
@@ -484,6 +475,7 @@ def test_a_check_that_overlooks_or_blames_fails_the_claim(
     spoil, failing, monkeypatch, tmp_path, capsys
 ):
     study, check = load_study("detection_power"), gradcheck.check
+    cache = jax.config.jax_compilation_cache_dir
     monkeypatch.setattr(gradcheck, "check", lambda *a, **kw: spoil(check(*a, **kw)))
     quick = study.QUICK._replace(cases=((study.SMALL, "float32", 1),))
     monkeypatch.setattr(study, "QUICK", quick)
@@ -493,7 +485,7 @@ def test_a_check_that_overlooks_or_blames_fails_the_claim(
     result = json.loads((tmp_path / "result.json").read_text())
     assert failing <= {name for name, holds in result["holds"].items() if not holds}
     assert "FAIL" in capsys.readouterr().out
-    assert jax.config.jax_compilation_cache_dir is None  # as it was
+    assert jax.config.jax_compilation_cache_dir == cache  # as it was
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -1,9 +1,11 @@
-"""Killed at any moment, a run goes on as if nothing had happened: ten kills of it."""
+"""Killed at any moment, a run goes on as if nothing had happened: a few kills of it."""
 
+import pytest
 import soak
 
 
-def test_ten_kills_change_nothing(tmp_path):
-    tally = soak.soak(tmp_path, num_kills=10, seed=1, say=lambda tally: None)
-    assert tally.kills == 10 and tally.different == ()
-    assert tally.inside_a_save >= 3
+@pytest.mark.parametrize("num_kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_change_nothing(tmp_path, num_kills):
+    tally = soak.soak(tmp_path, num_kills, seed=1, say=lambda tally: None)
+    assert tally.kills == num_kills and tally.different == ()
+    assert tally.inside_a_save >= num_kills // 3

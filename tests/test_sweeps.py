@@ -99,7 +99,11 @@ def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
 
 @pytest.mark.parametrize(
     "activation, gradient",
-    [("sigmoid", "autodiff"), ("sigmoid", "manual"), ("tanh", "manual")],
+    [
+        ("sigmoid", "autodiff"),
+        pytest.param("sigmoid", "manual", marks=pytest.mark.slow),
+        ("tanh", "manual"),
+    ],
 )
 def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient):
     added = (penalties.l1, penalties.contractive, penalties.weight_decay)

@@ -86,7 +86,8 @@ class Sweep:
         """A pandas frame: one row a lane, its axes, final metrics, status, stopped_at.
 
         With them "epochs", how many it ran; of a lane that was halved away, the
-        metrics are those of the last of these.
+        metrics are those of the last of these. One that diverged stands still from
+        stopped_at on, and its epochs count.
 
         Raises:
           ImportError: where pandas is not installed.
