@@ -217,13 +217,22 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(here, undrawn, capsys
             'optimizer = ["sgd", "adam"]\nmax_norm = [0.5, 1.0]\n',
             ("--schedule", "cosine", "--warmup-steps", "2"),
         ),
-        ('corruption = ["none", "masking"]\ncorruption_rate = [0.3]\n', ()),
+        pytest.param(
+            'corruption = ["none", "masking"]\ncorruption_rate = [0.3]\n',
+            (),
+            marks=pytest.mark.slow,
+        ),
         ("[[together]]\ntied = [true, false]\nbias = [false, true]\n", ()),
         ("latent_dim = [2, 5]\ninit_scale = [0.5, 1.0]\n", ("--devices", "1")),
-        ("[[together]]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n", ()),
-        (
+        pytest.param(
+            "[[together]]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n",
+            (),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "kl_sparsity = [0.1]\nkl_sparsity_target = [0.05, 0.1]\n",
             ("--validation-fraction", "0"),
+            marks=pytest.mark.slow,
         ),
         ('observation = ["gaussian", "bernoulli"]\n', ("--metric", "validation/fvu")),
         (

@@ -424,8 +424,15 @@ print(run.status, len(seen))
 """
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("handler", ["default", "handled"])
+@pytest.mark.parametrize(
+    "handler, number",
+    [
+        ("default", "SIGINT"),
+        ("handled", "SIGTERM"),
+        pytest.param("default", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("handled", "SIGINT", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_waits_for_the_state_and_then_has_its_effect(
     tmp_path, whole, number, handler
 ):
