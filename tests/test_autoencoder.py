@@ -39,7 +39,7 @@ def model(
 # ---- the lecture's equations ---------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     activation=st.sampled_from(sorted(activations.CATALOGUE)),
     observation=st.sampled_from(sorted(observations.CATALOGUE)),

@@ -43,7 +43,7 @@ def assert_close(found, expected):
     chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(MODELS)
 def test_backprop_is_the_derivative_and_equals_the_lecture_and_autodiff(drawn):
     activation, observation, is_tied, D, H, seed = drawn
@@ -65,7 +65,7 @@ def test_backprop_is_the_derivative_and_equals_the_lecture_and_autodiff(drawn):
         assert_close(bp.grads, jax.grad(ae.loss)(params, x, target))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(MODELS)
 def test_each_path_is_the_derivative_by_its_own_copy_of_the_parameters(drawn):
     activation, observation, is_tied, D, H, seed = drawn
