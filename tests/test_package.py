@@ -2,11 +2,12 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
-import tomllib
 
 import pytest
+from packaging.version import Version
 
 import jaxae
 
@@ -121,8 +122,23 @@ def test_the_library_never_sets_global_configuration_nor_unpickles():
         }, path
 
 
-def test_version_is_the_changelogs_first():
+def test_version_follows_the_changelog():
+    """Unreleased changes belong to a development version above the last release."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["dynamic"] == ["version"]
-    assert f"## [{jaxae.__version__}]" in changelog
+    unreleased, *releases = re.split(r"^## \[(.*)\].*$", changelog, flags=re.M)[1:]
+    assert unreleased == "Unreleased"
+    changes, last_release = releases[0].strip(), releases[1]
+    version = Version(jaxae.__version__)
+    assert version.is_devrelease == bool(changes)
+    assert version > Version(last_release) if changes else version == last_release
+
+
+def test_citation_names_the_last_release():
+    citation = (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    version, date = re.findall(r"^## \[(\d.*)\] - (.*)$", changelog, re.M)[0]
+    assert f"\nversion: {version}\n" in citation
+    assert f"\ndate-released: {date}\n" in citation
+    # The README's entry for BibTeX cites the same release.
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"^  version = \{(.*)\},$", readme, re.M)[1] == version
