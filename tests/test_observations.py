@@ -227,7 +227,7 @@ def test_gaussian_link_refuses_weights_of_another_kind(weights):
 
 
 def test_gaussian_link_refuses_in_one_sentence():
-    for link in ("relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
+    for link in (b"relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
         with pytest.raises(ValueError, match="link must be an elementwise Activation"):
             gaussian_link(link)
     weighted = gaussian_link(activations.relu, (1.0, 2.0))
