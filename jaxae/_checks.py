@@ -193,10 +193,8 @@ class Range(NamedTuple):
     def check(self, name: str, hparams: Mapping[str, Any]) -> None:
         """Refuse the number of that name if it is out of range; it may be absent."""
         if name in hparams and not self.contains(hparams[name]):
-            reason = self.reason and f"; {self.reason}"
-            raise ValueError(
-                f"hparams[{name!r}] must be {self.words}, got {hparams[name]}{reason}."
-            )
+            found = f"{hparams[name]!s}{self.reason and f'; {self.reason}'}"
+            raise ValueError(f"hparams[{name!r}] must be {self.words}, got {found}.")
 
 
 AT_LEAST_0 = Range(lambda x: x >= 0, "at least 0")

@@ -104,6 +104,13 @@ def test_the_ends_of_the_ranges_that_are_closed():
         optimizers.check_hparams(optimizer, {"learning_rate": 0.0, **numbers})
 
 
+def test_a_number_is_told_as_it_was_given():
+    """Not with the digits that float32 has in float64."""
+    for value in (-0.1, np.float32(-0.1), jnp.float32(-0.1)):
+        with pytest.raises(ValueError, match=r"at least 0, got -0\.1;"):
+            optimizers.check_hparams(optimizers.adam, {"learning_rate": value})
+
+
 def test_an_optimizer_of_ones_own_may_have_ranges():
     class Own:
         def __call__(self, hparams):

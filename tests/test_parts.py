@@ -164,6 +164,14 @@ WRONG = {
 }
 
 
+WRONG_AT_THE_START = {
+    "eta_of_mean": (
+        lambda: observes(eta_of_mean=jnp.mean),
+        r"observation scaled_gaussian: eta_of_mean must .* \[6\], got float32\[\]",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_part_is_refused_before_any_work(name, monkeypatch):
     """By name, function and leaf, though only the end of an epoch may call it."""
@@ -186,6 +194,7 @@ def test_a_wrong_part_is_refused_before_any_work(name, monkeypatch):
 def test_a_wrong_part_is_refused_where_it_is_used():
     for name, use in {
         "init array": lambda o: o.ae.init(KEY),
+        "eta_of_mean": lambda o: o.ae.init(KEY, data_mean=X.mean(axis=0)),
         "apply": lambda o: o.ae.encode(o.ae.init(KEY), X[0]),
         "link": lambda o: o.ae.reconstruct(o.ae.init(KEY), X[0]),
         "loss": lambda o: o.ae.loss(o.ae.init(KEY), X[0]),
@@ -198,7 +207,7 @@ def test_a_wrong_part_is_refused_where_it_is_used():
             o.ae.init(KEY), X, KEY, HPARAMS
         ),
     }.items():
-        build, sentence = WRONG[name]
+        build, sentence = {**WRONG, **WRONG_AT_THE_START}[name]
         with pytest.raises(ValueError, match=sentence):
             jax.eval_shape(functools.partial(use, build()))
 

@@ -119,9 +119,10 @@ def refuse_sweep(directory: Path) -> None:
     Raises:
       ValueError: naming the folder of the best one.
     """
-    if (directory / LANES_FILE).is_file():  # of jaxae.sweep(out=)
+    config = directory / CONFIG_FILE
+    if (directory / LANES_FILE).is_file() and not config.exists():
         advice = "save one of its models by jaxae.save(DIR, ae, sweep.params(lane))"
-    elif not _is_of_sweep(directory / CONFIG_FILE):
+    elif not _is_of_sweep(config):
         return
     elif (directory / BEST).is_dir():
         advice = f"its best model is in {directory / BEST}"

@@ -298,7 +298,9 @@ class Autoencoder:
             )
         if not isinstance(data_mean, jax.core.Tracer):
             self.observation.validate(data_mean)
-        return self.observation.eta_of_mean(data_mean)
+        eta = self.observation.eta_of_mean(data_mean)
+        what = f"observation {self.observation}: eta_of_mean"
+        return _checks.returned(what, eta, data_mean.shape)
 
     # ---- refusals, on shapes and types only ------------------------------------------
 
