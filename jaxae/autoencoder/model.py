@@ -377,10 +377,8 @@ def product(W, v, dtype):
 def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
     """What a part learns, at its start."""
     theta = () if part.init is None else part.init(size)
-    is_tuple = isinstance(theta, tuple)
-    if not is_tuple or not all(
-        _checks.is_real(leaf) for _, leaf in _checks.named(theta)
-    ):
+    are_arrays = all(_checks.is_real(leaf) for _, leaf in _checks.named(theta))
+    if not (isinstance(theta, tuple) and are_arrays):
         raise ValueError(
             f"{kind} {part}: init must return a tuple of arrays of numbers, one for "
             f"each thing that is learned, got {_checks.outline(theta)}."

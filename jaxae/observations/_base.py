@@ -31,7 +31,7 @@ class Observation(NamedTuple):
       support: "counting" or "lebesgue", what log_prob is a density against; "none"
         where the loss is no likelihood.
       derived: "hand" or "autodiff", where dloss comes from.
-      init: `(input_dim) -> theta`, a tuple of arrays, where p is learned.
+      init: `(input_dim) -> theta`, a tuple or NamedTuple of arrays, if p is learned.
       dtheta: `(eta, x, *theta) -> dtheta`, a tuple like theta, for one example.
       eta_of_mean: `(mean [D]) -> eta [D]`, for an output bias from the data's mean.
       input_dim: D, where it is for that many columns only.
