@@ -368,7 +368,7 @@ def test_recipes_refuse_what_is_no_function(make):
 
 def test_recipes_refuse_a_density_of_part_of_the_data():
     partial = from_log_prob(lambda x, mu: -((x - mu)[:2] ** 2), _itself)
-    with pytest.raises(ValueError, match=r"one for each of the 4 columns, got shape"):
+    with pytest.raises(ValueError, match=r"one for each of the 4 columns, got float32"):
         partial.loss(ETA, X)
 
 

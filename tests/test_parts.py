@@ -38,6 +38,10 @@ def observes(**changes):
     return objective(observation=scaled_gaussian._replace(**changes))
 
 
+def recipe(log_prob=lambda x, mu: -x, mean=lambda eta: eta):
+    return objective(observation=observations.from_log_prob(log_prob, mean, name="own"))
+
+
 def penalized(cotangents=lambda *_: Cotangents(), value=DEFAULT_PENALTY.value):
     return objective(penalties=(Penalty("own", value, cotangents),))
 
@@ -123,6 +127,14 @@ WRONG = {
     "link": (
         lambda: observes(link=activations.tanh._replace(apply=jnp.argmax)),
         r"observation scaled_gaussian: link must return .* \[6\], got int32\[\]",
+    ),
+    "mean of a recipe": (
+        lambda: recipe(mean=lambda eta: eta.sum()),
+        r"observation own: mean must return .* of shape \[6\], got float32\[\]",
+    ),
+    "log_prob of a recipe": (
+        lambda: recipe(log_prob=lambda x, mu: None),
+        "log_prob must return a number, or one for each of the 6 columns, got None",
     ),
     # What is added and what is changed.
     "penalty value": (
