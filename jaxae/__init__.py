@@ -17,6 +17,7 @@ from jaxae import (
     observations,
     optimizers,
     penalties,
+    sweeps,
     training,
 )
 from jaxae._version import __version__
@@ -55,6 +56,7 @@ __all__ = [
     "plots",
     "save",
     "sweep",
+    "sweeps",
     "train",
     "training",
     "untie",
@@ -66,3 +68,8 @@ def __getattr__(name: str):
     if name in ("gradcheck", "plots"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    dunders = [name for name in globals() if name.startswith("__")]
+    return sorted({*__all__, *dunders})

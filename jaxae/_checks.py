@@ -7,12 +7,14 @@ under `jit`; values are looked at by `data.check_array` and `Observation.validat
 import contextlib
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 T = TypeVar("T")
 
@@ -31,6 +33,19 @@ def closest(name: Any, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" where a known name is near, else nothing."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def part(name: str, value: Any, get: Callable, kind: type[T], example: str) -> T:
+    """`value` if it is a part of that kind; by a string, the part of that name."""
+    if isinstance(value, str):
+        return get(value)
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AO" else "a"
+        raise ValueError(
+            f"{name} must be {article} {kind.__name__} such as jaxae.{example}, or the "
+            f"name of one, got {describe(value)}."
+        )
+    return value
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -114,6 +129,149 @@ def floating_dtype(dtype: Any) -> Any:
             "`with jax.enable_x64(True):`."
         )
     return found
+
+
+def folder(name: str, value: Any) -> Path:
+    """`value` as the path of a folder; text must not be empty."""
+    if isinstance(value, str) and value:
+        return Path(value)
+    if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
+        return Path(value)
+    raise ValueError(
+        f"{name} must be a folder's path, such as 'runs/a', got {describe(value)}."
+    )
+
+
+# ---- hyperparameters -----------------------------------------------------------------
+
+
+def hparams(values: Any) -> None:
+    """Refuse what is not a dict of numbers by name; traced numbers are numbers too."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"hparams must be a dict of numbers, got {describe(values)}.")
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                "hparams must have names for keys, such as 'learning_rate', got "
+                f"{name!r}."
+            )
+        if not is_real(value) or np.shape(value) != ():
+            raise ValueError(
+                f"hparams[{name!r}] must be a finite number, got {describe(value)}."
+            )
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is a real number or an array of such; text and bools are not."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return False
+    kinds = jnp.floating, jnp.integer
+    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
+def untraced(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Those whose values can be seen, as NumPy's: JAX's comparisons would be traced."""
+    is_traced = {n: isinstance(v, jax.core.Tracer) for n, v in hparams.items()}
+    return {n: np.asarray(v)[()] for n, v in hparams.items() if not is_traced[n]}
+
+
+class Range(NamedTuple):
+    """The values that a hyperparameter may have.
+
+    Attributes:
+      contains: `(number) -> bool`.
+      words: what an error says that the number must be.
+      reason: why, where the words need one.
+    """
+
+    contains: Callable[[Any], Any]
+    words: str
+    reason: str = ""
+
+    def check(self, name: str, hparams: Mapping[str, Any]) -> None:
+        """Refuse the number of that name if it is out of range; it may be absent."""
+        if name in hparams and not self.contains(hparams[name]):
+            found = f"{hparams[name]!s}{self.reason and f'; {self.reason}'}"
+            raise ValueError(f"hparams[{name!r}] must be {self.words}, got {found}.")
+
+
+AT_LEAST_0 = Range(lambda x: x >= 0, "at least 0")
+POSITIVE = Range(lambda x: x > 0, "positive")
+
+
+# ---- what the functions of a part return ---------------------------------------------
+# Checked where they are called, so that a mistake in a part of the user's own is one
+# sentence that names the part, not an error from inside JAX.
+
+
+def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """What `what` returned, as an array of floats of that shape."""
+    array = _as_floats(value)
+    if array is None or array.shape != shape:
+        raise ValueError(
+            f"{what} must return an array of floats of shape {list(shape)}, got "
+            f"{describe(value)}."
+        )
+    return array
+
+
+def returned_like(what: str, value: Any, like: Any) -> Any:
+    """What `what` returned, as a pytree like `like`, of whose arrays it is a gradient.
+
+    A tuple serves for a NamedTuple, and a dtype may be wider than that of `like`.
+    """
+    if isinstance(like, tuple) and isinstance(value, tuple) and len(value) == len(like):
+        value = like._make(value) if hasattr(like, "_make") else tuple(value)
+    found, structure = jax.tree.flatten(value, is_leaf=_is_none)
+    expected: Any = jax.tree.structure(like)
+    if structure != expected:
+        raise ValueError(f"{what} must return {outline(like)}, got {outline(value)}.")
+    arrays = [_as_floats(leaf) for leaf in found]
+    for (path, leaf), array, given in zip(named(like), arrays, found, strict=True):
+        if array is None or array.shape != leaf.shape or _is_narrower(array, leaf):
+            place = f" as {path}" if path else ""
+            raise ValueError(
+                f"{what} must return {describe(leaf)}{place}, got {describe(given)}."
+            )
+    return jax.tree.unflatten(structure, arrays)
+
+
+def _is_narrower(array: Any, leaf: Any) -> bool:
+    return array.dtype != jnp.promote_types(array.dtype, leaf.dtype)
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a pytree with their paths, such as "activation/slope"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in leaves
+    ]
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None  # which JAX takes for a pytree without leaves
+
+
+def outline(tree: Any) -> str:
+    """A pytree in a few words: its type, and each of its leaves."""
+    leaves = named(tree)
+    if leaves and not leaves[0][0]:
+        return describe(tree)
+    return (
+        f"{type(tree).__name__}({', '.join(f'{n}: {describe(v)}' for n, v in leaves)})"
+    )
+
+
+def _as_floats(value: Any) -> jax.Array | None:
+    """A number, or an array of floats, as an array; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return jnp.asarray(float(value))
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return None
+    return jnp.asarray(value) if jnp.issubdtype(value.dtype, jnp.floating) else None
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class Activation(NamedTuple):
       vjp: `(a, z, dz, *theta) -> da`, the cotangent of `a` from that of `z`.
       slope: `(a, z) -> g'(a)` where g is elementwise, else None.
       curvature: `(a, z) -> g''(a)` where g is elementwise, else None.
-      init: `(latent_dim) -> theta`, a tuple of arrays, where g is learned.
+      init: `(latent_dim) -> theta`, a tuple or NamedTuple of arrays, if g is learned.
       vjp_theta: `(a, z, dz, *theta) -> dtheta`, a tuple like theta, for one example.
       init_gain: factor on Glorot's uniform limit for weights in front of this g.
       image: bounds of g; kl_sparsity needs latents between 0 and 1.

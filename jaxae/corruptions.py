@@ -30,8 +30,27 @@ class Corruption(NamedTuple):
     max_rate: float = 1.0
 
     def __call__(self, key, x, rate) -> Array:
-        """The corrupted example, `(key, x [D], rate []) -> [D]`."""
-        return self.apply(key, x, rate)
+        """The corrupted example, `(key, x [D], rate []) -> [D]`.
+
+        Raises:
+          ValueError: if `apply` changes the shape or the dtype of x.
+        """
+        value = self.apply(key, x, rate)
+        if _checks.describe(value) != _checks.describe(x):
+            raise ValueError(
+                f"corruption {self}: apply must return {_checks.describe(x)}, as x is, "
+                f"got {_checks.describe(value)}."
+            )
+        return value
+
+    @property
+    def rates(self) -> _checks.Range:
+        """The rates that have a meaning."""
+        largest = self.max_rate
+        upper = "" if math.isinf(largest) else f" and at most {largest:g}"
+        return _checks.Range(
+            lambda rate: 0 <= rate <= largest, f"at least 0{upper} for {self}"
+        )
 
     def __repr__(self) -> str:
         return self.name

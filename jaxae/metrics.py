@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxae import _checks
 from jaxae.autoencoder import Autoencoder
 
 SATURATED_SLOPE = 0.01
@@ -50,13 +51,24 @@ def l0(z) -> Float[Array, ""]:
 
 
 def dead_fraction(z) -> Float[Array, ""]:
-    """Fraction of latents, `[B, H]`, that are 0 on every example.
+    """Fraction of latents, `[B, H]`, that are dead: 0 on every example.
+
+    Raises:
+      ValueError: if z is not a batch.
+    """
+    return jnp.mean(is_dead(z).astype(jnp.float32))
+
+
+def is_dead(z) -> Bool[Array, "H"]:
+    """Which latents, `[B, H]`, are dead: 0 on every example.
+
+    A latent that is only close to 0, as sigmoid latents are, is not dead.
 
     Raises:
       ValueError: if z is not a batch.
     """
     _check_batches(z=z)
-    return jnp.mean(jnp.all(z == 0, axis=0).astype(jnp.float32))
+    return jnp.all(jnp.asarray(z) == 0, axis=0)
 
 
 def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
@@ -84,7 +96,9 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
 def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
     """Where |g'(a)| < 0.01, of a and z `[B, H]`; needs an activation with slope."""
     assert ae.activation.slope is not None  # refused by who calls
-    return jnp.abs(ae.activation.slope(a, z)) < SATURATED_SLOPE
+    slope = ae.activation.slope(a, z)
+    slope = _checks.returned(f"activation {ae.activation}: slope", slope, jnp.shape(a))
+    return jnp.abs(slope) < SATURATED_SLOPE
 
 
 def bits_per_dim(ae: Autoencoder, params, X) -> float:

@@ -1,6 +1,5 @@
 """What is minimised: mean reconstruction loss of a batch + sum of coef * penalty."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -9,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxae import _checks, metrics
+from jaxae import _checks, corruptions, metrics, penalties
 from jaxae.autoencoder import Autoencoder, Forward
 from jaxae.autoencoder.model import padded_latents
 from jaxae.corruptions import Corruption
-from jaxae.penalties import Cotangents, Penalty
+from jaxae.penalties import COEFFICIENTS, Cotangents, Penalty
 
 CORRUPTION_RATE = "corruption_rate"
 # Metrics, so no penalty may have these names.
@@ -38,8 +37,10 @@ class Objective:
 
     Attributes:
       ae: the model.
-      corruption: one of `jaxae.corruptions`, of strength hparams["corruption_rate"].
-      penalties: some of `jaxae.penalties`, each weighted by the hparam of its name.
+      corruption: one of `jaxae.corruptions` or its name, of strength
+        hparams["corruption_rate"].
+      penalties: some of `jaxae.penalties` or their names, each weighted by the hparam
+        of its name, which is at least 0.
       compute_dtype: "bfloat16" for matrix products of numbers rounded to it, with
         parameters, activations, losses and sums over examples in float32. None for the
         parameters' own dtype, and parameters other than float32 keep theirs in any
@@ -62,11 +63,15 @@ class Objective:
     def __post_init__(self):
         if not isinstance(self.ae, Autoencoder):
             raise ValueError(f"ae must be a jaxae.Autoencoder, got {self.ae!r}.")
-        if not isinstance(self.corruption, Corruption | None):
-            raise ValueError(
-                "corruption must be a Corruption such as jaxae.corruptions.masking, or "
-                f"None, got {self.corruption!r}."
+        if self.corruption is not None:
+            corruption = _checks.part(
+                "corruption",
+                self.corruption,
+                corruptions.get,
+                Corruption,
+                "corruptions.masking",
             )
+            object.__setattr__(self, "corruption", corruption)
         object.__setattr__(self, "penalties", _as_penalties(self.penalties))
         for penalty in self.penalties:
             penalty.check(self.ae)
@@ -99,7 +104,8 @@ class Objective:
           state: carried through.
 
         Raises:
-          ValueError: for a batch of the wrong shape or dtype, or a missing hparam.
+          ValueError: for a batch of the wrong shape or dtype, a missing hparam or one
+            out of range, or a part whose function returns another shape than it must.
         """
         inputs, targets = self.prepare(batch, key, hparams)
         forward = self.forward(params, inputs, hparams)
@@ -115,42 +121,39 @@ class Objective:
         Raises:
           ValueError: as for a call.
         """
-        inputs, targets = self._as_pair(X)
-        _require(self._penalty_hparam_names, hparams)
+        inputs, targets = self.as_pair(X)
+        self._require(self._penalty_hparam_names, hparams)
         forward = self.forward(params, inputs, hparams)
         _, scores = self.score(params, forward, targets, hparams)
         x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
         return {**scores, "squared_error": metrics.squared_error(targets, x_hat)}
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Refuse numbers out of range; for values that can be seen, before any work.
+        """Refuse numbers out of range; those that are traced cannot be seen.
 
         Raises:
           ValueError: naming the hyperparameter, its value and its range.
         """
+        seen = _checks.untraced(hparams)
         if self.corruption is not None:
-            rate, largest = hparams[CORRUPTION_RATE], self.corruption.max_rate
-            if not 0 <= rate <= largest:
-                raise ValueError(
-                    f"hparams['{CORRUPTION_RATE}'] must be at least 0"
-                    f"{'' if math.isinf(largest) else f' and at most {largest:g}'} for "
-                    f"{self.corruption}, got {rate}."
-                )
+            self.corruption.rates.check(CORRUPTION_RATE, seen)
         for penalty in self.penalties:
-            penalty.check_hparams(hparams)
+            COEFFICIENTS.check(penalty.name, seen)
+            if seen.keys() >= {penalty.name, *penalty.hparams}:
+                penalty.check_hparams(seen)
 
     # ---- the parts of a call, shared with the hand-derived gradient ------------------
 
     def prepare(self, batch, key, hparams) -> tuple[Array, Array]:
         """Inputs, corrupted, and targets, each `[B, D]`."""
-        _require(self.hparam_names, hparams)
-        inputs, targets = self._as_pair(batch)
+        self._require(self.hparam_names, hparams)
+        inputs, targets = self.as_pair(batch)
         if self.corruption is None:
             return inputs, targets
         _checks.prng_key(key)
         keys = jax.random.split(key, len(inputs))
         rate = hparams[CORRUPTION_RATE]
-        corrupt = jax.vmap(self.corruption.apply, in_axes=(0, 0, None))
+        corrupt = jax.vmap(self.corruption.__call__, in_axes=(0, 0, None))
         return corrupt(keys, inputs, rate), targets
 
     def forward(self, params, inputs, hparams) -> Forward:
@@ -174,27 +177,40 @@ class Objective:
         total = reconstruction
         for penalty in self.penalties:
             value = penalty.value(self.ae, params, forward, hparams)
+            value = _checks.returned(f"penalty {penalty}: value", value, ())
             scores[penalty.name] = value
             total = total + hparams[penalty.name] * value
         return total, {"loss": total, **scores}
 
     def example_losses(self, params, forward: Forward, targets) -> Float[Array, "B"]:
         """-log p(x | x_hat) of each example, without what is free of the parameters."""
-        theta = params.observation
-        loss = jax.vmap(self.ae.observation.loss, in_axes=(0, 0, *[None] * len(theta)))
-        return loss(forward.eta, targets, *theta)
+        loss = jax.vmap(self.ae.observation.example_loss, in_axes=(0, 0, None))
+        return loss(forward.eta, targets, params.observation)
 
     def cotangents(self, params, forward: Forward, hparams) -> Cotangents:
         """What the penalties together add to the backward pass."""
         total = Cotangents()
         for penalty in self.penalties:
             added = penalty.cotangents(self.ae, params, forward, hparams)
+            added = _as_cotangents(penalty, added, params, forward)
             coefficient = hparams[penalty.name]
             scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, added)
             total = Cotangents(*map(add, total, scaled))
         return total
 
-    def _as_pair(self, batch) -> tuple[Array, Array]:
+    def _require(self, names: tuple[str, ...], hparams: Any) -> None:
+        """Refuse hparams that lack one of these, are no numbers, or out of range."""
+        _checks.hparams(hparams)
+        missing = [name for name in names if name not in hparams]
+        if missing:
+            raise ValueError(
+                f"hparams lacks {', '.join(missing)}; this objective reads "
+                f"{', '.join(names)}, got {', '.join(hparams) or 'none'}."
+            )
+        self.check_hparams(hparams)
+
+    def as_pair(self, batch) -> tuple[Array, Array]:
+        """Inputs and targets, each `[B, D]`, of a batch that is an array or a pair."""
         if isinstance(batch, tuple) and len(batch) != 2:
             raise ValueError(
                 "batch must be an array or a pair (inputs, targets), got a tuple of "
@@ -228,31 +244,36 @@ def add(left: Any, right: Any) -> Any:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _require(names: tuple[str, ...], hparams: Any) -> None:
-    if not isinstance(hparams, Mapping):
-        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
-    missing = [name for name in names if name not in hparams]
-    if missing:
+def _as_cotangents(
+    penalty: Penalty, added: Any, params, forward: Forward
+) -> Cotangents:
+    """What a penalty adds, if it has the shapes of what it is added to."""
+    what = f"penalty {penalty}: cotangents"
+    if not isinstance(added, Cotangents):
         raise ValueError(
-            f"hparams lacks {', '.join(missing)}; this objective reads "
-            f"{', '.join(names)}, got {', '.join(hparams) or 'none'}."
+            f"{what} must return a jaxae.penalties.Cotangents, got "
+            f"{_checks.outline(added)}."
         )
+    places = Cotangents(forward.a, forward.z, params)
+    return Cotangents(
+        *(
+            None if part is None else _checks.returned_like(f"{what}.{name}", part, at)
+            for name, part, at in zip(Cotangents._fields, added, places, strict=True)
+        )
+    )
 
 
-def _as_penalties(penalties) -> tuple[Penalty, ...]:
+def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
     # A Penalty is itself a tuple, so a forgotten comma must be caught by hand.
-    if isinstance(penalties, Penalty):
+    if isinstance(parts, Penalty | str):
         raise ValueError(
-            f"penalties must be a tuple, got {penalties!r}; write ({penalties!r},)."
+            f"penalties must be a tuple, got {parts!r}; write ({parts!r},)."
         )
-    penalties = tuple(penalties) if isinstance(penalties, Iterable) else (penalties,)
-    for penalty in penalties:
-        if not isinstance(penalty, Penalty):
-            raise ValueError(
-                "penalties must be of jaxae.penalties, such as jaxae.penalties.l1, "
-                f"got {penalty!r}."
-            )
-    names = [penalty.name for penalty in penalties]
+    found = tuple(
+        _checks.part("penalties", part, penalties.get, Penalty, "penalties.l1")
+        for part in (parts if isinstance(parts, Iterable) else (parts,))
+    )
+    names = [penalty.name for penalty in found]
     taken = TAKEN & set(names)
     if taken:
         raise ValueError(f"a penalty must not be named {taken.pop()}: a metric is.")
@@ -260,4 +281,4 @@ def _as_penalties(penalties) -> tuple[Penalty, ...]:
         raise ValueError(
             f"penalties must have different names, got {', '.join(names)}."
         )
-    return penalties
+    return found

@@ -12,7 +12,7 @@ accumulation to any of them. Write your own likewise:
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,44 @@ import optax
 from jaxtyping import Array, Int32
 
 from jaxae import _checks
+from jaxae._checks import AT_LEAST_0, POSITIVE, Range
 
+F = TypeVar("F", bound=Callable[..., Any])
 Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
 Schedule = Callable[[Any, Mapping[str, Any]], Any]
+
+_LEARNING_RATES = AT_LEAST_0._replace(reason="below it the loss is climbed")
+_RANGES: dict[Callable[..., Any], dict[str, Range]] = {}
+
+
+def _in(**ranges: Range) -> Callable[[F], F]:
+    """Says of an optimizer or a schedule which values the numbers it reads may have."""
+
+    def register(function: F) -> F:
+        _RANGES[function] = ranges
+        return function
+
+    return register
+
+
+def check_hparams(optimizer: Optimizer, hparams: Mapping[str, Any]) -> None:
+    """Refuse numbers of an optimizer that are out of range.
+
+    The learning rate of any, what the optimizers here read, and, of an optimizer with a
+    method `check_hparams(hparams)`, what that refuses.
+
+    Raises:
+      ValueError: naming the hyperparameter, its value and its range.
+    """
+    _LEARNING_RATES.check("learning_rate", hparams)
+    _check_ranges(optimizer, hparams)
+    if hasattr(optimizer, "check_hparams"):
+        optimizer.check_hparams(hparams)
+
+
+def _check_ranges(function: Callable[..., Any], hparams: Mapping[str, Any]) -> None:
+    for name, values in _RANGES.get(function, {}).items():
+        values.check(name, hparams)
 
 
 def adam(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -36,11 +71,13 @@ def sgd(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     return optax.sgd(hparams["learning_rate"])
 
 
+@_in(momentum=Range(lambda x: 0 <= x < 1, "at least 0 and below 1"))
 def momentum(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     """Gradient descent with heavy-ball momentum; reads `learning_rate`, `momentum`."""
     return optax.sgd(hparams["learning_rate"], momentum=hparams["momentum"])
 
 
+@_in(adamw_decay=AT_LEAST_0)
 def adamw(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     """Adam with decoupled decay; reads `learning_rate`, `adamw_decay`.
 
@@ -69,6 +106,13 @@ def get(name: str) -> Optimizer:
     return _checks.lookup("optimizer", CATALOGUE, name)
 
 
+_FRACTIONS = Range(lambda x: 0 <= x <= 1, "between 0 and 1")
+_ABOVE_0 = Range(
+    lambda x: 0 < x <= 1,
+    "above 0 and at most 1",
+    "an exponential schedule of 0 makes no second update",
+)
+
 # ---- schedules: (count, hparams) -> the factor on the learning rate at that update ---
 # optax's constructors branch on their numbers, and so refuse traced ones; a factor on
 # the updates does not, and is the same, for every catalogue optimizer's update is
@@ -81,6 +125,7 @@ def constant(count, hparams: Mapping[str, Any]):
     return 1.0
 
 
+@_in(schedule_steps=AT_LEAST_0, final_fraction=_FRACTIONS)
 def linear(count, hparams: Mapping[str, Any]):
     """1 + (f - 1) t, t = min(count / T, 1): in a line from 1 to f, then f.
 
@@ -90,6 +135,7 @@ def linear(count, hparams: Mapping[str, Any]):
     return 1 + (hparams["final_fraction"] - 1) * t
 
 
+@_in(schedule_steps=AT_LEAST_0, final_fraction=_FRACTIONS)
 def cosine(count, hparams: Mapping[str, Any]):
     """f + (1 - f) (1 + cos(pi t)) / 2, t = min(count / T, 1): from 1 to f, then f.
 
@@ -101,6 +147,7 @@ def cosine(count, hparams: Mapping[str, Any]):
     return final_fraction + (1 - final_fraction) * (1 + jnp.cos(jnp.pi * t)) / 2
 
 
+@_in(schedule_steps=AT_LEAST_0, final_fraction=_ABOVE_0)
 def exponential(count, hparams: Mapping[str, Any]):
     """f^(count / T): f after T updates, f^2 after 2 T, and so on without end.
 
@@ -208,20 +255,12 @@ class _Built:
         Raises:
           ValueError: naming the hyperparameter, its value and its range.
         """
-        ranges = {
-            "max_norm": (self.clip, lambda x: x > 0, "positive"),
-            "warmup_steps": (self.warmup, lambda x: x >= 0, "at least 0"),
-            "final_fraction": (
-                self.schedule is not constant,
-                lambda x: 0 <= x <= 1,
-                "between 0 and 1",
-            ),
-        }
-        for name, (is_read, is_fine, expected) in ranges.items():
-            if is_read and name in hparams and not is_fine(hparams[name]):
-                raise ValueError(
-                    f"hparams[{name!r}] must be {expected}, got {hparams[name]}."
-                )
+        check_hparams(self.optimizer, hparams)
+        _check_ranges(self.schedule, hparams)
+        if self.clip:
+            POSITIVE.check("max_norm", hparams)
+        if self.warmup:
+            AT_LEAST_0.check("warmup_steps", hparams)
 
     def _factor(self, count, hparams):
         if self.warmup:

@@ -26,6 +26,11 @@ class Cotangents(NamedTuple):
     params: Any = None  # the params' own type
 
 
+COEFFICIENTS = _checks.AT_LEAST_0._replace(
+    reason="below it the objective has no minimum"
+)
+
+
 def _accept_any(argument: Any) -> None:
     del argument
 
@@ -37,7 +42,8 @@ class Penalty(NamedTuple):
       name: how it is printed, and the name of its coefficient in `hparams`.
       value: `(ae, params, forward, hparams) -> []`; forward holds a, z `[B, H]` and
         eta `[B, D]`.
-      cotangents: the same arguments `-> Cotangents`, the derivatives of value.
+      cotangents: the same arguments `-> Cotangents`, the derivatives of value, with
+        the shapes of what they are by.
       hparams: names of further hyperparameters that it reads.
       check: `(ae) -> None`, or a ValueError if the model cannot bear it.
       check_hparams: `(hparams) -> None`, or a ValueError for a number out of range.
@@ -107,11 +113,8 @@ def _check_between_0_and_1(ae: Autoencoder) -> None:
 
 
 def _check_target(hparams) -> None:
-    if not 0 < hparams["kl_sparsity_target"] < 1:
-        raise ValueError(
-            "hparams['kl_sparsity_target'] must lie between 0 and 1, "
-            f"got {hparams['kl_sparsity_target']}."
-        )
+    target = _checks.Range(lambda rho: 0 < rho < 1, "above 0 and below 1")
+    target.check("kl_sparsity_target", hparams)
 
 
 kl_sparsity = Penalty(
@@ -131,6 +134,9 @@ def _contractive_parts(ae: Autoencoder, params, forward: Forward):
     assert ae.activation.slope is not None  # refused by check
     W_enc = ae.parametrization.expand(params).W_enc
     slope = ae.activation.slope(forward.a, forward.z)
+    slope = _checks.returned(
+        f"activation {ae.activation}: slope", slope, forward.a.shape
+    )
     return W_enc, jnp.sum(W_enc**2, axis=1), slope
 
 
@@ -144,6 +150,9 @@ def _contractive_cotangents(ae, params, forward, hparams):
     del hparams
     W_enc, squared_norms, slope = _contractive_parts(ae, params, forward)
     curvature = ae.activation.curvature(forward.a, forward.z)
+    curvature = _checks.returned(
+        f"activation {ae.activation}: curvature", curvature, forward.a.shape
+    )
     d_W_enc = 2 * jnp.mean(slope**2, axis=0)[:, None] * W_enc
     untied = ae.parametrization.expand(params)
     zeros: UntiedParams = jax.tree.map(jnp.zeros_like, untied)

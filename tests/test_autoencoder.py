@@ -464,7 +464,7 @@ def test_dimensions_below_1_or_no_integers_are_refused(name, bad):
 
 def test_parts_must_be_parts():
     with pytest.raises(ValueError, match="activation must be an Activation such as"):
-        jaxae.Autoencoder(input_dim=6, latent_dim=4, activation="relu")
+        jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=b"relu")
     with pytest.raises(ValueError, match="observation must be an Observation such as"):
         jaxae.Autoencoder(input_dim=6, latent_dim=4, observation=jnp.tanh)
     with pytest.raises(ValueError, match="tied must be True or False, got 'yes'"):

@@ -347,6 +347,8 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(here):
             "nothing in this sweep reads",
         ),
         ("corruption_rate = [0.1]", "which nothing in this sweep reads"),
+        ("l1 = [0.1, -1.0]", "error: l1 must be at least 0, got -1.0; below"),
+        ("init_scale = [0]", "error: init_scale must be positive, got 0.0"),
         ("batch_size = [10, 20]", "batch_size is in space.toml, and --batch-size"),
     ],
 )
@@ -383,6 +385,7 @@ def test_a_bad_file_is_refused_in_one_sentence(here, capsys, text, said):
         (("--out", ""), "--out must name a folder"),
         (("--out", "rows.npy"), "rows.npy is a file"),
         (("--momentum", "0.9"), "momentum, which nothing in this sweep reads"),
+        (("--l1", "-1"), "error: l1 must be at least 0, got -1.0; below"),
         (("--epochs", "0"), "--epochs must be an integer of at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

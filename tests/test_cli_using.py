@@ -329,10 +329,106 @@ def test_parameters_that_do_not_fit_are_refused(here, tmp_path, capsys):
         (("--params", "run", "--latent-dim", "5"), ["--params run", "latent_dim=5"]),
         (("--params", "run", "--bias-from-mean"), ["--params", "--bias-from-mean"]),
         (("--params", tmp_path / "f64"), ["float64", "--dtype float64"]),
+        (
+            ("--params", "run", "--data", "narrow.npy"),
+            ["--params run", "6 columns", "narrow.npy has 5"],
+        ),
     ):
         assert train(tmp_path / "new", *options) == 2
         assert_refused(capsys, *words)
     assert not (tmp_path / "new").exists()
+
+
+STILL = ("--batch-size", "8", "--epochs", "1", "--learning-rate", "1e-30")
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    """A run of an untied model on standardized rows; shifted.npy holds other rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setattr(pictures, "draw", lambda *arguments: None)
+        np.save("shifted.npy", 3 * X + 1)
+        model = ("--untied", "--no-bias", "--activation", "relu")
+        model += ("--observation", "gaussian", "--scaling", "standardize")
+        assert train("first", *model, epochs=1) == 0
+    return home / "first"
+
+
+def test_a_run_starts_from_another_with_its_model_and_scaling(first, here, tmp_path):
+    """With no learning rate to speak of it stays there, whatever its own rows are."""
+    shutil.copytree(first, tmp_path / "first")
+    start = ("train", *STILL, "--data", "shifted.npy", "--start-from")
+    assert main(*start, tmp_path / "first", "--out", tmp_path / "second") == 0
+    ae, params = jaxae.load(tmp_path / "first")
+    found, started = jaxae.load(tmp_path / "second")
+    assert found == ae and not ae.tied and not ae.bias
+    for leaf, expected in zip(jax.tree.leaves(started), jax.tree.leaves(params)):
+        np.testing.assert_array_equal(leaf, expected)
+    scalings = [tmp_path / run / "scaling.safetensors" for run in ("first", "second")]
+    assert scalings[0].read_bytes() == scalings[1].read_bytes()
+    # The repetition needs neither the options nor, to be used, the run before.
+    config = tmp_path / "second/config.json"
+    assert main("train", "--config", config, "--out", tmp_path / "third") == 0
+    assert made(tmp_path / "third") == made(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    assert main("evaluate", tmp_path / "third", "-o", tmp_path / "found.json") == 0
+    results = json.loads((tmp_path / "third/results.json").read_text())
+    assert json.loads((tmp_path / "found.json").read_text())["test"] == results["test"]
+
+
+def test_what_disagrees_with_the_run_to_start_from_is_refused(
+    first, here, tmp_path, capsys
+):
+    capsys.readouterr()
+    for options, words in (
+        (("--latent-dim", "5"), [f"--start-from {first}", "--latent-dim is 4", "is 5"]),
+        (("--activation", "tanh"), ['--activation is "relu"', 'it is "tanh" here']),
+        (("--scaling", "unit"), ['--scaling is "standardize"', "leave --scaling out"]),
+        (("--divide-by", "2"), ["--divide-by is not given, and it is 2.0 here"]),
+        (("--params", "run"), ["--start-from and --params exclude each other"]),
+        (("--bias-from-mean",), ["--start-from holds the output bias"]),
+        (("--data", "narrow.npy"), ["6 columns", "(60, 5)"]),
+        (("--start-from", "none"), ["none/config.json does not exist"]),
+    ):
+        start = ("train", *STILL, "--data", "shifted.npy", "--start-from", first)
+        assert main(*start, "--out", tmp_path / "new", *options) == 2
+        assert_refused(capsys, *words)
+    assert not (tmp_path / "new").exists()
+
+
+# ---- the folder of a sweep -----------------------------------------------------------
+
+
+def test_the_folder_of_a_sweep_says_where_its_best_model_is(here, tmp_path, capsys):
+    swept, out = tmp_path / "swept", tmp_path / "out"
+    swept.mkdir()
+    (swept / "config.json").write_text(json.dumps({"sweep": {"epochs": 2}}))
+    calls = [
+        ("evaluate", swept),
+        ("encode", swept, "X.npy", "-o", tmp_path / "z.npy"),
+        ("reconstruct", swept, "X.npy", "-o", tmp_path / "z.npy"),
+        ("plot", swept),
+        ("train", *SMALL, "--out", out, "--params", swept),
+        ("train", *SMALL, "--out", out, "--start-from", swept),
+        ("train", "--out", out, "--config", swept / "config.json"),
+    ]
+    assert main(*calls[0]) == 2
+    assert_refused(capsys, f"{swept} is the folder of a sweep", "no best model yet")
+    shutil.copytree("run", swept / "best")
+    for call in calls:
+        assert main(*call) == 2
+        assert_refused(capsys, f"its best model is in {swept / 'best'}.")
+    with pytest.raises(ValueError, match=r"best model is in .*swept.best\.$"):
+        jaxae.load(swept)
+    assert main("evaluate", swept / "best") == 0
+    assert os.listdir(tmp_path) == ["swept"]
+
+
+def test_the_lanes_of_a_sweep_are_no_model(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"not of a model; .*sweep.params\(lane\)"):
+        jaxae.load(tmp_path)
 
 
 # ---- resume --------------------------------------------------------------------------
@@ -481,6 +577,13 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys)
             ["row 31415, column 4"],
         ),
         (("--memory-budget", "0"), ["--memory-budget", "got 0"]),
+        (("--l1", "-1"), ["--l1 must be at least 0, got -1.0", "no minimum"]),
+        (("--optimizer", "momentum", "--momentum", "1.5"), ["--momentum must", "1.5"]),
+        (("--optimizer", "adamw", "--adamw-decay", "-1"), ["--adamw-decay must"]),
+        (
+            ("--schedule", "exponential", "--final-fraction", "0"),
+            ["--final-fraction must be above 0"],
+        ),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )

@@ -37,6 +37,8 @@ def test_l0_and_dead_fraction_count():
     z = jnp.array([[0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]])
     assert metrics.l0(z) == 1.5
     assert metrics.dead_fraction(z) == 0.5
+    np.testing.assert_array_equal(metrics.is_dead(z), [True, False, True, False])
+    assert not metrics.is_dead(jnp.array([[1e-9, jnp.nan], [0.0, 0.0]])).any()
 
 
 @pytest.mark.parametrize(

@@ -171,14 +171,14 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
             lambda: jaxae.Objective(AE, penalties=penalties.l1),
             r"must be a tuple, got l1; write \(l1,\)",
         ),
-        (lambda: jaxae.Objective(AE, penalties=("l1",)), "must be of jaxae.penalties"),
+        (lambda: jaxae.Objective(AE, penalties=(3,)), "must be a Penalty such as"),
         (
             lambda: jaxae.Objective(AE, penalties=(penalties.l1, penalties.l1)),
             "different names, got l1, l1",
         ),
         (lambda: MASKED(PARAMS, (X, X, X), KEY, FULL), "pair .*got a tuple of 3"),
         (lambda: MASKED(PARAMS, X, KEY, None), "hparams must be a dict of numbers"),
-        (lambda: jaxae.Objective(AE, penalties=None), "must be of jaxae.penalties"),
+        (lambda: jaxae.Objective(AE, penalties=None), "must be a Penalty such as"),
         (
             lambda: jaxae.Objective(
                 AE, penalties=(penalties.l1._replace(name="loss"),)

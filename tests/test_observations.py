@@ -227,7 +227,7 @@ def test_gaussian_link_refuses_weights_of_another_kind(weights):
 
 
 def test_gaussian_link_refuses_in_one_sentence():
-    for link in ("relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
+    for link in (b"relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
         with pytest.raises(ValueError, match="link must be an elementwise Activation"):
             gaussian_link(link)
     weighted = gaussian_link(activations.relu, (1.0, 2.0))
@@ -368,7 +368,7 @@ def test_recipes_refuse_what_is_no_function(make):
 
 def test_recipes_refuse_a_density_of_part_of_the_data():
     partial = from_log_prob(lambda x, mu: -((x - mu)[:2] ** 2), _itself)
-    with pytest.raises(ValueError, match=r"one for each of the 4 columns, got shape"):
+    with pytest.raises(ValueError, match=r"one for each of the 4 columns, got float32"):
         partial.loss(ETA, X)
 
 

@@ -84,6 +84,18 @@ def test_public_names():
         assert hasattr(jaxae, name)
 
 
+def test_dir_shows_what_is_public_and_nothing_else():
+    """In a process of its own, where what is imported when used was not used yet."""
+    code = "import jaxae; print([n for n in dir(jaxae) if not n.startswith('__')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    public = [name for name in jaxae.__all__ if not name.startswith("__")]
+    assert ast.literal_eval(done.stdout) == public
+    assert {"gradcheck", "plots", "sweeps"} <= {*public}
+    assert {"__version__", "__doc__", "__file__"} <= {*dir(jaxae)}
+
+
 def test_import_is_light():
     """What is used in one place is imported there."""
     heavy = (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxae import plots
+from jaxae import metrics, plots
 from jaxae.plots import drawing, runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -192,14 +192,15 @@ def test_the_usage_of_latents_knows_neither_their_order_nor_their_sign(tmp_path)
 def test_usage_counts_who_is_never_and_who_is_always_active(tmp_path, monkeypatch):
     figures, save = [], drawing.save
     monkeypatch.setattr(drawing, "save", lambda *a: figures.append(a[0]) or save(*a))
-    # By 1% of the largest: 0.009 is dead, as 0 is; 0.011 is active.
+    # Active is above 1% of the largest, as 0.011 is; dead is 0, which 0.009 is not.
     Z = np.array([[1.0, 0.0, 0.009, 0.011], [1.0, 0.0, -0.009, 0.011], [0, 0, 0, 1.0]])
+    assert metrics.dead_fraction(Z) == 1 / 4
     plots.latent_usage(Z, tmp_path / "a.png")
     assert figures[0].get_suptitle() == (
-        "4 latents on 3 examples: 2 dead, 1 active on every one"
+        "4 latents on 3 examples: 1 dead, 1 active on every one"
     )
     (dead,) = [bar for bar in figures[0].axes[1].patches if bar.get_x() < -0.01]
-    assert dead.get_height() == 2
+    assert dead.get_height() == 1
 
 
 def test_mosaic_puts_images_side_by_side_with_gutters():

@@ -25,6 +25,8 @@ from jaxae.autoencoder.parametrizations import Params
 
 PARAMS_FILE = "params.safetensors"
 CONFIG_FILE = "config.json"
+BEST = "best"  # in the folder of a run or a sweep: the folder of its best model
+LANES_FILE = "sweep.json"  # in the folder of a sweep's lanes
 
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     """
     _check_can_be_found_again(ae)
     ae.check_params(params)
-    directory = Path(directory)
+    directory = _checks.folder("directory", directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
     model = describe(ae)
@@ -93,9 +95,11 @@ def load(
     Raises:
       FileNotFoundError: if a file is missing.
       ValueError: if a file is damaged, the two disagree, a part is unknown and not
-        given, or float64 parameters would lose digits (x64 is off).
+        given, float64 parameters would lose digits (x64 is off), or the folder is that
+        of a sweep (which names its best model's).
     """
-    directory = Path(directory)
+    directory = _checks.folder("directory", directory)
+    refuse_sweep(directory)
     model = _read_model(directory / CONFIG_FILE)
     tensors, metadata = read_tensors(directory / PARAMS_FILE)
     if isinstance(metadata, dict):
@@ -107,6 +111,32 @@ def load(
         )
     ae = _build(directory, model, activation, observation)
     return ae, _assemble(directory, ae, tensors)
+
+
+def refuse_sweep(directory: Path) -> None:
+    """Refuse the folder of a sweep, which holds many models.
+
+    Raises:
+      ValueError: naming the folder of the best one.
+    """
+    config = directory / CONFIG_FILE
+    if (directory / LANES_FILE).is_file() and not config.exists():
+        advice = "save one of its models by jaxae.save(DIR, ae, sweep.params(lane))"
+    elif not _is_of_sweep(config):
+        return
+    elif (directory / BEST).is_dir():
+        advice = f"its best model is in {directory / BEST}"
+    else:
+        advice = "it has no best model yet: the same `jaxae sweep` again finishes it"
+    raise ValueError(f"{directory} is the folder of a sweep, not of a model; {advice}.")
+
+
+def _is_of_sweep(config: Path) -> bool:
+    try:
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):  # refused where a model is read
+        return False
+    return isinstance(found, dict) and "sweep" in found and "model" not in found
 
 
 def _check_can_be_found_again(ae: Any) -> None:

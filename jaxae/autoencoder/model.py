@@ -40,14 +40,14 @@ class Autoencoder:
     Attributes:
       input_dim: D, the number of inputs.
       latent_dim: H, the number of latents.
-      activation: g, one of `jaxae.activations` or your own `Activation`.
-      observation: p(x | x_hat), one of `jaxae.observations` or your own.
+      activation: g, one of `jaxae.activations`, its name, or your own `Activation`.
+      observation: p(x | x_hat), one of `jaxae.observations`, its name, or your own.
       tied: whether the decoder is the encoder transposed.
       bias: whether the encoder has one, b_enc; the decoder always has.
 
     Raises:
-      ValueError: for a dimension below 1, a part that is not of its type, or an
-        observation of another number of columns.
+      ValueError: for a dimension below 1, a part that is not of its type, an unknown
+        name, or an observation of another number of columns.
 
     References:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
@@ -67,10 +67,12 @@ class Autoencoder:
         for name in ("input_dim", "latent_dim"):
             value = _checks.positive_int(name, getattr(self, name))
             object.__setattr__(self, name, value)  # a NumPy integer becomes an int
-        _check_part("activation", self.activation, Activation, "activations.sigmoid")
-        _check_part(
-            "observation", self.observation, Observation, "observations.bernoulli"
-        )
+        for name, catalogue, kind, example in (
+            ("activation", activations, Activation, "activations.sigmoid"),
+            ("observation", observations, Observation, "observations.bernoulli"),
+        ):
+            part = _checks.part(name, getattr(self, name), catalogue.get, kind, example)
+            object.__setattr__(self, name, part)
         if self.observation.input_dim not in (None, self.input_dim):
             raise ValueError(
                 f"input_dim must be {self.observation.input_dim} for observation "
@@ -127,8 +129,8 @@ class Autoencoder:
             W_dec=self._draw_weights(decoder_key, limit),
             b_enc=jnp.zeros(self.latent_dim),
             b_dec=self._output_bias(data_mean),
-            activation=_theta(self.activation.init, self.latent_dim),
-            observation=_theta(self.observation.init, self.input_dim),
+            activation=_theta("activation", self.activation, self.latent_dim),
+            observation=_theta("observation", self.observation, self.input_dim),
         )
         params = self.parametrization.from_untied(params)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
@@ -223,7 +225,7 @@ class Autoencoder:
         """
         x, target = self._check_pair(x, target, "ae.loss")
         eta = self._forward(encoder_params, decoder_params, x).eta
-        return self.observation.loss(eta, target, *decoder_params.observation)
+        return self.observation.example_loss(eta, target, decoder_params.observation)
 
     def log_prob(self, params, x, target=None) -> Float[Array, ""]:
         """log p(target | x_hat), normalised, in nats.
@@ -247,13 +249,14 @@ class Autoencoder:
             )
         x, target = self._check_pair(x, target, "ae.log_prob")
         eta = self._forward(params, params, x).eta
-        return self.observation.log_prob(eta, target, *params.observation)
+        return self.observation.example_log_prob(eta, target, params.observation)
 
     # ---- the mathematics, once, for untied parameters --------------------------------
 
     def _encode(self, untied: UntiedParams, x):
         a = _encoder_pre_acts(untied, x)
-        return a, self.activation.apply(a, *untied.activation)
+        z = self.activation.apply(a, *untied.activation)
+        return a, _checks.returned(f"activation {self.activation}: apply", z, a.shape)
 
     def _forward(self, encoder_params, decoder_params, x, is_latent=None) -> Forward:
         a, z = self._encode(self._expand(encoder_params), x)
@@ -295,7 +298,9 @@ class Autoencoder:
             )
         if not isinstance(data_mean, jax.core.Tracer):
             self.observation.validate(data_mean)
-        return self.observation.eta_of_mean(data_mean)
+        eta = self.observation.eta_of_mean(data_mean)
+        what = f"observation {self.observation}: eta_of_mean"
+        return _checks.returned(what, eta, data_mean.shape)
 
     # ---- refusals, on shapes and types only ------------------------------------------
 
@@ -320,6 +325,7 @@ class Autoencoder:
         H, D = self.latent_dim, self.input_dim
         for name, leaf in params._asdict().items():
             if name in ("activation", "observation"):
+                _check_theta(name, getattr(self, name), leaf)
                 continue
             if name == "b_enc" and not self.bias:
                 _check_no_bias(leaf)
@@ -368,8 +374,25 @@ def product(W, v, dtype):
     return W @ v if W.dtype == dtype else (W @ v.astype(W.dtype)).astype(dtype)
 
 
-def _theta(init, size: int) -> tuple:
-    return () if init is None else tuple(init(size))
+def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
+    """What a part learns, at its start."""
+    theta = () if part.init is None else part.init(size)
+    are_arrays = all(_checks.is_real(leaf) for _, leaf in _checks.named(theta))
+    if not (isinstance(theta, tuple) and are_arrays):
+        raise ValueError(
+            f"{kind} {part}: init must return a tuple of arrays of numbers, one for "
+            f"each thing that is learned, got {_checks.outline(theta)}."
+        )
+    return theta
+
+
+def _check_theta(name: str, part: Activation | Observation, theta: Any) -> None:
+    if not isinstance(theta, tuple) or bool(theta) != (part.init is not None):
+        wanted = "()" if part.init is None else "the tuple that its init returns"
+        raise ValueError(
+            f"params.{name} must be {wanted} for {name} {part}, got "
+            f"{_checks.outline(theta)}."
+        )
 
 
 def _check_no_bias(b_enc: Any) -> None:
@@ -377,12 +400,4 @@ def _check_no_bias(b_enc: Any) -> None:
         raise ValueError(
             "params.b_enc must be () for this model, whose encoder has no bias "
             f"(bias=False), got {_checks.describe(b_enc)}."
-        )
-
-
-def _check_part(name: str, part: Any, expected: type, example: str) -> None:
-    if not isinstance(part, expected):
-        raise ValueError(
-            f"{name} must be an {expected.__name__} such as jaxae.{example}, "
-            f"got {part!r}."
         )

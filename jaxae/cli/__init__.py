@@ -30,7 +30,7 @@ from jaxae.cli.options import (
 )
 from jaxae.cli.space import SpaceError
 from jaxae.cli.sweep import sweep
-from jaxae.cli.train import INTERRUPTED, train, with_config
+from jaxae.cli.train import INTERRUPTED, train, with_runs
 from jaxae.cli.using import encode, evaluate, plot, reconstruct
 from jaxae.cli.yours import YourCodeError
 
@@ -81,7 +81,7 @@ VERBS = {
                 "give it some, --validation-fraction 0.1, or say --monitor train/loss"
             ),
         },
-        defaults=with_config,
+        defaults=with_runs,
     ),
     "sweep": Verb(
         SweepOptions,
@@ -92,6 +92,8 @@ VERBS = {
             **_ARRAY,
             "accumulate must": "--accumulate must",
             "sampler must": "--sampler must",
+            # In the file or beside it.
+            **{f"hparams['{name}']": name for name in (*_NUMBERS, "init_scale")},
             "engine must": "--engine must",
             "sweep the same": "sweep the same, replace it with --overwrite",
         },

@@ -8,6 +8,8 @@ import jax
 
 import jaxae
 from jaxae import optimizers
+from jaxae.autoencoder.files import CONFIG_FILE
+from jaxae.cli import folder
 from jaxae.cli.options import TrainOptions
 
 HPARAMS = (
@@ -84,20 +86,67 @@ def _schedule_length(options: TrainOptions, num_examples: int) -> int:
     return max(1, num_steps // options.accumulate - (options.warmup_steps or 0))
 
 
-def start_from(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
-    """The parameters of the run that `--params` names, untied where this model is.
+# The options that `--start-from` takes from a run.
+_OF_MODEL = ("latent_dim", "untied", "no_bias", "activation", "observation")
+_OF_SCALING = ("scaling", "divide_by")
+
+
+def with_run(options: TrainOptions, run: str) -> TrainOptions:
+    """The options with the model, the scaling and the dtype of a run to start from.
+
+    Raises:
+      FileNotFoundError, ValueError: as `folder.read_config`.
+    """
+    path = Path(run) / CONFIG_FILE
+    config = folder.read_config(path)
+    of_run = folder.as_options(TrainOptions, config["options"], path)
+    names = (*_OF_MODEL, *_OF_SCALING, "dtype")
+    taken = {name: getattr(of_run, name) for name in names}
+    return dataclasses.replace(options, start_from=run, **taken)
+
+
+def check_start(options: TrainOptions) -> None:
+    """Refuse options that disagree with the run that `--start-from` names.
+
+    Raises:
+      ValueError: naming one.
+    """
+    if options.start_from is None:
+        return
+    if options.params is not None:
+        raise ValueError("--start-from and --params exclude each other; give one.")
+    of_run = with_run(options, options.start_from)
+    for name in (*_OF_MODEL, *_OF_SCALING):
+        was, now = getattr(of_run, name), getattr(options, name)
+        if was != now:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"--start-from {options.start_from} takes the model and the scaling of "
+                f"that run, where {option} is {folder.given(was)}, and it is "
+                f"{folder.given(now)} here; leave {option} out."
+            )
+
+
+def params_of(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
+    """The parameters of the run to start from, untied where this model is.
 
     Raises:
       ValueError: if they are another model's.
     """
-    assert options.params is not None
-    other, params = jaxae.load(Path(options.params))
+    option = "--params" if options.start_from is None else "--start-from"
+    run = options.start_from or options.params
+    assert run is not None
+    other, params = jaxae.load(run)
+    if other.input_dim != ae.input_dim:
+        raise ValueError(
+            f"{option} {run} holds a model of {other.input_dim} columns, but --data "
+            f"{options.data} has {ae.input_dim}."
+        )
     if other.tied and not ae.tied:
         other, params = dataclasses.replace(other, tied=False), jaxae.untie(params)
     if other != ae:
         raise ValueError(
-            f"--params {options.params} holds another model: {other}, and these "
-            f"options say {ae}."
+            f"{option} {run} holds another model: {other}, and these options say {ae}."
         )
     dtype = jax.numpy.dtype(options.dtype)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -17,7 +17,13 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
-from jaxae.autoencoder.files import CONFIG_FILE, PARAMS_FILE, write_atomically
+from jaxae.autoencoder.files import (
+    BEST,
+    CONFIG_FILE,
+    PARAMS_FILE,
+    refuse_sweep,
+    write_atomically,
+)
 from jaxae.checkpoints import locked
 from jaxae.data.scaling import SCALING_FILE
 
@@ -32,7 +38,7 @@ RUN_FILES = (
     *(CONFIG_FILE, PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE),
     *(RESULTS_FILE, REPORT_FILE, *PICTURES),
 )
-CHECKPOINTS, BEST = "checkpoints", "best"
+CHECKPOINTS = "checkpoints"
 RUN_FOLDERS = (CHECKPOINTS, BEST)
 
 
@@ -244,12 +250,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is none of `jaxae train`.
+      ValueError: it is none of `jaxae train`, or that of a sweep.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; give the config.json that `jaxae train` wrote."
         )
+    if path.name == CONFIG_FILE:
+        refuse_sweep(path.parent)
     config = _parsed(path.read_bytes())
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
         raise ValueError(
@@ -332,14 +340,15 @@ def differences(out: Path, options: Any) -> str:
         return ""
     was, now = to_options(was), to_options(options)
     return ", ".join(
-        f"--{name.replace('_', '-')} is {_given(was[name])} there and "
-        f"{_given(now[name])} here"
+        f"--{name.replace('_', '-')} is {given(was[name])} there and "
+        f"{given(now[name])} here"
         for name in now
         if name not in _FREE and was[name] != now[name]
     )
 
 
-def _given(value: Any) -> str:
+def given(value: Any) -> str:
+    """The value of an option, as an error tells it."""
     return "not given" if value is None else json.dumps(value)
 
 

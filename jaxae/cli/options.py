@@ -97,8 +97,10 @@ class SharedOptions:
 class TrainOptions(SharedOptions):
     """Train an autoencoder on real data and write a run folder."""
 
+    start_from: str | None = None
+    """Start from this run folder: its model, its scaling and its parameters."""
     params: str | None = None
-    """Start from the parameters of this run folder; tied ones may go on --untied."""
+    """Start from its parameters alone; tied ones may go on --untied."""
     bias_from_mean: bool = False
     """Start the output bias at the mean of the training data."""
     dtype: str = "float32"

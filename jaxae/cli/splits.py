@@ -105,6 +105,13 @@ def _parts(found: Dataset, options: TrainOptions) -> tuple[Any, Any, Any]:
 
 
 def _scaling(options: TrainOptions, found: Dataset, train: Any) -> Scaling:
+    if options.start_from is not None:
+        scaling = data.load_scaling(options.start_from)
+        if (
+            found.train.dtype.kind == "f" and scaling.clip
+        ):  # which would hide an infinity
+            _refuse_not_finite(found.train)
+        return scaling
     if options.scaling is not None:
         if options.divide_by is not None:
             raise ValueError(

@@ -26,6 +26,7 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 def train(options: TrainOptions) -> int:
     """`jaxae train`: everything from the data to the pictures."""
     options = checked(options)
+    building.check_start(options)
     out = folder.check_out(options.out, options.overwrite, options.resume)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
@@ -125,13 +126,14 @@ def _start(job: host.Job, checkpoints: Any, options: TrainOptions) -> Any:
 
 
 def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -> Any:
-    if options.params is not None:
+    if options.params is not None or options.start_from is not None:
         if options.bias_from_mean:
+            option = "--params" if options.start_from is None else "--start-from"
             raise ValueError(
-                "--params holds the output bias that --bias-from-mean would set; leave "
-                "one of them out."
+                f"{option} holds the output bias that --bias-from-mean would set; "
+                "leave one of them out."
             )
-        return building.start_from(options, ae)
+        return building.params_of(options, ae)
     data_mean = None
     if options.bias_from_mean:
         data_mean = data.survey(splits.train).mean
@@ -296,16 +298,27 @@ def _conclude(run: Run, out: Path, options: TrainOptions) -> int:
     return status
 
 
-def with_config(arguments: list[str]) -> TrainOptions | None:
-    """The defaults that `--config FILE` among the arguments gives, if it is there.
+def with_runs(arguments: list[str]) -> TrainOptions | None:
+    """The defaults that `--config FILE` and `--start-from RUN` give, if they are there.
 
     Raises:
       FileNotFoundError, ValueError: as `folder.read_config`.
     """
-    for i, argument in reversed(list(enumerate(arguments))):  # the last one counts
+    options = None
+    if (config := _last(arguments, "--config")) is not None:
+        path = Path(config)
+        values = folder.read_config(path)["options"]
+        options = folder.as_options(TrainOptions, values, path)
+    if (run := _last(arguments, "--start-from")) is not None:
+        options = building.with_run(options or TrainOptions(), run)
+    return options
+
+
+def _last(arguments: list[str], option: str) -> str | None:
+    """The value of an option among the arguments; where it is repeated, the last."""
+    for i, argument in reversed(list(enumerate(arguments))):
         name, _, value = argument.partition("=")
-        if name == "--config" and (value or i + 1 < len(arguments)):
-            path = Path(value or arguments[i + 1])
-            options = folder.read_config(path)["options"]
-            return folder.as_options(TrainOptions, options, path)
+        is_option = name.replace("_", "-") == option
+        if is_option and (value or i + 1 < len(arguments)):
+            return value or arguments[i + 1]
     return None

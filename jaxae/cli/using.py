@@ -1,6 +1,7 @@
 """What was trained, used: `jaxae encode`, `reconstruct`, `evaluate` and `plot`."""
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -146,7 +147,9 @@ def _number(run: Path, value: Any) -> float:
 
 def _splits(model: Trained) -> splits_module.Splits:
     """The run's own rows, if they are still what they were."""
-    splits = splits_module.load(model.options, model.ae.observation)
+    # Scaled as this run's rows were, also where that was taken from another run.
+    options = dataclasses.replace(model.options, start_from=str(model.path))
+    splits = splits_module.load(options, model.ae.observation)
     config = folder.read_config(model.path / CONFIG_FILE)
     sha256 = folder.of_data(config, "sha256")
     if splits.info.sha256 != sha256:
@@ -155,7 +158,7 @@ def _splits(model: Trained) -> splits_module.Splits:
             f"{splits.info.source} is {splits.info.sha256}; restore them, or give "
             "other data."
         )
-    return splits._replace(scaling=model.scaling)
+    return splits
 
 
 def _rows(model: Trained, path: str, array: str | None) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -30,7 +31,7 @@ class Observation(NamedTuple):
       support: "counting" or "lebesgue", what log_prob is a density against; "none"
         where the loss is no likelihood.
       derived: "hand" or "autodiff", where dloss comes from.
-      init: `(input_dim) -> theta`, a tuple of arrays, where p is learned.
+      init: `(input_dim) -> theta`, a tuple or NamedTuple of arrays, if p is learned.
       dtheta: `(eta, x, *theta) -> dtheta`, a tuple like theta, for one example.
       eta_of_mean: `(mean [D]) -> eta [D]`, for an output bias from the data's mean.
       input_dim: D, where it is for that many columns only.
@@ -52,7 +53,18 @@ class Observation(NamedTuple):
 
     def mean(self, eta: Array) -> Array:
         """E[x | eta] = o(eta), `[D] -> [D]`."""
-        return self.link.apply(eta)
+        mean = self.link.apply(eta)
+        return _checks.returned(f"observation {self}: link", mean, jnp.shape(eta))
+
+    def example_loss(self, eta: Array, x: Array, theta: tuple) -> Array:
+        """The loss of one example, `[D] -> []`; refused if it is no number."""
+        value = self.loss(eta, x, *theta)
+        return _checks.returned(f"observation {self}: loss", value, ())
+
+    def example_log_prob(self, eta: Array, x: Array, theta: tuple) -> Array:
+        """The log_prob of one example, `[D] -> []`; refused if it is no number."""
+        value = self.log_prob(eta, x, *theta)
+        return _checks.returned(f"observation {self}: log_prob", value, ())
 
     def __repr__(self) -> str:
         return self.name

@@ -132,7 +132,7 @@ def gaussian_link(link, weights=None) -> Observation:
     d loss / d eta_i = w_i (o(eta_i) - x_i) o'(eta_i).
 
     Args:
-      link: o, an elementwise `Activation` that learns nothing.
+      link: o, an elementwise `Activation` that learns nothing, or its name.
       weights: w, D positive numbers, how much each column matters; 1 unless given.
 
     Returns:
@@ -147,6 +147,7 @@ def gaussian_link(link, weights=None) -> Observation:
       https://transformer-circuits.pub/2022/toy_model: a relu, and weights that are the
       importance of each feature. Their loss has no factor 1/2.
     """
+    link = activations.get(link) if isinstance(link, str) else link
     is_activation = isinstance(link, Activation)
     if not is_activation or link.slope is None or link.init is not None:
         raise ValueError(

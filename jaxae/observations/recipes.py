@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxae import _checks
 from jaxae.activations import Activation
 from jaxae.observations._base import Observation, validate_finite
 
@@ -112,7 +113,11 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
         raise ValueError(f"support must be 'counting' or 'lebesgue', got {support!r}.")
     # Written by the user for one example; vectorize makes it serve a batch as well.
     log_prob = jnp.vectorize(log_likelihood, signature="(d),(d)->()")
-    mean_fn = jnp.vectorize(mean, signature="(d)->(d)")
+
+    def mean_of_example(eta):
+        return _checks.returned(f"observation {name}: mean", mean(eta), eta.shape)
+
+    mean_fn = jnp.vectorize(mean_of_example, signature="(d)->(d)")
 
     def loss(eta, x):
         return -log_prob(eta, x)
@@ -138,10 +143,10 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
 
 
 def _total(log_probs, x, name: str):
-    if jnp.shape(log_probs) not in ((), x.shape):
+    if not _checks.is_real(log_probs) or jnp.shape(log_probs) not in ((), x.shape):
         raise ValueError(
             f"{name} must return a number, or one for each of the {len(x)} columns, "
-            f"got shape {list(jnp.shape(log_probs))}."
+            f"got {_checks.describe(log_probs)}."
         )
     return jnp.sum(log_probs)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxae.metrics import is_dead
 from jaxae.plots import drawing
 from jaxae.plots.drawing import PathLike
 
@@ -128,27 +129,27 @@ def latent_usage(Z: Any, path: PathLike) -> Path:
     """How much each latent of Z `[N, H]` is used: how strongly, and how often.
 
     A latent is active on an example where |z| is above 1% of the largest |z| of all: of
-    sigmoid latents, roughly where z > 0.01. Dead is what is never active. Left, the
-    latents' mean |z|, largest first; right, how many are active on which fraction of
-    the examples, dead ones apart.
+    sigmoid latents, roughly where z > 0.01. A dead latent is 0 on every example, as in
+    `metrics.is_dead`. Left, the latents' mean |z|, largest first; right, how many are
+    active on which fraction of the examples, dead ones apart.
 
     Raises:
       ValueError: Z is not `[N, H]`.
     """
     Z = np.abs(_matrix("Z", Z, None))
     largest = Z[np.isfinite(Z)].max(initial=0.0)
-    how_often = (~(Z <= 0.01 * largest)).mean(axis=0)  # where it is NaN, it is not dead
-    is_dead = how_often == 0
+    how_often = (~(Z <= 0.01 * largest)).mean(axis=0)  # NaN counts as active
+    dead = np.asarray(is_dead(Z))
     figure = drawing.figure((8.4, 3.4))
     figure.get_layout_engine().set(wspace=0.05)
     strength, often = figure.subplots(1, 2)
     figure.suptitle(
-        f"{Z.shape[1]} latents on {len(Z)} examples: {is_dead.sum()} dead, "
+        f"{Z.shape[1]} latents on {len(Z)} examples: {dead.sum()} dead, "
         f"{(how_often == 1).sum()} active on every one",
         fontsize=10,
     )
-    _draw_strengths(strength, Z.mean(axis=0), is_dead)
-    _draw_how_often(often, how_often, is_dead)
+    _draw_strengths(strength, Z.mean(axis=0), dead)
+    _draw_how_often(often, how_often, dead)
     for axes in (strength, often):
         axes.spines[["top", "right"]].set_visible(False)
     return drawing.save(figure, path)
@@ -175,7 +176,7 @@ def _draw_how_often(axes: Any, how_often: np.ndarray, is_dead: np.ndarray) -> No
     axes.set_xticks(np.linspace(0, 1, 6))
     drawing.integer_ticks(axes.yaxis)
     if is_dead.any():
-        label = "dead: |z| never above 1% of the largest"
+        label = "dead: 0 on every example"
         axes.bar(-0.05, is_dead.sum(), 0.05, color=_MODEL, label=label)
         axes.legend(frameon=False, fontsize=8)
 

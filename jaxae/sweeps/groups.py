@@ -94,6 +94,7 @@ def groups_of(
         chosen, read, members.values(), strict=True
     ):
         wanted = {n: v for n, v in given.items() if n in (*names, INIT_SCALE)}
+        refusals.check_parts(its_objective, key, its_config)
         refusals.check_hparams(its_objective, its_config, data, wanted, key)
         mine = np.array(indices)
         groups.append(_group(its_objective, its_config, lanes, mine, shared, wanted))

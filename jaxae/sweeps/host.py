@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -97,9 +97,9 @@ def sweep(
       OSError: if `out` cannot be written.
     """
     config = TrainConfig() if config is None else config
-    if not isinstance(hparams, Mapping | None):
-        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
-    hparams = dict(hparams or {})
+    hparams = {} if hparams is None else hparams
+    _checks.hparams(hparams)
+    hparams = dict(hparams)
     refusals.check_arguments(objective, key, config)
     if config.patience is not None:
         raise ValueError(
@@ -115,6 +115,7 @@ def sweep(
         if number is not None:
             _checks.positive_int(name, number)
     devices = _as_devices(devices)
+    out = None if out is None else _checks.folder("out", out)
     lanes = spaces.lanes_of(
         space,
         hparams,

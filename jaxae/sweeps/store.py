@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxae.autoencoder.files import sealed, unsealed, write_atomically
+from jaxae.autoencoder.files import LANES_FILE, sealed, unsealed, write_atomically
 from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.spaces import Lanes
@@ -88,7 +88,7 @@ class Store:
         Raises:
           ValueError: if another sweep was, naming the field, or the file is damaged.
         """
-        path = self._directory / "sweep.json"
+        path = self._directory / LANES_FILE
         if not path.exists():
             return None
         try:
@@ -122,7 +122,7 @@ class Store:
         }
         (self._directory / "lanes").mkdir(parents=True, exist_ok=True)
         text = json.dumps(kept, indent=2).encode()
-        write_atomically(self._directory / "sweep.json", text)
+        write_atomically(self._directory / LANES_FILE, text)
 
     def put(self, rung: int, group: int, part: Part) -> None:
         """Keep lanes that came to the end of a rung.

@@ -31,7 +31,8 @@ class TrainConfig:
     Attributes:
       num_epochs: passes over the data.
       batch_size: examples a step; the last partial batch of an epoch is dropped.
-      optimizer: `hparams -> optax.GradientTransformation`.
+      optimizer: `hparams -> optax.GradientTransformation`, or the name of one of
+        `jaxae.optimizers`.
       gradient: "autodiff", or "manual" for the hand-derived one.
       log_every: metrics are computed at every so many steps of an epoch.
       steps_per_epoch: for data that is a source; an array has its own.
@@ -76,10 +77,13 @@ class TrainConfig:
         self._as_ints("memory_budget")
         optional = ("steps_per_epoch", "patience", "checkpoint_steps")
         self._as_ints(*(name for name in optional if getattr(self, name) is not None))
+        if isinstance(self.optimizer, str):
+            object.__setattr__(self, "optimizer", optimizers.get(self.optimizer))
         if not callable(self.optimizer):
             raise ValueError(
                 "optimizer must be a function hparams -> optax.GradientTransformation "
-                f"such as jaxae.optimizers.adam, got {self.optimizer!r}."
+                "such as jaxae.optimizers.adam, or the name of one, got "
+                f"{self.optimizer!r}."
             )
         _check_choice("gradient", self.gradient, GRADIENTS)
         _check_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)

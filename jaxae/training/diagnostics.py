@@ -34,7 +34,7 @@ def evaluate(
         column. Only for a likelihood, and where every row lies in its support: grey
         levels have neither under a Bernoulli.
     "l0": the mean number of latents that are not 0.
-    "dead_fraction": of latents that are 0 on every row.
+    "dead_fraction": of latents that are 0 on every row (`metrics.is_dead`).
     "saturated_fraction": of latents that are flat on every row
         (`metrics.saturated_fraction`). Only for an activation with a slope.
 
@@ -129,7 +129,7 @@ def look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
         is_saturated = metrics.is_saturated(clean.ae, forward.a, z).all(axis=0)
     return {
         "means": means,
-        "is_dead": jnp.all(z == 0, axis=0),
+        "is_dead": metrics.is_dead(z),
         "is_saturated": is_saturated,
         "is_outside": is_outside,
     }
@@ -149,8 +149,8 @@ def _log_probs(objective: Objective, params, forward: Forward, targets):
         return None, False
 
     def of_row(eta, target):
-        log_prob = observation.log_prob(eta, target, *params.observation)
-        loss = observation.loss(eta, target, *params.observation)
+        log_prob = observation.example_log_prob(eta, target, params.observation)
+        loss = observation.example_loss(eta, target, params.observation)
         # Where the loss is infinite too, the model diverged; the data may be sound.
         return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
 

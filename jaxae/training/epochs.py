@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from jaxae import manual
+from jaxae import _checks, manual
 from jaxae.objective import Aux, Objective
 from jaxae.training.config import TrainConfig
 
@@ -21,6 +21,7 @@ Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
 
 
 INIT_SCALE = "init_scale"  # may be left out
+INIT_SCALES = _checks.POSITIVE
 
 
 class TrainState(NamedTuple):

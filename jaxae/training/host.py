@@ -94,6 +94,8 @@ def train(
         work.
       OSError: if a state cannot be saved.
     """
+    if checkpoint_dir is not None:
+        checkpoint_dir = _checks.folder("checkpoint_dir", checkpoint_dir)
     job = prepare(
         objective,
         data,
@@ -178,6 +180,7 @@ def prepare(
     refusals.check_arguments(objective, key, config, params)
     callbacks = _as_callbacks(on_epoch)
     refusals.check_patience(config, validation)
+    refusals.check_parts(objective, key, config)
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
     given = data, validation
     data = refusals.as_data("data", data, objective, dtype, config)

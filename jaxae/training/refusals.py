@@ -9,14 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxae import _checks
+from jaxae import (
+    _checks,
+    activations,
+    corruptions,
+    manual,
+    observations,
+    optimizers,
+    penalties,
+)
 from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
+from jaxae.training import diagnostics
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import INIT_SCALE, Data, num_rows, num_steps
-
-LEARNING_RATE = "learning_rate"
+from jaxae.training.epochs import INIT_SCALE, INIT_SCALES, Data, num_rows, num_steps
 
 
 def check_arguments(objective, key, config, params=None) -> None:
@@ -179,24 +186,21 @@ def as_hparams(hparams, dtype) -> dict[str, Array]:
     Raises:
       ValueError: for what is not a finite real scalar.
     """
-    if not isinstance(hparams, Mapping):
-        raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
+    _checks.hparams(hparams)
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
-        if not _is_finite_number(value, dtype):
+        if not _is_finite(value, dtype):
             raise ValueError(
                 f"hparams[{name!r}] must be a finite number, got {value!r}."
             )
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
 
 
-def _is_finite_number(value: Any, dtype) -> bool:
-    if isinstance(value, str | bool | np.bool_) or np.ndim(value) != 0:
-        return False
+def _is_finite(value: Any, dtype) -> bool:
     try:
         with np.errstate(over="ignore"):
             return bool(np.isfinite(np.asarray(float(value)).astype(dtype)))
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:  # a huge integer
         return False
 
 
@@ -257,28 +261,77 @@ def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) 
     Raises:
       ValueError: naming one, its value and its range.
     """
-    if hparams.get(LEARNING_RATE, 0) < 0:
-        raise ValueError(
-            f"hparams[{LEARNING_RATE!r}] must be at least 0, got "
-            f"{hparams[LEARNING_RATE]:g}; below it the loss is climbed."
-        )
     objective.check_hparams(hparams)
-    for part in (config.optimizer, data):
-        if hasattr(part, "check_hparams"):
-            part.check_hparams(hparams)
+    optimizers.check_hparams(config.optimizer, hparams)
+    INIT_SCALES.check(INIT_SCALE, hparams)
+    if hasattr(data, "check_hparams"):
+        data.check_hparams(hparams)
 
 
 def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:
     """The hyperparameters that objective, optimizer and source read.
 
     Raises:
-      ValueError: if the optimizer is none.
+      ValueError: if the optimizer is none, or the source.
     """
     reads = _Reads(hparams)
     _check_optimizer(config, reads)
+    names = reads.names | set(objective.hparam_names)
     if callable(data):
-        jax.eval_shape(lambda key: data(key, reads), key)
-    return sorted(reads.names | set(objective.hparam_names))
+        names |= _names_read_by_source(objective, data, hparams, key)
+    return sorted(names)
+
+
+def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str]:
+    """From shapes alone; a source that fails, or whose batches are none, is refused."""
+    names = set()
+
+    def batch(key, hparams):
+        reads = _Reads(hparams)
+        found = objective.as_pair(source(key, reads))
+        names.update(reads.names)
+        return found
+
+    try:
+        jax.eval_shape(batch, key, dict(hparams))
+    except Exception as error:
+        raise ValueError(
+            "data must be an array, or a pure source (key, hparams) -> batch whose "
+            f"shapes do not depend on a hyperparameter; {optimizers.name_of(source)} "
+            f"failed: {_checks.first_line(error)}."
+        ) from error
+    return names
+
+
+def check_parts(objective: Objective, key, config: TrainConfig) -> None:
+    """Refuse parts of the user's own whose functions return what they must not.
+
+    What training computes is traced once, for shapes: the objective, what is looked at
+    when an epoch ends, and the hand-derived gradient where that is computed.
+
+    Raises:
+      ValueError: naming the part, its function and the leaf.
+    """
+    ae = objective.ae
+    known = [
+        activations.CATALOGUE.get(ae.activation.name) is ae.activation,
+        observations.find(ae.observation.name) is ae.observation,
+        objective.corruption in (None, *corruptions.CATALOGUE.values()),
+        {*objective.penalties} <= {*penalties.CATALOGUE.values()},
+    ]
+    if all(known):
+        return
+
+    def work(key, batch, hparams):
+        params = ae.init(key)
+        objective(params, batch, key, hparams)
+        diagnostics.look(params, batch, hparams, objective=objective)
+        if config.gradient == "manual" or config.diagnostics:
+            manual.value_and_grad(objective)(params, batch, key, hparams)
+
+    batch = jax.ShapeDtypeStruct((config.batch_size, ae.input_dim), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    jax.eval_shape(work, key, batch, dict.fromkeys(objective.hparam_names, number))
 
 
 def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:
