@@ -13,12 +13,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxae.autoencoder.files import sealed, unsealed, write_atomically
+from jaxae._files import expanded, write_atomically
+from jaxae.autoencoder.files import sealed, unsealed
 from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.spaces import Lanes
 from jaxae.training.identity import identity as identify
 
+SWEEP_FILE = "sweep.json"
 _Broken = safetensors.SafetensorError
 
 
@@ -88,7 +90,7 @@ class Store:
         Raises:
           ValueError: if another sweep was, naming the field, or the file is damaged.
         """
-        path = self._directory / "sweep.json"
+        path = self._directory / SWEEP_FILE
         if not path.exists():
             return None
         try:
@@ -122,7 +124,7 @@ class Store:
         }
         (self._directory / "lanes").mkdir(parents=True, exist_ok=True)
         text = json.dumps(kept, indent=2).encode()
-        write_atomically(self._directory / "sweep.json", text)
+        write_atomically(self._directory / SWEEP_FILE, text)
 
     def put(self, rung: int, group: int, part: Part) -> None:
         """Keep lanes that came to the end of a rung.
@@ -180,7 +182,7 @@ def opened(out, identity: dict) -> Iterator[Store | None]:
     if out is None:
         yield None
         return
-    directory = Path(out).expanduser()
+    directory = expanded(out)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         yield Store(directory, identity)
