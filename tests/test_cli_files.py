@@ -157,6 +157,14 @@ def test_overwrite_removes_nothing_that_is_read(here, tmp_path, capsys):
     assert bytes_of(run) == before
 
 
+def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
+    """As in `jaxae sweep space.toml --out . --overwrite`, should it be killed."""
+    for name in ("space.toml", "table.csv", "config.json"):
+        (tmp_path / name).write_text(name)
+    sys.modules["jaxae.cli.sweep"]._clear(tmp_path)
+    assert os.listdir(tmp_path) == ["space.toml"]
+
+
 def test_gradcheck_replaces_no_run_unasked(here, tmp_path, monkeypatch, capsys):
     """Its usual folder is replaced each time, where it is of gradcheck."""
     shutil.copytree("run", tmp_path / "runs/gradcheck")

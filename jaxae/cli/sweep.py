@@ -113,7 +113,8 @@ def _clear(out: Path) -> None:
     """Without the files of a sweep or run before."""
     folder.clear(out)
     for name in outcome.FILES:
-        (out / name).unlink(missing_ok=True)
+        if name != folder.SPACE_FILE:  # it may be the one that was read
+            (out / name).unlink(missing_ok=True)
     for name in (folder.LANES, folder.TOP):
         shutil.rmtree(out / name, ignore_errors=True)
 
