@@ -7,7 +7,9 @@ state, for a state of another run must not be continued as this one's.
 """
 
 import contextlib
+import gc
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -16,6 +18,7 @@ import shutil
 import sys
 import textwrap
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +28,7 @@ import jax
 import numpy as np
 
 from jaxae import _checks
+from jaxae._files import expanded
 from jaxae.autoencoder.files import digest
 
 _NONE: Any = None  # no manager, for there is no folder yet
@@ -68,7 +72,7 @@ class Checkpoints:
     ):
         self._orbax = _import_orbax()
         # Absolute, for orbax refuses others.
-        self._directory = Path(directory).expanduser().absolute()
+        self._directory = expanded(directory).absolute()
         self._identity, self._keep = _plain(identity), keep
         self._stack, self._manager = contextlib.ExitStack(), _NONE
 
@@ -201,7 +205,7 @@ class Checkpoints:
 
     def _read_item(self, step: int, **item: Any) -> Any:
         (name,) = item
-        with _damage(), _quiet():
+        with _damage(), _alone(), _quiet():
             args = self._orbax.args.Composite(**item)
             return self._manager.restore(step, args=args)[name]
 
@@ -266,43 +270,66 @@ class _Damaged(Exception):
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
     try:
-        with _alone():
-            yield
+        yield
     except Exception as error:  # broken bytes raise a dozen types
         raise _Damaged(_why(error)) from error
 
 
-def _why(error: Exception) -> str:
-    """In a few words; the library's own end in what the system says, if at all."""
+def _why(error: BaseException) -> str:
+    """In a few words what the system, or the file's reader, said first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code is not None:
         return os.strerror(int(code[1]))
-    return textwrap.shorten(_checks.first_line(error), 200)
+    text, *_ = _checks.first_line(error).split(" [tensorstore_spec")
+    return textwrap.shorten(text.rstrip(":"), 200)
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """What is raised is raised once: where one array fails, the others that still go on
-    find nobody waiting, and would print a traceback each.
+    find nobody waiting, and Python would print a traceback for each of them when it
+    drops it.
     """
-    hook = sys.unraisablehook
+    hook, before = sys.unraisablehook, sys.exception()
 
     def ignore_late(unraisable):
         is_late = isinstance(unraisable.exc_value, RuntimeError)
-        if not (is_late and "loop is closed" in str(unraisable.exc_value)):
+        if is_late and "loop is closed" in str(unraisable.exc_value):
+            return
+        if not (inspect.iscoroutine(unraisable.object) and _is_orbax(unraisable)):
             hook(unraisable)
 
     sys.unraisablehook = ignore_late
     try:
         yield
-    except Exception:
+    except Exception as error:
         time.sleep(_LATE_SECONDS)
+        _drop_frames(error, before)
         raise
     finally:
         sys.unraisablehook = hook
 
 
 _LATE_SECONDS = 0.2
+
+
+def _is_orbax(unraisable) -> bool:
+    return f"{os.sep}orbax{os.sep}" in unraisable.object.cr_code.co_filename
+
+
+def _drop_frames(error: BaseException | None, before: BaseException | None) -> None:
+    """Drop now, and not when it happens, what the tracebacks of an error refer to.
+
+    Args:
+      error: it and its causes.
+      before: the caller's own, which was being handled; it is left as it is.
+    """
+    while error is not None and error is not before:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ SAME = (
     *("params.safetensors", "scaling.safetensors", "config.json", "results.json"),
     *("metrics.jsonl", "filters.png", "reconstructions.png", "curves.png"),
     *("latents.png", "best/params.safetensors", "best/config.json"),
+    *("best/scaling.safetensors", "results.sha256"),
 )
 
 
@@ -150,8 +151,14 @@ def differences(whole: Path, run: Path) -> list[str]:
         found.append("the optimizer's state")
     if steps(whole)[-1] != steps(run)[-1]:
         found.append("the last step")
-    strays = {str(p.relative_to(run)) for p in run.iterdir()}
-    return found + sorted(strays - {str(p.relative_to(whole)) for p in whole.iterdir()})
+    return found + sorted(set(paths(run)) - set(paths(whole)))
+
+
+def paths(run: Path) -> list[str]:
+    """All that a run folder holds, but its states, whose files have random names."""
+    states = run / "checkpoints"
+    found = (path for path in run.rglob("*") if states not in path.parents)
+    return [str(path.relative_to(run)) for path in found]
 
 
 def state_digest(run: Path) -> str:

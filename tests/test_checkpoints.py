@@ -1,9 +1,12 @@
 """States on disk: whole or not there, of this run or refused."""
 
+import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 
 import jax
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxae import checkpoints
 from jaxae.checkpoints import Checkpoints, locked
 
 ARRAYS = {
@@ -162,6 +166,51 @@ def test_damage_to_any_file_is_survived_or_found(tmp_path, harm):
     assert num_found > 0
 
 
+def test_of_many_arrays_the_damage_is_told_in_one_line(tmp_path):
+    """Orbax's own message has the whole specification of an array, in 60 lines."""
+    rng = np.random.default_rng(0)
+    arrays = {f"p{i}": jnp.asarray(rng.normal(size=(30, 100))) for i in range(9)}
+    save(tmp_path, 1, 2, arrays=arrays)
+    for file in files(tmp_path / "2" / "arrays" / "ocdbt.process_0" / "d"):
+        truncate(file)
+    with pytest.warns(RuntimeWarning, match="2 is damaged .*Error reading") as caught:
+        assert restore(tmp_path, like=arrays).step == 1
+    (warning,) = caught
+    assert not re.search("\n|TensorStore|spec", str(warning.message))
+
+
+READING = """
+async def read():
+    try:
+        await forever
+    except BaseException:
+        raise Exception("a message\\nof many lines")
+"""
+
+
+@pytest.mark.parametrize("name, num_lines", [("/orbax/read.py", 0), ("/mine.py", 1)])
+def test_reads_that_still_go_on_say_nothing_when_one_failed(
+    monkeypatch, name, num_lines
+):
+    """What is dropped raises where nobody can catch it, and Python prints that."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    names = {"forever": types.coroutine(lambda: (yield))()}
+    exec(compile(READING, name, "exec"), names)
+
+    def fail():
+        reading = names["read"]()
+        reading.send(None)
+        cycle = [reading]
+        cycle.append(cycle)
+        raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"), checkpoints._alone():
+        fail()
+    gc.collect()
+    assert len(printed) == num_lines
+
+
 def test_where_all_is_damaged_nothing_is_started_over_silently(tmp_path):
     save(tmp_path, 1, 2)
     for file in files(tmp_path):
@@ -258,7 +307,7 @@ with Checkpoints(directory, {}) as checkpoints:
 def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path):
     command = [sys.executable, "-c", WITH_A_LIMIT, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("refused: cannot save to checkpoint_dir")
     assert done.stdout.count("\n") == 1
     with Checkpoints(tmp_path / "run", {}) as checkpoints:

@@ -17,6 +17,7 @@ from jaxae import cli
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
 FILES = [
+    "results.sha256",
     "config.json",
     "metrics.jsonl",
     "params.safetensors",

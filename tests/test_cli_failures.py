@@ -311,7 +311,7 @@ def test_a_folder_that_may_not_be_written_to_is_named(
 ):
     """By the one call that opens what is written: root may write anywhere."""
 
-    def refuse(*, dir, prefix):
+    def refuse(*, dir, prefix, suffix):
         raise PermissionError(13, "Permission denied", f"{dir}/{prefix}xyz")
 
     shutil.copytree("run", tmp_path / "run")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
@@ -51,6 +53,13 @@ def read(here, text):
     path = here / "space.toml"
     path.write_text(text)
     return space.read(path)
+
+
+DAMAGE = {
+    **{"config.json": truncate, "space.toml": os.unlink, "table.csv": flip},
+    **{"metrics.npz": truncate, "best/params.safetensors": flip},
+    **{"best/config.json": os.unlink, "best/results.json": truncate},
+}
 
 
 def lines(path):
@@ -156,6 +165,13 @@ def test_the_same_command_goes_on_and_another_is_refused(here, undrawn, capsys):
         path.unlink()
     assert sweep(here, RATES) == 0
     assert contents(here / "out") == whole
+    for name, harm in DAMAGE.items():
+        harm(here / "out" / name)
+    assert sweep(here, RATES) == 0
+    assert contents(here / "out") == whole
+    os.unlink(here / "out" / "config.json")
+    assert sweep(here, RATES) == 0
+    assert contents(here / "out") == whole
     capsys.readouterr()
 
     before = contents(here / "out")
@@ -203,6 +219,7 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(here, undrawn, capsys
     assert sweep(here, RATES, "--overwrite") == 0
     assert not (here / "out" / "checkpoints").exists()
     (here / "out" / "config.json").write_text("{")
+    shutil.rmtree(here / "out" / "lanes")  # which say which sweep it is, too
     assert sweep(here, RATES) == 2
     assert "--out out has a damaged config.json (" in capsys.readouterr().err
 
@@ -376,9 +393,11 @@ def test_a_bad_file_is_refused_in_one_sentence(here, capsys, text, said):
         ),
         (("--table", "json"), "--table must be csv or parquet"),
         (("--devices", "99"), "--devices must be between 1 and"),
-        (("--top", "0"), "--top must be at least 1"),
-        (("--lanes-at-once", "0"), "--lanes-at-once must be at least 1"),
-        (("--memory-budget", "0"), "--memory-budget must be at least 1"),
+        (("--top", "0"), "--top must be an integer of at least 1"),
+        (("--lanes-at-once", "0"), "--lanes-at-once must be an integer of at least 1"),
+        (("--num-samples", "9" * 30), "--num-samples must be less than 2**31"),
+        (("--top", "9" * 30), "--top must be less than 2**31"),
+        (("--memory-budget", "0"), "--memory-budget must be an integer of at least 1"),
         (("--engine", "slurm"), "--engine must be None or 'ray'"),
         (("--sampler", "grid"), "--sampler must be 'sobol' or 'random'"),
         (("--data", "none.npy"), "There is no file none.npy"),

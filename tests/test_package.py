@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxae"
 LAYERS = [
     "_version",
     "_checks",
+    "_files",
     "gradcheck",
     "activations",
     "observations",

@@ -6,8 +6,6 @@ files cannot drift apart unnoticed. Nothing is ever unpickled.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxae import _checks, activations, observations
+from jaxae._files import write_atomically
 from jaxae._version import __version__
 from jaxae.autoencoder.model import Autoencoder
 from jaxae.autoencoder.parametrizations import Params
@@ -164,21 +163,6 @@ def _to_json(config: dict[str, Any]) -> bytes:
         raise ValueError(f"run must be JSON values: {error}.") from None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file beside its place, then rename it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256 of arrays by name: names, dtypes, shapes and values."""
     found = hashlib.sha256()
@@ -207,12 +191,6 @@ def unsealed(kind: Any, tensors: Mapping[str, Any]) -> Any:
         if kind.pop("sha256") != digest(tensors):
             raise ValueError("its numbers are not those that were saved")
     return kind
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _named_leaves(params: Params):

@@ -5,6 +5,7 @@ tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where use
 
 import dataclasses
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -124,6 +125,9 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit status. A mistake is one sentence, no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file need not be text; printing it must not fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _main(argv)
@@ -212,10 +216,17 @@ def _parse(verb: Verb, arguments: list[str], name: str) -> Any:
     import tyro
 
     default = verb.defaults(arguments)
-    return tyro.cli(
+    options = tyro.cli(
         verb.options,
         args=arguments,
         **({} if default is None else {"default": default}),
         prog=f"jaxae {name}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    for option, value in vars(options).items():
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(
+                f"{option} is {value!r}, but neither a path nor a name can hold a null "
+                "character; leave it out."
+            )
+    return options

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
+import re
 import shutil
 import sys
 import types
@@ -17,13 +19,8 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
-from jaxae.autoencoder.files import (
-    BEST,
-    CONFIG_FILE,
-    PARAMS_FILE,
-    refuse_sweep,
-    write_atomically,
-)
+from jaxae._files import write_atomically
+from jaxae.autoencoder.files import BEST, CONFIG_FILE, PARAMS_FILE, refuse_sweep
 from jaxae.checkpoints import locked
 from jaxae.data.scaling import SCALING_FILE
 
@@ -34,12 +31,18 @@ REPORT_FILE = "report.json"  # of gradcheck
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES, USAGE = "reconstructions.png", "curves.png", "latents.png"
 PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES, USAGE)
+SUMS_FILE = "results.sha256"  # of what a run made; `sha256sum -c` reads it too
 RUN_FILES = (
     *(CONFIG_FILE, PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE),
-    *(RESULTS_FILE, REPORT_FILE, *PICTURES),
+    *(RESULTS_FILE, REPORT_FILE, SUMS_FILE, *PICTURES),
 )
 CHECKPOINTS = "checkpoints"
 RUN_FOLDERS = (CHECKPOINTS, BEST)
+# Of a sweep.
+SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
+TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
+LANES, TOP = "lanes", "top"
+MAP, PARALLEL = "map.png", "parallel.png"
 
 
 def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
@@ -83,12 +86,26 @@ def _check_kinds(out: Path) -> None:
             )
 
 
+# A run that has one of these has ended.
+_OF_THE_END = (RESULTS_FILE, REPORT_FILE, SUMS_FILE, BEST)
+_OF_NO_RUN = {"cases", "best", "trial"}  # in config.json: gradcheck's, and best/'s
+
+
 def _check_states(out: Path) -> None:
-    """Refuse to start over a run that ended, as if it had never begun."""
+    """Refuse to start over what is no run, or a run that ended and lost its states."""
     states = out / CHECKPOINTS
-    is_ended = any((out / name).exists() for name in (RESULTS_FILE, REPORT_FILE))
     names = [path.name for path in states.iterdir()] if states.is_dir() else []
-    if is_ended and not any(map(str.isdigit, names)):  # what is damaged is none
+    if any(map(str.isdigit, names)):  # what is damaged is none
+        return
+    config = out / CONFIG_FILE
+    said = read_config(config) if config.exists() else {}
+    if found := _OF_NO_RUN & said.keys():
+        raise ValueError(
+            f"--resume goes on with a run of `jaxae train`, but --out {out} holds "
+            f"something else, for its {CONFIG_FILE} has {min(found)!r}; choose another "
+            "folder."
+        )
+    if any((out / name).exists() for name in _OF_THE_END):
         raise ValueError(
             f"--resume needs the states of the run in {states}, which holds none; "
             "restore them, replace the run with --overwrite, or choose another folder."
@@ -129,9 +146,9 @@ def clear(out: Path) -> None:
 
 
 def clear_unfinished(out: Path) -> None:
-    """Without what a kill left of a file that was being written."""
+    """Without what a kill left of a file that was being written, by any version."""
     for name in RUN_FILES:
-        for path in out.glob(f".{name}.*"):
+        for path in (*out.glob(f".{name}.*"), *out.glob(f"{BEST}/.{name}.*")):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
 
@@ -141,31 +158,6 @@ def remove(out: Path) -> None:
     clear(out)
     with contextlib.suppress(OSError):
         out.rmdir()
-
-
-def check_output(name: str, suffix: str = "", data: str | None = None) -> Path:
-    """The file `--output` of that name, if it may be written.
-
-    Raises:
-      ValueError, FileNotFoundError: another suffix; a folder; the data, by whatever
-        name; none to write it to.
-    """
-    path = Path(name)
-    if not path.name or (suffix and path.suffix != suffix):
-        kind = f"an {suffix} file" if suffix else "a file"
-        raise ValueError(f"--output must name {kind}, got {name!r}.")
-    if path.is_dir():
-        raise ValueError(f"--output must name a file, but {path} is a folder.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
-    source = None if data is None else Path(data).expanduser()
-    if source is not None and path.exists() and source.exists():
-        if path.samefile(source):
-            raise ValueError(
-                f"--output {path} is the data itself, which it would replace; name "
-                "another file."
-            )
-    return path
 
 
 def sentence(error: OSError) -> str:
@@ -180,12 +172,52 @@ def sentence(error: OSError) -> str:
     )
 
 
+# ---- what a run made -----------------------------------------------------------------
+
+_MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
+_MADE = (*_MODEL_FILES, METRICS_FILE, *(f"{BEST}/{name}" for name in _MODEL_FILES))
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`, and before it the SHA-256 of all that a run made."""
+    content = _json_file(results)
+    made = {name: (out / name).read_bytes() for name in _MADE if (out / name).exists()}
+    lines = [
+        f"{hashlib.sha256(raw).hexdigest()}  {name}\n"
+        for name, raw in {**made, RESULTS_FILE: content}.items()
+    ]
+    write_atomically(out / SUMS_FILE, "".join(lines).encode())
+    write_atomically(out / RESULTS_FILE, content)
+
+
+def damaged(out: Path) -> list[str]:
+    """The files of a run's results that are missing, or not what was written."""
+    names = "|".join(map(re.escape, (*_MADE, RESULTS_FILE)))
+    line = rf"([0-9a-f]{{64}})  ({names})\n"
+    sums = _read_or_nothing(out / SUMS_FILE).decode(errors="replace")
+    if not re.fullmatch(rf"({line})*[0-9a-f]{{64}}  {RESULTS_FILE}\n", sums):
+        return [SUMS_FILE]
+    return [
+        name
+        for sha256, name in re.findall(line, sums)
+        if hashlib.sha256(_read_or_nothing(out / name)).hexdigest() != sha256
+    ]
+
+
+def _read_or_nothing(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
 # ---- JSON ----------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
     """A file of JSON for people to read, whole or not at all."""
-    write_atomically(path, (to_json(value, indent=2) + "\n").encode())
+    write_atomically(path, _json_file(value))
+
+
+def _json_file(value: Any) -> bytes:
+    return (to_json(value, indent=2) + "\n").encode()
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

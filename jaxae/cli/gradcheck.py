@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from jaxae import _checks
-from jaxae.autoencoder.files import write_atomically
+from jaxae._files import write_atomically
 from jaxae.cli import cases, folder, yours
 from jaxae.cli.cases import Case
 from jaxae.cli.options import GradcheckOptions, checked_seed
+from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import progress
 from jaxae.gradcheck import Leaf, Report, check
 
@@ -40,18 +41,26 @@ def gradcheck(options: GradcheckOptions) -> int:
     _check_belong_together(options)
     is_usual = options.out is None
     where = USUAL_OUT if options.out is None else options.out
-    out = folder.check_out(where, options.overwrite or is_usual)
+    out = folder.check_out(where, options.overwrite or (is_usual and _is_ours(where)))
+    check_folder(out)
+    check_inputs(out, params=options.params)
     if options.function is None:
         judged = _judge_catalogue(options)
         reports = {name: _as_json(one.report) for name, one in judged.items()}
         _write(out, options, judged, reports)
         _print_summary(judged)
     else:
-        [(name, one)] = (judged := _judge_yours(options, out)).items()
+        [(name, one)] = (judged := _judge_yours(options)).items()
         _write(out, options, judged, _as_json(one.report))
         print(f"{name}\n{one.report}")
     print(f"run folder: {out}")
     return 0 if all(one.report.ok for one in judged.values()) else 1
+
+
+def _is_ours(out: str) -> bool:
+    """Whether a folder has nothing that another verb than this one wrote."""
+    others = (folder.PARAMS_FILE, folder.METRICS_FILE, folder.CHECKPOINTS, folder.LANES)
+    return not any(Path(out, name).exists() for name in others)
 
 
 def _check_belong_together(options: GradcheckOptions) -> None:
@@ -103,10 +112,9 @@ def _choose(
     return chosen
 
 
-def _judge_yours(options: GradcheckOptions, out: Path) -> dict[str, Judged]:
+def _judge_yours(options: GradcheckOptions) -> dict[str, Judged]:
     name, params = options.function, options.params
     assert name is not None and params is not None
-    _check_outlives(Path(params), out)
     is_x64 = options.x64 or jax.config.read("jax_enable_x64")
     # Importable to the end: a function may import more when it is called.
     with yours.importable(os.getcwd()), jax.enable_x64(is_x64):
@@ -119,17 +127,6 @@ def _judge_yours(options: GradcheckOptions, out: Path) -> dict[str, Judged]:
             surrogate=options.surrogate,
         )
         return {name: _judge(name, case, options.seed)}
-
-
-def _check_outlives(params: Path, out: Path) -> None:
-    """Refuse to replace, with --overwrite, the very run that is judged."""
-    is_of_a_run = params.is_dir() or params.name in folder.RUN_FILES
-    home = params if params.is_dir() else params.parent
-    if is_of_a_run and home.resolve() == out.resolve():
-        raise ValueError(
-            f"--out {out} is where --params are read from, and would be replaced; "
-            "choose another folder."
-        )
 
 
 def _judge(name: str, case: Case, seed: int) -> Judged:

@@ -274,12 +274,21 @@ def checked(options: TrainOptions) -> TrainOptions:
             f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
         )
     checked_seed(options.seed)
-    for name in _COUNTS:
+    check_counts(options, _COUNTS)
+    return options
+
+
+def check_counts(options: SharedOptions, names: tuple[str, ...]) -> None:
+    """Refuse what is no count, or too large for one, among the options of these names.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for name in names:
         value, option = getattr(options, name), f"--{name.replace('_', '-')}"
         if value is not None and _checks.positive_int(option, value) >= 2**31:
             found = _checks.describe(value)
             raise ValueError(f"{option} must be less than 2**31, got {found}.")
-    return options
 
 
 def checked_seed(seed: int) -> int:

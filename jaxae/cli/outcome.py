@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import plots
+from jaxae._files import write_atomically
 from jaxae.autoencoder import save
-from jaxae.autoencoder.files import write_atomically
 from jaxae.cli import folder, pictures
 from jaxae.cli import space as space_module
 from jaxae.cli import splits as splits_module
+from jaxae.cli.folder import (
+    CURVES_FILE,
+    MAP,
+    PARALLEL,
+    SPACE_FILE,
+    TABLES,
+    TOP,
+)
 from jaxae.cli.options import SweepOptions, TrainOptions
 from jaxae.cli.space import Space
 from jaxae.cli.splits import Splits
@@ -21,10 +29,6 @@ from jaxae.cli.train import evaluate, print_results
 from jaxae.data.scaling import save_scaling
 from jaxae.sweeps import Sweep
 
-SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
-TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
-LANES, TOP = "lanes", "top"
-MAP, PARALLEL = "map.png", "parallel.png"
 PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
 FILES = (SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
 _SHOWN, _BESIDE = 5, ("validation/fvu",)  # lanes, at least; metrics beside the one

@@ -12,12 +12,14 @@ import jax
 
 import jaxae
 from jaxae import _checks
-from jaxae.autoencoder.files import CONFIG_FILE, write_atomically
+from jaxae._files import write_atomically
+from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
 from jaxae.cli import building, folder, outcome, reporting
 from jaxae.cli import space as space_module
 from jaxae.cli import splits as splits_module
-from jaxae.cli.options import SweepOptions, TrainOptions, checked
+from jaxae.cli.options import SweepOptions, TrainOptions, check_counts, checked
 from jaxae.cli.outcome import Job
+from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.space import Space
 from jaxae.cli.splits import Splits
@@ -33,6 +35,9 @@ def sweep(options: SweepOptions) -> int:
     space_module.check_options(space, options)
     one = checked(space_module.as_train(options, space.first()))
     out = _check_out(options)
+    check_folder(out)
+    if options.overwrite:
+        check_inputs(out, data=options.data)
     with Interrupt() as interrupt:
         job = _job(options, space, one)
         _rehearse(job)
@@ -53,9 +58,9 @@ def sweep(options: SweepOptions) -> int:
 
 
 def _check_table(options: SweepOptions) -> None:
-    if options.table not in outcome.TABLES:
+    if options.table not in folder.TABLES:
         raise ValueError(
-            f"--table must be {' or '.join(outcome.TABLES)}, got {options.table!r}."
+            f"--table must be {' or '.join(folder.TABLES)}, got {options.table!r}."
         )
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
@@ -78,7 +83,7 @@ def _check_out(options: SweepOptions) -> Path:
             "choose another folder."
         )
     if folder.holds_run(out) and not options.overwrite:
-        found = _other_run(out / CONFIG_FILE)
+        found = _other_run(out)
         if found is not None:
             raise ValueError(
                 f"--out {out} {found}; choose another folder, or replace it with "
@@ -87,14 +92,19 @@ def _check_out(options: SweepOptions) -> Path:
     return out
 
 
-def _other_run(config: Path) -> str | None:
+def _other_run(out: Path) -> str | None:
     """What a folder holds that is not known to be a sweep."""
-    if not config.is_file():
-        return "holds a run already that is no sweep"
+    config = out / CONFIG_FILE
     try:
         is_sweep = "sweep" in json.loads(config.read_bytes())
-    except (ValueError, TypeError) as error:
-        return f"has a damaged {config.name} ({_checks.first_line(error)})"
+    except (ValueError, TypeError, OSError) as error:
+        # Its lanes say which sweep it is, too, and config.json is then written again.
+        if (out / folder.LANES / LANES_FILE).exists():
+            is_sweep = not (out / folder.PARAMS_FILE).exists()
+        elif config.exists():
+            return f"has a damaged {CONFIG_FILE} ({_checks.first_line(error)})"
+        else:
+            is_sweep = False
     return None if is_sweep else "holds a run already that is no sweep"
 
 
@@ -102,8 +112,9 @@ def _clear(out: Path) -> None:
     """Without the files of a sweep or run before."""
     folder.clear(out)
     for name in outcome.FILES:
-        (out / name).unlink(missing_ok=True)
-    for name in (outcome.LANES, outcome.TOP):
+        if name != folder.SPACE_FILE:  # it may be the one that was read
+            (out / name).unlink(missing_ok=True)
+    for name in (folder.LANES, folder.TOP):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -120,11 +131,7 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             f"--devices must be between 1 and {jax.local_device_count()}, the number "
             f"of this machine, got {devices}."
         )
-    for name in ("lanes_at_once", "memory_budget", "top"):
-        given = getattr(options, name)
-        if given is not None and given < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} must be at least 1, got {given}.")
+    check_counts(options, ("lanes_at_once", "memory_budget", "top", "num_samples"))
     return Job(
         space=space,
         options=one,
@@ -226,18 +233,18 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
             interrupt.raise_if_requested()
             print(plan, flush=True)
             folder.write_json(out / CONFIG_FILE, _describe(options, job))
-            write_atomically(out / outcome.SPACE_FILE, job.space.text)
+            write_atomically(out / folder.SPACE_FILE, job.space.text)
             folder.append(out / folder.TIMING_FILE, {"plan": str(plan)})
 
         try:
             swept = jaxae.sweep(
                 **job.arguments,
-                out=out / outcome.LANES,
+                out=out / folder.LANES,
                 on_plan=on_plan,
                 on_progress=reporter,
             )
         except ValueError as error:  # of the folder alone: the rest was rehearsed
-            said = str(error).replace(f"out {out / outcome.LANES}", f"--out {out}")
+            said = str(error).replace(f"out {out / folder.LANES}", f"--out {out}")
             raise ValueError(said) from None
         reporter.end()
     for warning in caught:

@@ -15,6 +15,7 @@ from jaxae.checkpoints import OtherRunError
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
 from jaxae.cli.options import TrainOptions, checked
+from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.cli.splits import PARTS, Splits
 from jaxae.data.scaling import save_scaling
@@ -28,6 +29,9 @@ def train(options: TrainOptions) -> int:
     options = checked(options)
     building.check_start(options)
     out = folder.check_out(options.out, options.overwrite, options.resume)
+    check_folder(out)
+    if options.overwrite:
+        check_inputs(out, data=options.data, params=options.params)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
 
@@ -50,8 +54,9 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 print(f"run folder: {out}")
                 return 0
             interrupt.raise_if_requested()
-            # Written last, so that where it is, the folder is that of a whole run.
-            (out / folder.RESULTS_FILE).unlink(missing_ok=True)
+            # Written last, so that where they are, the folder is that of a whole run.
+            for name in (folder.RESULTS_FILE, folder.SUMS_FILE):
+                (out / name).unlink(missing_ok=True)
             _save(out, job.objective.ae, progress.state.params, splits, described)
             run = _execute(out, job, progress, checkpoints, interrupt)
         _write(out, job, run, splits, described)
@@ -86,7 +91,7 @@ def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) 
         _save(out / folder.BEST, ae, run.best.params, splits, described)
     results = _results(job.objective, run, splits, job.hparams)
     pictures.draw(out, ae, run.params, run.metrics, splits)
-    folder.write_json(out / folder.RESULTS_FILE, results)
+    folder.write_results(out, results)
     print_results(results)
 
 
@@ -164,8 +169,25 @@ def _check_repeats(options: TrainOptions, splits: Splits) -> None:
 
 
 def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
-    ended = host.status_of(job, progress) in ("finished", "early_stopped")
-    return ended and (out / folder.RESULTS_FILE).exists()
+    """Whether nothing is left to do; what was damaged since is made again.
+
+    Raises:
+      ValueError: if it is damaged and of more epochs than are asked for.
+    """
+    if host.status_of(job, progress) not in ("finished", "early_stopped"):
+        return False
+    names = ", ".join(folder.damaged(out))
+    if names and (reached := len(progress.history)) > job.config.num_epochs:
+        raise ValueError(
+            f"--out {out} is a run of {reached} epochs whose {names} is missing or not "
+            f"what was written; say --epochs {reached} to write it again."
+        )
+    if names and (out / folder.RESULTS_FILE).exists():  # else it was killed
+        note(
+            f"{names} in {out} is missing or not what was written, and is written "
+            "again from the last state."
+        )
+    return not names
 
 
 def _standing(job: host.Job, progress: Any) -> str:

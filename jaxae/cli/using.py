@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data
+from jaxae._files import atomic
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
@@ -24,6 +23,7 @@ from jaxae.cli.options import (
     TrainOptions,
     checked,
 )
+from jaxae.cli.outputs import check_output
 from jaxae.cli.reporting import Interrupt
 from jaxae.cli.train import evaluate as evaluate_splits
 from jaxae.cli.train import print_results
@@ -67,7 +67,7 @@ def trained(path: str) -> Iterator[Trained]:
 
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
-    path = folder.check_output(options.output, ".npy", options.data)
+    path = check_output(options.output, options.run, ".npy", options.data)
     with trained(options.run) as model:
         rows = _rows(model, options.data, options.array)
         function = jax.jit(jax.vmap(model.ae.encode, in_axes=(None, 0)))
@@ -83,7 +83,7 @@ def encode(options: EncodeOptions) -> int:
 
 def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
-    path = folder.check_output(options.output, ".npy", options.data)
+    path = check_output(options.output, options.run, ".npy", options.data)
     with trained(options.run) as model:
         rows, dtype = _rows(model, options.data, options.array), _dtype(model)
         function = jax.jit(jax.vmap(model.ae.reconstruct, in_axes=(None, 0)))
@@ -98,9 +98,10 @@ def reconstruct(options: ReconstructOptions) -> int:
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
     output = None
-    if options.output is not None:
-        output = folder.check_output(options.output, data=options.data)
     with trained(options.run) as model:
+        if options.output is not None:
+            source = model.options.data if options.data is None else options.data
+            output = check_output(options.output, options.run, data=source)
         objective = building.objective(model.options, model.ae)
         if options.data is None:
             splits = _splits(model)
@@ -186,23 +187,12 @@ def _write(
         "fortran_order": False,
         "shape": (num_rows, num_columns),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        # No memory map: on a full disk that would end the process, without a word.
-        with os.fdopen(handle, "wb") as file, Interrupt() as interrupt:
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, num_rows, _BLOCK_ROWS):
-                interrupt.raise_if_requested()
-                block = function(rows[start : start + _BLOCK_ROWS])
-                file.write(np.ascontiguousarray(block, dtype).data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    # No memory map: on a full disk that would end the process, without a word.
+    with atomic(path) as file, Interrupt() as interrupt:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, num_rows, _BLOCK_ROWS):
+            interrupt.raise_if_requested()
+            block = function(rows[start : start + _BLOCK_ROWS])
+            file.write(np.ascontiguousarray(block, dtype).data)
     print(f"wrote {path}: {np.dtype(dtype)} [{num_rows}, {num_columns}]")
     return 0

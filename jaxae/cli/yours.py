@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -16,8 +17,8 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
+from jaxae._files import expanded
 from jaxae.autoencoder.files import read_tensors
-from jaxae.cli.options import checked_seed
 
 KINDS = "a .npz, .npy or .safetensors file, or a folder that jaxae.save wrote"
 
@@ -144,9 +145,12 @@ def read_arg(text: str) -> Any:
             return number(text)
     if text.startswith("key:"):
         seed = text.removeprefix("key:")
-        if not seed.isdecimal():
-            raise ValueError(f"--arg key:SEED must hold a number, got {text!r}.")
-        return jax.random.key(checked_seed(int(seed)))
+        if not re.fullmatch("[0-9]{1,10}", seed) or int(seed) >= 2**32:
+            raise ValueError(
+                "--arg key:SEED must hold an integer from 0 to 2**32 - 1, got "
+                f"{_checks.describe(text)}."
+            )
+        return jax.random.key(int(seed))
     return _read_tree("--arg", text, f"a number, key:SEED, {KINDS}")
 
 
@@ -157,7 +161,7 @@ def _read_tree(option: str, name: str, kinds: str) -> Any:
       ValueError: a file of another kind, or damaged.
       FileNotFoundError: nothing there.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return jaxae.load(path)[1]
     if path.suffix.lower() not in (".npz", ".npy", ".safetensors"):

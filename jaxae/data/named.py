@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks
+from jaxae._files import expanded
 from jaxae.data.files import Dataset, PathLike, load_file
 
 NAMES = ("digits", "mnist", "fashion_mnist")
@@ -33,7 +34,7 @@ def load(
         numbers `[N, D]`, or over the budget and an `.npz` or in Fortran order.
       FileNotFoundError: nothing there; the sentence says how to get it.
     """
-    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    name, path = os.fspath(name_or_path), expanded(name_or_path)
     suffix = path.suffix.lower()
     if array is not None and suffix != ".npz":
         raise ValueError(f"array={array!r} is for .npz files: leave it out for {name}.")
@@ -139,7 +140,7 @@ def _folders(name: str, root: PathLike | None) -> Iterator[Path]:
     # "data" is where torchvision's own examples put their root.
     for base in (root, os.environ.get("JAXAE_DATA"), ".", "data"):
         if base:
-            base = Path(base).expanduser().absolute()
+            base = expanded(base).absolute()
             yield from (base / folder for folder in ("", *_IMAGES[name].folders))
     yield _SYSTEM / name.replace("_", "-")
     yield Path(os.path.expanduser("~/.cache/jaxae"), name)

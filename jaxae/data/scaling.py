@@ -10,7 +10,8 @@ import safetensors
 import safetensors.numpy
 
 from jaxae import _checks
-from jaxae.autoencoder.files import sealed, unsealed, write_atomically
+from jaxae._files import write_atomically
+from jaxae.autoencoder.files import sealed, unsealed
 from jaxae.data.files import PathLike
 from jaxae.data.surveying import Survey
 from jaxae.data.surveying import survey as measure

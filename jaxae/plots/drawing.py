@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxae._files import atomic
+
 PathLike = str | os.PathLike[str]
 
 _CHARACTERS = 11  # an inch, of small print with room beside it
@@ -62,13 +64,7 @@ def figure(inches: tuple[float, float]) -> Any:
 
 def save(figure: Any, path: PathLike) -> Path:
     """Write it, whole or not at all; return where."""
-    # Written beside and moved into place: a reader never sees half a picture.
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        kind = path.suffix[1:] or "png"
-        figure.savefig(unfinished, format=kind, bbox_inches="tight")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", bbox_inches="tight")
     return path

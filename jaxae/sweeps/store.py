@@ -13,7 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxae.autoencoder.files import LANES_FILE, sealed, unsealed, write_atomically
+from jaxae._files import expanded, write_atomically
+from jaxae.autoencoder.files import LANES_FILE, sealed, unsealed
 from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.spaces import Lanes
@@ -180,7 +181,7 @@ def opened(out, identity: dict) -> Iterator[Store | None]:
     if out is None:
         yield None
         return
-    directory = Path(out).expanduser()
+    directory = expanded(out)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         yield Store(directory, identity)
