@@ -16,6 +16,7 @@ PACKAGE = ROOT / "jaxae"
 LAYERS = [
     "_version",
     "_checks",
+    "_keys",
     "gradcheck",
     "activations",
     "observations",

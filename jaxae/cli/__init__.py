@@ -93,6 +93,7 @@ VERBS = {
             "accumulate must": "--accumulate must",
             "sampler must": "--sampler must",
             "engine must": "--engine must",
+            "generator is": "--generator is",
             "sweep the same": "sweep the same, replace it with --overwrite",
         },
     ),

@@ -29,6 +29,7 @@ class Progress(NamedTuple):
       steps: of single models, so far.
       num_steps: of single models, in all.
       seconds: since training began.
+      steps_kept: those of `steps` that were read from disk and not trained again.
     """
 
     lanes_done: int
@@ -36,6 +37,7 @@ class Progress(NamedTuple):
     steps: int
     num_steps: int
     seconds: float
+    steps_kept: int = 0
 
 
 def sweep(
@@ -170,21 +172,23 @@ def sweep(
         tell = _Teller(on_progress, ledgers, num_steps)
         for number, rung in enumerate(rungs):
             for g, run in enumerate(runs):
-                ledger, left = ledgers[g], alive[g]
+                ledger = ledgers[g]
                 if store is not None:
-                    for part in store.parts(number, g, *run.like(rung)):
-                        ledger.add(part, rung)
-                        left = np.setdiff1d(left, part.indices)
-                        tell(len(part.indices) * len(rung) * run.num_steps)
-                for part in train(run, ledger, left, rung, schedules[g], tell):
+                    for part in store.parts(number, g, *run.like()):
+                        tell(ledger.add(part), is_kept=True)
+                for part in train(run, ledger, alive[g], rung, schedules[g], tell):
+                    if store is None and part.num_epochs == config.num_epochs:
+                        part = part._replace(rest=())
+                    ledger.add(part)
                     if store is not None:
-                        store.put(number, g, part)
-                    ledger.add(part, rung)
+                        store.put(number, g, ledger.part(part.indices, rung))
                     tell()
             if halving is not None and rung.stop < config.num_epochs:
                 alive = survivors(halving, ledgers, alive, rung)
                 ahead = _steps_of(runs, alive, rungs[number + 1 :], halving)
                 tell(gone=len(lanes) - sum(map(len, alive)), ahead=ahead)
+        for ledger in ledgers:
+            ledger.rest = None  # nothing goes on from here
         return results.gathered(ledgers, lanes, config.num_epochs, plan, key)
 
 
@@ -225,11 +229,14 @@ class _Teller:
     def __init__(self, on_progress, ledgers: list[Ledger], num_steps: int):
         self._on_progress, self._ledgers = on_progress, ledgers
         self._num_steps, self._begun = num_steps, time.perf_counter()
-        self._steps = self._gone = 0
+        self._steps = self._steps_kept = self._gone = 0
 
-    def __call__(self, steps=0, gone: int | None = None, ahead=None) -> None:
+    def __call__(
+        self, steps=0, gone: int | None = None, ahead=None, is_kept=False
+    ) -> None:
         """Of steps made; of lanes that go no further and steps to come, if changed."""
         self._steps += steps
+        self._steps_kept += steps if is_kept else 0
         self._num_steps = self._num_steps if ahead is None else self._steps + ahead
         self._gone = self._gone if gone is None else gone
         if self._on_progress is None:
@@ -242,6 +249,7 @@ class _Teller:
                 steps=self._steps,
                 num_steps=self._num_steps,
                 seconds=time.perf_counter() - self._begun,
+                steps_kept=self._steps_kept,
             )
         )
 
