@@ -237,6 +237,9 @@ def test_a_plan_says_why_it_is_not_what_was_asked_for(given, at_once, reason):
     assert (schedule.lanes_at_once, schedule.reason) == (at_once, reason)
     said = str(plans.Plan(("",), (96,), (schedule,), 1))
     assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in said
+    again = functools.partial(plans.as_begun, schedule, group, 1)
+    assert again(None) == again(given["asked"]) == schedule
+    assert again(2).reason == "not 2: the sweep goes on as it was begun"
 
 
 def test_what_changes_the_program_is_a_group_of_its_own():
@@ -428,6 +431,8 @@ def test_lane_out_of_range_and_missing_pandas(monkeypatch):
     found = sweep({"learning_rate": [0.1]})
     with pytest.raises(ValueError, match="lane must be an integer below 1, got 1"):
         found.params(1)
+    with pytest.raises(ValueError, match="metric must be one of train.*got .3"):
+        found.best([3])
     real_import = builtins.__import__
 
     def without_pandas(name, *arguments, **keywords):
@@ -519,6 +524,12 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
         (lambda: sweep(devices=[]), "must be a list of at least one device"),
         (lambda: sweep(devices=2), "must be a list of at least one device"),
         (lambda: sweep(hparams=[1]), "hparams must be a dict"),
+        (lambda: sweep(on_plan=3), "on_plan must be a function, got 3"),
+        (lambda: sweep(on_progress="x"), "on_progress must be a function"),
+        (
+            lambda: sweep(config=dataclasses.replace(CONFIG, num_epochs=10**12)),
+            "num_epochs must be at most 178,956,970 for 6 lanes, whose metrics have",
+        ),
         (lambda: sweep({3: [1]}), "keys must be names, or tuples of names, got 3"),
         (lambda: sweep({(): [()]}), "keys must be names, or tuples of names"),
         (lambda: sweep({("l1", "seed"): sweeps.uniform(0, 1)}), "list of tuples; give"),

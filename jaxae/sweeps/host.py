@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ from jaxae.sweeps.plans import Plan
 from jaxae.sweeps.results import Ledger, Sweep
 from jaxae.sweeps.running import GroupRun
 from jaxae.training import TrainConfig, refusals
+
+_MOST_ROWS = 2**30  # epochs of lanes: 8 GiB for each metric
 
 
 class Progress(NamedTuple):
@@ -57,8 +59,8 @@ def sweep(
     memory_budget=None,
     out=None,
     engine: str | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_plan=None,
+    on_progress=None,
 ) -> Sweep:
     """Train every trial of a space, as one compiled program whose lanes are trials.
 
@@ -116,6 +118,11 @@ def sweep(
     ):
         if number is not None:
             _checks.positive_int(name, number)
+    for name, callback in (("on_plan", on_plan), ("on_progress", on_progress)):
+        if not (callback is None or callable(callback)):
+            raise ValueError(
+                f"{name} must be a function, got {_checks.describe(callback)}."
+            )
     devices = _as_devices(devices)
     lanes = spaces.lanes_of(
         space,
@@ -125,6 +132,12 @@ def sweep(
         num_samples=num_samples,
         sampler=sampler,
     )
+    if len(lanes) * config.num_epochs > _MOST_ROWS:
+        raise ValueError(
+            f"num_epochs must be at most {_MOST_ROWS // len(lanes):,} for "
+            f"{len(lanes):,} lanes, whose metrics have a number an epoch, got "
+            f"{_checks.describe(config.num_epochs)}."
+        )
     groups = groups_of(objective, config, lanes, hparams, data, key)
     rungs = rungs_of(halving, config.num_epochs, validation)
     identity = {}
@@ -158,7 +171,10 @@ def sweep(
         plan = Plan(
             tuple(group.name for group in groups),
             tuple(len(group.lanes) for group in groups),
-            tuple(schedules),
+            tuple(
+                plans.as_begun(schedule, group, len(devices), lanes_at_once)
+                for schedule, group in zip(schedules, groups, strict=True)
+            ),
             len(devices),
         )
         if on_plan is not None:

@@ -229,6 +229,18 @@ def _reason(
     return why if asked is None else f"not {asked}: {why}"
 
 
+def as_begun(
+    schedule: Schedule, group: Group, num_devices: int, asked: int | None
+) -> Schedule:
+    """The schedule of a sweep that goes on; it says so where another is asked for."""
+    most = math.ceil(len(group.lanes) / num_devices)
+    if asked is None or schedule.lanes_at_once == min(asked, most):
+        return schedule
+    if schedule.reason.startswith(f"not {asked}: "):
+        return schedule
+    return schedule._replace(reason=f"not {asked}: the sweep goes on as it was begun")
+
+
 def _candidates(most: int) -> list[int]:
     """All, 1, and what lies between in steps of four."""
     between = [most // 4**i for i in range(1, 20) if most // 4**i > 1]

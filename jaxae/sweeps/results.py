@@ -141,14 +141,14 @@ class Sweep:
         }
         return {**of_epochs, **looked}
 
-    def best(self, metric: str = "validation/loss") -> int:
+    def best(self, metric="validation/loss") -> int:
         """The finished lane whose metric is the smallest at its end.
 
         Raises:
           ValueError: for an unknown metric, or where no lane has a number.
         """
         final = self.final
-        if metric not in final:
+        if not isinstance(metric, str) or metric not in final:
             raise ValueError(
                 f"metric must be one of {', '.join(final)}, got {metric!r}"
                 f"{_checks.closest(metric, final)}."
