@@ -84,12 +84,14 @@ def sweep(
       num_samples: how many points of the ranges are drawn.
       sampler: how: "sobol" spreads them evenly, "random" does not.
       halving: where given, only the best lanes are trained to the end.
-      lanes_at_once: in one vmap, 1 for lanes in sequence. What is fastest here, found
-        by trying where that pays, unless given.
+      lanes_at_once: the most lanes in one vmap, 1 for lanes in sequence. What is
+        fastest here, found by trying where that pays, unless given. Lanes of one seed
+        at most where the key's generator is not vmap-invariant (rbg, unsafe_rbg), and
+        in sequence where data are a source or the corruption is your own.
       devices: over which lanes are spread; all local ones unless given.
       memory_budget: bytes a device; most of what is free unless given.
-      out: a folder where lanes are kept as they finish. If it holds some of the same
-        sweep, they are not trained again.
+      out: a folder where lanes are saved each minute and as they finish. If it holds
+        some of the same sweep, these go on from there, to more epochs as well.
       engine: None for this process, "ray" for a task a block of lanes on a Ray cluster
         (the extra `ray`), retried where a worker dies. Each task uses one device.
       on_plan: called with the `Plan` before anything is trained.
