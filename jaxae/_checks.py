@@ -62,9 +62,14 @@ def positive_int(name: str, value: Any) -> int:
 def prng_key(key: Any) -> None:
     """Refuse what is not a JAX random key."""
     dtype = getattr(key, "dtype", None)
+    typed = key
+    if dtype == jnp.uint32:
+        # A raw key is one of JAX's default generator, which decides its shape.
+        with contextlib.suppress(TypeError):
+            typed = jax.random.wrap_key_data(key)
+            dtype = typed.dtype
     is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-    is_raw = dtype == jnp.uint32 and jnp.shape(key) == (2,)
-    if not ((is_typed and jnp.shape(key) == ()) or is_raw):
+    if not (is_typed and jnp.shape(typed) == ()):
         raise ValueError(
             f"key must be one JAX random key, got {describe(key)}; "
             "make one with jax.random.key(0)."
@@ -75,7 +80,10 @@ def describe(value: Any) -> str:
     """A value in a few words: dtype and shape for arrays, repr for the rest."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = f"a very long {type(value).__name__}"
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -452,6 +453,29 @@ def test_bad_input_is_refused_in_one_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_initial_rows_are_the_same_at_any_width_and_in_any_vmap(generator):
+    """rbg keys draw for a whole vmap from the first of them, and so by its length."""
+    keys = jax.random.split(jax.random.key(0, impl=generator), 3)
+    wide = dataclasses.replace(AE, latent_dim=7)
+    together = jax.vmap(AE.init)(keys).W
+    for i, key in enumerate(keys):
+        W = AE.init(key).W
+        np.testing.assert_allclose(together[i], W, rtol=1e-6)
+        np.testing.assert_allclose(  # up to the limit, by which rows are multiplied
+            wide.init(key).W[:4] / wide.init_limit, W / AE.init_limit, rtol=1e-6
+        )
+        assert len(np.unique(W)) == W.size
+
+
+def test_raw_keys_are_those_of_the_default_generator():
+    with jax.default_prng_impl("rbg"):
+        raw = jax.random.PRNGKey(0)
+        assert AE.init(raw).W.shape == (4, 6)
+    with pytest.raises(ValueError, match="one JAX random key, got uint32.4."):
+        AE.init(raw)
 
 
 @pytest.mark.parametrize("bad", [0, -3, 2.5, "4", None, True])

@@ -13,6 +13,7 @@ import pytest
 
 import jaxae
 from jaxae import cli
+from jaxae.cli import pictures
 
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
@@ -107,6 +108,28 @@ def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
     one, two = (tmp_path / name / "run" for name in ("one", "two"))
     for name in ("metrics.jsonl", "params.safetensors", "results.json", *PICTURES):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_run_is_repeated_with_its_generator_whatever_the_default_is(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)  # for speed
+    np.save("rows.npy", np.random.default_rng(0).uniform(size=(100, 6)))
+    options = ("--data", "rows.npy", "--latent-dim", "3", "--batch-size", "20")
+    options = (*options, "--epochs", "1", "--corruption", "masking")
+    arguments = ("train", *options, "--corruption-rate", "0.5", "--out", "rbg")
+    default = {**os.environ, "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    done = run(*arguments, cwd=tmp_path, env=default)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "rbg" / "config.json").read_text())
+    assert config["options"]["generator"] == "rbg"
+    assert cli.main(["train", "--config", "rbg/config.json", "--out", "again"]) == 0
+    first, again = (
+        (tmp_path / name / "params.safetensors").read_bytes()
+        for name in ("rbg", "again")
+    )
+    assert first == again
 
 
 @pytest.mark.parametrize(

@@ -121,18 +121,24 @@ def test_a_sweep_leaves_a_table_the_best_lane_and_pictures(here):
 
 
 def test_the_best_lane_is_a_run_that_train_repeats_and_evaluate_reads(here, capsys):
-    assert sweep(here, RATES + "l1 = [0.0, 0.01]\nseed = [3, 5]\n") == 0
+    text = RATES + "l1 = [0.0, 0.01]\nseed = [3, 5]\n"
+    assert sweep(here, text, "--generator", "rbg") == 0
     best, found = here / "out" / "best", table(here)
     trial = json.loads((best / "config.json").read_text())["trial"]
     lane = int(found["validation/loss"].argmin())
     assert trial["lane"] == lane
     assert trial["values"] == {n: found.at[lane, n] for n in trial["values"]}
-    assert trial["key"] == {"seed": 0, "fold_in": trial["values"]["seed"]}
+    assert trial["key"] == {
+        "seed": 0,
+        "generator": "rbg",
+        "fold_in": trial["values"]["seed"],
+    }
 
     ae, params = jaxae.load(best)
     rows = np.load("rows.npy").astype(np.float32)
     train, _, validation = jaxae.data.split(rows, 0.2, 0.1, seed=0)
-    key = jax.random.fold_in(jax.random.key(0), trial["key"]["fold_in"])
+    key = jax.random.key(0, impl=trial["key"]["generator"])
+    key = jax.random.fold_in(key, trial["key"]["fold_in"])
     again = jaxae.train(
         jaxae.Objective(ae, penalties=(jaxae.penalties.l1,)),
         train,
@@ -181,11 +187,19 @@ def test_the_same_command_goes_on_and_another_is_refused(here, undrawn, capsys):
         "--out out holds another sweep: space.learning_rate is" in said
         and "--overwrite" in said
     )
-    assert sweep(here, RATES, "--epochs", "3") == 2
-    assert "--epochs is 2 there and 3 here" in capsys.readouterr().err
+    assert sweep(here, RATES, "--epochs", "1") == 2
+    assert "--epochs is 2 there and 1 here" in capsys.readouterr().err
+    assert sweep(here, RATES, "--generator", "rbg") == 2
+    assert '--generator is "threefry2x32" there and "rbg" here' in (
+        capsys.readouterr().err
+    )
     assert contents(here / "out") == before
     assert sweep(here, "learning_rate = [-1.0, 1e400]\n", "--overwrite") == 2
     assert contents(here / "out") == before, "what is refused changes nothing"
+    assert sweep(here, RATES, "--epochs", "3") == 0  # goes on
+    longer = contents(here / "out")
+    assert sweep(here, RATES, "--epochs", "3", "--overwrite") == 0
+    assert contents(here / "out") == longer
     assert sweep(here, "learning_rate = [0.001]\n", "--overwrite") == 0
     assert len(table(here)) == 1
 
@@ -340,6 +354,14 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(here):
         ('learning_rate = ["a"]', "'a' in learning_rate, whose values must be numbers"),
         ("learning_rate = [true]", "whose values must be numbers"),
         ("learning_rate = [inf]", "which must be finite"),
+        (
+            f"learning_rate = [{10**400}]",
+            "int 1000.* in learning_rate, which must",
+        ),
+        (f"learning_rate = [{'9' * 5000}]", "is not TOML: Exceeds the limit"),
+        (f"l1 = {{ low = 0, high = {10**400} }}", "a range needs finite low < high"),
+        (f"seed = [{2**64}]", "18446744073709551616 in seed, which must be < 2..32"),
+        (f"seed = {{ count = {10**30} }}", "of at least 1 and at most 1048576"),
         ("learning_rate = { low = 1 }", "a range has low, high and"),
         ("learning_rate = { low = 1, high = 2, step = 1 }", "and nothing else"),
         ('l1 = { low = 1, high = 2, scale = "cubic" }', 'scale = "linear" or "log"'),
@@ -400,6 +422,7 @@ def test_a_bad_file_is_refused_in_one_sentence(here, capsys, text, said):
         (("--memory-budget", "0"), "--memory-budget must be an integer of at least 1"),
         (("--engine", "slurm"), "--engine must be None or 'ray'"),
         (("--sampler", "grid"), "--sampler must be 'sobol' or 'random'"),
+        (("--generator", "mt19937"), "--generator must be one that JAX knows, such as"),
         (("--data", "none.npy"), "There is no file none.npy"),
         (("--out", ""), "--out must name a folder"),
         (("--out", "rows.npy"), "rows.npy is a file"),

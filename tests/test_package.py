@@ -18,6 +18,7 @@ LAYERS = [
     "_version",
     "_checks",
     "_files",
+    "_keys",
     "gradcheck",
     "activations",
     "observations",

@@ -215,6 +215,7 @@ def saved(tmp_path_factory):
     [
         ({"hparams": {**HPARAMS, "learning_rate": 0.02}}, "hparams.learning_rate"),
         ({"key": jax.random.key(1)}, "key"),
+        ({"key": jax.random.key(0, impl="rbg")}, "generator"),
         ({"data": 1 - X}, "data.sha256"),
         ({"data": X[:40]}, "data.shape"),
         ({"validation": X[:8]}, "validation.shape"),

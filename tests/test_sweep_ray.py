@@ -1,7 +1,9 @@
 """A sweep on a Ray cluster of two workers on this machine."""
 
+import functools
 import os
 import signal
+import types
 from pathlib import Path
 
 import chex
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae.sweeps import store
+from jaxae.sweeps import ray_engine, running, store
 
 ray = pytest.importorskip("ray")
 
@@ -86,6 +88,40 @@ def workers() -> list[int]:
     """The processes that are training a block; ray names them by their task."""
     titles = {p: p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline")}
     return [int(p.parent.name) for p, t in titles.items() if b"ray::_train_block" in t]
+
+
+class Local:
+    """Ray's functions in this process."""
+
+    put, get = staticmethod(lambda value: value), staticmethod(lambda task: task())
+
+    def wait(self, tasks):
+        return tasks[:1], tasks[1:]
+
+    def remote(self, **options):
+        def submit(function, *arguments):
+            return lambda: function(*arguments)
+
+        return lambda function: types.SimpleNamespace(
+            remote=functools.partial(submit, function)
+        )
+
+
+def test_blocks_of_more_than_a_minute_come_back_each_minute(monkeypatch, tmp_path):
+    engine = object.__new__(ray_engine.Engine)
+    engine._ray, engine._puts = Local(), {}
+    calls, train_block = [], ray_engine._train_block
+
+    def counting(*arguments):
+        calls.append(arguments)
+        return train_block(*arguments)
+
+    monkeypatch.setattr(ray_engine, "_train_block", counting)
+    monkeypatch.setattr(ray_engine, "Engine", lambda: engine)
+    monkeypatch.setattr(running, "BLOCK_SECONDS", 0.0)  # every part is a minute
+    found, expected = sweep(engine="ray", out=tmp_path), sweep()
+    assert len(calls) > 3 * len(list(tmp_path.glob("lanes/*")))
+    assert found.table.equals(expected.table)
 
 
 def test_engines_are_none_or_ray():

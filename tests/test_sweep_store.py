@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import chex
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae.sweeps import running, store
+from jaxae.sweeps import program, running, store
+from jaxae.training import saving
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -102,6 +104,56 @@ def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
     assert_same(sweep(tmp_path, **arguments), found)
 
 
+STEP_SECONDS = 8.0
+
+
+def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkeypatch):
+    """By a clock that moves with the steps: a block takes 192 s, an epoch 48."""
+    now, saved_at, run, put = [0.0], [0.0], program.run, store.Store.put
+    clock = types.SimpleNamespace(
+        monotonic=lambda: now[0], perf_counter=time.perf_counter
+    )
+
+    def timed(state, means, hparams, seed_of, shared, first, last, **static):
+        now[0] += STEP_SECONDS * int(last - first)
+        if now[0] > 140:
+            raise KeyboardInterrupt
+        return run(state, means, hparams, seed_of, shared, first, last, **static)
+
+    def timed_put(*arguments):
+        saved_at.append(now[0])
+        put(*arguments)
+
+    arguments = {"lanes_at_once": 12, "memory_budget": None}
+    whole = sweep(**arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "time", clock)
+        patch.setattr(saving, "time", clock)
+        patch.setattr(program, "run", timed)
+        patch.setattr(store.Store, "put", timed_put)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tmp_path, **arguments)
+    assert max(np.diff([*saved_at, now[0]])) <= 60 + 2 * STEP_SECONDS
+    assert saved_at[-1] % (6 * STEP_SECONDS) != 0  # within an epoch
+    steps = []
+
+    def counting(state, means, hparams, seed_of, shared, first, last, **static):
+        steps.append(int(last - first))
+        return run(state, means, hparams, seed_of, shared, first, last, **static)
+
+    monkeypatch.setattr(program, "run", counting)
+    assert_same(sweep(tmp_path, **arguments), whole)
+    assert sum(steps) == 4 * 6 - saved_at[-1] / STEP_SECONDS
+
+
+@pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
+def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(tmp_path, halving):
+    longer = jaxae.TrainConfig(num_epochs=7, batch_size=8)
+    sweep(tmp_path, halving=halving)
+    found = sweep(tmp_path, halving=halving, config=longer)
+    assert_same(found, sweep(halving=halving, config=longer))
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [
@@ -110,7 +162,7 @@ def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
         ({"X": X + 0.001}, "data.sha256 is"),
         ({"validation": X[:21]}, "validation.shape is"),
         ({"key": jax.random.key(1)}, "key is"),
-        ({"config": jaxae.TrainConfig(num_epochs=5, batch_size=8)}, "num_epochs is 4"),
+        ({"config": jaxae.TrainConfig(num_epochs=3, batch_size=8)}, "num_epochs is 4"),
         ({"halving": jaxae.sweeps.Halving()}, "halving is null there"),
         ({"hparams": {"init_scale": 2.0}}, "hparams.init_scale is null there"),
     ],

@@ -1,12 +1,14 @@
 import builtins
 import dataclasses
 import functools
+import itertools
 import subprocess
 import sys
 
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import activations, corruptions, penalties, sweeps
-from jaxae.sweeps import layouts, plans, program
+from jaxae.sweeps import groups, layouts, plans, program
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -147,6 +149,99 @@ def test_a_padded_lane_starts_from_the_same_bits():
         chex.assert_trees_all_equal(run.params, found.params(lane))
 
 
+# ---- generators of random numbers ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [pytest.param("threefry2x32", marks=pytest.mark.slow), "rbg", "unsafe_rbg"],
+)
+def test_under_every_generator_a_lane_is_the_single_run(generator):
+    """Start, order and noise; rbg draws for a whole vmap from its first key."""
+    found = jaxae.sweep(
+        jaxae.Objective(model(), corruption=corruptions.gaussian),
+        X,
+        {"latent_dim": [3, 5], "seed": range(4)},
+        hparams={"learning_rate": 0.1, "corruption_rate": 0.3},
+        key=jax.random.key(0, impl=generator),
+        config=dataclasses.replace(CONFIG, diagnostics=False),
+        lanes_at_once=8,
+    )
+    for lane in range(4):  # of the narrower model, padded
+        assert_lane_is(single_run(found, lane), found, lane, rtol=1e-5)
+    Ws = [np.asarray(found.params(lane).W) for lane in range(4)]
+    for a, b in itertools.combinations(Ws, 2):
+        assert abs(a - b).max() > 0.1
+
+
+def group_of(objective=OBJECTIVE, data=X, generator="rbg", optimizer=None, **space):
+    """The lanes of a space, of which none is trained."""
+    space = space or {"learning_rate": np.geomspace(1e-3, 1, 32), "seed": range(3)}
+    key = jax.random.key(0, impl=generator)
+    optimizer = optimizer or jaxae.optimizers.adam
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    lanes = sweeps.spaces.lanes_of(space, {}, 4, key)
+    (group,) = groups.groups_of(objective, config, lanes, {"l1": 0.1}, data, key)
+    return group
+
+
+def noisy(hparams):
+    """An optimizer that draws, from a key in its state."""
+    adam = jaxae.optimizers.adam(hparams)
+
+    def init(params):
+        return jax.random.PRNGKey(0), adam.init(params)
+
+    return optax.GradientTransformation(init, lambda *arguments: None)
+
+
+def test_lanes_that_would_draw_otherwise_are_not_at_once():
+    own = corruptions.Corruption("own", lambda key, x, rate: x)
+    corrupted = dataclasses.replace(OBJECTIVE, corruption=own)
+    rates = {"learning_rate": [0.1, 0.2], "corruption_rate": [0.1], "seed": [0, 1]}
+    assert group_of(generator="threefry2x32").vmapped == "any"
+    assert group_of().vmapped == "seed"
+    assert group_of(corrupted, **rates).vmapped == "none"
+    assert group_of(data=lambda key, hparams: X[:8]).vmapped == "none"
+    with jax.default_prng_impl("rbg"):
+        assert group_of(generator="threefry2x32").vmapped == "any"
+        other = group_of(generator="threefry2x32", optimizer=noisy)
+        assert (other.vmapped, other.generator) == ("none", "rbg")
+
+
+@pytest.mark.parametrize(
+    "given, at_once, reason",
+    [
+        ({"asked": 24}, 16, "not 24: chunks are of one size"),
+        ({"asked": 32}, 32, ""),
+        ({"asked": 500}, 96, ""),
+        ({"asked": 64, "budget": 50_000}, 16, "not 64: memory_budget holds 17"),
+        (
+            {"asked": 64, "generator": "rbg"},
+            32,
+            "not 64: rbg keys are not vmap-invariant, so lanes are of one seed",
+        ),
+    ],
+)
+def test_a_plan_says_why_it_is_not_what_was_asked_for(given, at_once, reason):
+    group = group_of(generator=given.get("generator", "threefry2x32"))
+    schedule = plans.schedule_of(
+        group,
+        lambda *arguments: 1 / 0,  # nothing is tried
+        100,
+        budget=given.get("budget", 2**30),
+        num_devices=1,
+        lanes_at_once=given["asked"],
+        block_seconds=60.0,
+    )
+    assert (schedule.lanes_at_once, schedule.reason) == (at_once, reason)
+    said = str(plans.Plan(("",), (96,), (schedule,), 1))
+    assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in said
+    again = functools.partial(plans.as_begun, schedule, group, 1)
+    assert again(None) == again(given["asked"]) == schedule
+    assert again(2).reason == "not 2: the sweep goes on as it was begun"
+
+
 def test_what_changes_the_program_is_a_group_of_its_own():
     plan = []
     found = sweep(
@@ -250,21 +345,27 @@ def test_a_diverging_lane_stops_alone():
     chex.assert_trees_all_equal(sick.params(0), sane.params(0))
 
 
-def test_sweeping_a_source():
+@pytest.mark.parametrize("generator", ["threefry2x32", "unsafe_rbg"])
+def test_a_lane_of_a_source_is_the_single_run(generator):
+    """Its batches, and all that is looked at when it ends."""
+
     def source(key, hparams):
         return jax.random.uniform(key, (8, 6)) * hparams["height"]
 
-    config = jaxae.TrainConfig(num_epochs=2, steps_per_epoch=5)
     found = jaxae.sweep(
         OBJECTIVE,
         source,
-        {"height": [0.2, 0.9]},
-        hparams={"l1": 0.0, "learning_rate": 0.01},
-        key=KEY,
-        config=config,
+        {"height": [0.2, 0.9], "latent_dim": [3, 5], "seed": [0, 1]},
+        hparams={"l1": 0.1, "learning_rate": 0.1},
+        key=jax.random.key(0, impl=generator),
+        config=jaxae.TrainConfig(num_epochs=2, steps_per_epoch=5),
+        lanes_at_once=8,
     )
-    losses = found.metrics["train/loss"]
-    assert losses.shape == (2, 2) and losses[0, 0] != losses[1, 0]
+    assert found.metrics["train/loss"].shape == (8, 2)
+    assert {"train/l0", "train/fvu", "train/dead_fraction"} <= set(found.final)
+    assert len(set(found.final["train/fvu"])) == 8
+    for lane in (0, 1, 5):  # of the narrower model, padded
+        assert_lane_is(single_run(found, lane, data=source), found, lane, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +394,31 @@ def test_sweeping_a_source():
         ({"learning_rate": sweeps.uniform(0, 1)}, "num_samples must say how many"),
         ({"seed": [0, 1]}, "lacks learning_rate"),
         ({"seed": [-1], "learning_rate": [0.1]}, "between 0 and"),
+        ({"seed": [10**30], "learning_rate": [0.1]}, "between 0 and 2.*got .1000"),
+        ({"latent_dim": [10**5000]}, "between 1 and 2.*got a very long list"),
+        ({"learning_rate": [10**400]}, r"space\['learning_rate'\] must be finite"),
+        ({"learning_rate": np.array(0.1)}, r"least one number, got float64\[\]"),
+        ({"learning_rate": [np.array(True), 0.1]}, "list of at least one number"),
+        ({"learning_rate": [np.True_, 0.1]}, "list of at least one number"),
+        ({"learning_rate": [b"0.1"]}, "list of at least one number"),
+        ({"learning_rate": b"0.1"}, "list of at least one number"),
+        ({"learning_rate": [None, object()]}, "list of at least one number"),
+        ({"learning_rate": [[0.1], [0.1, 0.2]]}, "list of at least one number"),
+        ({"learning_rate": np.ma.masked_equal([0.1, 0.2], 0.2)}, "one number, got"),
+        (
+            {"seed": range(10**30)},
+            r"space\['seed'\] has more values than the",
+        ),
+        ({"learning_rate": itertools.repeat(0.1)}, "more values than the 1,048,576"),
+        ({("learning_rate", "seed"): np.array(0.1)}, "tuples of 2 values each"),
+        ({("learning_rate", "seed"): [np.array(0.1)]}, "tuples of 2 values each"),
+        ({"tied": [[True]]}, r"values of tied, and \[True\] is none"),
+        ({"tied": np.array(True)}, "list of at least one tied"),
+        (
+            {"activation": [np.ones(2)]},
+            r"activation, and float64\[2\] is none",
+        ),
+        ({"gradient": [b"manual"], "learning_rate": [0.1]}, "gradient must be"),
         ([0.1, 0.2], "space must be a dict"),
     ],
 )
@@ -305,6 +431,8 @@ def test_lane_out_of_range_and_missing_pandas(monkeypatch):
     found = sweep({"learning_rate": [0.1]})
     with pytest.raises(ValueError, match="lane must be an integer below 1, got 1"):
         found.params(1)
+    with pytest.raises(ValueError, match="metric must be one of train.*got .3"):
+        found.best([3])
     real_import = builtins.__import__
 
     def without_pandas(name, *arguments, **keywords):
@@ -363,6 +491,12 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
     [
         (lambda: sweeps.uniform(1, 1), "finite low < high"),
         (lambda: sweeps.uniform(0, np.inf), "finite low < high"),
+        (lambda: sweeps.uniform(0, 10**400), "finite low < high"),
+        (lambda: sweeps.log_uniform(1, 10**5000), "got 1 and a very long int"),
+        (
+            lambda: sweep({"learning_rate": sweeps.uniform(0, 1)}, num_samples=10**12),
+            "num_samples must be at most the 1,048,576 lanes",
+        ),
         (lambda: sweeps.log_uniform(0, 1), "needs low > 0"),
         (lambda: sweeps.Halving(first=0), "first must be"),
         (lambda: sweeps.Halving(factor=1), "factor must be at least 2"),
@@ -390,6 +524,12 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
         (lambda: sweep(devices=[]), "must be a list of at least one device"),
         (lambda: sweep(devices=2), "must be a list of at least one device"),
         (lambda: sweep(hparams=[1]), "hparams must be a dict"),
+        (lambda: sweep(on_plan=3), "on_plan must be a function, got 3"),
+        (lambda: sweep(on_progress="x"), "on_progress must be a function"),
+        (
+            lambda: sweep(config=dataclasses.replace(CONFIG, num_epochs=10**12)),
+            "num_epochs must be at most 178,956,970 for 6 lanes, whose metrics have",
+        ),
         (lambda: sweep({3: [1]}), "keys must be names, or tuples of names, got 3"),
         (lambda: sweep({(): [()]}), "keys must be names, or tuples of names"),
         (lambda: sweep({("l1", "seed"): sweeps.uniform(0, 1)}), "list of tuples; give"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxae import _checks, activations, observations
+from jaxae import _checks, _keys, activations, observations
 from jaxae.activations import Activation
 from jaxae.autoencoder import parametrizations
 from jaxae.autoencoder.parametrizations import Parametrization, Params, UntiedParams
@@ -123,7 +123,7 @@ class Autoencoder:
         _checks.prng_key(key)
         dtype = _checks.floating_dtype(dtype)
         limit = self.init_limit if limit is None else limit
-        encoder_key, decoder_key = jax.random.split(key)
+        encoder_key, decoder_key = _keys.one_by_one(jax.random.split)(key)
         params = UntiedParams(
             W_enc=self._draw_weights(encoder_key, limit),
             W_dec=self._draw_weights(decoder_key, limit),
@@ -272,15 +272,14 @@ class Autoencoder:
         return self.activation.init_gain * math.sqrt(6 / num_units)
 
     def _draw_weights(self, key, limit) -> Float[Array, "H D"]:
-        row_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-            key, jnp.arange(self.latent_dim)
-        )
-        uniform = jax.vmap(
-            lambda key: jax.random.uniform(
+        def row(key, i):
+            key = jax.random.fold_in(key, i)
+            return jax.random.uniform(
                 key, (self.input_dim,), jnp.float32, minval=-1, maxval=1
             )
-        )
-        return limit * uniform(row_keys)
+
+        rows = jax.vmap(_keys.one_by_one(row), in_axes=(None, 0))
+        return limit * rows(key, jnp.arange(self.latent_dim))
 
     def _output_bias(self, data_mean) -> Float[Array, "D"]:
         if data_mean is None:

@@ -96,6 +96,7 @@ VERBS = {
             # In the file or beside it.
             **{f"hparams['{name}']": name for name in (*_NUMBERS, "init_scale")},
             "engine must": "--engine must",
+            "generator is": "--generator is",
             "sweep the same": "sweep the same, replace it with --overwrite",
         },
     ),

@@ -3,10 +3,14 @@
 from __future__ import annotations  # so that tyro is needed by who parses, not here
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
+import jax
+
 from jaxae import _checks
+from jaxae._keys import generator_of
 
 with contextlib.suppress(ImportError):  # main says what to install
     from tyro import conf
@@ -89,6 +93,8 @@ class SharedOptions:
     """autodiff, or manual for the hand-derived one."""
     seed: int = 0
     """Of the split, the initial parameters, the order and the noise."""
+    generator: str | None = None
+    """Of random numbers: threefry2x32, rbg, unsafe_rbg, ... None: JAX's default."""
     compute_dtype: str | None = None
     """bfloat16 to compute in it, with float32 parameters and sums."""
 
@@ -264,7 +270,7 @@ _COUNTS = (
 
 
 def checked(options: TrainOptions) -> TrainOptions:
-    """Options whose numbers can be counted with, each by itself.
+    """Options whose numbers can be counted with, each by itself, with a generator.
 
     Raises:
       ValueError: naming one that cannot.
@@ -273,9 +279,9 @@ def checked(options: TrainOptions) -> TrainOptions:
         raise ValueError(
             f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
         )
-    checked_seed(options.seed)
     check_counts(options, _COUNTS)
-    return options
+    # By its name, so that the run is repeated with it whatever JAX's default is then.
+    return dataclasses.replace(options, generator=generator_of(key_of(options)))
 
 
 def check_counts(options: SharedOptions, names: tuple[str, ...]) -> None:
@@ -289,6 +295,22 @@ def check_counts(options: SharedOptions, names: tuple[str, ...]) -> None:
         if value is not None and _checks.positive_int(option, value) >= 2**31:
             found = _checks.describe(value)
             raise ValueError(f"{option} must be less than 2**31, got {found}.")
+
+
+def key_of(options: SharedOptions) -> jax.Array:
+    """The key that the options name.
+
+    Raises:
+      ValueError: for a seed out of range, or an unknown generator.
+    """
+    seed = checked_seed(options.seed)
+    try:
+        return jax.random.key(seed, impl=options.generator)
+    except ValueError:
+        raise ValueError(
+            "--generator must be one that JAX knows, such as threefry2x32, rbg or "
+            f"unsafe_rbg, got {options.generator!r}."
+        ) from None
 
 
 def checked_seed(seed: int) -> int:

@@ -127,8 +127,12 @@ def _save_lane(
         "trial": {
             "lane": lane,
             "values": values,
-            # The lane's key is fold_in(key(seed), fold_in).
-            "key": {"seed": options.seed, "fold_in": values.get("seed", 0)},
+            # The lane's key is fold_in(key(seed, impl=generator), fold_in).
+            "key": {
+                "seed": options.seed,
+                "generator": options.generator,
+                "fold_in": values.get("seed", 0),
+            },
             job.metric: float(swept.final[job.metric][lane]),
         },
         "data": splits_module.describe(job.splits),

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from jaxae import _checks, optimizers
 from jaxae.cli.building import HPARAMS
 from jaxae.cli.options import SharedOptions, SweepOptions, TrainOptions
-from jaxae.sweeps.spaces import CHOICES, LATENT_DIM, SEED, log_uniform, uniform
+from jaxae.sweeps.spaces import (
+    CHOICES,
+    LATENT_DIM,
+    MOST_LANES,
+    SEED,
+    log_uniform,
+    uniform,
+)
 from jaxae.training.epochs import INIT_SCALE
 
 TOGETHER = "together"
@@ -69,7 +76,7 @@ def read(path: Path) -> Space:
     text = path.read_bytes()
     try:
         found = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         said = _checks.first_line(error).removeprefix("TOMLDecodeError: ")
         raise SpaceError(f"{path} is not TOML: {said}.") from None
     axes: dict[str | tuple[str, ...], Any] = {}
@@ -144,14 +151,25 @@ def _axis(path: Path, name: str, value: Any) -> Any:
                 f"{path} has {_checks.describe(item)} in {name}, whose values must be "
                 f"{_KINDS[wanted]}."
             )
+        if wanted == "integer" and item >= 2**32:
+            said = _checks.describe(item)
+            raise SpaceError(f"{path} has {said} in {name}, which must be < 2**32.")
         if wanted == "integer" and item < (name != SEED):
             least = int(name != SEED)
             raise SpaceError(f"{path} has {item} in {name}, which must be >= {least}.")
-        if wanted == "number" and not math.isfinite(item):
-            raise SpaceError(f"{path} has {item} in {name}, which must be finite.")
+        if wanted == "number" and not _is_finite(item):
+            said = _checks.describe(item)
+            raise SpaceError(f"{path} has {said} in {name}, which must be finite.")
         if name in CHOICES and isinstance(item, str) and item != _NONE.get(name):
             _check_word(path, name, item)
     return [None if item == _NONE.get(name, ...) else item for item in value]
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 _NONE = {"corruption": "none"}
@@ -169,12 +187,13 @@ def _check_word(path: Path, name: str, word: str) -> None:
 def _table(path: Path, name: str, value: dict[str, Any]) -> Any:
     """`{ low, high, scale }`, or of seeds `{ count }`."""
     if name == SEED and set(value) == {"count"}:
-        if not _is_a("integer", value["count"]) or value["count"] < 1:
+        count = value["count"]
+        if not _is_a("integer", count) or not 1 <= count <= MOST_LANES:
             raise SpaceError(
-                f"{path} has seed.count as {_checks.describe(value['count'])}; it must "
-                "be an integer of at least 1."
+                f"{path} has seed.count as {_checks.describe(count)}; it must be an "
+                f"integer of at least 1 and at most {MOST_LANES}."
             )
-        return list(range(value["count"]))
+        return list(range(count))
     if name not in _HPARAMS:
         forms = "a list or { count = 8 }" if name == SEED else "a list"
         raise SpaceError(f"{path} must give {name} {forms}, not a range.")

@@ -1,5 +1,6 @@
 """`jaxae sweep`: from a space and data to a table, the best model and pictures."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -17,7 +18,13 @@ from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
 from jaxae.cli import building, folder, outcome, reporting
 from jaxae.cli import space as space_module
 from jaxae.cli import splits as splits_module
-from jaxae.cli.options import SweepOptions, TrainOptions, check_counts, checked
+from jaxae.cli.options import (
+    SweepOptions,
+    TrainOptions,
+    check_counts,
+    checked,
+    key_of,
+)
 from jaxae.cli.outcome import Job
 from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, note
@@ -34,6 +41,7 @@ def sweep(options: SweepOptions) -> int:
     space = space_module.read(Path(options.space))
     space_module.check_options(space, options)
     one = checked(space_module.as_train(options, space.first()))
+    options = dataclasses.replace(options, generator=one.generator)
     out = _check_out(options)
     check_folder(out)
     if options.overwrite:
@@ -142,7 +150,7 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             "data": splits.train,
             "space": space_module.completed(space, one),
             "hparams": {n: v for n, v in hparams.items() if n not in space.names},
-            "key": jax.random.key(options.seed),
+            "key": key_of(options),
             "config": building.config(one),
             "validation": validation,
             "num_samples": options.num_samples,
@@ -258,13 +266,9 @@ class _Reporter:
     def __init__(self, out: Path, show, interrupt: Interrupt):
         self._out, self._show, self._interrupt = out, show, interrupt
         self._last: Progress | None = None
-        self._kept = self._written = 0.0  # steps of lanes read back; when
+        self._written = 0.0  # when
 
     def __call__(self, progress: Progress) -> None:
-        # Of lanes that were kept, steps and lanes come at once.
-        last = self._last or progress._replace(steps=0, lanes_done=0)
-        if progress.lanes_done != last.lanes_done:
-            self._kept += progress.steps - last.steps
         self._last = progress
         lanes = f"{progress.lanes_done}/{progress.num_lanes}"
         self._show(
@@ -280,7 +284,8 @@ class _Reporter:
 
     def _rate(self) -> float:
         assert self._last is not None
-        return (self._last.steps - self._kept) / max(self._last.seconds, 1e-9)
+        trained = self._last.steps - self._last.steps_kept
+        return trained / max(self._last.seconds, 1e-9)
 
     def end(self) -> None:
         """Write where it stands."""

@@ -14,7 +14,7 @@ from jaxae import _checks, data, metrics
 from jaxae.checkpoints import OtherRunError
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
-from jaxae.cli.options import TrainOptions, checked
+from jaxae.cli.options import TrainOptions, checked, key_of
 from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.cli.splits import PARTS, Splits
@@ -97,7 +97,7 @@ def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) 
 
 def _job(options: TrainOptions, splits: Splits) -> host.Job:
     """What is to be done, checked."""
-    init_key, train_key = jax.random.split(jax.random.key(options.seed))
+    init_key, train_key = jax.random.split(key_of(options))
     ae = building.autoencoder(options, splits.train.shape[1])
     params = _params(options, ae, init_key, splits)
     return host.prepare(

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae import _checks
+from jaxae import _checks, _keys, corruptions
 from jaxae.autoencoder.model import LATENT_DIM
 from jaxae.objective import Objective
+from jaxae.sweeps import layouts
+from jaxae.sweeps.layouts import Layout
 from jaxae.sweeps.spaces import CHOICES, Lanes
 from jaxae.training import TrainConfig, epochs, refusals
 from jaxae.training.epochs import INIT_SCALE, Data
@@ -28,6 +30,8 @@ class Group(NamedTuple):
       limits: `[n]`, the `init_limit` of each lane's own model.
       seeds: `[n]`.
       widths: `[n]`, each lane's own latent_dim.
+      vmapped: which lanes may be in one vmap: "any", those of one "seed", or "none".
+      generator: of the random numbers that decide this, as JAX names it.
     """
 
     name: str
@@ -38,6 +42,26 @@ class Group(NamedTuple):
     limits: np.ndarray
     seeds: np.ndarray
     widths: np.ndarray
+    vmapped: str
+    generator: str
+
+    @property
+    def most_at_once(self) -> int:
+        """Lanes that may be in one vmap."""
+        if self.vmapped == "seed":
+            return int(np.unique(self.seeds, return_counts=True)[1].max())
+        return len(self.lanes) if self.vmapped == "any" else 1
+
+    def layout(self, lanes_at_once: int, num_devices: int, lanes=None) -> Layout:
+        """Where its lanes lie, or those of them that are named."""
+        lanes = np.arange(len(self.lanes)) if lanes is None else lanes
+        found = layouts.layout(
+            self.seeds[lanes],
+            lanes_at_once,
+            num_devices,
+            mixes_seeds=self.vmapped == "any",
+        )
+        return found._replace(slots=lanes[found.slots])
 
     def objective_of(self, i: int) -> Objective:
         """With the model of its i-th lane, at its own width."""
@@ -97,10 +121,34 @@ def groups_of(
         refusals.check_parts(its_objective, key, its_config)
         refusals.check_hparams(its_objective, its_config, data, wanted, key)
         mine = np.array(indices)
-        groups.append(_group(its_objective, its_config, lanes, mine, shared, wanted))
+        group = _group(
+            its_objective, its_config, lanes, mine, shared, wanted, data, key
+        )
+        groups.append(group)
     for group in groups:
         _check_numbers(group, data)
     return groups
+
+
+def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[str, str]:
+    """Which lanes draw in one vmap what each draws alone, and by which generator."""
+    default = jax.random.key(0)  # of the keys that an optimizer makes for itself
+    if not _keys.is_vmap_invariant(default) and _keeps_key(objective, config, hparams):
+        return "none", _keys.generator_of(default)
+    generator = _keys.generator_of(key)
+    if _keys.is_vmap_invariant(key):
+        return "any", generator
+    # Lanes of one seed share its key, so that vmap gives no draw an axis, unless the
+    # function that draws does: a loop that depends on a hyperparameter, for example.
+    is_ours = objective.corruption in (None, *corruptions.CATALOGUE.values())
+    return "seed" if is_ours and not callable(data) else "none", generator
+
+
+def _keeps_key(objective: Objective, config: TrainConfig, hparams) -> bool:
+    """Whether an optimizer's state has what may be a key: each lane has its own."""
+    params = jax.eval_shape(objective.ae.init, jax.random.key(0))
+    state = jax.eval_shape(config.optimizer(hparams).init, params)
+    return any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state))
 
 
 def _check_names(given: Mapping, read: list[str]) -> None:
@@ -118,7 +166,9 @@ def _chosen(objective: Objective, config: TrainConfig, choices: tuple):
     return objective, config
 
 
-def _group(objective, config, lanes: Lanes, mine, shared, wanted) -> Group:
+def _group(
+    objective, config, lanes: Lanes, mine, shared, wanted, data: Data, key
+) -> Group:
     widths = lanes.widths[mine]
     objective = with_width(objective, int(widths.max()))
     with np.errstate(over="ignore"):  # refused below, lane by lane
@@ -133,6 +183,7 @@ def _group(objective, config, lanes: Lanes, mine, shared, wanted) -> Group:
         numbers[LATENT_DIM] = widths.astype(np.int32)
     limits = [with_width(objective, int(w)).ae.init_limit for w in widths]
     first = {name: lanes.axes[name][mine[0]] for name, _ in lanes.choices[mine[0]]}
+    vmapped, generator = _vmapped(objective, config, wanted, data, key)
     return Group(
         name=", ".join(f"{name} {value}" for name, value in first.items()),
         objective=objective,
@@ -142,6 +193,8 @@ def _group(objective, config, lanes: Lanes, mine, shared, wanted) -> Group:
         limits=np.array(limits, np.float32),
         seeds=lanes.seeds[mine],
         widths=widths,
+        vmapped=vmapped,
+        generator=generator,
     )
 
 

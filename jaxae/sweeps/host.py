@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,8 @@ from jaxae.sweeps.results import Ledger, Sweep
 from jaxae.sweeps.running import GroupRun
 from jaxae.training import TrainConfig, refusals
 
+_MOST_ROWS = 2**30  # epochs of lanes: 8 GiB for each metric
+
 
 class Progress(NamedTuple):
     """How far a sweep has come.
@@ -29,6 +31,7 @@ class Progress(NamedTuple):
       steps: of single models, so far.
       num_steps: of single models, in all.
       seconds: since training began.
+      steps_kept: those of `steps` that were read from disk and not trained again.
     """
 
     lanes_done: int
@@ -36,6 +39,7 @@ class Progress(NamedTuple):
     steps: int
     num_steps: int
     seconds: float
+    steps_kept: int = 0
 
 
 def sweep(
@@ -55,8 +59,8 @@ def sweep(
     memory_budget=None,
     out=None,
     engine: str | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_plan=None,
+    on_progress=None,
 ) -> Sweep:
     """Train every trial of a space, as one compiled program whose lanes are trials.
 
@@ -80,12 +84,14 @@ def sweep(
       num_samples: how many points of the ranges are drawn.
       sampler: how: "sobol" spreads them evenly, "random" does not.
       halving: where given, only the best lanes are trained to the end.
-      lanes_at_once: in one vmap, 1 for lanes in sequence. What is fastest here, found
-        by trying where that pays, unless given.
+      lanes_at_once: the most lanes in one vmap, 1 for lanes in sequence. What is
+        fastest here, found by trying where that pays, unless given. Lanes of one seed
+        at most where the key's generator is not vmap-invariant (rbg, unsafe_rbg), and
+        in sequence where data are a source or the corruption is your own.
       devices: over which lanes are spread; all local ones unless given.
       memory_budget: bytes a device; most of what is free unless given.
-      out: a folder where lanes are kept as they finish. If it holds some of the same
-        sweep, they are not trained again.
+      out: a folder where lanes are saved each minute and as they finish. If it holds
+        some of the same sweep, these go on from there, to more epochs as well.
       engine: None for this process, "ray" for a task a block of lanes on a Ray cluster
         (the extra `ray`), retried where a worker dies. Each task uses one device.
       on_plan: called with the `Plan` before anything is trained.
@@ -114,6 +120,11 @@ def sweep(
     ):
         if number is not None:
             _checks.positive_int(name, number)
+    for name, callback in (("on_plan", on_plan), ("on_progress", on_progress)):
+        if not (callback is None or callable(callback)):
+            raise ValueError(
+                f"{name} must be a function, got {_checks.describe(callback)}."
+            )
     devices = _as_devices(devices)
     out = None if out is None else _checks.folder("out", out)
     lanes = spaces.lanes_of(
@@ -124,6 +135,12 @@ def sweep(
         num_samples=num_samples,
         sampler=sampler,
     )
+    if len(lanes) * config.num_epochs > _MOST_ROWS:
+        raise ValueError(
+            f"num_epochs must be at most {_MOST_ROWS // len(lanes):,} for "
+            f"{len(lanes):,} lanes, whose metrics have a number an epoch, got "
+            f"{_checks.describe(config.num_epochs)}."
+        )
     groups = groups_of(objective, config, lanes, hparams, data, key)
     rungs = rungs_of(halving, config.num_epochs, validation)
     identity = {}
@@ -157,7 +174,10 @@ def sweep(
         plan = Plan(
             tuple(group.name for group in groups),
             tuple(len(group.lanes) for group in groups),
-            tuple(schedules),
+            tuple(
+                plans.as_begun(schedule, group, len(devices), lanes_at_once)
+                for schedule, group in zip(schedules, groups, strict=True)
+            ),
             len(devices),
         )
         if on_plan is not None:
@@ -171,21 +191,23 @@ def sweep(
         tell = _Teller(on_progress, ledgers, num_steps)
         for number, rung in enumerate(rungs):
             for g, run in enumerate(runs):
-                ledger, left = ledgers[g], alive[g]
+                ledger = ledgers[g]
                 if store is not None:
-                    for part in store.parts(number, g, *run.like(rung)):
-                        ledger.add(part, rung)
-                        left = np.setdiff1d(left, part.indices)
-                        tell(len(part.indices) * len(rung) * run.num_steps)
-                for part in train(run, ledger, left, rung, schedules[g], tell):
+                    for part in store.parts(number, g, *run.like()):
+                        tell(ledger.add(part), is_kept=True)
+                for part in train(run, ledger, alive[g], rung, schedules[g], tell):
+                    if store is None and part.num_epochs == config.num_epochs:
+                        part = part._replace(rest=())
+                    ledger.add(part)
                     if store is not None:
-                        store.put(number, g, part)
-                    ledger.add(part, rung)
+                        store.put(number, g, ledger.part(part.indices, rung))
                     tell()
             if halving is not None and rung.stop < config.num_epochs:
                 alive = survivors(halving, ledgers, alive, rung)
                 ahead = _steps_of(runs, alive, rungs[number + 1 :], halving)
                 tell(gone=len(lanes) - sum(map(len, alive)), ahead=ahead)
+        for ledger in ledgers:
+            ledger.rest = None  # nothing goes on from here
         return results.gathered(ledgers, lanes, config.num_epochs, plan, key)
 
 
@@ -226,11 +248,14 @@ class _Teller:
     def __init__(self, on_progress, ledgers: list[Ledger], num_steps: int):
         self._on_progress, self._ledgers = on_progress, ledgers
         self._num_steps, self._begun = num_steps, time.perf_counter()
-        self._steps = self._gone = 0
+        self._steps = self._steps_kept = self._gone = 0
 
-    def __call__(self, steps=0, gone: int | None = None, ahead=None) -> None:
+    def __call__(
+        self, steps=0, gone: int | None = None, ahead=None, is_kept=False
+    ) -> None:
         """Of steps made; of lanes that go no further and steps to come, if changed."""
         self._steps += steps
+        self._steps_kept += steps if is_kept else 0
         self._num_steps = self._num_steps if ahead is None else self._steps + ahead
         self._gone = self._gone if gone is None else gone
         if self._on_progress is None:
@@ -243,6 +268,7 @@ class _Teller:
                 steps=self._steps,
                 num_steps=self._num_steps,
                 seconds=time.perf_counter() - self._begun,
+                steps_kept=self._steps_kept,
             )
         )
 

@@ -45,14 +45,24 @@ class Layout(NamedTuple):
         """The lanes that are here, each once, in the order of their places."""
         return self.slots[self.is_first]
 
+    def places(self) -> list[tuple[int, ...]]:
+        """Where each of these lies."""
+        return [tuple(place) for place in np.argwhere(self.is_first).tolist()]
 
-def layout(seeds: np.ndarray, lanes_at_once: int, num_devices: int = 1) -> Layout:
+
+def layout(
+    seeds: np.ndarray,
+    lanes_at_once: int,
+    num_devices: int = 1,
+    mixes_seeds: bool = True,
+) -> Layout:
     """Chunks of about so many lanes, as even as they come.
 
     Args:
       seeds: `[L]`, of each lane.
       lanes_at_once: at most so many lanes in a chunk.
       num_devices: chunks are filled up to a multiple of this.
+      mixes_seeds: whether a chunk may have lanes of several seeds.
     """
     unique, seed_of_lane = np.unique(seeds, return_inverse=True)
     groups = [np.flatnonzero(seed_of_lane == u) for u in range(len(unique))]
@@ -63,7 +73,7 @@ def layout(seeds: np.ndarray, lanes_at_once: int, num_devices: int = 1) -> Layou
         for u, lanes in enumerate(groups)
         for i in range(0, len(lanes), per_seed)
     ]
-    at_once = max(1, min(len(rows), lanes_at_once // per_seed))
+    at_once = max(1, min(len(rows), lanes_at_once // per_seed)) if mixes_seeds else 1
     at_once = math.ceil(len(rows) / math.ceil(len(rows) / at_once))
     num_chunks = _multiple(math.ceil(len(rows) / at_once), num_devices)
     slots = np.stack([_filled(lanes, per_seed) for _, lanes in rows])

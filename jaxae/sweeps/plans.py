@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxae.sweeps.groups import Group
-from jaxae.sweeps.layouts import Layout, layout
+from jaxae.sweeps.layouts import Layout
 
 _PAYS = 4.0  # another schedule is tried where the whole takes so many compilations
 _SAMPLE_SECONDS = 0.05
@@ -27,6 +27,7 @@ class Schedule(NamedTuple):
       bytes: that one call needs, about.
       seconds: that the group is expected to take; nan if not measured.
       tried: seconds a step of a lane, by lanes_at_once.
+      reason: why lanes_at_once is less than was asked for, or than would fit.
     """
 
     lanes_at_once: int
@@ -34,6 +35,7 @@ class Schedule(NamedTuple):
     bytes: int
     seconds: float = math.nan
     tried: tuple[tuple[int, float], ...] = ()
+    reason: str = ""
 
 
 class Plan(NamedTuple):
@@ -56,6 +58,8 @@ class Plan(NamedTuple):
         how = "in sequence"
         if schedule.lanes_at_once > 1:
             how = f"{schedule.lanes_at_once} at once"
+        if schedule.reason:
+            how += f" ({schedule.reason})"
         # An observation's name may hold a weight for each of many columns.
         name = textwrap.shorten(self.names[g] or "all", 60, placeholder=" ...")
         line = f"  {name}: {_lanes(self.num_lanes[g])}, {how}, "
@@ -124,7 +128,7 @@ def fitting(group: Group, budget: int, num_devices: int) -> int:
             f"latents needs about {_mebibytes(2 * kept + working)}; give more, or "
             "sweep smaller models."
         )
-    return min(most, math.ceil(len(group.lanes) / num_devices))
+    return min(most, math.ceil(len(group.lanes) / num_devices), group.most_at_once)
 
 
 def _mebibytes(size: int) -> str:
@@ -165,7 +169,12 @@ def schedule_of(
     """
     most = fitting(group, budget, num_devices)
     if lanes_at_once is not None:
-        return _schedule(group, min(lanes_at_once, most), budget, num_devices)
+        schedule = _schedule(group, min(lanes_at_once, most), budget, num_devices)
+        return schedule._replace(
+            reason=_reason(
+                group, schedule.lanes_at_once, num_devices, lanes_at_once, most
+            )
+        )
     candidates = _candidates(most)
     if alike is not None:
         candidates = [min(alike.lanes_at_once, most)]
@@ -192,7 +201,44 @@ def schedule_of(
         num_chunks=num_chunks,
         seconds=tried[best] * len(group.lanes) * num_steps,
         tried=tuple(tried.items()) if len(tried) > 1 else (),
+        reason=_reason(group, schedule.lanes_at_once, num_devices),
     )
+
+
+def _reason(
+    group: Group,
+    at_once: int,
+    num_devices: int,
+    asked: int | None = None,
+    most: int | None = None,
+) -> str:
+    """Why fewer lanes are at once than were asked for, or than the generator allows."""
+    num_lanes = math.ceil(len(group.lanes) / num_devices)
+    wanted = min(asked or num_lanes, num_lanes)
+    if at_once == wanted:
+        return ""
+    if most is not None and most < min(wanted, group.most_at_once):
+        why = f"memory_budget holds {most}"
+    elif group.most_at_once < wanted:
+        kind = "of one seed" if group.vmapped == "seed" else "in sequence"
+        why = f"{group.generator} keys are not vmap-invariant, so lanes are {kind}"
+    elif asked is None:
+        return ""
+    else:
+        why = "chunks are of one size"
+    return why if asked is None else f"not {asked}: {why}"
+
+
+def as_begun(
+    schedule: Schedule, group: Group, num_devices: int, asked: int | None
+) -> Schedule:
+    """The schedule of a sweep that goes on; it says so where another is asked for."""
+    most = math.ceil(len(group.lanes) / num_devices)
+    if asked is None or schedule.lanes_at_once == min(asked, most):
+        return schedule
+    if schedule.reason.startswith(f"not {asked}: "):
+        return schedule
+    return schedule._replace(reason=f"not {asked}: the sweep goes on as it was begun")
 
 
 def _candidates(most: int) -> list[int]:
@@ -202,7 +248,7 @@ def _candidates(most: int) -> list[int]:
 
 
 def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Schedule:
-    whole = layout(group.seeds, at_once, num_devices)
+    whole = group.layout(at_once, num_devices)
     kept, working = bytes_of_lane(group)
     at_once = whole.lanes_at_once
     room = budget - at_once * working
@@ -222,7 +268,7 @@ def _sampler(
     group: Group, schedule: Schedule, trial: Trial, num_devices: int
 ) -> Callable[[], float]:
     """Compiles; what is called then takes a moment, and tells seconds a lane's step."""
-    whole = layout(group.seeds, schedule.lanes_at_once, num_devices)
+    whole = group.layout(schedule.lanes_at_once, num_devices)
     block = whole.blocks(schedule.num_chunks)[0]
     trial(block, 1)  # compiles
     seconds = trial(block, 1)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxae._keys import one_by_one
 from jaxae.autoencoder.model import padded_latents
 from jaxae.training import diagnostics, epochs
 from jaxae.training.epochs import Means, TrainState
@@ -170,7 +171,7 @@ def look(params, hparams, batch, *, objective, mesh=None) -> dict[str, Any]:
 @jax.jit
 def keys_of(key, seeds):
     """`[U]`: the keys with which runs of these seeds are begun."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
+    return jax.vmap(one_by_one(jax.random.fold_in), (None, 0))(key, seeds)
 
 
 def keys_and_orders(key, seeds, step, num_rows: int | None):
@@ -185,10 +186,11 @@ def keys_and_orders(key, seeds, step, num_rows: int | None):
 
 @functools.partial(jax.jit, static_argnames="num_rows")
 def _keys_and_bits(key, seeds, step, num_rows: int | None):
-    keys = jax.vmap(epochs.data_key_of)(keys_of(key, seeds))
+    keys = jax.vmap(one_by_one(epochs.data_key_of))(keys_of(key, seeds))
     if num_rows is None:
         return keys, None
-    return keys, jax.vmap(lambda key: epochs.order_bits(key, step, num_rows))(keys)
+    order_bits = functools.partial(epochs.order_bits, num_rows=num_rows)
+    return keys, jax.vmap(one_by_one(order_bits), (0, None))(keys, step)
 
 
 _sorted_rows = jax.jit(jax.vmap(epochs.sorted_rows))

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from jaxae import _checks
-from jaxae.sweeps.layouts import layout
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.running import GroupRun, Kept
 from jaxae.sweeps.store import Part
@@ -47,24 +46,32 @@ class Engine:
     def train(
         self, run: GroupRun, ledger, lanes, rung: range, schedule: Schedule, tell
     ) -> Iterator[Part]:
-        """As `GroupRun.train`, in whatever order the blocks come back."""
-        if not len(lanes):
-            return
-        whole = layout(run.group.seeds[lanes], schedule.lanes_at_once)
-        whole = whole._replace(slots=lanes[whole.slots])
-        num_chunks = min(schedule.num_chunks, len(whole.slots))
-        kept = self._ray.put(Kept(ledger.params, ledger.rest, ledger.stopped_at))
+        """As `GroupRun.train`, in whatever order the blocks come back.
+
+        A task ends when a minute has passed, and another goes on with its block, so
+        that a dead worker costs no more than that.
+        """
+
+        def submitted(blocks):
+            fields = {name: getattr(ledger, name) for name in Kept._fields}
+            kept = self._ray.put(Kept(**fields))
+            left = [block for block in blocks if run.is_left(ledger, block, rung)]
+            return {
+                task.remote(self._described(run), kept, block, rung): block
+                for block in left
+            }
+
         task = self._task()
-        waiting = [
-            task.remote(self._described(run), kept, block, rung)
-            for block in whole.blocks(num_chunks)
-        ]
+        waiting = submitted(run.blocks(lanes, schedule))
         while waiting:
-            ready, waiting = self._ray.wait(waiting)
-            for parts in self._ray.get(ready):
-                for part in parts:
-                    tell(len(part.indices) * len(rung) * run.num_steps)
+            ready, _ = self._ray.wait(list(waiting))
+            for done in ready:
+                for part in self._ray.get(done):
+                    tell(
+                        part.step * len(part.indices) - ledger.step[part.indices].sum()
+                    )
                     yield part
+                waiting |= submitted([waiting.pop(done)])
 
     def _task(self):
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": _RETRIES}
@@ -80,9 +87,13 @@ class Engine:
 
 
 def _train_block(described, kept, block, rung) -> list[Part]:
-    """In a worker: these epochs of the lanes of a block."""
-    run = _run_of(_Key(described))
-    return list(run.train_blocks(kept, [block], rung, lambda steps: None))
+    """In a worker: the lanes of a block, until they are done or a minute has passed."""
+    run, parts = _run_of(_Key(described)), []
+    for part in run.train_blocks(kept, [block], rung, lambda steps: None):
+        parts.append(part)
+        if part.step < rung.stop * run.num_steps:
+            break
+    return parts
 
 
 class _Key:

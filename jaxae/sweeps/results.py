@@ -1,6 +1,7 @@
 """What a sweep made: a table, and what each lane was."""
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -26,24 +27,47 @@ class Ledger:
         self.metrics: dict[str, np.ndarray] = {}
         self.final: dict[str, np.ndarray] = {}
         self.stopped_at = np.full(n, -1)
-        self.num_epochs = np.zeros(n, int)
+        self.step = np.zeros(n, int)  # steps begun
+        self.num_epochs = np.zeros(n, int)  # that have ended
         self.params: Any = None  # [n, ...]
-        self.rest: Any = None  # [n, ...]: what a next rung goes on from
+        self.rest: Any = None  # [n, ...]: what else training goes on from
         self._shape = n, num_epochs
 
-    def add(self, part: Part, epochs: range) -> None:
-        """What became of some lanes in these epochs."""
-        i = part.indices
+    def add(self, part: Part) -> int:
+        """What became of some lanes; return how many steps are new, of all of them."""
+        i, first = part.indices, part.num_epochs - part.num_rows
         self.params = self._written(self.params, part.params, i)
         self.rest = self._written(self.rest, part.rest, i)
         for name, values in part.rows.items():
             whole = self.metrics.setdefault(name, np.full(self._shape, np.nan))
-            whole[i, epochs.start : epochs.stop] = values
-        for name, values in part.final.items():
-            whole = self.final.setdefault(name, np.full(self._shape[0], np.nan))
-            whole[i] = values
+            whole[i, first : part.num_epochs] = values
+        if part.num_epochs == self._shape[1]:  # or else it is of a shorter sweep
+            for name, values in part.final.items():
+                whole = self.final.setdefault(name, np.full(self._shape[0], np.nan))
+                whole[i] = values
+        num_new = part.step * len(i) - int(self.step[i].sum())
         self.stopped_at[i] = part.stopped_at
-        self.num_epochs[i] = epochs.stop
+        self.step[i], self.num_epochs[i] = part.step, part.num_epochs
+        return num_new
+
+    def part(self, indices, rung: range) -> Part:
+        """Lanes that stand at one step of a rung, with all its epochs that ended."""
+        of_lanes = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
+        num_epochs = int(self.num_epochs[indices[0]])
+        final = self.final if num_epochs == self._shape[1] else {}
+        return Part(
+            indices=indices,
+            params=of_lanes(self.params),
+            rest=of_lanes(self.rest),
+            step=int(self.step[indices[0]]),
+            num_epochs=num_epochs,
+            stopped_at=self.stopped_at[indices],
+            rows={
+                name: values[indices, rung.start : num_epochs]
+                for name, values in self.metrics.items()
+            },
+            final={name: values[indices] for name, values in final.items()},
+        )
 
     def _written(self, whole: Any, part: Any, indices) -> Any:
         if not jax.tree.leaves(part):  # sgd's state has none, but a structure
@@ -117,14 +141,14 @@ class Sweep:
         }
         return {**of_epochs, **looked}
 
-    def best(self, metric: str = "validation/loss") -> int:
+    def best(self, metric="validation/loss") -> int:
         """The finished lane whose metric is the smallest at its end.
 
         Raises:
           ValueError: for an unknown metric, or where no lane has a number.
         """
         final = self.final
-        if metric not in final:
+        if not isinstance(metric, str) or metric not in final:
             raise ValueError(
                 f"metric must be one of {', '.join(final)}, got {metric!r}"
                 f"{_checks.closest(metric, final)}."

@@ -4,7 +4,7 @@ import functools
 import math
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,24 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxae._keys import generator_of
 from jaxae.sweeps import plans, program
 from jaxae.sweeps.groups import Group, num_steps
-from jaxae.sweeps.layouts import Layout, layout
+from jaxae.sweeps.layouts import Layout
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.program import LaneState
 from jaxae.sweeps.store import Part
 from jaxae.training import diagnostics, epochs
 from jaxae.training.looking import probe
+from jaxae.training.saving import Pace
 
 BLOCK_SECONDS = 60.0  # of training that a kill may cost
+_SAVING_SHARE = 0.1  # of the time, at most
 _BLOCK_ROWS = 16384  # looked at together, of one lane
 
 
 class Kept(NamedTuple):
-    """Of a ledger, what lanes `[n, ...]` go on from in a next rung."""
+    """Of a ledger, what lanes `[n, ...]` go on from."""
 
     params: Any
     rest: Any
+    step: Any
     stopped_at: Any
 
 
@@ -65,14 +69,15 @@ class GroupRun:
             "data": _on_host(self._data),
             "validation": _on_host(self._validation),
             "key": np.asarray(jax.random.key_data(key) if is_typed else key),
-            "impl": str(jax.random.key_impl(key)) if is_typed else None,
+            "impl": generator_of(key),
+            "is_typed": is_typed,
         }
 
     @classmethod
     def of(cls, described: dict[str, Any], devices) -> "GroupRun":
         """The run that was described."""
         key = jnp.asarray(described["key"])
-        if described["impl"] is not None:
+        if described["is_typed"]:
             key = jax.random.wrap_key_data(key, impl=described["impl"])
         data, validation = described["data"], described["validation"]
         if not callable(data):
@@ -110,11 +115,19 @@ class GroupRun:
     def train(
         self, kept, lanes, rung: range, schedule: Schedule, tell
     ) -> Iterator[Part]:
-        """These epochs of these lanes, which go on from what is kept of them."""
-        if len(lanes):
-            whole = self._layout(lanes, schedule.lanes_at_once)
-            blocks = whole.blocks(min(schedule.num_chunks, len(whole.slots)))
-            yield from self.train_blocks(kept, blocks, rung, tell)
+        """These lanes to the end of a rung, from where what is kept of them stands."""
+        yield from self.train_blocks(kept, self.blocks(lanes, schedule), rung, tell)
+
+    def blocks(self, lanes, schedule: Schedule) -> list[Layout]:
+        """Lanes as they are trained together; the same however far they have come."""
+        if not len(lanes):
+            return []
+        whole = self._layout(lanes, schedule.lanes_at_once)
+        return whole.blocks(min(schedule.num_chunks, len(whole.slots)))
+
+    def is_left(self, kept, block: Layout, rung: range) -> bool:
+        """Whether any lane of a block is not yet at the end of a rung."""
+        return bool((kept.step[block.lanes()] < rung.stop * self.num_steps).any())
 
     def train_blocks(
         self, kept, blocks: list[Layout], rung: range, tell
@@ -122,7 +135,8 @@ class GroupRun:
         """Block by block; where one does not fit the memory, its chunks are halved."""
         for i, block in enumerate(blocks):
             try:
-                yield self._train_block(kept, block, rung, tell)
+                for one in self._in_step(kept, block, rung):
+                    yield from self._train_block(kept, one, rung, tell)
             except jax.errors.JaxRuntimeError as error:
                 at_once = block.lanes_at_once
                 if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1:
@@ -133,9 +147,21 @@ class GroupRun:
                 yield from self.train_blocks(kept, smaller, rung, tell)
                 return
 
+    def _in_step(self, kept, block: Layout, rung: range) -> list[Layout]:
+        """What is left of a block, in blocks whose lanes stand at one step each."""
+        lanes = block.lanes()
+        steps = kept.step[lanes]
+        left = np.unique(steps[steps < rung.stop * self.num_steps])
+        if len(left) == 1 and (steps == left).all():
+            return [block]
+        parts = [self._layout(lanes[steps == s], block.lanes_at_once) for s in left]
+        most = len(block.slots)
+        return [
+            one for part in parts for one in part.blocks(min(most, len(part.slots)))
+        ]
+
     def _layout(self, lanes, lanes_at_once: int) -> Layout:
-        whole = layout(self.group.seeds[lanes], lanes_at_once, len(self._devices))
-        return whole._replace(slots=lanes[whole.slots])
+        return self.group.layout(lanes_at_once, len(self._devices), lanes)
 
     def names(self) -> list[str]:
         """The metrics of every epoch, as one row tells before hours of training do."""
@@ -151,49 +177,77 @@ class GroupRun:
             found += [f"validation/{name}" for name in scores]
         return found
 
-    def like(self, rung: range) -> tuple[Any, Any]:
-        """The structures of a part's params and rest after a rung."""
-        one = self._begin(layout(self.group.seeds[:1], 1, len(self._devices)))[0]
-        return one.params, self._rest(one, rung)
+    def like(self) -> tuple[Any, Any]:
+        """The structures of a part's params and rest."""
+
+        def begun():
+            block = self.group.layout(1, len(self._devices), np.array([0]))
+            state, hparams = self._begin(block)
+            return state, self._means(block, state, hparams)
+
+        state, means = jax.eval_shape(begun)
+        return state.params, _rest(state, means)
 
     # ---- one block -------------------------------------------------------------------
 
-    def _train_block(self, kept, block: Layout, rung: range, tell) -> Part:
+    def _train_block(self, kept, block: Layout, rung: range, tell) -> Iterator[Part]:
+        """To the end of the rung, and what the lanes are each minute until then."""
+        lanes, num_steps = block.lanes(), self.num_steps
+        step, end = int(kept.step[lanes[0]]), rung.stop * num_steps
         state, hparams = self._begin(block)
-        if rung.start > 0:
-            state = _restored(kept, block)
-        history: list[dict] = []
-        for epoch in rung:
-            shared = self._shared(block, epoch * self.num_steps)
-            means = self._means(block, state, hparams)
-            state, means = self._run(block, state, means, hparams, shared)
-            row = _lanes_of(block, _prefixed("train", means.read(self.group.config)))
-            if self._validation is not None:
-                scores = self._scores(state, hparams, block, self._validation)
-                row |= _prefixed("validation", scores)
-            history.append(row)
-            tell(len(block.lanes()) * self.num_steps)
+        means = self._means(block, state, hparams)
+        if step > 0:
+            state, means = _restored(kept, block)
+        shared, history, pace = None, [], Pace(1)  # a step of many lanes may be long
+        saved_at, interval = time.monotonic(), BLOCK_SECONDS
+        while step < end:
+            first = step % num_steps
+            if shared is None or first == 0:
+                shared = self._shared(block, step - first)
+            shared = shared._replace(step=np.int32(step))
+            last = min(num_steps, first + pace.num_steps())
+            state, means = self._run(block, state, means, hparams, shared, first, last)
+            jax.block_until_ready(state)
+            step += last - first
+            if last == num_steps:
+                history.append(self._row(block, state, means, hparams))
+                means = self._means(block, state, hparams)
+            tell(len(lanes) * (last - first))
+            asked_at = time.monotonic()
+            if step == end or asked_at - saved_at >= interval:
+                yield self._part(block, state, means, hparams, step, history)
+                history, saved_at = [], time.monotonic()
+                cost = saved_at - asked_at
+                interval = max(BLOCK_SECONDS, cost / _SAVING_SHARE)
+
+    def _row(self, block: Layout, state, means, hparams) -> dict[str, np.ndarray]:
+        """The metrics of an epoch that has ended, `[n]` by name."""
+        row = _lanes_of(block, _prefixed("train", means.read(self.group.config)))
+        if self._validation is not None:
+            scores = self._scores(state, hparams, block, self._validation)
+            row |= _prefixed("validation", scores)
+        return row
+
+    def _part(self, block: Layout, state, means, hparams, step: int, history) -> Part:
+        """What the lanes of a block are, with the rows of the last epochs."""
+        num_epochs, config = step // self.num_steps, self.group.config
         final = {}
-        if self.group.config.diagnostics and self._is_last(rung):
+        if config.diagnostics and num_epochs == config.num_epochs:
             final = self._final(state, hparams, block)
         own = _lanes_of(block, state)
         return Part(
             indices=block.lanes(),
             params=own.params,
-            rest=self._rest(own, rung),
+            rest=_rest(own, _lanes_of(block, means)),
+            step=step,
+            num_epochs=num_epochs,
             stopped_at=own.stopped_at,
             rows={
                 name: np.stack([row[name] for row in history], axis=1)
-                for name in history[0]
+                for name in (history[0] if history else ())
             },
             final=final,
         )
-
-    def _is_last(self, rung: range) -> bool:
-        return rung.stop == self.group.config.num_epochs
-
-    def _rest(self, state: LaneState, rung: range) -> Any:
-        return () if self._is_last(rung) else (state.opt_state, state.state)
 
     def _begin(self, block: Layout) -> tuple[LaneState, dict]:
         hparams = {n: values[block.slots] for n, values in self.group.hparams.items()}
@@ -232,15 +286,15 @@ class GroupRun:
             self._data,
         )
 
-    def _run(self, block: Layout, state, means, hparams, shared, last=None):
+    def _run(self, block: Layout, state, means, hparams, shared, first, last):
         return program.run(
             state,
             means,
             hparams,
             block.seed_of,
             shared,
-            np.int32(0),
-            np.int32(self.num_steps if last is None else last),
+            np.int32(first),
+            np.int32(last),
             source=self._source,
             **self._static,
         )
@@ -251,7 +305,7 @@ class GroupRun:
         shared, means = self._shared(block, 0), self._means(block, state, hparams)
         jax.block_until_ready((state, shared, means))
         begun = time.perf_counter()
-        jax.block_until_ready(self._run(block, state, means, hparams, shared, steps))
+        jax.block_until_ready(self._run(block, state, means, hparams, shared, 0, steps))
         return time.perf_counter() - begun
 
     # ---- looking ---------------------------------------------------------------------
@@ -273,36 +327,64 @@ class GroupRun:
         parts = jax.device_get(parts)
 
         def of_lane(place):
-            width = int(self.group.widths[block.slots[place]])
-            sums = [
-                diagnostics.sums(_seen_of(seen, place, width), spread, num_rows)
-                for seen, spread, num_rows in parts
-            ]
-            whole = functools.reduce(diagnostics.merge, sums)
-            return diagnostics.as_metrics(self.group.objective, whole)
+            seen_there = functools.partial(jax.tree.map, lambda leaf: leaf[place])
+            seen = [(seen_there(seen), *rest) for seen, *rest in parts]
+            return self._score(seen, int(block.slots[place]))
 
-        scores = [of_lane(tuple(place)) for place in np.argwhere(block.is_first)]
-        names = dict.fromkeys(name for score in scores for name in score)
-        return {n: np.array([s.get(n, np.nan) for s in scores]) for n in names}
+        return _by_name(map(of_lane, block.places()))
 
     def _final(self, state, hparams, block: Layout) -> dict[str, np.ndarray]:
         """What `train` looks at on the training data, once."""
-        if self._source is not None:  # endless, and of each lane another
-            return {}
-        X = probe(self._data, self._key, hparams)
-        scores = self._scores(state, hparams, block, X)
+        if self._source is None:
+            X = probe(self._data, self._key, hparams)
+            scores = self._scores(state, hparams, block, X)
+        else:
+            scores = self._scores_of_source(state, hparams, block)
         # Of these "train/" has the epoch's own means.
         for name in diagnostics.names_of_step(self.group.objective):
             del scores[name]
         return _prefixed("train", scores)
 
+    def _scores_of_source(self, state, hparams, block: Layout) -> dict[str, np.ndarray]:
+        """The same for data that are endless, and other ones for each lane."""
+        objective, everything = self.group.objective, jax.device_get(state.params)
 
-def _seen_of(seen: dict[str, Any], place: tuple, width: int) -> dict[str, Any]:
-    """Of one lane, without its padding."""
-    one = jax.tree.map(lambda leaf: leaf[place], seen)
-    for name in ("is_dead", "is_saturated"):
-        one[name] = None if one[name] is None else one[name][:width]
-    return one
+        def of_lane(place):
+            params, mine = jax.tree.map(lambda leaf: leaf[place], (everything, hparams))
+            lane = int(block.slots[place])
+            key = jax.random.fold_in(self._key, self.group.seeds[lane])
+            X = probe(self._source, key, mine)
+            seen = []
+            for part in diagnostics.blocks(X, _BLOCK_ROWS):
+                batch = part if len(part) == 2 else part[0]
+                one = diagnostics.look(params, batch, mine, objective=objective)
+                seen.append(
+                    (jax.device_get(one), diagnostics.spread_of(part), len(part[0]))
+                )
+            return self._score(seen, lane)
+
+        return _by_name(map(of_lane, block.places()))
+
+    def _score(self, seen: list[tuple], lane: int) -> dict[str, float]:
+        """The metrics of a lane, from what was seen of it in each block of rows."""
+        width = int(self.group.widths[lane])
+        sums = [diagnostics.sums(_unpadded(one, width), *rest) for one, *rest in seen]
+        whole = functools.reduce(diagnostics.merge, sums)
+        return diagnostics.as_metrics(self.group.objective, whole)
+
+
+def _by_name(scores: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
+    """The metrics of several lanes, `[n]`; nan where a lane lacks one."""
+    scores = list(scores)
+    names = dict.fromkeys(name for score in scores for name in score)
+    return {n: np.array([s.get(n, np.nan) for s in scores]) for n in names}
+
+
+def _unpadded(seen: dict[str, Any], width: int) -> dict[str, Any]:
+    """What was seen of one lane, without its padding."""
+    flags = {name: seen[name] for name in ("is_dead", "is_saturated")}
+    own = {n: None if flag is None else flag[:width] for n, flag in flags.items()}
+    return {**seen, **own}
 
 
 def _on_host(data: Any) -> Any:
@@ -313,10 +395,15 @@ def _of_lane(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape[3:], leaf.dtype)
 
 
-def _restored(kept, block: Layout) -> LaneState:
-    """As the last rung left them."""
-    opt_state, state = kept.rest
-    whole = LaneState(kept.params, opt_state, state, kept.stopped_at)
+def _rest(state: LaneState, means: epochs.Means) -> tuple:
+    """What training goes on from, beside the parameters and where it stopped."""
+    return state.opt_state, state.state, means
+
+
+def _restored(kept, block: Layout) -> tuple[LaneState, epochs.Means]:
+    """As they were kept."""
+    opt_state, state, means = kept.rest
+    whole = LaneState(kept.params, opt_state, state, kept.stopped_at), means
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[block.slots]), whole)
 
 

@@ -5,7 +5,7 @@ import itertools
 import math
 import numbers
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,11 +59,13 @@ def _range(low, high, is_log: bool) -> Range:
     is_number = all(
         isinstance(v, numbers.Real) and not isinstance(v, bool) for v in (low, high)
     )
-    if not is_number or not (-math.inf < low < high < math.inf):
-        raise ValueError(f"a range needs finite low < high, got {low!r} and {high!r}.")
+    given = f"{_checks.describe(low)} and {_checks.describe(high)}"
+    low, high = map(_as_float, (low, high)) if is_number else (math.nan, math.nan)
+    if not (-math.inf < low < high < math.inf):
+        raise ValueError(f"a range needs finite low < high, got {given}.")
     if is_log and low <= 0:
-        raise ValueError(f"a range on a log scale needs low > 0, got {low!r}.")
-    return Range(float(low), float(high), is_log)
+        raise ValueError(f"a range on a log scale needs low > 0, got {given}.")
+    return Range(low, high, is_log)
 
 
 # ---- what changes the program --------------------------------------------------------
@@ -200,7 +202,7 @@ def _columns(space, key, num_samples, sampler) -> list[list[dict]]:
 
 
 def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
-    data = np.asarray(jax.random.key_data(key) if _is_typed(key) else key)
+    data = np.asarray(jax.random.key_data(key))
     rng = np.random.default_rng(data.ravel().tolist())
     shape = num_samples, len(ranges)
     if sampler == "random":
@@ -221,12 +223,8 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
     ]
 
 
-def _is_typed(key) -> bool:
-    return jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-
-
 def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
-    rows = list(rows) if isinstance(rows, Iterable) else []
+    rows = _listed(names, rows)
     if not rows or any(not _is_row(row, len(names)) for row in rows):
         raise ValueError(
             f"space[{names!r}] must be a list of tuples of {len(names)} values each."
@@ -240,43 +238,98 @@ def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
 
 
 def _is_row(row: Any, length: int) -> bool:
-    return isinstance(row, tuple | list | np.ndarray) and len(row) == length
+    is_list = isinstance(row, tuple | list | np.ndarray) and np.ndim(row) > 0
+    return is_list and len(row) == length
 
 
 def _axis(name: str, axis: Any) -> list:
     if name in CHOICES:
         return _choices(name, axis)
     kind = "integer" if name in (SEED, LATENT_DIM) else "number"
-    given = list(axis) if isinstance(axis, Iterable) else axis
-    values = np.array(given)
-    is_flag = isinstance(given, list) and any(isinstance(v, bool) for v in given)
+    values: list[Any] = [_number(value, kind) for value in _listed(name, axis)]
+    if not values or None in values:
+        raise ValueError(
+            f"space[{name!r}] must be a list of at least one {kind}, got "
+            f"{_checks.describe(axis)}."
+        )
+    if name == SEED and not (0 <= min(values) and max(values) < 2**32):
+        raise ValueError(
+            "space['seed'] must lie between 0 and 2**32 - 1, got "
+            f"{_checks.describe(axis)}."
+        )
+    if name == LATENT_DIM and not (1 <= min(values) and max(values) < 2**31):
+        raise ValueError(
+            "space['latent_dim'] must lie between 1 and 2**31 - 1, got "
+            f"{_checks.describe(axis)}."
+        )
+    if not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"space[{name!r}] must be finite, got {_checks.describe(axis)}."
+        )
+    return values
+
+
+def _number(value: Any, kind: str) -> int | float | None:
+    """A value as Python's own number; None where it is none of that kind."""
+    if type(value) is int:  # of any size, which NumPy's are not
+        return value if kind == "integer" or abs(value) < 2**53 else _as_float(value)
+    if value is np.ma.masked:  # NumPy would make it 0
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # of any library's making
+        return None
     kinds = "iu" if kind == "integer" else "fiu"
-    if values.ndim != 1 or not len(values) or values.dtype.kind not in kinds or is_flag:
-        raise ValueError(
-            f"space[{name!r}] must be a list of at least one {kind}, got {axis!r}."
-        )
-    if name == SEED and not (0 <= values.min() and values.max() < 2**32):
-        raise ValueError(
-            f"space['seed'] must lie between 0 and 2**32 - 1, got {axis!r}."
-        )
-    if name == LATENT_DIM and not (1 <= values.min() and values.max() < 2**31):
-        raise ValueError(
-            f"space['latent_dim'] must lie between 1 and 2**31 - 1, got {axis!r}."
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"space[{name!r}] must be finite, got {axis!r}.")
-    return values.tolist()
+    return array.item() if array.ndim == 0 and array.dtype.kind in kinds else None
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _choices(name: str, axis: Any) -> list:
-    is_list = isinstance(axis, Iterable) and not isinstance(axis, str | tuple)
-    values = list(axis) if is_list or type(axis) is tuple else []
+    values = _listed(name, axis)
     if not values:
         raise ValueError(
-            f"space[{name!r}] must be a list of at least one {name}, got {axis!r}."
+            f"space[{name!r}] must be a list of at least one {name}, got "
+            f"{_checks.describe(axis)}."
         )
+    for value in values:
+        if not _is_hashable(value):
+            raise ValueError(
+                f"space[{name!r}] must be a list of values of {name}, and "
+                f"{_checks.describe(value)} is none."
+            )
     named = CHOICES[name].named
     return [named(v) if named and isinstance(v, str) else v for v in values]
+
+
+def _listed(name: Any, axis: Any) -> list:
+    """The entries of an axis; none where it is no list."""
+    is_part = isinstance(axis, tuple) and type(axis) is not tuple  # an Activation
+    if isinstance(axis, str | bytes) or is_part:
+        return []
+    try:
+        values = list(itertools.islice(axis, MOST_LANES + 1))
+    except TypeError:  # among others, of an array without axes
+        return []
+    if len(values) > MOST_LANES:
+        raise ValueError(
+            f"space[{name!r}] has more values than the {MOST_LANES:,} lanes of a "
+            "sweep; take a shorter list."
+        )
+    return values
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _names(space: Mapping) -> list[str]:
@@ -331,4 +384,8 @@ def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if num_samples is not None:
         if not ranges:
             raise ValueError("num_samples is for ranges, and space has none.")
-        _checks.positive_int("num_samples", num_samples)
+        if _checks.positive_int("num_samples", num_samples) > MOST_LANES:
+            raise ValueError(
+                f"num_samples must be at most the {MOST_LANES:,} lanes of a sweep, got "
+                f"{_checks.describe(num_samples)}."
+            )

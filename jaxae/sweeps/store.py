@@ -24,23 +24,32 @@ _Broken = safetensors.SafetensorError
 
 
 class Part(NamedTuple):
-    """Lanes of one group after one rung.
+    """Lanes of one group as far as they have come, all to the same step.
 
     Attributes:
       indices: `[n]`, their places in the group.
       params: their parameters, `[n, ...]`.
-      rest: what else training goes on from, `[n, ...]`; () after the last rung.
+      rest: what else training goes on from, `[n, ...]`.
+      step: steps that they have begun.
+      num_epochs: epochs that have ended.
       stopped_at: `[n]`.
-      rows: their metrics, `[n, epochs]` by name.
+      rows: their metrics in the last of these epochs, `[n, epochs]` by name.
       final: what was looked at at their end, `[n]` by name.
     """
 
     indices: np.ndarray
     params: Any
     rest: Any
+    step: int
+    num_epochs: int
     stopped_at: np.ndarray
     rows: dict[str, np.ndarray]
     final: dict[str, np.ndarray]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of epochs that `rows` has."""
+        return next((values.shape[1] for values in self.rows.values()), 0)
 
 
 def identity_of(objective, config, hparams, key, data, validation, lanes, halving):
@@ -94,7 +103,8 @@ class Store:
             return None
         try:
             saved = json.loads(path.read_text())
-            identity = saved["identity"]
+            identity, asked = saved["identity"], self._identity["num_epochs"]
+            num_epochs = int(identity["num_epochs"])
             schedules = [
                 Schedule(**{**s, "tried": tuple(map(tuple, s["tried"]))})
                 for s in saved["schedules"]
@@ -104,6 +114,8 @@ class Store:
                 f"{path} is damaged ({error}); restore it, choose another folder, or "
                 "remove this one."
             ) from None
+        if num_epochs < asked:  # the lanes go on
+            identity = {**identity, "num_epochs": asked}
         for name, found, wanted in differences(identity, self._identity):
             raise ValueError(
                 f"out {self._directory} holds another sweep: {name} is {found} there "
@@ -126,13 +138,14 @@ class Store:
         write_atomically(self._directory / LANES_FILE, text)
 
     def put(self, rung: int, group: int, part: Part) -> None:
-        """Keep lanes that came to the end of a rung.
+        """Keep lanes as far as they have come in a rung, in place of what they were.
 
         Raises:
           OSError: if the folder cannot be written.
         """
         tensors = {
             "indices": part.indices,
+            "reached": np.array([part.step, part.num_epochs]),
             "stopped_at": part.stopped_at,
             **_numbered("params", part.params),
             **_numbered("rest", part.rest),
@@ -147,19 +160,28 @@ class Store:
         name = f"{rung}-{group}-{min(part.indices)}-{max(part.indices)}.safetensors"
         write_atomically(self._directory / "lanes" / name, content)
 
-    def parts(self, rung: int, group: int, params, rest) -> Iterator[Part]:
+    def parts(self, rung: int, group: int, params, rest) -> list[Part]:
         """What is kept of a group's rung; a damaged file is told of, and passed over.
+
+        Lanes that are in several files, since blocks were made anew, are the furthest
+        in the last of these.
 
         Args:
           rung, group: their numbers.
           params, rest: of the structure that is expected.
         """
+        return sorted(
+            self._parts(rung, group, params, rest), key=lambda part: part.step
+        )
+
+    def _parts(self, rung: int, group: int, params, rest) -> Iterator[Part]:
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
                 yield _read(path, params, rest)
             except (
                 ValueError,
                 KeyError,
+                TypeError,
                 OSError,
                 safetensors.SafetensorError,
             ) as error:
@@ -210,6 +232,8 @@ def _read(path: Path, params, rest) -> Part:
         indices=tensors["indices"],
         params=tree("params", params),
         rest=tree("rest", rest),
+        step=int(tensors["reached"][0]),
+        num_epochs=int(tensors["reached"][1]),
         stopped_at=tensors["stopped_at"],
         rows=named("rows"),
         final=named("final"),

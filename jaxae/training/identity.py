@@ -9,6 +9,7 @@ import jaxlib
 import numpy as np
 import optax
 
+from jaxae._keys import generator_of
 from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
 from jaxae.data import survey
@@ -44,16 +45,12 @@ def identity(objective, config: TrainConfig, hparams, key, params, data, validat
             "monitor": config.monitor,
         },
         "hparams": {name: str(value) for name, value in sorted(hparams.items())},
-        "key": np.asarray(_key_data(key)).tolist(),
+        "generator": generator_of(key),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
         "params": None if params is None else _tree(params),
         "data": _data(data),
         "validation": None if validation is None else _data(validation),
     }
-
-
-def _key_data(key):
-    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if is_typed else key
 
 
 def _name(part: Any) -> str | None:

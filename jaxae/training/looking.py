@@ -1,5 +1,6 @@
 """What is looked at when an epoch has ended."""
 
+import functools
 import math
 from typing import Any
 
@@ -94,9 +95,7 @@ def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:
 def probe(data: Any, key, hparams) -> Any:
     """The rows of the training data that are looked at, on the device."""
     if callable(data):
-        keys = jax.random.split(key, _PROBE_BATCHES)
-        batches = [data(key, hparams) for key in keys]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+        return _drawn(key, hparams, source=data)
     every = math.ceil(epochs.num_rows(data) / PROBE_ROWS)
     rows = np.arange(0, epochs.num_rows(data), every)
 
@@ -107,3 +106,10 @@ def probe(data: Any, key, hparams) -> Any:
     parts = data if isinstance(data, tuple) else (data,)
     probes = tuple(jnp.asarray(chosen(part)) for part in parts)
     return probes if isinstance(data, tuple) else probes[0]
+
+
+@functools.partial(jax.jit, static_argnames="source")
+def _drawn(key, hparams, *, source) -> Any:
+    keys = jax.random.split(key, _PROBE_BATCHES)
+    batches = [source(key, hparams) for key in keys]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)

@@ -14,6 +14,22 @@ _PART_SECONDS = 0.5  # how long a run that can be saved goes on unasked
 _FIRST_STEPS = 16
 
 
+class Pace:
+    """How many steps to take until the clock is read again: `_PART_SECONDS` of them."""
+
+    def __init__(self, first_steps: int):
+        self._asked_at, self._num_steps = time.monotonic(), first_steps
+
+    def num_steps(self) -> int:
+        """From now on, by how long those of the call before took."""
+        now = time.monotonic()
+        elapsed, self._asked_at = now - self._asked_at, now
+        self._num_steps *= 2 if elapsed < _PART_SECONDS else 1
+        if elapsed > 2 * _PART_SECONDS:
+            self._num_steps = max(1, self._num_steps // 2)
+        return self._num_steps
+
+
 class Saver:
     """Saves a run as its config says and at its end; does nothing without a folder.
 
@@ -25,8 +41,7 @@ class Saver:
     ):
         self._checkpoints, self._config = checkpoints, config
         self._saved = int(progress.state.step) if int(progress.state.step) else None
-        self._saved_at = self._asked_at = time.monotonic()
-        self._num_steps = _FIRST_STEPS
+        self._saved_at, self._pace = time.monotonic(), Pace(_FIRST_STEPS)
         self._held = None if checkpoints is None else Held()
 
     def __enter__(self) -> "Saver":
@@ -51,17 +66,8 @@ class Saver:
         """
         if self._checkpoints is None:
             return math.inf
-        now = time.monotonic()
-        elapsed, self._asked_at = now - self._asked_at, now
-        self._num_steps *= 2 if elapsed < _PART_SECONDS else 1
-        if elapsed > 2 * _PART_SECONDS:
-            self._num_steps = max(1, self._num_steps // 2)
-        every = self._config.checkpoint_steps
-        return (
-            self._num_steps
-            if every is None
-            else min(self._num_steps, every - step % every)
-        )
+        num_steps, every = self._pace.num_steps(), self._config.checkpoint_steps
+        return num_steps if every is None else min(num_steps, every - step % every)
 
     def save_if_due(self, progress: Progress) -> None:
         """Save, where so many steps or minutes have passed."""
