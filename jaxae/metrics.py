@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxae import _checks
 from jaxae.autoencoder import Autoencoder
 
 SATURATED_SLOPE = 0.01
@@ -120,6 +121,8 @@ def bits_of_nats(log_prob: float, input_dim: int) -> float:
 
 def _check_batches(**arrays) -> None:
     """Refuse what would broadcast into a number without meaning."""
+    for name, array in arrays.items():
+        _checks.refuse_masked(name, array)
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1 or any(
         len(shape) != 2 for shape in shapes.values()

@@ -85,7 +85,8 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
             f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
         )
-    pair = data if isinstance(data, tuple) else (data,)
+    given = data if isinstance(data, tuple) else (data,)
+    pair = tuple(_checks.as_array(name, part) for part in given)
     validate = objective.ae.observation.validate
     for part in pair:
         _check_part(name, part, objective, validate if part is pair[-1] else None)
@@ -98,7 +99,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
 
 def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
     if hasattr(part, "dtype") and not data_module.is_rows(part):
-        check_array(part, name)
+        check_array(part, name, validate=validate)
         shape = part.shape
     else:
         shape = data_module.survey(part, name, validate=validate)[:2]
@@ -107,16 +108,6 @@ def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
             f"{name} must have {objective.ae.input_dim} columns for this model, "
             f"got shape {list(shape)}."
         )
-    if validate is not None and not data_module.is_rows(part):
-        _validate(name, validate, part)
-
-
-def _validate(name: str, validate, part) -> None:
-    try:
-        validate(np.asarray(part))
-    except ValueError as error:
-        # The observation speaks of "data"; here that may be the validation data.
-        raise ValueError(str(error).replace("data", name, 1)) from None
 
 
 def _num_bytes(pair: tuple, dtype) -> float | int:
@@ -183,6 +174,7 @@ def as_hparams(hparams, dtype) -> dict[str, Array]:
         raise ValueError(f"hparams must be a dict of numbers, got {hparams!r}.")
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
+        _checks.refuse_masked(f"hparams[{name!r}]", value)
         if not _is_finite_number(value, dtype):
             raise ValueError(
                 f"hparams[{name!r}] must be a finite number, got {value!r}."
