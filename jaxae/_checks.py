@@ -1,7 +1,8 @@
 """The sentences of refusal: which argument, what was found, what would do.
 
-Everything here looks at shapes, dtypes, types and names only, so that it costs nothing
-under `jit`; values are looked at by `data.check_array` and `Observation.validate`.
+Everything here looks at shapes, dtypes, types and names only (but `as_array` converts
+tables and tensors), so that it costs nothing under `jit`; values are looked at by
+`data.check_array` and `Observation.validate`.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ def describe(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # the repr of a table has many lines
     except ValueError:  # Python writes no integer of more than 4300 digits
         text = f"a very long {type(value).__name__}"
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
@@ -107,6 +108,7 @@ def one_example(
 
 def floating(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array of a real floating dtype."""
+    value = as_array(name, value)
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError):
@@ -119,6 +121,97 @@ def floating(name: str, value: Any) -> jax.Array:
             f"convert it first, e.g. {name}.astype(jnp.float32)."
         )
     return array
+
+
+def as_array(name: str, value: Any) -> Any:
+    """`value` itself, but a table or a tensor of another library as a NumPy array.
+
+    Each row of a list is taken so. A table has `to_numpy` (pandas, polars) or
+    `__dataframe__` (pyarrow), a tensor has `detach` (torch); none of these libraries
+    is imported.
+
+    Raises:
+      ValueError: for text or a path, a masked array, a sparse matrix, and a table or
+        tensor that is no array of numbers.
+    """
+    if isinstance(value, list):
+        return [_as_array(name, row) for row in value]
+    return _as_array(name, value)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    refuse_masked(name, value)
+    if isinstance(value, str | os.PathLike):
+        raise ValueError(
+            f"{name} must hold numbers, got {describe(value)}: of a file take "
+            "jaxae.data.load(path).train."
+        )
+    dense = [method for method in ("toarray", "todense") if hasattr(value, method)]
+    if dense:
+        raise ValueError(
+            f"{name} must be dense, got a sparse {type(value).__name__}: give "
+            f"X.{dense[0]}(), or Rows whose X[rows] are dense."
+        )
+    if is_table(value):
+        return _of_table(name, value)
+    return _of_tensor(name, value) if is_tensor(value) else value
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Refuse a NumPy masked array, whose mask a conversion would drop."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} must not be a masked array, for jaxae has no observation for "
+            "missing values yet: fill them, X.filled(value), or drop their rows, "
+            "np.ma.compress_rows(X)."
+        )
+
+
+def is_table(value: Any) -> bool:
+    """Whether this is a data frame: a dtype for each column."""
+    # xarray's arrays have to_numpy too, but one dtype, and can be read by blocks.
+    is_frame = hasattr(value, "to_numpy") or hasattr(value, "__dataframe__")
+    return is_frame and not hasattr(value, "dtype")
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether this is a tensor of torch."""
+    return hasattr(value, "detach") and hasattr(value, "numpy")
+
+
+def _of_table(name: str, table: Any) -> Any:
+    is_arrow = not hasattr(table, "to_numpy")
+    values = np.asarray(table) if is_arrow else table.to_numpy()
+    if values.dtype.kind not in "biuf":
+        columns = zip(
+            getattr(table, "columns", ()), getattr(table, "dtypes", ()), strict=False
+        )
+        for column, dtype in columns:
+            if not _is_numeric(dtype):
+                raise ValueError(
+                    f"{name} must hold numbers, but column {column!r} is {dtype}: drop "
+                    "it, or convert it, frame.astype('float32')."
+                )
+    return values
+
+
+def _is_numeric(dtype: Any) -> bool:
+    """Of a column: of polars, or of pandas without a mask of its own."""
+    if hasattr(dtype, "is_numeric"):
+        return dtype.is_numeric()
+    return isinstance(dtype, np.dtype) and dtype.kind in "iuf"
+
+
+def _of_tensor(name: str, tensor: Any) -> Any:
+    try:
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16; float32 holds each of its numbers exactly.
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+    except Exception as error:  # another's code may raise anything
+        raise ValueError(
+            f"{name} must be a tensor that NumPy can hold, but gave "
+            f"{first_line(error)}: convert it first."
+        ) from error
 
 
 def floating_dtype(dtype: Any) -> Any:
@@ -163,6 +256,7 @@ def hparams(values: Any) -> None:
                 "hparams must have names for keys, such as 'learning_rate', got "
                 f"{name!r}."
             )
+        refuse_masked(f"hparams[{name!r}]", value)
         if not is_real(value) or np.shape(value) != ():
             raise ValueError(
                 f"hparams[{name!r}] must be a finite number, got {describe(value)}."

@@ -29,6 +29,8 @@ def squared_error(x, x_hat) -> Float[Array, ""]:
 def fvu(x, x_hat) -> Float[Array, ""]:
     """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2.
 
+    nan where every row is the same, so that there is no variance.
+
     Args:
       x, x_hat: `[B, D]`.
 
@@ -37,7 +39,10 @@ def fvu(x, x_hat) -> Float[Array, ""]:
     """
     _check_batches(x=x, x_hat=x_hat)
     residual = jnp.sum((x_hat - x) ** 2)
-    return residual / jnp.sum((x - jnp.mean(x, axis=0, keepdims=True)) ** 2)
+    # About the first row, for the mean of equal numbers rounds.
+    from_first = x - x[:1]
+    variance = jnp.sum((from_first - jnp.mean(from_first, axis=0, keepdims=True)) ** 2)
+    return jnp.where(variance == 0, jnp.nan, residual / variance)
 
 
 def l0(z) -> Float[Array, ""]:
@@ -134,6 +139,8 @@ def bits_of_nats(log_prob: float, input_dim: int) -> float:
 
 def _check_batches(**arrays) -> None:
     """Refuse what would broadcast into a number without meaning."""
+    for name, array in arrays.items():
+        _checks.refuse_masked(name, array)
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1 or any(
         len(shape) != 2 for shape in shapes.values()

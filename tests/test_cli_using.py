@@ -10,7 +10,8 @@ import pytest
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import pictures
+from jaxae.cli import pictures, using
+from jaxae.cli.train import print_results
 
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
 BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
@@ -116,6 +117,56 @@ def test_reconstruct_speaks_in_the_units_of_the_data(here, tmp_path):
     assert main("reconstruct", tmp_path / "run", "wide.npy", "-o", "x_hat.npy") == 0
     wide, x_hat = np.load("wide.npy"), np.load("x_hat.npy")
     assert np.abs(x_hat - wide).mean() < 0.2 * np.abs(wide - wide.mean(0)).mean()
+
+
+def test_latents_that_say_nothing_about_the_rows_are_noted(here, tmp_path, capsys):
+    """By encode and by reconstruct, in a line on stderr."""
+    cases = {
+        "like": X,
+        "large": 1e6 * X,
+        "same": np.tile(X[:1], (5000, 1)),
+        "one": X[:1],
+    }
+    said = {"large": "is saturated", "same": "is the same"}
+    for name, rows in cases.items():
+        np.save(tmp_path / "new.npy", rows)
+        for verb in ("encode", "reconstruct"):
+            out = ("-o", tmp_path / "out.npy")
+            assert main(verb, "run", tmp_path / "new.npy", *out) == 0
+            err = capsys.readouterr().err
+            if name in said:
+                assert err == (
+                    f"jaxae: note: every latent {said[name]} on every row of "
+                    f"{tmp_path}/new.npy; are they like the rows that run was trained "
+                    "on, in the same units?\n"
+                )
+            else:
+                assert err == ""
+
+
+def test_latents_that_are_all_dead_are_noted(here, tmp_path, capsys):
+    ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=jaxae.activations.relu)
+    params = ae.init(jax.random.key(0))
+    params = params._replace(b_enc=params.b_enc - 9)
+    path = here / "run"
+    model = using.Trained(path, None, ae, params, jaxae.data.divide(1))
+    for num_rows in (1, 60):
+        latents = using._Latents(model, lambda forward: forward.z)
+        assert not latents(X[:num_rows]).any()
+        latents.remark("new.npy", num_rows)
+        assert "every latent is 0 on every row of new.npy" in capsys.readouterr().err
+
+
+def test_a_table_is_followed_by_what_to_tell_of_it(capsys):
+    sound = {"loss": 1.0, "squared_error": 1.0, "fvu": 0.5, "dead_fraction": 0.5}
+    dead = {**sound, "dead_fraction": 1.0}
+    print_results({"train": sound, "test": sound, "pca_components": 3})
+    assert capsys.readouterr().err == ""
+    print_results({"train": dead, "validation": {**dead, "fvu": np.nan}})
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 2
+    assert found[0].startswith("jaxae: note: train, validation: every latent is 0 on")
+    assert found[1].startswith("jaxae: note: validation: every row looked at is the sa")
 
 
 def test_the_best_epoch_is_used_where_it_is_named(here, tmp_path):
@@ -640,4 +691,10 @@ def test_the_smallest_data_are_trained_on_and_used(here, tmp_path, capsys, name)
     assert main("encode", run, data, "-o", tmp_path / "z.npy") == 0
     assert np.isfinite(np.load(tmp_path / "z.npy")).all()
     assert main("plot", run) == 0
-    assert capsys.readouterr().err == ""
+    notes = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("jaxae: note: ") for line in notes)
+    is_constant = name != "one column"
+    assert any("there is no variance to explain" in n for n in notes) == is_constant
+    assert any("every latent is the same" in n for n in notes) == (
+        len(rows) > 1 and is_constant
+    )

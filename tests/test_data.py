@@ -402,8 +402,19 @@ def test_a_path_to_nothing_or_to_a_folder(tmp_path):
 
 REFUSED = {
     "scalar": (np.float64(3), r"shape is \(\)"),
-    "rank-1": (np.ones(5), r"shape is \(5,\); store .*\[N, D\] or images \[N, h, w\]"),
-    "rank-4": (np.ones((2, 3, 3, 3)), r"shape is \(2, 3, 3, 3\)"),
+    "rank-1": (np.ones(5), r"is \(5,\): .* one column .*; store .* images \[N, h, w\]"),
+    "rank-4": (
+        np.ones((2, 3, 4, 4)),
+        r"is \(2, 3, 4, 4\): make X.reshape\(len\(X\), -1\)",
+    ),
+    "channels-last": (
+        np.ones((2, 4, 4, 3)),
+        r"channels last .* one channel, X\[\.\.\., 0",
+    ),
+    "bfloat16": (
+        np.ones((2, 2), jnp.bfloat16),
+        r"\|V2, as which NumPy stores bfloat16",
+    ),
     "no-rows": (np.ones((0, 5)), r"shape is \(0, 5\)"),
     "no-columns": (np.ones((5, 0)), r"shape is \(5, 0\)"),
     "complex": (np.ones((2, 2), complex), "dtype is complex128; store real numbers"),
@@ -644,14 +655,17 @@ def test_check_array_accepts_finite_rows(module, dtype):
 BAD_ARRAYS = {
     "list": ([[1.0]], "NumPy or JAX array, got a list"),
     "scalar": (np.float32(1), r"\[N, D\].*shape \(\)"),
-    "example": (np.ones(5), r"shape \(5,\): add a leading axis: X\[None\]"),
+    "example": (np.ones(5), r"shape \(5,\): of one example make X\[None\]"),
     "images": (np.ones((2, 3, 3)), r"shape \(2, 3, 3\)"),
     "no-rows": (np.ones((0, 3)), r"shape \(0, 3\)"),
     "no-columns": (np.ones((3, 0)), r"shape \(3, 0\)"),
-    "uint8": (np.ones((2, 2), np.uint8), r"floating point, got uint8.*X / 255"),
+    "uint8": (np.full((2, 2), 200, np.uint8), r"floating point, got uint8.*X / 255"),
     "bool": (np.ones((2, 2), bool), r"floating point, got bool: convert it: X\.astype"),
-    "int32": (jnp.ones((2, 2), jnp.int32), "floating point, got int32.*X / 255"),
-    "complex": (np.ones((2, 2), complex), r"got complex128: convert it: X\.real\.as"),
+    "int32": (jnp.ones((2, 2), jnp.int32), r"got int32: convert it: X\.astype"),
+    "complex": (
+        np.ones((2, 2), complex),
+        r"complex128: give real parts only, X\.real\.",
+    ),
     "object": (np.ones((2, 2), object), "real floating point, got object"),
     "text": (np.array([["a"]]), "real floating point, got <U1: give numbers"),
     "nan": (np.diag([1, np.nan]), "row 1, column 1 .* is nan, first of 1"),

@@ -294,6 +294,39 @@ def test_bad_input_is_refused():
         diagnostics.evaluate(OBJECTIVE, start(OBJECTIVE), X, {})
 
 
+def test_dead_latents_and_rows_that_are_all_the_same_are_told_of_at_the_end():
+    config = jaxae.TrainConfig(num_epochs=1, batch_size=100)
+    objective = jaxae.Objective(model("relu"))
+    params = start(objective)
+    dead = params._replace(b_enc=params.b_enc - 99)
+    same = np.tile(X[:1], (len(X), 1))
+    cases = {
+        ("train data: every latent is 0 on every row",): (dead, X, None),
+        (
+            "train data: every row looked at is the same",
+            "validation data: every row looked at is the same",
+        ): (params, same, same),
+    }
+    hparams = {"learning_rate": 1e-3}
+    for words, (params, rows, validation) in cases.items():
+        with pytest.warns(RuntimeWarning) as caught:
+            run = jaxae.train(
+                objective,
+                rows,
+                hparams=hparams,
+                key=KEY,
+                config=config,
+                params=params,
+                validation=validation,
+            )
+        for word, warning in zip(words, caught, strict=True):
+            sentence = str(warning.message)
+            assert sentence.startswith(word) and "\n" not in sentence
+        is_same = validation is not None
+        assert math.isnan(run.metrics["train/fvu"][-1]) == is_same
+        assert (run.metrics["train/dead_fraction"][-1] == 1) != is_same
+
+
 # ---- a step --------------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ def test_squared_error_and_fvu_equal_scikit_learn():
     assert metrics.fvu(X, X) == 0
     mean = np.broadcast_to(X.mean(axis=0), X.shape)
     np.testing.assert_allclose(metrics.fvu(X, mean), 1, rtol=1e-6)
+    same = np.full_like(X, 0.1)
+    assert np.isnan(metrics.fvu(same, X_HAT)) and np.isnan(metrics.fvu(same, same))
 
 
 @pytest.mark.parametrize("metric", [metrics.squared_error, metrics.fvu])

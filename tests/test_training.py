@@ -443,13 +443,16 @@ def bad(value, row=3, column=2):
         ({"data": bad(1.5)}, r"\[0, 1\] for bernoulli, found 1.5 at row 3, column 2"),
         ({"data": (255 * X).astype("u1")}, "floating point, got uint8.*X / 255"),
         ({"data": X.astype(complex)}, "real floating point, got complex"),
-        ({"data": X[0]}, r"add a leading axis: X\[None\]"),
+        ({"data": X[0]}, r"of one example make X\[None\], of one column"),
         ({"data": X[:0]}, r"N and D >= 1"),
         (
             {"data": X[:, :5]},
             r"must have 6 columns for this model, got shape \[50, 5\]",
         ),
-        ({"data": "digits"}, "must be a NumPy or JAX array, or have .*got a str"),
+        (
+            {"data": "digits"},
+            r"must hold numbers, got 'digits': of a file take jaxae.data.load",
+        ),
         ({"data": [X[0], X[1, :3]]}, "data gave no rows"),
         ({"data": (X, X[1:])}, "inputs and targets of equal length"),
         ({"validation": bad(np.nan)}, "validation must be finite"),

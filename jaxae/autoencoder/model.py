@@ -329,6 +329,7 @@ class Autoencoder:
             if name == "b_enc" and not self.bias:
                 _check_no_bias(leaf)
                 continue
+            _checks.refuse_masked(f"params.{name}", leaf)
             shape = {"b_enc": (H,), "b_dec": (D,)}.get(name, (H, D))
             dtype = getattr(leaf, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

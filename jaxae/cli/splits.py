@@ -7,7 +7,9 @@ import numpy as np
 
 from jaxae import _checks, data
 from jaxae.cli.options import TrainOptions
+from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
+from jaxae.data.surveying import integer_advice
 from jaxae.observations import Observation
 
 PARTS = ("train", "validation", "test")
@@ -30,15 +32,9 @@ def load(options: TrainOptions, observation: Observation) -> Splits:
       ValueError, FileNotFoundError: for data that cannot be trained on, by their row.
     """
     dtype = _checks.floating_dtype(options.dtype)
-    found = data.load(
-        options.data,
-        root=options.data_root,
-        array=options.array,
-        memory_budget=2**20
-        * _checks.positive_int("memory_budget", options.memory_budget),
-    )
+    found = _stored(options.data, options.array, options)
     train, validation, test = _parts(found, options)
-    scaling = _scaling(options, found, train)
+    scaling = _scaling(options, found, train, observation)
     _check(found.train, scaling, observation)
     return Splits(
         train=scaled(train, scaling, dtype),
@@ -63,13 +59,7 @@ def load_rows(
     """
     if array is None and Path(path).suffix.lower() == ".npz":
         array = options.array
-    found = data.load(
-        path,
-        root=options.data_root,
-        array=array,
-        memory_budget=2**20 * options.memory_budget,
-    )
-    rows = found.train
+    rows = _stored(path, array, options).train
     if rows.shape[1] != num_columns:
         raise ValueError(
             f"{path} must have {num_columns} columns for the model of this run, got "
@@ -79,6 +69,22 @@ def load_rows(
         _refuse_not_finite(rows)
     found = scaled(rows, scaling, _checks.floating_dtype(options.dtype))
     _refuse_not_finite(found)
+    return found
+
+
+def _stored(path: str, array: str | None, options: TrainOptions) -> Dataset:
+    """What a name or a file holds; images are said to be taken as such."""
+    budget = _checks.positive_int("memory_budget", options.memory_budget)
+    found = data.load(
+        path, root=options.data_root, array=array, memory_budget=2**20 * budget
+    )
+    if found.licence == "yours" and found.image_shape is not None:
+        height, width = found.image_shape
+        note(
+            f"{path} holds [{len(found.train)}, {height}, {width}], and each row is an "
+            f"image of {height} x {width}; if these are tokens [N, T, D], store "
+            f"X.reshape(-1, {width})."
+        )
     return found
 
 
@@ -104,12 +110,12 @@ def _parts(found: Dataset, options: TrainOptions) -> tuple[Any, Any, Any]:
     return train, validation, test
 
 
-def _scaling(options: TrainOptions, found: Dataset, train: Any) -> Scaling:
+def _scaling(
+    options: TrainOptions, found: Dataset, train: Any, observation: Observation
+) -> Scaling:
     if options.start_from is not None:
         scaling = data.load_scaling(options.start_from)
-        if (
-            found.train.dtype.kind == "f" and scaling.clip
-        ):  # which would hide an infinity
+        if found.train.dtype.kind == "f" and scaling.clip:  # hides an infinity
             _refuse_not_finite(found.train)
         return scaling
     if options.scaling is not None:
@@ -129,9 +135,10 @@ def _scaling(options: TrainOptions, found: Dataset, train: Any) -> Scaling:
         raise ValueError(f"--divide-by must be a positive number, got {divisor}.")
     is_integer = found.train.dtype.kind in "biu"
     if is_integer and options.divide_by is None and divisor == 1:
+        advice = integer_advice(found.train, "option", observation.validate)
         raise ValueError(
-            f"--data {options.data} holds {found.train.dtype}; say what divides it to "
-            "floats, e.g. --divide-by 255 (or 1), or fit it, e.g. --scaling unit."
+            f"--data {options.data} holds {found.train.dtype}, which training takes as "
+            f"floats: give {advice}."
         )
     return data.divide(divisor)
 

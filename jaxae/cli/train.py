@@ -265,7 +265,7 @@ def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """A table of the splits."""
+    """A table of the splits, and what to tell of them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -290,6 +290,12 @@ def print_results(results: dict[str, Any]) -> None:
         cells = (f"{row[name]:.4f}" if name in row else "" for name in columns.values())
         table.add_row(part, *cells)
     Console().print(table)
+    parts_of: dict[str, list[str]] = {}
+    for part, row in rows.items():
+        for sentence in diagnostics.remarks(row):
+            parts_of.setdefault(sentence, []).append(part)
+    for sentence, found in parts_of.items():
+        note(f"{', '.join(found)}: {sentence}")
 
 
 def _conclude(run: Run, out: Path, options: TrainOptions) -> int:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 import jaxae
-from jaxae import _checks, data
+from jaxae import _checks, data, metrics
 from jaxae._files import atomic
+from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
@@ -24,7 +25,7 @@ from jaxae.cli.options import (
     checked,
 )
 from jaxae.cli.outputs import check_output
-from jaxae.cli.reporting import Interrupt
+from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.train import evaluate as evaluate_splits
 from jaxae.cli.train import print_results
 from jaxae.data import Scaling, load_scaling
@@ -69,16 +70,11 @@ def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with trained(options.run) as model:
-        rows = _rows(model, options.data, options.array)
-        function = jax.jit(jax.vmap(model.ae.encode, in_axes=(None, 0)))
-        return _write(
-            path,
-            len(rows),
-            model.ae.latent_dim,
-            _dtype(model),
-            lambda block: np.asarray(function(model.params, block)),
-            rows,
-        )
+        rows, width = _rows(model, options.data, options.array), model.ae.latent_dim
+        latents = _Latents(model, lambda forward: forward.z)
+        _write(path, len(rows), width, _dtype(model), latents, rows)
+        latents.remark(options.data, len(rows))
+    return 0
 
 
 def reconstruct(options: ReconstructOptions) -> int:
@@ -86,13 +82,62 @@ def reconstruct(options: ReconstructOptions) -> int:
     path = check_output(options.output, options.run, ".npy", options.data)
     with trained(options.run) as model:
         rows, dtype = _rows(model, options.data, options.array), _dtype(model)
-        function = jax.jit(jax.vmap(model.ae.reconstruct, in_axes=(None, 0)))
+        mean = jax.vmap(model.ae.observation.mean)
+        latents = _Latents(model, lambda forward: mean(forward.eta))
 
         def of_block(block):
-            return model.scaling.invert(function(model.params, block), dtype)
+            return model.scaling.invert(latents(block), dtype)
 
-        width = model.ae.input_dim
-        return _write(path, len(rows), width, dtype, of_block, rows)
+        _write(path, len(rows), model.ae.input_dim, dtype, of_block, rows)
+        latents.remark(options.data, len(rows))
+    return 0
+
+
+class _Latents:
+    """What `output` takes of the forward pass of each block `[n, D]`.
+
+    Meanwhile it looks at how the latents vary over all rows.
+    """
+
+    def __init__(self, model: Trained, output: Callable[[Forward], Any]):
+        self._model = model
+        self._low, self._high, self._is_flat = np.inf, -np.inf, True
+
+        @jax.jit
+        def look(params, block):
+            ae = model.ae
+            forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
+            a, z = forward.a, forward.z
+            is_flat = False
+            if ae.activation.slope is not None:
+                is_flat = metrics.is_saturated(ae, a, z).all()
+            return output(forward), z.min(axis=0), z.max(axis=0), is_flat
+
+        self._look = look
+
+    def __call__(self, block) -> np.ndarray:
+        found, low, high, is_flat = jax.device_get(
+            self._look(self._model.params, block)
+        )
+        self._low = np.minimum(self._low, low)
+        self._high = np.maximum(self._high, high)
+        self._is_flat = self._is_flat and bool(is_flat)
+        return found
+
+    def remark(self, name: str, num_rows: int) -> None:
+        """Note latents that say nothing about these rows."""
+        if not np.any(self._low) and not np.any(self._high):
+            found = "is 0"
+        elif num_rows > 1 and np.all(self._low == self._high):
+            found = "is the same"
+        elif num_rows > 1 and self._is_flat:
+            found = "is saturated"
+        else:
+            return
+        note(
+            f"every latent {found} on every row of {name}; are they like the rows that "
+            f"{self._model.path} was trained on, in the same units?"
+        )
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -124,11 +169,11 @@ def plot(options: PlotOptions) -> int:
     with trained(options.run) as model:
         rows = folder.read_rows(model.path / folder.METRICS_FILE)
         names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
-        metrics = {
+        history = {
             name: np.array([_number(model.path, row.get(name)) for row in rows])
             for name in names
         }
-        pictures.draw(model.path, model.ae, model.params, metrics, _splits(model))
+        pictures.draw(model.path, model.ae, model.params, history, _splits(model))
     print(f"pictures: {', '.join(pictures.drawn(model.path))}")
     print(f"run folder: {model.path}")
     return 0
@@ -180,7 +225,7 @@ def _write(
     dtype: Any,
     function: Callable[[Any], np.ndarray],
     rows: Any,
-) -> int:
+) -> None:
     """Write function(rows), of any size, by blocks, and whole or not at all."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
@@ -195,4 +240,3 @@ def _write(
             block = function(rows[start : start + _BLOCK_ROWS])
             file.write(np.ascontiguousarray(block, dtype).data)
     print(f"wrote {path}: {np.dtype(dtype)} [{num_rows}, {num_columns}]")
-    return 0

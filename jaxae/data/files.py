@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxae import _checks
+from jaxae.data.rows import two_axes
 
 PathLike = str | os.PathLike[str]
 
@@ -87,6 +88,11 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
     # Of a file in memory no more can be read than is there, whatever it declares.
     with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
         members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        if _SPARSE <= set(members):
+            raise ValueError(
+                "it holds a sparse matrix, and rows are dense here: they are "
+                "scipy.sparse.load_npz(path).toarray()"
+            )
         names = list(members) if array is None else [array]
         if len(names) != 1 or names[0] not in members:
             held = ", ".join(members) or "no array"
@@ -96,6 +102,9 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
         _refuse_over_budget(f"array {names[0]}", member.file_size, memory_budget)
         raw = archive.read(member)
     return _as_array(raw, _parse_header(raw[:_LONGEST_HEADER], len(raw)))
+
+
+_SPARSE = {"format", "shape", "data"}  # of every format of scipy.sparse.save_npz
 
 
 def _refuse_over_budget(what: str, num_bytes: int, memory_budget: int) -> None:
@@ -113,10 +122,15 @@ def _parse_header(head: bytes, num_bytes: int) -> _Header:
     # NumPy has no public reader for version 3.0, which only named fields need.
     read_header = getattr(np.lib.format, f"read_array_header_{version}")
     shape, is_fortran, dtype = read_header(file)
+    if dtype == np.dtype("V2"):  # as of any type of two bytes that NumPy lacks
+        raise ValueError(
+            "its dtype is |V2, as which NumPy stores bfloat16: if it is, the numbers "
+            "are np.load(path).view(jax.numpy.bfloat16).astype('float32')"
+        )
     if dtype.kind not in "biuf":
         raise ValueError(f"its dtype is {dtype}")
     if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"its shape is {shape}")
+        raise ValueError(f"its shape is {shape}: {two_axes(shape)}")
     declared, held = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
     if declared != held:
         raise ValueError(f"it declares {declared} bytes of data and holds {held}")

@@ -17,7 +17,7 @@ NAMES = ("digits", "mnist", "fashion_mnist")
 
 
 def load(
-    name_or_path: PathLike,
+    name_or_path,
     *,
     root: PathLike | None = None,
     array: str | None = None,
@@ -25,15 +25,25 @@ def load(
 ) -> Dataset:
     """The data set of this name, or the user's own `.npy` or `.npz` file.
 
+    Images `[N, h, w]` become `[N, h w]`; so does any array of three axes. Of tokens
+    `[N, T, D]`, store X.reshape(-1, D).
+
     `root` is a folder to look in first for `mnist` and `fashion_mnist`; `array` says
     which array of an `.npz` file that holds several. A `.npy` file whose data exceed
     `memory_budget` bytes stays on the disk: `train` is a read-only `np.memmap`.
 
     Raises:
-      ValueError: unknown name; a folder; a file of another kind, that is corrupt or not
-        numbers `[N, D]`, or over the budget and an `.npz` or in Fortran order.
+      ValueError: no name or path, or an unknown name; a folder; a file of another kind,
+        that is corrupt or not numbers `[N, D]`, or over the budget and an `.npz` or in
+        Fortran order.
       FileNotFoundError: nothing there; the sentence says how to get it.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(
+            "name_or_path must be one name or path, got "
+            f"{_checks.describe(name_or_path)}: load files one by one, and join their "
+            "rows by np.concatenate."
+        )
     name, path = os.fspath(name_or_path), expanded(name_or_path)
     suffix = path.suffix.lower()
     if array is not None and suffix != ".npz":

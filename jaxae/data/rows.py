@@ -27,15 +27,30 @@ class Rows(Protocol):
 def is_rows(X: Any) -> bool:
     """Whether X is Rows to be read by blocks, and no array that lies in memory.
 
-    A memory map counts as Rows, a tuple as a pair of data and a mapping as columns.
+    A memory map counts as Rows, a tuple as a pair of data, a mapping as columns, and a
+    data frame or a tensor as an array.
     """
     is_other = isinstance(X, str | bytes | tuple | Mapping)
-    return isinstance(X, Rows) and not is_other and not is_in_memory(X)
+    is_array = is_in_memory(X) or _checks.is_table(X) or _checks.is_tensor(X)
+    return isinstance(X, Rows) and not is_other and not is_array
 
 
 def is_in_memory(X: Any) -> bool:
     """Whether X is a JAX array, or a NumPy array that is not a memory map."""
     return isinstance(X, np.ndarray | jax.Array) and not isinstance(X, np.memmap)
+
+
+def as_rows(X: Any, name: str = "data") -> Any:
+    """X as an array or Rows: a data frame and a tensor become NumPy arrays.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    X = _checks.as_array(name, X)
+    if is_in_memory(X) and X.ndim == 0:  # it has no length to be checked
+        refuse_shape(name, X.shape)
+    check_rows(X, name)
+    return X
 
 
 def check_rows(X: Any, name: str = "data") -> int:
@@ -66,7 +81,8 @@ def take(X: Any, index: Any) -> np.ndarray:
     Raises:
       ValueError: an index that is not row numbers of X; rows that cannot be read.
     """
-    index = row_numbers(index, check_rows(X))
+    X = as_rows(X)
+    index = row_numbers(index, len(X))
     if isinstance(X, np.ndarray) and is_in_memory(X):
         return X[index]
     if len(index) == 0:
@@ -75,6 +91,36 @@ def take(X: Any, index: Any) -> np.ndarray:
     block = read(X, _as_slice(unique))
     is_as_read = len(unique) == len(index) and bool((inverse[1:] > inverse[:-1]).all())
     return block if is_as_read else block[inverse]
+
+
+def refuse_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse an array that is not `[N, D]`, or is empty.
+
+    Raises:
+      ValueError: saying how the axes of this one become two.
+    """
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"{name} must be [N, D], N and D >= 1, got shape {shape}: "
+            f"{two_axes(shape)}."
+        )
+
+
+def two_axes(shape: tuple[int, ...]) -> str:
+    """How an array of another shape becomes `[N, D]`."""
+    if len(shape) == 1:
+        return "of one example make X[None], of one column X[:, None]"
+    if len(shape) == 3:
+        return (
+            f"of tokens [N, T, D] make X.reshape(-1, {shape[-1]}), of images [N, h, w] "
+            "X.reshape(len(X), -1)"
+        )
+    if len(shape) == 4 and shape[-1] < min(5, *shape[1:3]):
+        return (
+            "of images with their channels last make X.reshape(len(X), -1), or take "
+            "one channel, X[..., 0]"
+        )
+    return "make X.reshape(len(X), -1)" if len(shape) > 3 else "one row an example"
 
 
 def row_numbers(index: Any, num_rows: int) -> np.ndarray:
@@ -107,14 +153,14 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
     """X[rows] as a NumPy array `[n, D]`, for a slice or increasing row numbers.
 
     Raises:
-      UnreadableError: where X fails, or gives something of another shape; its cause is
-        what X raised.
+      UnreadableError: where X fails, or gives something that is no array, or of another
+        shape; its cause is what X raised.
     """
     _refuse_shrunk(X, name)
     numbers = range(len(X))[rows] if isinstance(rows, slice) else rows
     try:
         found = _ask(X, rows, numbers)
-        block = np.asarray(found)
+        block = np.asarray(_as_block(found))
     except UnreadableError as error:  # of a View, which calls its rows "data"
         sentence = str(error).replace("data", name, 1)
         raise UnreadableError(sentence) from error.__cause__
@@ -139,7 +185,15 @@ def _ask(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, NotImplementedError):
         # Lists, and sources of single records, know one int at a time.
-        return [np.asarray(X[int(number)]) for number in numbers]
+        return [X[int(number)] for number in numbers]
+
+
+def _as_block(found: Any) -> Any:
+    """What X gave, an array or a list of rows, without what is refused as an array."""
+    try:
+        return _checks.as_array("data", found)
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def _place(numbers: range | np.ndarray) -> str:

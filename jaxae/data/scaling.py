@@ -72,7 +72,7 @@ class Scaling(NamedTuple):
 
 def real(name: str, X: Any) -> np.ndarray:
     """X as an array of real numbers; NumPy would parse text, drop imaginary parts."""
-    X = np.asarray(X)
+    X = np.asarray(_checks.as_array(name, X))
     if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # as bfloat16
         raise ValueError(
             f"{name} must hold real numbers, got {_checks.describe(X)}: convert it."

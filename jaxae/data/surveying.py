@@ -10,21 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.rows import check_rows, is_in_memory, read
+from jaxae.data.rows import as_rows, is_in_memory, is_rows, read, refuse_shape
+
+Validate = Callable[[Any], None]
 
 
-def check_array(X: Any, name: str = "data") -> None:
+def check_array(
+    X: Any, name: str = "data", *, validate: Validate | None = None
+) -> None:
     """Refuses all but a non-empty, finite floating-point array `[N, D]`.
+
+    Args:
+      X: an array; a data frame or a tensor is looked at as one.
+      name: what the sentences call it.
+      validate: such as `Observation.validate`: it refuses values by a ValueError.
 
     Raises:
       ValueError: which of these fails, where, and what would do.
     """
+    X = _checks.as_array(name, X)
     if not hasattr(X, "dtype"):
         kind = f"a {type(X).__name__}"
         raise ValueError(f"{name} must be a NumPy or JAX array, got {kind}.")
-    _refuse_shape(name, X.shape)
-    _refuse_dtype(name, X.dtype)
+    refuse_shape(name, X.shape)
+    _refuse_dtype(name, X, validate)
     _refuse_not_finite(name, np.asarray(X), 0, "")
+    if validate is not None:
+        _validate(validate, name, np.asarray(X), 0, "")
 
 
 class Survey(NamedTuple):
@@ -49,7 +61,7 @@ def survey(
     X: Any,
     name: str = "data",
     *,
-    validate: Callable[[Any], None] | None = None,
+    validate: Validate | None = None,
     block_bytes: int = 2**26,
 ) -> Survey:
     """One pass over an array or Rows `[N, D]`: refuse, or measure and hash.
@@ -58,7 +70,8 @@ def survey(
     the same rows, whatever `block_bytes`. The measures may differ in their last bits.
 
     Args:
-      X: an array, or Rows, of which about `block_bytes` are read at a time.
+      X: an array, data frame or tensor, or Rows, of which about `block_bytes` are read
+        at a time.
       name: what the sentences call it.
       validate: such as `Observation.validate`: given each block, it refuses values by
         a ValueError about "row i" of the block, told here as the row of the whole.
@@ -69,21 +82,24 @@ def survey(
         or dtype; what `validate` refuses; rows that cannot be read.
     """
     block_bytes = _checks.positive_int("block_bytes", block_bytes)
-    first, digest = _first_row(name, X), hashlib.sha256()
+    X, digest = as_rows(X, name), hashlib.sha256()
+    first = _first_row(name, X, validate)
     blocks = _hashed(_blocks(name, X, first, block_bytes), digest)
     parts = (_examine(name, X, start, block, validate) for start, block in blocks)
     moments = functools.reduce(_merge, parts)
     return _report(moments, first.dtype, digest.hexdigest())
 
 
-def _first_row(name: str, X: Any) -> Any:
+def _first_row(name: str, X: Any, validate: Validate | None) -> Any:
     """Row 0 as `[1, D]`, once what it tells of the shape and the dtype is accepted."""
-    if not is_in_memory(X) and check_rows(X, name) == 0:
+    if isinstance(X, np.ndarray) or is_in_memory(X):
+        refuse_shape(name, X.shape)
+    elif len(X) == 0:
         raise ValueError(f"{name} must be [N, D], N and D >= 1, got no rows.")
-    first = X if is_in_memory(X) else read(X, slice(0, 1), name)
-    _refuse_shape(name, first.shape)
-    _refuse_dtype(name, first.dtype, is_in_memory(X))
-    return first[:1]
+    first = X[:1] if is_in_memory(X) else read(X, slice(0, 1), name)
+    refuse_shape(name, first.shape)
+    _refuse_dtype(name, X, validate, first.dtype)
+    return first
 
 
 Blocks = Iterator[tuple[int, np.ndarray]]
@@ -120,7 +136,7 @@ def _examine(
     X: Any,
     start: int,
     block: np.ndarray,
-    validate: Callable[[Any], None] | None,
+    validate: Validate | None,
 ) -> "_Moments":
     is_whole = len(block) == len(X)
     place = "" if is_whole else f" in rows {start} to {start + len(block) - 1}"
@@ -154,7 +170,8 @@ def _block_moments(block: np.ndarray) -> _Moments:
 def _chunk_moments(chunk: np.ndarray) -> _Moments:
     # Overflow gives infinite moments, which `fit_scaling` refuses where it needs them.
     with np.errstate(over="ignore", invalid="ignore"):
-        x = chunk.astype(np.float64)
+        # In one order, for that of a sum decides its last bits: frames are by column.
+        x = chunk.astype(np.float64, order="C")
         low, high, mean = x.min(axis=0), x.max(axis=0), x.mean(axis=0)
         x -= mean
         return _Moments(len(x), low, high, mean, np.einsum("nd,nd->d", x, x))
@@ -184,30 +201,94 @@ def _report(moments: _Moments, dtype: np.dtype, sha256: str) -> Survey:
     return Survey(num_rows, len(mean), dtype, sha256, low, high, mean, variance)
 
 
-def _refuse_shape(name: str, shape: tuple[int, ...]) -> None:
-    if len(shape) != 2 or 0 in shape:
-        is_example = len(shape) == 1
-        advice = "add a leading axis: X[None]" if is_example else "one row an example"
-        raise ValueError(
-            f"{name} must be [N, D], N and D >= 1, got shape {shape}: {advice}."
-        )
+def _refuse_dtype(name: str, X: Any, validate: Validate | None, dtype=None) -> None:
+    dtype = X.dtype if dtype is None else dtype
+    if "float" in dtype.name:  # by name, for NumPy has no kind for bfloat16
+        return
+    if dtype.kind in "biu":
+        x, spelling = (X, "rows") if is_rows(X) else (np.asarray(X), "array")
+        advice = f"convert it: {integer_advice(x, spelling, validate)}"
+    else:
+        advice = _ADVICE.get(str(dtype), _ADVICE.get(dtype.kind, _NO_NUMBERS))
+    raise ValueError(f"{name} must be real floating point, got {dtype}: {advice}.")
 
 
-def _refuse_dtype(name: str, dtype: Any, is_array: bool = True) -> None:
-    if "float" not in dtype.name:  # by name, for NumPy has no kind for bfloat16
-        of_array, of_rows = _ADVICE.get(dtype.kind, _NO_NUMBERS)
-        advice = of_array if is_array else of_rows
-        raise ValueError(f"{name} must be real floating point, got {dtype}: {advice}.")
-
-
-_NO_NUMBERS = ("give numbers, one a column",) * 2
-_INTEGERS = ("convert it: X / 255", "convert it: View(X, scaling=divide(255))")
-_ADVICE = {  # by the dtype's kind: for an array, and for other Rows
-    "i": _INTEGERS,
-    "u": _INTEGERS,
-    "b": ("convert it: X.astype('float32')", "convert it: View(X)"),
-    "c": ("convert it: X.real.astype('float32')", "give real parts only"),
+_NO_NUMBERS = "give numbers, one a column"
+_ADVICE = {  # by the dtype, or its kind
+    "c": "give real parts only, X.real.astype('float32')",
+    "|V2": "if NumPy stored bfloat16, it is X.view(jax.numpy.bfloat16)",
+    "V": "give one array of numbers, as of numpy.lib.recfunctions."
+    "structured_to_unstructured(X)",
 }
+
+
+class _Conversion(NamedTuple):
+    """One way to make floats of integers: what for, and how it is spelled."""
+
+    use: str
+    array: str
+    rows: str
+    option: str
+
+
+_CONVERSIONS = {
+    "divide": _Conversion(
+        "for grey levels", "X / 255", "View(X, scaling=divide(255))", "--divide-by 255"
+    ),
+    "cast": _Conversion(
+        "for counts", "X.astype('float32')", "View(X)", "--divide-by 1"
+    ),
+    "standardize": _Conversion(
+        "for columns in other units",
+        "fit_scaling('standardize', View(X)).apply(X)",
+        "View(X, scaling=fit_scaling('standardize', View(X)))",
+        "--scaling standardize",
+    ),
+    "unit": _Conversion(
+        "for the range [0, 1]",
+        "fit_scaling('unit', View(X)).apply(X)",
+        "View(X, scaling=fit_scaling('unit', View(X)))",
+        "--scaling unit",
+    ),
+}
+_LOOKED_AT = 2**20  # values
+
+
+def integer_advice(X: Any, spelling: str, validate: Validate | None = None) -> str:
+    """How integers `[N, D]` become floats that `validate` accepts, in words.
+
+    Args:
+      X: an array or Rows, of which the first rows are looked at.
+      spelling: "array", "rows" or "option", a field of `_Conversion`.
+      validate: such as `Observation.validate`; None accepts all.
+    """
+    num_rows = max(1, _LOOKED_AT // read(X, slice(0, 1)).shape[1])
+    x = read(X, slice(0, min(num_rows, len(X)))).astype(np.float64)
+    kinds = [kind for kind, values in _floats(x) if _accepts(validate, values)]
+    found = [_CONVERSIONS[kind] for kind in kinds or ["unit"]]
+    if len(found) == 1:
+        return getattr(found[0], spelling)
+    return ", ".join(f"{getattr(one, spelling)} {one.use}" for one in found)
+
+
+def _floats(x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What each conversion that suits these values makes of them."""
+    low, high = x.min(), x.max()
+    if low >= 0 and 128 <= high <= 255:
+        yield "divide", x / 255
+    yield "cast", x
+    if low < 0 or high > 1:
+        spread = x.std(axis=0)
+        yield "standardize", (x - x.mean(axis=0)) / np.where(spread == 0, 1, spread)
+
+
+def _accepts(validate: Validate | None, values: np.ndarray) -> bool:
+    try:
+        if validate is not None:
+            validate(values)
+    except Exception:  # another's code may raise anything
+        return False
+    return True
 
 
 def _refuse_not_finite(name: str, X: np.ndarray, first: int, place: str) -> None:
@@ -222,7 +303,7 @@ def _refuse_not_finite(name: str, X: np.ndarray, first: int, place: str) -> None
 
 
 def _validate(
-    validate: Callable[[Any], None],
+    validate: Validate,
     name: str,
     block: np.ndarray,
     first: int,

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxae.data.rows import check_rows, is_rows, read, row_numbers, take
+from jaxae import _checks
+from jaxae.data.rows import as_rows, check_rows, is_rows, read, row_numbers, take
 from jaxae.data.scaling import Scaling, real
 
 
@@ -29,7 +30,8 @@ class View:
     `view[rows]` reads those rows only; `np.asarray(view)` reads them all.
 
     Attributes:
-      rows: an array or Rows `[N, D]`; of zarr, an array too, which has no length.
+      rows: an array, data frame, tensor or Rows `[N, D]`; of zarr, an array too, which
+        has no length.
       index: row numbers `[n]` in any order; None for all.
       scaling: applied to what is read.
       dtype: of what is given; None for the rows' own.
@@ -51,9 +53,11 @@ class View:
     __no_type_check__ = True
 
     def __post_init__(self):
-        if hasattr(self.rows, "shape") and not hasattr(self.rows, "__len__"):
-            object.__setattr__(self, "rows", _Sized(self.rows))
-        num_rows = check_rows(self.rows, "rows")
+        rows = _checks.as_array("rows", self.rows)
+        if hasattr(rows, "shape") and not hasattr(rows, "__len__"):
+            rows = _Sized(rows)
+        object.__setattr__(self, "rows", rows)
+        num_rows = check_rows(rows, "rows")
         first = read(self.rows, slice(0, 1), "rows")
         dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
         if dtype != first.dtype:
@@ -119,12 +123,15 @@ def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
     A part takes round(fraction * N) rows, at least one unless its fraction is 0. It
     depends on the seed and on the fractions before it, not on those after it: changing
     the validation split in `split(X, test, validation)` leaves the test rows alone.
-    Of an array the parts are arrays; of a memory map or other Rows (`is_rows`) they are
-    Views in its dtype, of the same rows, and nothing is copied.
+    Of an array, a data frame or a tensor the parts are arrays; of a memory map or other
+    Rows (`is_rows`) they are Views in its dtype, of the same rows, and nothing is
+    copied.
 
     Raises:
-      ValueError: a fraction outside [0, 1), a sum of 1 or more, too few rows.
+      ValueError: what is no array or Rows; a fraction outside [0, 1), a sum of 1 or
+        more, too few rows.
     """
+    X = as_rows(X, "X")
     if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
         raise ValueError(f"Fractions must be >= 0 and sum to < 1, got {fractions}.")
     num_rows = len(X)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxae import _checks
 from jaxae.metrics import is_dead
 from jaxae.plots import drawing
 from jaxae.plots.drawing import PathLike
@@ -298,7 +299,7 @@ def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
 
 
 def _matrix(name: str, values: Any, image_shape: ImageShape) -> np.ndarray:
-    values = np.asarray(values).astype(np.float64)
+    values = np.asarray(_checks.as_array(name, values)).astype(np.float64)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"{name} must be [N, D], not empty, got shape {values.shape}.")
     if image_shape is not None and values.shape[1] != math.prod(image_shape):

@@ -360,6 +360,7 @@ def _check_space(space: Any, hparams: Mapping) -> None:
 
 
 def _check_key(key: Any, axis: Any) -> None:
+    _checks.refuse_masked(f"space[{key!r}]", axis)
     together = key if isinstance(key, tuple) else (key,)
     if not together or not all(isinstance(name, str) for name in together):
         raise ValueError(

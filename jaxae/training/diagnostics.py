@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +62,23 @@ def evaluate(
     return as_metrics(objective, functools.reduce(merge, found))
 
 
+def remarks(seen: Mapping[str, float]) -> list[str]:
+    """What to tell of the metrics of a data set, a sentence each."""
+    found = []
+    if math.isnan(seen.get("fvu", 0)) and math.isfinite(seen["squared_error"]):
+        found.append(
+            "every row looked at is the same, so there is no variance to explain, and "
+            "fvu is nan."
+        )
+    if seen.get("dead_fraction") == 1:
+        found.append(
+            "every latent is 0 on every row looked at (dead), so all reconstructions "
+            "are the same. Try a smaller learning_rate or weaker penalties, and look "
+            "at the scaling of the data."
+        )
+    return found
+
+
 class Spread(NamedTuple):
     """How rows `[n, D]` spread about their mean."""
 
@@ -82,7 +99,9 @@ class Sums(NamedTuple):
 
 def blocks(X, block_rows: int) -> Iterator[tuple]:
     """So many rows at a time, as a tuple of one part or two."""
-    pair = X if isinstance(X, tuple) else (X,)
+    pair = tuple(
+        _checks.as_array("X", part) for part in (X if isinstance(X, tuple) else (X,))
+    )
     for start in range(0, len(pair[0]), block_rows):
         yield tuple(jnp.asarray(part[start : start + block_rows]) for part in pair)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
-from jaxae.training import epochs, failures, feeds, refusals
+from jaxae.training import diagnostics, epochs, failures, feeds, refusals
 from jaxae.training import progress as progress_module
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import Data, TrainState
@@ -62,10 +62,11 @@ def train(
 
     Args:
       objective: what is minimised.
-      data: `[N, D]` of floats, a pair (inputs, targets) of such, or a pure source
-        `(key, hparams) -> batch` (then config.steps_per_epoch says how many). Instead
-        of an array, anything with `__len__` and `__getitem__` of rows, such as a memory
-        map; see `jaxae.data.Rows`.
+      data: `[N, D]` of floats, an array, data frame or torch tensor; a pair (inputs,
+        targets) of such; or a pure source `(key, hparams) -> batch` (then
+        config.steps_per_epoch says how many). Instead of an array, anything with
+        `__len__` and `__getitem__` of rows, such as a memory map; see
+        `jaxae.data.Rows`.
       hparams: scalars by name, exactly those that objective, optimizer and source read.
       key: consumed here: initial parameters, data order, corruption.
       config: the fixed choices; `TrainConfig()` unless given.
@@ -85,7 +86,8 @@ def train(
     Returns:
       A `Run`. If loss or parameters turn non-finite, training stops with a
       RuntimeWarning, and the run holds the finite state from which that step began.
-      Where such steps are skipped, a last epoch that was nothing else warns as well.
+      Where such steps are skipped, a last epoch that was nothing else warns as well,
+      and so do data whose rows are all the same, and latents that are all dead.
 
     Raises:
       ValueError: for bad data (which row and column), a missing, unknown or non-finite
@@ -119,7 +121,19 @@ def train(
         )
     if (sentence := in_vain(job, run)) is not None:
         warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+    for part in ("train", "validation"):
+        for sentence in diagnostics.remarks(_last(run, part)):
+            warnings.warn(f"{part} data: {sentence}", RuntimeWarning, stacklevel=2)
     return run
+
+
+def _last(run: Run, part: str) -> dict[str, float]:
+    """What was looked at when the last epoch ended."""
+    return {
+        name.removeprefix(f"{part}/"): float(values[-1])
+        for name, values in run.metrics.items()
+        if name.startswith(f"{part}/")
+    }
 
 
 def in_vain(job: "Job", run: Run) -> str | None:

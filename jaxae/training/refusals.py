@@ -92,7 +92,8 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
             f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
         )
-    pair = data if isinstance(data, tuple) else (data,)
+    given = data if isinstance(data, tuple) else (data,)
+    pair = tuple(_checks.as_array(name, part) for part in given)
     validate = objective.ae.observation.validate
     for part in pair:
         _check_part(name, part, objective, validate if part is pair[-1] else None)
@@ -105,7 +106,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
 
 def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
     if hasattr(part, "dtype") and not data_module.is_rows(part):
-        check_array(part, name)
+        check_array(part, name, validate=validate)
         shape = part.shape
     else:
         shape = data_module.survey(part, name, validate=validate)[:2]
@@ -114,16 +115,6 @@ def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
             f"{name} must have {objective.ae.input_dim} columns for this model, "
             f"got shape {list(shape)}."
         )
-    if validate is not None and not data_module.is_rows(part):
-        _validate(name, validate, part)
-
-
-def _validate(name: str, validate, part) -> None:
-    try:
-        validate(np.asarray(part))
-    except ValueError as error:
-        # The observation speaks of "data"; here that may be the validation data.
-        raise ValueError(str(error).replace("data", name, 1)) from None
 
 
 def _num_bytes(pair: tuple, dtype) -> float | int:

@@ -1,0 +1,442 @@
+"""Odd inputs by entrances: each is taken as its array is, or refused in a sentence."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import scipy.sparse
+
+import jaxae
+from jaxae import data
+from jaxae.cli import splits
+from jaxae.cli.options import TrainOptions
+from jaxae.observations._base import refuse_unless
+from jaxae.sweeps import host as sweeps_host
+from jaxae.training import host
+
+X = np.random.default_rng(0).uniform(size=(300, 4)).astype(np.float32)
+AE = jaxae.Autoencoder(input_dim=4, latent_dim=3)
+OBJECTIVE = jaxae.Objective(AE)
+GIVEN = {"hparams": {"learning_rate": 1e-2}, "key": jax.random.key(0)}
+
+
+class Tensor:
+    """What torch's tensors refuse to NumPy, and the methods by which they do not."""
+
+    def __init__(self, values, dtype="torch.float32", requires_grad=False):
+        self.values, self.dtype, self.requires_grad = values, dtype, requires_grad
+        self.shape = values.shape
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, rows):
+        return Tensor(self.values[rows], self.dtype, self.requires_grad)
+
+    def detach(self):
+        return Tensor(self.values, self.dtype)
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        return Tensor(self.values.astype(np.float32), requires_grad=self.requires_grad)
+
+    def numpy(self):
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.dtype != "torch.float32":
+            raise TypeError(f"Got unsupported ScalarType {self.dtype}\nand more.")
+        return self.values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy()
+
+
+def stored(array, path):
+    np.save(path, array)
+    return path
+
+
+# Each with the array that it means.
+TAKEN = {
+    "frame": (pd.DataFrame(X), X),
+    "frame of named columns": (pd.DataFrame(X, columns=list("abcd")), X),
+    "frame of shuffled labels": (
+        pd.DataFrame(X, index=np.arange(300)[::-1], columns=[3, 1, 0, 2]),
+        X,
+    ),
+    "frame of two dtypes": (
+        pd.DataFrame(X).astype({0: "f8"}),
+        X.astype("f8"),
+    ),
+    "arrow": (pa.table(dict(zip("abcd", X.T, strict=True))), X),
+    "tensor that requires a gradient": (Tensor(X, requires_grad=True), X),
+    "bfloat16 tensor": (
+        Tensor(X.astype(jnp.bfloat16), "torch.bfloat16", requires_grad=True),
+        X.astype(jnp.bfloat16).astype(np.float32),
+    ),
+    "JAX array": (jnp.asarray(X), X),
+    "list of tensors": ([Tensor(x, requires_grad=True) for x in X], X),
+}
+
+# With what the sentence says.
+REFUSED = {
+    "masked": (np.ma.array(X, mask=X > 0.9), r"masked array.*X\.filled\(value\)"),
+    "masked nowhere": (np.ma.array(X), "masked array"),
+    "list of masked rows": (list(np.ma.array(X, mask=X > 0.9)), "masked array"),
+    "sparse": (scipy.sparse.csr_matrix(X), r"sparse csr_matrix: give X\.toarray\(\)"),
+    "sparse array": (scipy.sparse.coo_array(X), "sparse coo_array"),
+    "frame with text": (
+        pd.DataFrame({"a": X[:, 0], "city": ["x"] * 300}),
+        "column 'city' is (str|object): drop it, or convert it",
+    ),
+    "frame with gaps": (
+        pd.DataFrame({"a": X[:, 0], 7: pd.array([None] * 300, dtype="Float64")}),
+        "column 7 is Float64",
+    ),
+    "frame of nullable columns": (
+        pd.DataFrame(X).astype("Float64"),
+        r"column 0 is Float64: drop it, or convert it, frame\.astype\('float32'\)",
+    ),
+    "frame with flags": (
+        pd.DataFrame({"a": X[:, 0], "flag": X[:, 1] > 0.5}),
+        "column 'flag' is bool: .*astype",
+    ),
+    "frame of dates": (
+        pd.DataFrame({"day": pd.to_datetime(["2020-01-01"] * 300)}),
+        "column 'day' is datetime64",
+    ),
+    "sparse tensor": (Tensor(X, "torch.sparse"), "Got unsupported ScalarType"),
+    "path": ("X.npy", r"got 'X\.npy': of a file take jaxae\.data\.load\(path\)\.train"),
+    "Path": (Path("X.npy"), r"jaxae\.data\.load\(path\)\.train"),
+    "list of paths": (["X.npy", "Y.npy"], r"jaxae\.data\.load\(path\)\.train"),
+    "objects": (X.astype(object), "object"),
+    "complex": (X.astype(complex), "complex"),
+    "fields": (X.view([(name, "f4") for name in "abcd"]), r"\('a', '<f4'\)"),
+    "bfloat16 as NumPy stores it": (X.astype(jnp.bfloat16).view("V2"), r"\|V2"),
+    "tokens": (X.reshape(30, 10, 4), ""),
+    "images": (X.reshape(25, 4, 4, 3), ""),
+    "column": (X[:, 0], ""),
+    "0-d": (np.array(1.0, np.float32), ""),
+    "number": (1.0, ""),
+    "no rows": (X[:0], ""),
+    "no columns": (X[:, :0], ""),
+    "None": (None, ""),
+    "dict": ({"a": X[:, 0]}, ""),
+}
+
+
+def trained_on(given, validation=None):
+    """All that `train` does before it trains."""
+    job = host.prepare(OBJECTIVE, given, validation=validation, **GIVEN)
+    return job.data, job.validation
+
+
+class Planned(Exception):
+    """A sweep was planned, so its data were accepted."""
+
+
+def swept_on(given):
+    """All that `sweep` does to its data before it plans."""
+    placed = []
+
+    def place(groups, rows, validation):
+        placed.append(place_data(groups, rows, validation))
+        return placed[-1]
+
+    def stop(plan):
+        raise Planned
+
+    place_data, space = sweeps_host._placed, {"seed": [0, 1]}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Planned):
+        patch.setattr(sweeps_host, "_placed", place)
+        jaxae.sweep(OBJECTIVE, given, space, **GIVEN, lanes_at_once=1, on_plan=stop)
+    return placed
+
+
+SCALING = data.fit_scaling("standardize", data.survey(X))
+PARAMS = AE.init(jax.random.key(0))
+# With the argument that the sentence names.
+ENTRANCES = {
+    "train": (trained_on, "data"),
+    "inputs": (lambda given: trained_on((given, X)), "data"),
+    "targets": (lambda given: trained_on((X, given)), "data"),
+    "validation": (lambda given: trained_on(X, given), "validation"),
+    "sweep": (swept_on, "data"),
+    "survey": (data.survey, "data"),
+    "fit_scaling": (lambda given: data.fit_scaling("unit", given), "data"),
+    "View": (lambda given: data.View(given)[:], "rows"),
+    "apply": (SCALING.apply, "X"),
+    "take": (lambda given: data.take(given, [2, 0, 2]), "data|index"),
+    "split": (lambda given: data.split(given, 0.2, 0.1, seed=1), "X|rows"),
+    "evaluate": (lambda given: OBJECTIVE.evaluate(PARAMS, given, {}), "batch"),
+}
+
+
+def load_saved(given):
+    """An array, saved to a file and read by the command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "data.npy")
+        np.save(path, given)
+        return splits.load(options(path), jaxae.observations.bernoulli)
+
+
+def options(path, **given):
+    return TrainOptions(data=str(path), **given)
+
+
+ENTRANCES["file"] = load_saved, "data"
+# Rows are chosen whatever they hold, and scaled whatever their axes.
+CHOSEN = {"objects", "complex", "fields", "bfloat16 as NumPy stores it", "no columns"}
+CHOSEN |= {"tokens", "images", "column"}
+TAKEN_TOO = {
+    "take": CHOSEN,
+    "split": CHOSEN,
+    "apply": {"tokens", "no rows"},
+    "View": {"no rows", "no columns"},
+    "validation": {"None"},
+    "file": {
+        "tokens",
+        *(n for n, (X, _) in REFUSED.items() if type(X) is not np.ndarray),
+    },
+}
+
+
+def leaves_of(found):
+    """The numbers and hashes in what an entrance gave."""
+    leaves = map(np.asarray, jax.tree.leaves(found))
+    return [leaf for leaf in leaves if leaf.dtype.kind in "biufU"]
+
+
+@pytest.mark.parametrize("entrance", sorted(ENTRANCES.keys() - {"file"}))
+def test_what_means_an_array_is_taken_as_that_array(entrance):
+    function, _ = ENTRANCES[entrance]
+    for name, (given, array) in TAKEN.items():
+        expected = leaves_of(function(array))
+        for found, other in zip(leaves_of(function(given)), expected, strict=True):
+            np.testing.assert_array_equal(found, other, err_msg=name)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_what_means_no_array_is_refused_in_one_sentence(entrance):
+    function, argument = ENTRANCES[entrance]
+    for name in REFUSED.keys() - TAKEN_TOO.get(entrance, set()):
+        given, says = REFUSED[name]
+        with pytest.raises(ValueError) as e:
+            function(given)
+        sentence = str(e.value)
+        assert "\n" not in sentence and sentence.endswith("."), (name, sentence)
+        assert re.search(rf"\b({argument})\b", sentence), (name, sentence)
+        assert entrance == "evaluate" or re.search(says, sentence), (name, sentence)
+
+
+def test_training_on_a_frame_is_training_on_its_array():
+    """Of so many rows that it once was read row by row, as columns."""
+    rows = np.random.default_rng(1).uniform(size=(1000, 4)).astype(np.float32)
+    frame = pd.DataFrame(rows, index=np.arange(1000)[::-1])
+    config = jaxae.TrainConfig(num_epochs=1, batch_size=64)
+    frames, arrays = (
+        jaxae.train(OBJECTIVE, given, validation=given, config=config, **GIVEN)
+        for given in (frame, rows)
+    )
+    assert frames.metrics == arrays.metrics
+    for one, other in zip(frames.params[:3], arrays.params[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_saved_run_is_the_same_whether_it_is_given_a_frame_or_its_array():
+    frames, arrays = (
+        host.prepare(OBJECTIVE, given, validation=given, **GIVEN, is_saved=True)
+        for given in (pd.DataFrame(X), X)
+    )
+    assert frames.identity == arrays.identity
+
+
+def test_rows_of_masked_arrays_are_refused_when_they_are_read():
+    """As netCDF4 gives them."""
+
+    class Variable:
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, rows):
+            return np.ma.array(X[rows])
+
+    for name, read in (("data", data.survey), ("rows", data.View)):
+        with pytest.raises(ValueError, match=f"^{name} must not be a masked array"):
+            read(Variable())
+
+
+def test_masked_numbers_are_refused_wherever_numbers_are():
+    masked = np.ma.array(0.1, mask=True)
+    rate = {"learning_rate": masked}
+    refused = {
+        r"hparams\['learning_rate'\]": lambda: jaxae.train(
+            OBJECTIVE, X, hparams=rate, key=jax.random.key(0)
+        ),
+        r"space\['learning_rate'\]": lambda: jaxae.sweep(
+            OBJECTIVE,
+            X,
+            {"learning_rate": np.ma.array([0.1, 0.2], mask=[0, 1])},
+            key=jax.random.key(0),
+        ),
+        "params.b_dec": lambda: jaxae.train(
+            OBJECTIVE,
+            X,
+            params=PARAMS._replace(b_dec=np.ma.array(np.zeros(4, np.float32))),
+            **GIVEN,
+        ),
+        "x": lambda: AE.encode(PARAMS, np.ma.array(X[0])),
+        "x_hat": lambda: jaxae.metrics.fvu(X, np.ma.array(X)),
+        "data_mean": lambda: AE.init(jax.random.key(0), data_mean=np.ma.array(X[0])),
+    }
+    for name, function in refused.items():
+        with pytest.raises(ValueError, match=f"^{name} must not be a masked array"):
+            function()
+
+
+# Integers.
+
+
+def validate_counts(X):
+    refuse_unless((X >= 0) & (X == np.round(X)), X, "must be counts")
+
+
+COUNTS = jaxae.observations.from_log_prob(
+    lambda x, mu: x * jnp.log(mu) - mu, mean=jnp.exp, validate=validate_counts
+)
+RNG = np.random.default_rng(2)
+PIXELS = RNG.integers(0, 256, (300, 4), np.uint8)
+AGES = RNG.integers(18, 100, (300, 4))
+FLAGS = RNG.integers(0, 2, (300, 4))
+DEPTHS = RNG.integers(-50, 3000, (300, 4), np.int16)
+FLOAT, GREY = "X.astype('float32')", "X / 255"
+STANDARD = "fit_scaling('standardize', View(X)).apply(X)"
+UNIT = "fit_scaling('unit', View(X)).apply(X)"
+UNITS = "for columns in other units"
+ADVICE = {
+    ("bernoulli", "pixels"): GREY,
+    ("bernoulli", "ages"): UNIT,
+    ("bernoulli", "flags"): FLOAT,
+    ("bernoulli", "depths"): UNIT,
+    ("gaussian", "pixels"): (
+        f"{GREY} for grey levels, {FLOAT} for counts, {STANDARD} {UNITS}"
+    ),
+    ("gaussian", "ages"): f"{FLOAT} for counts, {STANDARD} {UNITS}",
+    ("gaussian", "flags"): FLOAT,
+    ("gaussian", "depths"): f"{FLOAT} for counts, {STANDARD} {UNITS}",
+    ("counts", "pixels"): FLOAT,
+    ("counts", "ages"): FLOAT,
+    ("counts", "flags"): FLOAT,
+}
+OBSERVATIONS = {
+    "bernoulli": jaxae.observations.bernoulli,
+    "gaussian": jaxae.observations.gaussian,
+    "counts": COUNTS,
+}
+INTEGERS = {"pixels": PIXELS, "ages": AGES, "flags": FLAGS, "depths": DEPTHS}
+
+
+@pytest.mark.parametrize(("observation", "values"), ADVICE)
+def test_integers_are_refused_with_what_makes_floats_of_them(observation, values):
+    """And what it says, done, is accepted."""
+    made, X = OBSERVATIONS[observation], INTEGERS[values]
+    ae = jaxae.Autoencoder(input_dim=4, latent_dim=3, observation=made)
+    advice = ADVICE[observation, values]
+    sentence = f"data must be real floating point, got {X.dtype}: convert it: {advice}."
+    for given in (X, pd.DataFrame(X), jnp.asarray(X), (PIXELS / 255, X)):
+        with pytest.raises(ValueError) as e:
+            host.prepare(jaxae.Objective(ae), given, **GIVEN)
+        assert str(e.value).replace("int32", str(X.dtype)) == sentence
+    names = {"X": X, "View": data.View, "fit_scaling": data.fit_scaling}
+    for one in re.split(r", (?=X|fit)", advice):
+        made.validate(eval(one.split(" for ")[0], names))
+
+
+def test_integers_that_are_rows_are_told_of_views(tmp_path):
+    np.save(tmp_path / "X.npy", AGES)
+    for rows in (list(AGES), data.load(tmp_path / "X.npy", memory_budget=0).train):
+        with pytest.raises(ValueError) as e:
+            trained_on(rows)
+        view = "View(X, scaling=fit_scaling('unit', View(X)))"
+        assert str(e.value).endswith(f"got int64: convert it: {view}.")
+        with pytest.raises(
+            ValueError, match=r"View\(X\) for counts, View\(X, scaling="
+        ):
+            data.survey(rows)
+
+
+# Files.
+
+
+def test_sparse_files_are_refused_by_what_they_hold(tmp_path):
+    for name in ("csr", "csc", "coo", "bsr", "dia"):
+        path = tmp_path / f"{name}.npz"
+        scipy.sparse.save_npz(path, scipy.sparse.csr_matrix(np.eye(4)).asformat(name))
+        for array in (None, "data"):
+            with pytest.raises(ValueError, match=r"holds a sparse matrix.*toarray\(\)"):
+                data.load(path, array=array)
+
+
+def test_bfloat16_files_are_refused_with_the_line_that_reads_them(tmp_path):
+    path, stored = tmp_path / "X.npy", X.astype(jnp.bfloat16)
+    np.save(path, stored)
+    with pytest.raises(ValueError, match=r"\|V2, as which NumPy stores bfloat16") as e:
+        data.load(path)
+    line = re.search(r"are (np\.load.*\('float32'\));", str(e.value))[1]
+    read = eval(line, {"np": np, "jax": jax, "path": path})
+    np.testing.assert_array_equal(read, stored.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "given", [["X.npy", "Y.npy"], X, pd.DataFrame(X), None, b"X.npy", 3]
+)
+def test_what_is_no_path_cannot_be_loaded(given):
+    with pytest.raises(ValueError, match="^name_or_path must be one name or path") as e:
+        data.load(given)
+    assert "\n" not in str(e.value) and str(e.value).endswith(".")
+
+
+def test_the_command_line_says_that_a_file_is_taken_as_images(tmp_path, capsys):
+    np.save(tmp_path / "tokens.npy", X.reshape(30, 10, 4))
+    splits.load(options(tmp_path / "tokens.npy"), jaxae.observations.bernoulli)
+    assert capsys.readouterr().err == (
+        f"jaxae: note: {tmp_path}/tokens.npy holds [30, 10, 4], and each row is an "
+        "image of 10 x 4; if these are tokens [N, T, D], store X.reshape(-1, 4).\n"
+    )
+    np.save(tmp_path / "rows.npy", X)
+    for name in ("digits", tmp_path / "rows.npy"):
+        splits.load(options(name), jaxae.observations.bernoulli)
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "observation", "advice"),
+    [
+        ("pixels", "bernoulli", "--divide-by 255"),
+        ("ages", "bernoulli", "--scaling unit"),
+        ("flags", "bernoulli", "--divide-by 1"),
+        (
+            "ages",
+            "gaussian",
+            f"--divide-by 1 for counts, --scaling standardize {UNITS}",
+        ),
+    ],
+)
+def test_the_command_line_says_which_option_makes_floats(
+    values, observation, advice, tmp_path
+):
+    np.save(tmp_path / "X.npy", INTEGERS[values])
+    with pytest.raises(ValueError) as e:
+        splits.load(options(tmp_path / "X.npy"), OBSERVATIONS[observation])
+    assert str(e.value) == (
+        f"--data {tmp_path}/X.npy holds {INTEGERS[values].dtype}, which training takes "
+        f"as floats: give {advice}."
+    )
