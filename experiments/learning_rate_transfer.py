@@ -2,8 +2,8 @@
 
 Claim: in the standard parametrisation it does not with Adam: from width 64 to 2,048 its
 best learning rate falls, for every seed and observation, and faster than that of
-gradient descent, with momentum or without; at the widest model the rate that was best
-at the narrowest costs at least 5 % of the loss.
+gradient descent, with momentum or without, each by a slope of at least 0.1; at the
+widest model the rate that was best at the narrowest costs at least 5 % of the loss.
 
 Source: Yang et al., Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
 Hyperparameter Transfer, 2022, which finds this for Adam. The model, Hugo Larochelle,
@@ -59,6 +59,9 @@ from jaxae import activations, observations
 
 NUM_PIXELS = 64
 LEAST_COST = 0.05  # of transfer with Adam, relative to the loss of the best rate
+# By which slopes must differ from 0 and from each other: over all widths, 2^5, that is
+# half a step of the grid of rates. A parabola through three noisy losses says no more.
+LEAST_SLOPE = 0.1
 RATES = {
     "adam": 2.0 ** np.arange(-12, -1),
     "sgd": 2.0 ** np.arange(-8, 1),
@@ -230,9 +233,10 @@ def judge(rows) -> dict[str, bool]:
     measured = [[row["best_rate"], *row["best_rate_by_seed"].T] for row in rows]
     return {
         "every best rate is inside the grid": bool(np.isfinite(measured).all()),
-        "Adam's best rate falls": bool(np.all(adam < 0)),
+        "Adam's best rate falls": bool(np.all(adam <= -LEAST_SLOPE)),
         "faster than the others'": all(
-            bool(np.all(adam < of(other, "slope_by_seed"))) for other in others
+            bool(np.all(adam <= of(other, "slope_by_seed") - LEAST_SLOPE))
+            for other in others
         ),
         "it does not transfer": bool(np.all(cost >= LEAST_COST)),
     }

@@ -42,48 +42,37 @@ HPARAMS = {
 
 
 def is_allowed(row):
-    """kl_sparsity is for latents in (0, 1)."""
-    return row["penalty"] != "kl_sparsity" or row["activation"] == "sigmoid"
+    """kl_sparsity is for latents in (0, 1); `row` may lack some axes."""
+    is_kl = row.get("penalty") == "kl_sparsity"
+    return not is_kl or row.get("activation", "sigmoid") == "sigmoid"
 
 
-def full_product():
-    for values in itertools.product(*AXES.values()):
-        row = dict(zip(AXES, values, strict=True))
-        if is_allowed(row):
-            yield row
+def covering(size):
+    """Few rows in which every allowed combination of `size` parts occurs, greedily.
 
+    Of single parts, about as many rows as the longest axis has parts: what the fast
+    tests walk, so that their cost grows by part.
+    """
 
-def covering_pairs():
-    """Few rows in which every allowed pair of parts occurs, chosen greedily."""
-    rows = list(full_product())
-    missing = set().union(*map(_pairs, rows))
-    chosen = []
-    while missing:
-        best = max(rows, key=lambda row: len(_pairs(row) & missing))
-        chosen.append(best)
-        missing -= _pairs(best)
-    return chosen
+    def combinations(row):
+        return set(itertools.combinations(sorted(row.items()), size))
 
-
-def each_alone():
-    """Every part once, beside the lecture's own."""
-    base = {
-        "activation": "sigmoid",
-        "observation": "bernoulli",
-        "tied": "tied",
-        "bias": "bias",
-        "corruption": "none",
-        "penalty": "none",
+    parts = sorted((axis, name) for axis, names in AXES.items() for name in names)
+    missing = {
+        some
+        for some in itertools.combinations(parts, size)
+        if len(dict(some)) == size and is_allowed(dict(some))
     }
-    for axis, parts in AXES.items():
-        for name in parts:
-            row = {**base, axis: name}
-            if is_allowed(row):
-                yield row
-
-
-def _pairs(row):
-    return set(itertools.combinations(sorted(row.items()), 2))
+    rows = []
+    while missing:
+        row = dict(min(missing))
+        for axis, names in AXES.items():
+            if axis not in row:
+                longer = filter(is_allowed, ({**row, axis: name} for name in names))
+                row = max(longer, key=lambda row: len(combinations(row) & missing))
+        missing -= combinations(row)
+        rows.append({axis: row[axis] for axis in AXES})
+    return rows
 
 
 def row_id(row):
@@ -115,6 +104,27 @@ def hparams_of(objective):
 def batch(num_rows=8, input_dim=6, dtype=jnp.float32, seed=3):
     """Rows in [0, 1]: in the domain of every observation's loss."""
     return jax.random.uniform(jax.random.key(seed), (num_rows, input_dim), dtype)
+
+
+# ---- the lecture's own models --------------------------------------------------------
+
+# D, H: one input, one latent, fewer and more latents than inputs.
+SIZES = ((6, 4), (1, 1), (1, 8), (6, 1), (3, 7))
+
+
+def lectures():
+    """Few models in which every activation and observation that has a name occurs.
+
+    (activation, observation, is_tied, D, H, seed).
+    """
+    names = sorted(jaxae.activations.CATALOGUE), sorted(jaxae.observations.CATALOGUE)
+    ties = True, False, False, True
+
+    def lecture(i):
+        parts = (of_kind[i % len(of_kind)] for of_kind in names)
+        return *parts, ties[i % len(ties)], *SIZES[i % len(SIZES)], i
+
+    return [lecture(i) for i in range(max(len(SIZES), *map(len, names)))]
 
 
 # ---- parts that learn, of which the library has none yet -----------------------------

@@ -1,5 +1,6 @@
 """Shared strictness: types and shapes are checked, silent broadcasts are errors."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,6 +24,21 @@ from jaxtyping import install_import_hook
 install_import_hook("jaxae", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@functools.cache
+def why_no_float16():
+    """What XLA says where it cannot compile float16 here, as before F16C; else ''."""
+    try:
+        jax.jit(lambda x: x * x)(jnp.ones(2, jnp.float16))
+    except jax.errors.JaxRuntimeError as error:
+        return str(error)
+    return ""
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("float16") and (reason := why_no_float16()):
+        pytest.skip(f"XLA cannot compile float16 for this processor: {reason}")
 
 
 def pytest_addoption(parser):

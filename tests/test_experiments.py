@@ -101,7 +101,8 @@ def check_tied(result):
     along = {row["measure"]: row for row in result["along_training"]}
     assert along["relative error of their sum"]["highest"] <= 1e-12
     cosine, share = along["cosine of the paths"], along["encoder path's share"]
-    assert -1 <= cosine["lowest"] <= cosine["highest"] <= 1
+    rounding = 1e-12  # parallel vectors may have a cosine a rounding above 1
+    assert -1 - rounding <= cosine["lowest"] <= cosine["highest"] <= 1 + rounding
     assert 0 < share["lowest"] <= share["highest"] < 1
     halves = {row["W_moved_by"]: row for row in result["training_by_half"]}
     assert {"both paths", "decoder path only", "encoder path only"} <= set(halves)
@@ -111,8 +112,8 @@ def check_tied(result):
 
 def check_pca(result):
     mean = {row["model"]: row["mean"] for row in result["test_squared_error"]}
-    assert mean["identity latents"] < mean["PCA"]
-    assert mean["relu latents"] < mean["PCA"]
+    assert mean["identity latents"] < 0.98 * mean["PCA"]  # the study's own margin
+    assert mean["relu latents"] < 0.98 * mean["PCA"]
     assert result["sigmoid_does_not_beat_pca"]
 
 
@@ -268,10 +269,11 @@ def is_wrong(error):
     return error is None or error > 1e-3  # null: infinite, for the truth is 0
 
 
-def test_a_study_that_loses_to_pca_fails(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("error", [0.8, 0.7 * (1 - 1e-6)])  # beaten, equal but rounded
+def test_a_study_that_loses_to_pca_fails(error, monkeypatch, tmp_path, capsys):
     study = load_study("digits_against_pca")
     errors = {"PCA": 0.7, "PCA, clipped": 0.6} | dict.fromkeys(study.MODELS, 0.5)
-    errors["relu latents"] = 0.8
+    errors["relu latents"] = error
     split = {name: {"by_seed": [error]} for name, error in errors.items()}
     monkeypatch.setattr(study, "run_split", lambda X, seed, settings: split)
     assert study.main(["--quick", "--out", str(tmp_path)]) == 1
@@ -297,6 +299,16 @@ def test_a_gradient_that_float32_turns_fails_the_claim(monkeypatch, tmp_path, ca
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False and not any(result["holds"].values())
     assert "FAIL" in capsys.readouterr().out
+
+
+def test_an_error_that_moves_by_its_rounding_does_not_grow():
+    study = load_study("precision")
+    rows = [
+        {"precision": mode, "error": np.array([[1.0, end]])}
+        for mode in study.UNIT_ROUNDOFFS
+        for end in (1 + 1e-6, 2.0)
+    ]
+    assert set(study.count_growing(rows).values()) == {"1 of 2"}
 
 
 @pytest.mark.parametrize("density", [0.05, 0.5, 1.0])
@@ -347,8 +359,8 @@ def valley(study, place):
 @pytest.mark.parametrize(
     "place, failing",
     [
-        (  # it transfers
-            lambda width: -6.2,
+        (  # it transfers, but for a slope that may be a fit's rounding
+            lambda width: -6.2 - 1e-9 * np.log2(width),
             {
                 "Adam's best rate falls",
                 "faster than the others'",
@@ -400,6 +412,10 @@ def spoil_dense(found):
 
 
 def spoil_order(found):
+    found["importance"][1]["represented"] = 13
+
+
+def one_fewer(found):
     found["importance"][1]["represented"] = 12
 
 
@@ -415,6 +431,7 @@ def spoil_pairs(found):
     "spoil, failing",
     [
         (None, set()),
+        (one_fewer, set()),
         (spoil_class, {"n=2, m=1: as the best candidate"}),
         (spoil_loss, {"n=2, m=1: as good as the best candidate"}),
         (spoil_dense, {"dense: the 5 most important"}),

@@ -1,10 +1,12 @@
 """The package as a whole: its names, its layout, what importing it costs."""
 
 import ast
+import itertools
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from packaging.version import Version
@@ -43,21 +45,23 @@ def module_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path):
-    """Modules of jaxae that a file imports, by their top name."""
+def imports_of(path):
+    """The dotted names that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module == "jaxae":
-            names = [f"jaxae.{alias.name}" for alias in node.names]
+            yield from (f"jaxae.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "jaxae":
-                yield parts[1] if len(parts) > 1 else "__init__"
+            yield node.module or ""
+
+
+def imported(path):
+    """Modules of jaxae that a file imports, by their top name."""
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "jaxae":
+            yield parts[1] if len(parts) > 1 else "__init__"
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -86,34 +90,42 @@ def test_public_names():
         assert hasattr(jaxae, name)
 
 
-def test_dir_shows_what_is_public_and_nothing_else():
-    """In a process of its own, where what is imported when used was not used yet."""
-    code = "import jaxae; print([n for n in dir(jaxae) if not n.startswith('__')])"
+def test_importing_imports_jax_optax_jaxtyping_and_safetensors_alone():
+    """Without a clock: what else is used is imported where it is used.
+
+    `dir(jaxae)` is what is public, before any of it is used.
+    """
+    code = (
+        "import sys, jax, optax\n"
+        "def packages(): return {name.partition('.')[0] for name in sys.modules}\n"
+        "before = packages()\n"
+        "import jaxae\n"
+        "print(*sorted(packages() - before - sys.stdlib_module_names))\n"
+        "print(*dir(jaxae))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    public = [name for name in jaxae.__all__ if not name.startswith("__")]
-    assert ast.literal_eval(done.stdout) == public
-    assert {"gradcheck", "plots", "sweeps"} <= {*public}
-    assert {"__version__", "__doc__", "__file__"} <= {*dir(jaxae)}
+    # jaxtyping and safetensors themselves import nothing that jax does not.
+    packages, names = map(str.split, done.stdout.splitlines())
+    assert packages == ["jaxae", "jaxtyping", "safetensors"]
+    assert {n for n in names if not n.startswith("__")} | {"__version__"} == {
+        *jaxae.__all__
+    }
 
 
-def test_import_is_light():
-    """What is used in one place is imported there."""
-    heavy = (
-        "matplotlib, sklearn, rich, tyro, chex, pandas, numpyro, torch, "
-        "beartype, datasets, orbax"
-    ).split(", ")
-    code = f"import sys, jaxae; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    # optax itself imports chex in some versions: no more than optax does.
-    code = f"import sys, jax, optax; print([m for m in {heavy} if m in sys.modules])"
-    baseline = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == baseline.stdout
+def test_every_package_that_the_library_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for_users = [extras[name] for name in extras if name not in ("test", "dev")]
+    requirements = [*project["dependencies"], *itertools.chain(*for_users)]
+    declared = {re.match(r"[\w-]+", text)[0] for text in requirements}
+    names = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
+    found = {
+        name.partition(".")[0] for path in FILES for name in imports_of(path)
+    } - sys.stdlib_module_names
+    # NumPy's version is jax's to choose.
+    assert {names.get(name, name) for name in found} - {"numpy"} <= declared
 
 
 def test_importing_changes_no_jax_configuration():

@@ -473,6 +473,16 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
     assert counts.sum() == 256
 
 
+def test_without_scipy_sobol_points_are_refused_and_random_ones_drawn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    draw = functools.partial(
+        sweeps.spaces.lanes_of, {"l1": sweeps.uniform(0, 1)}, {}, 4, KEY, num_samples=2
+    )
+    with pytest.raises(ImportError, match=r"scipy.*pip install 'jaxae\[sweep\]'"):
+        draw()
+    assert len(draw(sampler="random")) == 2
+
+
 @given(seed=st.integers(0, 2**32 - 1), log=st.integers(0, 6))
 def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
     space = {"x": sweeps.uniform(0, 1), "y": sweeps.uniform(0, 1)}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from judges import assert_falls
 from sklearn.decomposition import PCA
 from test_autoencoder import model
 
@@ -21,7 +22,9 @@ HPARAMS = {"learning_rate": 0.01}
 
 
 def config(**changes):
-    return jaxae.TrainConfig(**{"num_epochs": 3, "batch_size": 8, **changes})
+    """Without diagnostics, which take as long to compile as training itself."""
+    settings = {"num_epochs": 3, "batch_size": 8, "diagnostics": False, **changes}
+    return jaxae.TrainConfig(**settings)
 
 
 def train(objective=OBJECTIVE, data=X, **changes):
@@ -33,7 +36,8 @@ def train(objective=OBJECTIVE, data=X, **changes):
 
 
 def test_training_is_deterministic_and_reports_one_entry_an_epoch():
-    first, second = train(validation=X[:9]), train(validation=X[:9])
+    settings = config(diagnostics=True)
+    first, second = (train(validation=X[:9], config=settings) for _ in range(2))
     chex.assert_trees_all_equal(first.params, second.params)
     scores = {"squared_error", "fvu", "l0", "dead_fraction", "saturated_fraction"}
     leaves = {"W", "b_enc", "b_dec"}
@@ -44,7 +48,7 @@ def test_training_is_deterministic_and_reports_one_entry_an_epoch():
         *(f"gradient/{name}" for name in leaves | paths),
         *(f"update_ratio/{name}" for name in leaves),
     }
-    plain = train(config=config(diagnostics=False))
+    plain = train()
     assert set(plain.metrics) == {"train/loss", "train/reconstruction"}
     chex.assert_trees_all_equal(plain.params, first.params)
     assert all(values.shape == (3,) for values in first.metrics.values())
@@ -90,7 +94,7 @@ def test_every_epoch_has_its_own_order_that_covers_the_data():
     corruption = jaxae.corruptions.Corruption("spy", spy)
     objective = jaxae.Objective(model(), corruption=corruption)
     hparams = {**HPARAMS, "corruption_rate": 0.0}
-    settings = config(num_epochs=2, diagnostics=False)
+    settings = config(num_epochs=2)
     train(objective, X[:48], hparams=hparams, config=settings)
     jax.effects_barrier()
     rows = [tuple(np.ravel(row)) for row in seen]
@@ -101,9 +105,9 @@ def test_every_epoch_has_its_own_order_that_covers_the_data():
 @pytest.mark.parametrize(
     "dtype, rtol, is_tied",
     [
-        ("float64", 1e-9, True),
         ("float64", 1e-9, False),
         ("float32", 2e-3, True),
+        pytest.param("float64", 1e-9, True, marks=pytest.mark.slow),
         pytest.param("float32", 2e-3, False, marks=pytest.mark.slow),
     ],
 )
@@ -156,7 +160,7 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
         data,
         hparams={"learning_rate": 1e-2},
         key=KEY,
-        config=jaxae.TrainConfig(num_epochs=60, batch_size=256),
+        config=config(num_epochs=60, batch_size=256),
     )
     fine = jaxae.train(
         objective,
@@ -164,7 +168,7 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
         hparams={"learning_rate": 1e-3},
         key=KEY,
         params=run.params,
-        config=jaxae.TrainConfig(num_epochs=1000, batch_size=len(data)),
+        config=config(num_epochs=1000, batch_size=len(data)),
     )
     pca = PCA(H).fit(data)
     decoder = np.linalg.qr(np.asarray(fine.params.W_dec).T)[0]
@@ -218,9 +222,7 @@ def test_the_manual_gradient_computes_no_loss_where_none_is_logged():
         num_losses.clear()
         run = train(
             jaxae.Objective(ae),
-            config=config(
-                num_epochs=1, gradient=gradient, log_every=3, diagnostics=False
-            ),
+            config=config(num_epochs=1, gradient=gradient, log_every=3),
         )
         jax.effects_barrier()
         assert len(num_losses) == expected  # one for each step that computed it
@@ -235,9 +237,9 @@ def test_log_every_averages_the_steps_that_logged():
     np.testing.assert_allclose(
         runs[0].metrics["train/loss"], runs[1].metrics["train/loss"], rtol=1e-5
     )
-    chex.assert_trees_all_equal(
-        train(config=config(log_every=1)).params, runs[1].params
-    )
+    # Another program, which a compiler may round differently.
+    every = train(config=config(log_every=1)).params
+    chex.assert_trees_all_close(every, runs[1].params, rtol=1e-5, atol=1e-6)
 
 
 def test_epoch_is_pure_and_vmaps():
@@ -289,8 +291,7 @@ def test_pairs_of_inputs_and_targets():
     run = train(data=(X, 1 - X), validation=(X, 1 - X))
     plain = train()
     assert not np.allclose(run.params.b_dec, plain.params.b_dec)
-    losses = run.metrics["validation/loss"]
-    assert losses[-1] < losses[0]
+    assert_falls(run.metrics["validation/loss"])
 
 
 def test_a_pure_source_is_endless_data():
@@ -303,7 +304,7 @@ def test_a_pure_source_is_endless_data():
         config=config(steps_per_epoch=20),
     )
     assert run.state.step == 60
-    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+    assert_falls(run.metrics["train/loss"])
     with pytest.raises(ValueError, match="steps_per_epoch must say how many"):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
     with pytest.raises(ValueError, match="lacks height"):
@@ -337,7 +338,7 @@ def test_every_optimizer_trains_with_traced_numbers(name):
         hparams={"learning_rate": 0.003, **extra.get(name, {})},
         config=config(optimizer=optimizers.get(name), num_epochs=5),
     )
-    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+    assert_falls(run.metrics["train/loss"])
 
 
 def test_an_optimizer_of_your_own():
@@ -368,8 +369,14 @@ def test_a_traced_momentum_does_not_promote_a_half_precision_state():
     assert run.status == "finished" and run.params.W.dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+@pytest.mark.parametrize(
+    "dtype, gradient",
+    [
+        pytest.param("float16", "manual", marks=pytest.mark.float16),
+        ("bfloat16", "autodiff"),
+        pytest.param("bfloat16", "manual", marks=pytest.mark.slow),
+    ],
+)
 def test_low_precision_parameters_stay_in_their_dtype(dtype, gradient):
     params = OBJECTIVE.ae.init(KEY, dtype=dtype)
     run = train(
@@ -378,7 +385,7 @@ def test_low_precision_parameters_stay_in_their_dtype(dtype, gradient):
         config=config(gradient=gradient, optimizer=optimizers.sgd),
     )
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(run.params))
-    assert run.metrics["train/loss"][-1] < run.metrics["train/loss"][0]
+    assert_falls(run.metrics["train/loss"])
 
 
 # ---- divergence ----------------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.stats import qmc
 
 from jaxae import _checks, activations, corruptions, observations, optimizers
 from jaxae.objective import Objective
@@ -206,11 +205,9 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
     rng = np.random.default_rng(data.ravel().tolist())
     shape = num_samples, len(ranges)
     if sampler == "random":
-        u = rng.random(shape)
+        u: np.ndarray = rng.random(shape)
     else:
-        points = qmc.Sobol(len(ranges), scramble=False).random_base2(
-            max(0, math.ceil(math.log2(num_samples)))
-        )
+        points = _sobol(num_samples, len(ranges))
         # Moved by exclusive or, so that the key counts and no point is a corner: a sum
         # would not keep what is even about them, a point in each half of each half.
         moves = rng.integers(2**32, size=len(ranges), dtype=np.uint64)
@@ -221,6 +218,16 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
         {name: float(column[i]) for name, column in columns.items()}
         for i in range(num_samples)
     ]
+
+
+def _sobol(num_points: int, num_columns: int) -> np.ndarray:
+    """The first points of the Sobol sequence, a power of 2 of them, `[N, columns]`."""
+    try:
+        from scipy.stats import qmc  # slow to import
+    except ImportError as error:
+        raise _checks.extra("sampler='sobol'", "scipy", "sweep") from error
+    log = max(0, math.ceil(math.log2(num_points)))
+    return qmc.Sobol(num_columns, scramble=False).random_base2(log)
 
 
 def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
