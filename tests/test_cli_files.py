@@ -258,8 +258,8 @@ def test_a_finished_run_that_was_damaged_is_written_again(here, run, capsys, har
             assert told == ""  # as after a kill
         else:
             assert told == (
-                f"jaxae: note: {name} in {run} is missing or not what was written, and "
-                "is written again from the last state.\n"
+                f"jaxae: note: {run} has files that are missing or not what the run "
+                f"wrote: {name}; they are written again from the last state.\n"
             )
         assert made(run) == made(here / "run"), name
     shutil.rmtree(run / "best")
@@ -284,7 +284,7 @@ def test_a_damaged_run_past_the_epochs_asked_for_is_refused(run, capsys):
     flip(run / "metrics.jsonl")
     before = bytes_of(run)
     assert train(run, *SAVED, "--resume", epochs=2) == 2
-    assert_refused(capsys, "3 epochs whose metrics.jsonl is missing", "--epochs 3")
+    assert_refused(capsys, "of 3 epochs with files", ": metrics.jsonl;", "--epochs 3")
     assert bytes_of(run) == before
 
 

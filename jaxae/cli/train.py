@@ -179,13 +179,13 @@ def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
     names = ", ".join(folder.damaged(out))
     if names and (reached := len(progress.history)) > job.config.num_epochs:
         raise ValueError(
-            f"--out {out} is a run of {reached} epochs whose {names} is missing or not "
-            f"what was written; say --epochs {reached} to write it again."
+            f"--out {out} is a run of {reached} epochs with files that are missing or "
+            f"not what it wrote: {names}; say --epochs {reached} to write them again."
         )
     if names and (out / folder.RESULTS_FILE).exists():  # else it was killed
         note(
-            f"{names} in {out} is missing or not what was written, and is written "
-            "again from the last state."
+            f"{out} has files that are missing or not what the run wrote: {names}; "
+            "they are written again from the last state."
         )
     return not names
 
