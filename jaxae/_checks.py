@@ -340,6 +340,20 @@ def returned_like(what: str, value: Any, like: Any) -> Any:
     return jax.tree.unflatten(structure, arrays)
 
 
+def returned_by_theta(
+    what: str, function: Callable | None, arguments: tuple, theta: tuple
+) -> tuple:
+    """What `what` returns, the derivative by what a part learns, as a tuple like it."""
+    if not theta:
+        return ()
+    if function is None:
+        raise ValueError(
+            f"{what} is missing, the derivative by what init returns; give it, or "
+            "train with gradient='autodiff' and diagnostics=False."
+        )
+    return returned_like(what, function(*arguments, *theta), theta)
+
+
 def _is_narrower(array: Any, leaf: Any) -> bool:
     return array.dtype != jnp.promote_types(array.dtype, leaf.dtype)
 

@@ -42,6 +42,16 @@ class Activation(NamedTuple):
     init_gain: float = 1.0
     image: tuple[float, float] = (-math.inf, math.inf)
 
+    def checked_vjp(self, a, z, dz, theta: tuple) -> Array:
+        """vjp, refused unless it is like a."""
+        da = self.vjp(a, z, dz, *theta)
+        return _checks.returned_like(f"activation {self}: vjp", da, a)
+
+    def checked_vjp_theta(self, a, z, dz, theta: tuple) -> tuple:
+        """vjp_theta, refused unless it is like theta."""
+        what = f"activation {self}: vjp_theta"
+        return _checks.returned_by_theta(what, self.vjp_theta, (a, z, dz), theta)
+
     def __repr__(self) -> str:
         return self.name
 

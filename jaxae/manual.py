@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxae import _checks
-from jaxae._checks import returned_like
 from jaxae.autoencoder import Autoencoder, Forward, UntiedParams
 from jaxae.autoencoder.model import padded_latents, product
 from jaxae.objective import Aux, Objective, add
@@ -233,40 +232,15 @@ def _backward(
 ) -> Signals:
     """The signals of one example whose loss counts `weight` times."""
     a, z, eta = forward
-    activation, observation = ae.activation, ae.observation
-    d_eta = observation.dloss(eta, target, *untied.observation)
-    d_eta = weight * returned_like(f"observation {observation}: dloss", d_eta, eta)
+    d_eta = weight * ae.observation.checked_dloss(eta, target, untied.observation)
     d_z = add(product(untied.W_dec, d_eta, untied.b_dec.dtype), cotangents.z)
     if is_latent is not None:  # what z = 0 on padding does to a signal that returns
         d_z = jnp.where(is_latent, d_z, 0)
-    d_a = activation.vjp(a, z, d_z, *untied.activation)
-    d_a = add(returned_like(f"activation {activation}: vjp", d_a, a), cotangents.a)
-    d_activation = _by_theta(
-        f"activation {activation}: vjp_theta",
-        activation.vjp_theta,
-        (a, z, d_z),
-        untied.activation,
-    )
-    d_observation = _by_theta(
-        f"observation {observation}: dtheta",
-        observation.dtheta,
-        (eta, target),
-        untied.observation,
-    )
-    d_observation = jax.tree.map(lambda d: weight * d, d_observation)
+    d_a = add(ae.activation.checked_vjp(a, z, d_z, untied.activation), cotangents.a)
+    d_activation = ae.activation.checked_vjp_theta(a, z, d_z, untied.activation)
+    d_theta = ae.observation.checked_dtheta(eta, target, untied.observation)
+    d_observation = jax.tree.map(lambda d: weight * d, d_theta)
     return Signals(d_eta, d_z, d_a, d_activation, d_observation)
-
-
-def _by_theta(what: str, function, arguments: tuple, theta: tuple) -> tuple:
-    """The derivative by what a part learns, by the part's own function."""
-    if not theta:
-        return ()
-    if function is None:
-        raise ValueError(
-            f"{what} is missing, the derivative by what init returns; give it, or "
-            "train with gradient='autodiff' and diagnostics=False."
-        )
-    return returned_like(what, function(*arguments, *theta), theta)
 
 
 def _contract(

@@ -184,7 +184,7 @@ class Objective:
 
     def example_losses(self, params, forward: Forward, targets) -> Float[Array, "B"]:
         """-log p(x | x_hat) of each example, without what is free of the parameters."""
-        loss = jax.vmap(self.ae.observation.example_loss, in_axes=(0, 0, None))
+        loss = jax.vmap(self.ae.observation.checked_loss, in_axes=(0, 0, None))
         return loss(forward.eta, targets, params.observation)
 
     def cotangents(self, params, forward: Forward, hparams) -> Cotangents:

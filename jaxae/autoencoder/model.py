@@ -225,7 +225,7 @@ class Autoencoder:
         """
         x, target = self._check_pair(x, target, "ae.loss")
         eta = self._forward(encoder_params, decoder_params, x).eta
-        return self.observation.example_loss(eta, target, decoder_params.observation)
+        return self.observation.checked_loss(eta, target, decoder_params.observation)
 
     def log_prob(self, params, x, target=None) -> Float[Array, ""]:
         """log p(target | x_hat), normalised, in nats.
@@ -249,7 +249,7 @@ class Autoencoder:
             )
         x, target = self._check_pair(x, target, "ae.log_prob")
         eta = self._forward(params, params, x).eta
-        return self.observation.example_log_prob(eta, target, params.observation)
+        return self.observation.checked_log_prob(eta, target, params.observation)
 
     # ---- the mathematics, once, for untied parameters --------------------------------
 

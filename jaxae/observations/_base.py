@@ -56,15 +56,25 @@ class Observation(NamedTuple):
         mean = self.link.apply(eta)
         return _checks.returned(f"observation {self}: link", mean, jnp.shape(eta))
 
-    def example_loss(self, eta: Array, x: Array, theta: tuple) -> Array:
-        """The loss of one example, `[D] -> []`; refused if it is no number."""
-        value = self.loss(eta, x, *theta)
-        return _checks.returned(f"observation {self}: loss", value, ())
+    def checked_loss(self, eta: Array, x: Array, theta: tuple) -> Array:
+        """The loss of one example, `[D] -> []`, refused unless it is a number."""
+        loss = self.loss(eta, x, *theta)
+        return _checks.returned(f"observation {self}: loss", loss, ())
 
-    def example_log_prob(self, eta: Array, x: Array, theta: tuple) -> Array:
-        """The log_prob of one example, `[D] -> []`; refused if it is no number."""
-        value = self.log_prob(eta, x, *theta)
-        return _checks.returned(f"observation {self}: log_prob", value, ())
+    def checked_log_prob(self, eta: Array, x: Array, theta: tuple) -> Array:
+        """The log_prob of one example, `[D] -> []`, refused unless it is a number."""
+        log_prob = self.log_prob(eta, x, *theta)
+        return _checks.returned(f"observation {self}: log_prob", log_prob, ())
+
+    def checked_dloss(self, eta: Array, x: Array, theta: tuple) -> Array:
+        """dloss, refused unless it is like eta."""
+        d_eta = self.dloss(eta, x, *theta)
+        return _checks.returned_like(f"observation {self}: dloss", d_eta, eta)
+
+    def checked_dtheta(self, eta: Array, x: Array, theta: tuple) -> tuple:
+        """dtheta of one example, refused unless it is like theta."""
+        what = f"observation {self}: dtheta"
+        return _checks.returned_by_theta(what, self.dtheta, (eta, x), theta)
 
     def __repr__(self) -> str:
         return self.name

@@ -168,8 +168,8 @@ def _log_probs(objective: Objective, params, forward: Forward, targets):
         return None, False
 
     def of_row(eta, target):
-        log_prob = observation.example_log_prob(eta, target, params.observation)
-        loss = observation.example_loss(eta, target, params.observation)
+        log_prob = observation.checked_log_prob(eta, target, params.observation)
+        loss = observation.checked_loss(eta, target, params.observation)
         # Where the loss is infinite too, the model diverged; the data may be sound.
         return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
