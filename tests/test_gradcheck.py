@@ -1,3 +1,4 @@
+import functools
 import json
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import pytest
 
 import jaxae
 from jaxae import gradcheck
+from jaxae.gradcheck.differences import Line, slopes_along
 
 
 class Params(NamedTuple):
@@ -157,8 +159,9 @@ def test_casts_inside_are_measured_as_noise_and_said(dtype, shape):
 
     params = {"W": normal(*shape), "b": normal(5)}
     report = gradcheck.check(fn, params, normal(32, shape[1], seed=1))
-    if dtype == jnp.float32:
-        assert report.ok, str(report)
+    if dtype == jnp.float32:  # to the precision of the params: no rounding of its own
+        assert report.ok and not report.notes, str(report)
+        return
     for leaf in report.leaves.values():  # half precision may drown a gradient
         is_drowned = leaf.verdict == "undecided" and leaf.hint.endswith("too noisy")
         assert leaf.ok or is_drowned, str(report)
@@ -239,11 +242,14 @@ def test_a_sum_of_20000_terms_in_float32_is_correct():
     assert report.ok and report.leaves[""].resolution < 1e-4, str(report)
 
 
-def test_float32_inside_shows_as_noise():
+def test_a_cast_to_less_than_the_params_precision_shows_as_noise():
     def fn(p):
         return jnp.sum(jnp.sin(p.astype(jnp.float32)))
 
     leaf = gradcheck.check(fn, normal(20)).leaves[""]
+    assert leaf.verdict == "correct" and leaf.resolution < 2e-6
+    with jax.enable_x64(True):
+        leaf = gradcheck.check(fn, normal(20).astype(jnp.float64)).leaves[""]
     assert leaf.verdict == "correct" and 1e-6 < leaf.resolution < 1e-2
 
 
@@ -439,6 +445,65 @@ def test_a_small_leaf_does_not_hide_behind_a_large_one():
     report = gradcheck.check(fn, params, grad=grad)
     assert verdicts(report) == {"large": "correct", "small": "wrong"}
     assert report.leaves["small"].hint == "off by a factor 0.9800"
+
+
+def test_a_leaf_is_judged_as_well_beside_a_term_of_1e9():
+    """Steps of its own size, 1e-3, move the function by less than its last bits."""
+
+    def staircase(w):
+        return 2 * jnp.sum(w + jax.lax.stop_gradient(jnp.round(w) - w))
+
+    terms = {
+        "sine": lambda w: jnp.sum(jnp.sin(w)),
+        "square": lambda w: jnp.sum(w**2),
+        "mostly zero": lambda w: jnp.sin(w[1]),
+        "log": lambda w: jnp.sum(jnp.log(w)),  # ends one step away
+        "abs": lambda w: jnp.sum(jnp.abs(w)),  # has a kink there
+        "staircase": staircase,
+        "wrong": lambda w: jnp.sum(jnp.sin(w)),
+    }
+
+    def fn(p):
+        return 1e9 * jnp.mean(p["big"] ** 2) + sum(f(p[k]) for k, f in terms.items())
+
+    def grad(p):
+        grads = jax.grad(fn)(p)
+        return grads | {"wrong": 1.001 * grads["wrong"]}
+
+    small = jnp.asarray([1e-3, 0.7e-3, 1.3e-3])
+    report = gradcheck.check(
+        fn,
+        {"big": normal(20), **dict.fromkeys(terms, small)},
+        grad=grad,
+        surrogate=["staircase"],
+    )
+    expected = dict.fromkeys(("big", *terms), "correct")
+    assert verdicts(report) == expected | {"staircase": "surrogate", "wrong": "wrong"}
+    assert report.leaves["staircase"].ok
+    for name in ("sine", "square", "mostly zero"):
+        assert report.leaves[name].resolution < 2e-4, str(report)
+
+
+@pytest.mark.parametrize(
+    "f, slope, resolution",
+    [
+        (lambda t: np.sin(1e-3 + t), np.cos(1e-3), 2e-4),
+        (lambda t: (1e-3 + t) ** 2, 2e-3, 1e-6),
+        (lambda t: np.log(1e-3 + t), 1e3, 1.0),
+        (lambda t: abs(1e-3 + t), 1.0, 0.1),  # the kink is one step away
+        (lambda t: np.round(t), 0.0, 0.1),
+        (lambda t: 1e-8 * np.sin(1e3 * t), 1e-5, 0.1),  # hidden at every step
+        (lambda t: 0.0, 0.0, 0.1),
+    ],
+)
+def test_steps_grow_as_far_as_noise_demands_and_no_further(f, slope, resolution):
+    def value(t):
+        with np.errstate(invalid="ignore"):
+            return float(1e9 + f(t))
+
+    noise = np.spacing(1e9) / np.sqrt(12)  # of rounding to nearest
+    found = slopes_along([Line(value, value(0.0), noise, 1e-3)], 1e-7)
+    assert abs(found.slope[0] - slope) <= found.resolution[0] < resolution
 
 
 # --- Kinks, surrogates, and what cannot be decided --------------------------------
@@ -701,7 +766,8 @@ def test_a_factor_near_1_shows_its_distance():
 
 def test_random_numbers_that_differ_in_float64_are_named_as_the_trouble():
     def fn(p, key):
-        return jnp.sum(p * jax.random.normal(key, p.shape))
+        scale = 2 if p[0] > -9 else 3  # so that Python has to run again
+        return jnp.sum(scale * p * jax.random.normal(key, p.shape))
 
     leaf = gradcheck.check(fn, normal(5), jax.random.key(0)).leaves[""]
     assert leaf.verdict == "undecided" and "random numbers" in leaf.hint
@@ -736,6 +802,20 @@ def test_a_gradient_too_small_for_differences_is_undecided():
 # --- Errors, reproducibility and the report ---------------------------------------
 
 
+def on_the_host(p):
+    return jax.pure_callback(np.sum, jax.ShapeDtypeStruct((), p.dtype), p)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scaled(p, factor):
+    return jnp.sum(p * factor)
+
+
+scaled.defvjp(
+    lambda p, factor: (scaled(p, factor), ()), lambda factor, _, dy: (factor,)
+)
+
+
 @pytest.mark.parametrize(
     "fn, params, options, message",
     [
@@ -756,6 +836,18 @@ def test_a_gradient_too_small_for_differences_is_undecided():
         (jnp.sum, jnp.ones(3), {"grad": 3}, "grad must be a function"),
         (jnp.sum, jnp.ones(3), {"key": 0}, "key must be one JAX random key"),
         (jnp.sum, jnp.ones(3), {"surrogate": ["W"]}, "paths among ['params']"),
+        (
+            lambda p: jnp.sum(p["a"]) + on_the_host(p["b"]),
+            {"a": jnp.ones(3), "b": jnp.ones(3)},
+            {},
+            "fn must be differentiable in leaf 'b', but JAX says Pure callbacks do not",
+        ),
+        (
+            lambda p: scaled(p["a"], p["b"]),
+            {"a": jnp.ones(3), "b": jnp.ones(3)},
+            {},
+            "in leaf 'b', but it is a nondiff argument of a custom rule; take it out",
+        ),
     ],
 )
 def test_bad_input_raises_one_sentence(fn, params, options, message):

@@ -214,6 +214,10 @@ def test_integer_leaves_get_float0_as_in_jax():
     assert check_vjp(fn, params).ok and check_jvp(fn, params).ok
 
 
+def on_the_host(p):
+    return jax.pure_callback(np.sum, jax.ShapeDtypeStruct((), p.dtype), p)
+
+
 def test_each_refusal_is_one_sentence():
     x = normal(3)
     for function, arguments, options, message in [
@@ -234,6 +238,14 @@ def test_each_refusal_is_one_sentence():
             {"jvp": lambda x, dx: dx[:2]},
             "jvp must return real",
         ),
+        (
+            check_jvp,
+            (lambda p: fused(p, X), PARAMS),
+            {},
+            "fn must be differentiable in leaf 'W', but JAX says can't apply forward",
+        ),
+        (check_vjp, (on_the_host, x), {}, "in leaf 'params', but JAX says Pure"),
+        (check_jvp, (on_the_host, x), {}, "pass tangents of your own as jvp="),
         (check_jvp, (jnp.sin, x), {"key": 0}, "key must be one JAX random key"),
         (check_jvp, (jnp.sin, x), {"surrogate": ["W"]}, "paths among ['params']"),
     ]:

@@ -39,11 +39,12 @@ autodiff at some kinks, it may at others that were not looked at. A leaf declare
 surrogate is judged by autodiff.
 
 The modules, each building on those before: `report`, what is returned; `rounding` and
-`params`, what is given; `stochastic`, the claim as rounding may change it;
-`differences`, the slope along a line; `functions`, the function in float64; `evidence`,
-all that is measured of a leaf; `hints` and `verdicts`, what follows for its gradient
-and the claim; `judging`, from a claim to its report; `checking`, gradients; `rules`,
-transposes and tangents; `precision`, which only measures.
+`params`, what is given; `programs`, traced programs; `stochastic`, the claim as
+rounding may change it; `promotion`, a traced program in float64; `differences`, the
+slope along a line; `functions`, the function in float64; `evidence`, all that is
+measured of a leaf; `hints` and `verdicts`, what follows for its gradient and the claim;
+`judging`, from a claim to its report; `checking`, gradients; `rules`, transposes and
+tangents; `precision`, which only measures.
 """
 
 from jaxae.gradcheck.checking import check

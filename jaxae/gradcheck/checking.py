@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxae.gradcheck.evidence import Probe, probe_leaf
-from jaxae.gradcheck.functions import Floats, Function, compiled, scalar
+from jaxae.gradcheck.functions import Floats, Function, Referee, own_derivative, scalar
 from jaxae.gradcheck.judging import judged
 from jaxae.gradcheck.params import (
     fill,
@@ -23,6 +24,8 @@ from jaxae.gradcheck.params import (
 )
 from jaxae.gradcheck.report import Report, described
 from jaxae.gradcheck.rounding import canonical, copied, is_complex
+
+_REMEDY = "pass a gradient of your own, as grad= or, in check_vjp, as vjp="
 
 
 def check(
@@ -40,8 +43,9 @@ def check(
 
     Args:
       fn: `(params, *args) -> []`, a real scalar, or `(scalar, aux)` with `has_aux`.
-        It is evaluated on float64 copies of the params and of the arrays in `args`,
-        on the CPU; what it closes over keeps its own precision.
+        It is traced once. Of the trace, what depends on the params is evaluated in
+        float64, on the CPU; random numbers and data stay as they are. Only what cannot
+        be traced is run again, as Python under x64; a note then says so.
       params: any pytree of real or complex floating-point arrays or numbers. Leaves of
         any other kind are ignored and listed. As everywhere in JAX, a float64 NumPy
         array counts as float32 unless the caller has enabled x64.
@@ -63,8 +67,9 @@ def check(
 
     Raises:
       ValueError: `fn` or `grad` is not callable, `key` is no random key, `fn` gives no
-        real scalar, `params` has no floating-point leaf, `grad` has another structure
-        or shape, `surrogate` names no leaf.
+        real scalar or, without `grad`, cannot be differentiated by JAX, `params` has no
+        floating-point leaf, `grad` has another structure or shape, `surrogate` names no
+        leaf.
 
     Example:
       >>> report = check(lambda p: jnp.sum(p**2), params, grad=lambda p: 2 * p)
@@ -93,15 +98,20 @@ def check(
         }
         return {path: probe_leaf(function, path, numbers[path]) for path in floats}
 
+    def gradient(floats: Floats, args: Any, seed: Any) -> Floats:
+        value, pull_back = jax.vjp(lambda floats: loss(floats, args), floats)
+        return pull_back(jnp.asarray(seed, value.dtype))[0]
+
+    autodiff = Referee(gradient, floats, args, np.float32(1))
     report = judged(
         loss,
         floats,
         args,
         given=leaves,
-        claim=claim if grad else compiled(jax.grad(loss), floats, args),
+        claim=claim if grad else own_derivative(jax.grad, loss, floats, args, _REMEDY),
         leaves=leaves,
         probes=probes,
-        autodiff=Function.gradient,
+        autodiff=lambda points: autodiff(points, np.float64(1)),
         surrogate=surrogate,
         rng=np.random.default_rng(seed),
     )

@@ -8,8 +8,11 @@ import numpy as np
 
 _EPS = float(np.finfo(np.float64).eps)
 _MAX_STEPS = 12  # step sizes tried, each a factor 8 from the one before
-_FIRST_STEP = 0.01  # relative to what is natural; beyond the largest, a function
-_LARGEST_STEP = 1.0  # that is bounded looks flat, and one that is not looks straight
+_FIRST_STEP = 0.01  # relative to what is natural; beyond its size, a function
+_NATURAL_STEP = 1.0  # that is bounded looks flat, and one that is not looks straight
+_LONGEST_STEP = 1e6  # where noise hides the function at shorter ones
+_VISIBLE = 10.0  # times the noise
+_RESOLVED = 0.1  # of the largest slope: what a step beyond the natural has to show
 
 
 class Line(NamedTuple):
@@ -34,16 +37,24 @@ def slopes_along(lines: Iterable[Line], rtol: float) -> Slopes:
     """Slopes at 0 of every line, each to within rtol of the largest so far.
 
     The best step of one is the next one's first. A line that is less smooth than its
-    noise promises is measured again.
+    noise promises is measured again; so is, where long steps show more, one that they
+    did not resolve, now that the largest slope is known.
     """
-    found, step, largest = [], _FIRST_STEP, 0.0
-    for line in lines:
-        slopes, step, is_clear = _differentiate(line, step, rtol, largest)
+    lines, found, steps, step, largest = list(lines), [], [], _FIRST_STEP, 0.0
+    for i, line in enumerate(lines):
+        first = min(step, _NATURAL_STEP)
+        slopes, step, is_clear = _differentiate(line, first, rtol, largest)
         if not is_clear and (noise := float64_noise(line)) > line.noise:
-            line = line._replace(noise=noise)
+            lines[i] = line = line._replace(noise=noise)
             slopes, step, _ = _differentiate(line, _FIRST_STEP, rtol, largest)
         found.append(slopes)
-        largest = float(np.fmax(largest, abs(slopes.slope)))
+        steps.append(step)
+        largest = float(np.fmax(largest, abs(slopes.slope) - slopes.resolution))
+    is_any_far = any(step > _NATURAL_STEP for step in steps)
+    for i, line in enumerate(lines):
+        is_unresolved = found[i].resolution > rtol * largest
+        if is_any_far and steps[i] <= _NATURAL_STEP and is_unresolved:
+            found[i], _, _ = _differentiate(line, _NATURAL_STEP, rtol, largest)
     return Slopes(*np.array(found).reshape(-1, 3).T)
 
 
@@ -56,6 +67,10 @@ def _differentiate(
     until together they meet the goal or change places. A jump counts as truncation
     until the step is so small that single precision cannot tell it from a kink at 0.
     What misses the goal though rounding, if the noise is right, allows it is not clear.
+
+    Where rounding is the larger error at the natural step too, other terms of the
+    function hide this one. Then the step grows on, until the function visibly moves and
+    truncation shows; a slope so far away counts only if it stands out.
     """
     best, best_step, trend = Slopes(math.nan, 0.0, math.inf), step, None
     least, allowed = math.inf, 0.0
@@ -63,20 +78,32 @@ def _differentiate(
     def is_enough(error: float, slope: float) -> bool:
         return bool(error <= rtol * max(abs(slope), floor))
 
+    longest = _NATURAL_STEP if line.is_coarse else _LONGEST_STEP
     for _ in range(_MAX_STEPS):
+        is_far = step > _NATURAL_STEP
+        if is_far and not _is_visible(line, step) and 8 * step <= longest:
+            step, trend = 8 * step, 8.0
+            continue
         found, rounding = _extrapolate(line, step, is_enough)
         error = found.resolution + (abs(found.jump) if step > 1e-6 else 0.0)
         # Where two steps contradict each other, the longer one has left out too much.
         gap = abs(found.slope - best.slope) - found.resolution - best.resolution
         is_better = step < best_step if gap > 0 else error < least
-        if is_better:
+        scale = max(abs(found.slope), floor)
+        if is_better and (not is_far or found.resolution <= _RESOLVED * scale):
             best, best_step, least, allowed = found, step, error, rounding
         factor = 8.0 if error < 2 * rounding else 1 / 8
-        is_last = trend not in (None, factor) or factor * step > _LARGEST_STEP
+        is_last = trend not in (None, factor) or factor * step > longest
         if is_enough(least, best.slope) or is_last:
             break
         step, trend = step * factor, factor
     return best, best_step, is_enough(least, best.slope) or bool(least < 2 * allowed)
+
+
+def _is_visible(line: Line, step: float) -> bool:
+    """Whether the function moves by more than its noise, or ends, within the step."""
+    moves = (abs(line.value(t * line.size) - line.f0) for t in (step, -step))
+    return not all(move <= _VISIBLE * line.noise for move in moves)
 
 
 def _extrapolate(

@@ -1,6 +1,6 @@
 """A function of the floating-point leaves, compiled, and the same in float64."""
 
-import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae.gradcheck.differences import Line
+from jaxae.gradcheck.promotion import promoted
 from jaxae.gradcheck.rounding import (
     ROUNDINGS,
     float_dtype,
     is_complex,
+    narrow,
     unit_roundoff,
 )
 from jaxae.gradcheck.stochastic import rounds_coarsely
@@ -35,25 +37,90 @@ class Counted:
 
     def __call__(self, *args: Any) -> Any:
         """Call it once more."""
+        out = self.function(*args)
         self.calls += 1
-        return self.function(*args)
+        return out
+
+
+class Referee:
+    """`function(floats, args, *seeds)` in float64, where it depends on floats or seeds.
+
+    It is made and traced as the caller has set up JAX, and called under x64. Where the
+    trace cannot be promoted, the function is run again as Python, and `note` says why.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], floats: Floats, args: Any, *seeds: Any
+    ) -> None:
+        self.shapes = [np.shape(leaf) for leaf in jax.tree.leaves(args)]
+        self.note, self.args = "", args
+        self._function = function
+        self._promoted: Callable[..., Any] | None = None
+        self._compiled: Callable[..., Any] | None = None
+        arrays = _placed(args)
+        try:
+            program, out = jax.make_jaxpr(
+                lambda floats, *seeds: function(floats, arrays, *seeds),
+                return_shape=True,
+            )(floats, *seeds)
+        except Exception as error:  # one of its own is raised when it is run again
+            self._run_again(error)
+            return
+        self.shapes = [np.shape(leaf) for leaf in program.consts]
+        unit = unit_roundoff(*(narrow(leaf).dtype for leaf in floats.values()))
+        compute = promoted(program, unit)
+
+        def run(constants: Any, *inputs: Any) -> Any:
+            outputs = compute(constants, jax.tree.leaves(inputs))
+            return jax.tree.unflatten(jax.tree.structure(out), outputs)
+
+        constants = list(map(_on_cpu, program.consts))
+        self._promoted = functools.partial(run, constants)
+        self._compiled = functools.partial(jax.jit(run), constants)
+
+    def __call__(self, floats: Floats, *seeds: Any) -> Any:
+        """Its value in float64."""
+        if self._promoted is not None:
+            assert self._compiled is not None
+            try:
+                return self._compiled(floats, *seeds)
+            except Exception as error:  # an operation may fail in its own way
+                self._run_again(error)
+        if self._compiled is None:
+            args = jax.tree.map(_widen, self.args)
+            run = compiled(self._of_inputs, (floats, *seeds), args)
+            self._compiled = lambda *inputs: run(inputs)
+        return self._compiled(floats, *seeds)
+
+    def is_coarse(self, floats: Floats) -> bool:
+        """Whether something in it rounds to less than float64, or is out of sight."""
+        run = self._promoted or functools.partial(
+            self._function, args=_placed(jax.tree.map(_widen, self.args))
+        )
+        try:
+            return rounds_coarsely(jax.make_jaxpr(run)(floats).jaxpr)
+        except _UNTRACEABLE:
+            return True
+
+    def _of_inputs(self, inputs: Any, args: Any) -> Any:
+        floats, *seeds = inputs
+        return self._function(floats, args, *seeds)
+
+    def _run_again(self, error: Exception) -> None:
+        self._promoted = self._compiled = None
+        reason = str(error).partition("\n")[0]
+        self.note = f"run again as Python under x64, since JAX says: {reason:.120}"
 
 
 class Function(NamedTuple):
-    """`loss(floats, args)` as a function of the leaves in float64."""
+    """A function of the leaves in float64."""
 
-    loss: Callable[..., Any]
     points: Floats  # where it is differentiated
     placed: Floats  # the same on the device
-    args: Any
     value: Counted  # (floats) -> []
     f0: float
     noise: float = 0.0  # standard deviation of its rounding, once measured
     is_coarse: bool = False  # rounds to less than float64 inside
-
-    def gradient(self) -> Callable[[Floats], Floats]:
-        """Autodiff; raises where the function has no derivative rule."""
-        return compiled(jax.grad(self.loss), self.points, self.args)
 
     def line(self, moves: Floats, size: float = 1.0) -> Line:
         """t -> f(points + t moves)."""
@@ -79,8 +146,8 @@ def scalar(out: Any, has_aux: bool) -> jax.Array:
 
 
 def compiled(
-    function: Callable[..., Any], floats: Floats, args: Any
-) -> Callable[[Floats], Any]:
+    function: Callable[..., Any], floats: Any, args: Any
+) -> Callable[[Any], Any]:
     """`floats -> function(floats, args)`, compiled unless Python branches on values.
 
     Arrays in `args` are traced; numbers and other objects stay as they are, since they
@@ -92,7 +159,7 @@ def compiled(
         return leaf if array is None else array
 
     @jax.jit
-    def traced(floats: Floats, arrays: Any) -> Any:
+    def traced(floats: Any, arrays: Any) -> Any:
         return function(floats, jax.tree.map(choose, args, arrays))
 
     try:
@@ -103,15 +170,53 @@ def compiled(
     return lambda floats: traced(floats, placed)
 
 
-def shapes_within(loss: Callable[..., Any], floats: Floats, args: Any) -> list[Any]:
-    """The shapes of the arrays in `args` and of those that the function closes over."""
-    try:  # both are constants of the traced function
-        arrays = jax.make_jaxpr(lambda floats: loss(floats, _placed(args)))(
-            floats
-        ).consts
-    except _UNTRACEABLE:
-        arrays = jax.tree.leaves(args)
-    return list(map(np.shape, arrays))
+def own_derivative(
+    derivative: Callable[..., Any],
+    function: Callable[..., Any],
+    floats: Floats,
+    args: Any,
+    remedy: str,
+) -> Callable[[Floats], Any]:
+    """`derivative(function)`, compiled; a ValueError names the leaf where JAX has none.
+
+    What `function` itself raises stays what it is.
+    """
+
+    @functools.cache
+    def derive() -> Callable[[Floats], Any]:
+        return compiled(derivative(function), floats, args)
+
+    def claim(at: Floats) -> Any:
+        try:
+            return derive()(at)
+        except Exception as error:
+            compiled(function, floats, args)(at)
+            path = _first_without(derivative, function, at, args) or "params"
+            line = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+            found = f"JAX says {line:.160}; "
+            if "nondiff_argnums" in str(error):
+                found = (
+                    "it is a nondiff argument of a custom rule; take it out of "
+                    "nondiff_argnums, or "
+                )
+            raise ValueError(
+                f"fn must be differentiable in leaf {path!r}, but {found}{remedy}."
+            ) from error
+
+    return claim
+
+
+def _first_without(
+    derivative: Callable[..., Any], function: Callable[..., Any], at: Floats, args: Any
+) -> str:
+    """The first leaf by which the function has no derivative."""
+    for path, leaf in at.items():
+        try:
+            by_leaf = derivative(lambda one, args: function(at | one, args))
+            by_leaf({path: jnp.asarray(leaf)}, args)
+        except Exception:
+            return path
+    return ", ".join(at)
 
 
 def longest_sum(shapes: Iterable[tuple[int, ...]]) -> int:
@@ -120,60 +225,53 @@ def longest_sum(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def in_float64(
-    loss: Callable[..., Any], points: Floats, args: Any, values: list[float]
+    value: Referee,
+    points: Floats,
+    values: list[float],
+    evaluate_again: Callable[[], float],
 ) -> Function:
-    """The function in float64, unless another than the one with `values` nearby.
+    """The function in float64, unless it is another than the one with `values` nearby.
 
-    It is another if it draws random numbers in the precision of its arguments. Then the
-    arrays in `args` keep their own; if that does not help, nothing is decided.
+    `evaluate_again` is what the function is in the caller's precision, run once more.
     """
     unit = unit_roundoff(*(point.dtype for point in points.values()))
     blur = ROUNDINGS * unit * abs(values[0]) + np.max(np.abs(np.diff(values)))
     points = {path: point.astype(np.float64) for path, point in points.items()}
-    wide_args = jax.tree.map(_widen, args)
-
-    def is_another(function: Function) -> bool:
-        return bool(abs(function.f0 - values[0]) > 100 * blur)
-
     try:
-        function = _evaluated(loss, points, wide_args)
+        function = _evaluated(value, points)
+    except UndecidableError:
+        raise
     except Exception as error:
         error.add_note("gradcheck evaluates fn on float64 copies of params and args.")
         raise
-    if not is_another(function):
+    if not abs(function.f0 - values[0]) > 100 * blur:
         return function
-    if _evaluated(loss, points, wide_args).f0 != function.f0:
-        raise UndecidableError(_NOT_DETERMINISTIC)  # a trace freezes Python's draws
-    with contextlib.suppress(TypeError, ValueError):  # of dtypes that do not mix
-        second = _evaluated(loss, points, jax.tree.map(_on_cpu, args))
-        if not is_another(second):
-            return second
+    if abs(evaluate_again() - values[0]) > blur:  # a trace freezes Python's draws
+        raise UndecidableError(_NOT_DETERMINISTIC)
+    if function.is_coarse and not value.note:
+        return function  # a compiler may leave out what is rounded in between
+    remedy = (
+        "give random numbers a dtype of their own, as bernoulli(key, "
+        "jnp.float32(0.5)) has, or enable x64 if rounding ruins it"
+        if value.note
+        else "rounding ruins it, so enable x64"
+    )
     raise UndecidableError(
         f"fn is {values[0]:.6g} in the caller's precision but {function.f0:.6g} in "
-        "float64: give random numbers a dtype of their own, as bernoulli(key, "
-        "jnp.float32(0.5)) has, or enable x64 if rounding ruins it"
+        f"float64: {remedy}"
     )
 
 
-def _evaluated(loss: Callable[..., Any], points: Floats, args: Any) -> Function:
-    value = Counted(compiled(loss, points, args))
-    first, second = float(value(points)), float(value(points))
+def _evaluated(value: Referee, points: Floats) -> Function:
+    counted = Counted(value)
+    first, second = float(counted(points)), float(counted(points))
     if not math.isfinite(first):
         raise UndecidableError(f"fn is {first} here")
     if first != second:
         raise UndecidableError(_NOT_DETERMINISTIC)
-    is_coarse = _is_coarse(loss, points, args)
     placed = jax.device_put(points)
-    return Function(loss, points, placed, args, value, first, is_coarse=is_coarse)
-
-
-def _is_coarse(loss: Callable[..., Any], points: Floats, args: Any) -> bool:
-    """Whether something in it rounds to less than float64, or is out of sight."""
-    try:
-        traced = jax.make_jaxpr(lambda floats: loss(floats, _placed(args)))(points)
-    except _UNTRACEABLE:
-        return True
-    return rounds_coarsely(traced.jaxpr)
+    is_coarse = value.is_coarse(points)
+    return Function(points, placed, counted, first, is_coarse=is_coarse)
 
 
 def _placed(args: Any) -> Any:

@@ -19,15 +19,16 @@ from jaxae.gradcheck.functions import (
     Counted,
     Floats,
     Function,
+    Referee,
     UndecidableError,
     compiled,
     in_float64,
     longest_sum,
-    shapes_within,
 )
 from jaxae.gradcheck.report import Leaf, Report
 from jaxae.gradcheck.rounding import (
     ROUNDINGS,
+    float_dtype,
     narrow,
     nearby,
     nudged,
@@ -49,7 +50,7 @@ def judged(
     claim: Callable[[Floats], Floats],
     leaves: dict[str, Leaf],
     probes: Callable[[Function], dict[str, Probe]],
-    autodiff: Callable[[Function], Callable[[Floats], Floats]],
+    autodiff: Callable[[Floats], Floats],
     surrogate: Collection[str],
     rng: np.random.Generator,
 ) -> Report:
@@ -61,11 +62,17 @@ def judged(
     """
     value = compiled(loss, floats, args)
     values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
+    referee, is_x64 = Referee(loss, floats, args), float_dtype(0.0) == np.float64
+
+    def evaluate_again() -> float:
+        with jax.enable_x64(is_x64):
+            return float(compiled(loss, floats, args)(floats))
+
     claims = [claim(floats), claim(floats), *_shake(claim, floats, rng)]
     first, again, *others = [jax.tree.map(narrow, found) for found in claims]
     claims = [first, *others]
     points = {path: narrow(leaf) for path, leaf in floats.items()}
-    allowed = _rounding(given, claims[0], shapes_within(loss, floats, args))
+    allowed = _rounding(given, claims[0], referee.shapes)
     cpu = jax.devices("cpu")[0]
     # What is not finite is looked for, so NumPy need not warn of it.
     with (
@@ -75,11 +82,13 @@ def judged(
         np.errstate(all="ignore"),
     ):
         try:
-            function = measure_noise(in_float64(loss, points, args, values), rng)
+            function = in_float64(referee, points, values, evaluate_again)
+            function = measure_noise(function, rng)
         except UndecidableError as reason:
             hint = str(reason)
             return Report({k: replace(leaf, hint=hint) for k, leaf in leaves.items()})
-        derive, theirs, notes = _autodiff_nearby(autodiff, function, rng)
+        derive = Counted(autodiff)
+        theirs, notes = _autodiff_nearby(derive, function.points, rng)
         verdicts = {}
         for path, probe in probes(function).items():
             e = gather(
@@ -95,15 +104,16 @@ def judged(
             if not _is_same(first[path], again[path]):
                 hint = "the claim is not deterministic: evaluated again, it differs"
                 verdicts[path] = replace(leaves[path], hint=hint)
+    if referee.note:
+        notes.append(f"fn is {referee.note}")
     if function.is_coarse:
-        notes = (
-            *notes,
+        notes.append(
             "fn rounds to less than float64 inside, or is out of sight: noise is "
-            "allowed for",
+            "allowed for"
         )
     counts = (function.value.calls, len(claims) + 1, derive.calls)
     cost = dict(zip(("fn", "claim", "autodiff"), counts, strict=True))
-    return Report(verdicts, notes=notes, cost=cost)
+    return Report(verdicts, notes=tuple(notes), cost=cost)
 
 
 def _derive_one(derive: Counted, path: str, points: Floats) -> Any:
@@ -132,18 +142,14 @@ def _shake(
 
 
 def _autodiff_nearby(
-    autodiff: Callable[[Function], Callable[[Floats], Floats]],
-    function: Function,
-    rng: np.random.Generator,
-) -> tuple[Counted, list[Floats], tuple[str, ...]]:
+    derive: Counted, points: Floats, rng: np.random.Generator
+) -> tuple[list[Floats], list[str]]:
     """Autodiff in float64, what it gives here and one last bit away, or why nothing."""
     try:
-        derive = Counted(autodiff(function))
-        return derive, nearby(derive, function.points, rng, count=2), ()
+        return nearby(derive, points, rng, count=2), []
     except Exception as error:  # a rule may fail in its own way; differences decide
         reason = str(error).partition("\n")[0]
-        note = f"no float64 autodiff to compare with: {reason:.120}"
-        return Counted(autodiff), [], (note,)
+        return [], [f"no float64 autodiff to compare with: {reason:.120}"]
 
 
 def _rounding(

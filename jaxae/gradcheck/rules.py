@@ -11,7 +11,7 @@ import numpy as np
 from jaxae.gradcheck.checking import check
 from jaxae.gradcheck.differences import Line, float64_noise
 from jaxae.gradcheck.evidence import Probe, natural_sizes
-from jaxae.gradcheck.functions import Floats, Function, compiled
+from jaxae.gradcheck.functions import Floats, Function, Referee, own_derivative
 from jaxae.gradcheck.judging import judged
 from jaxae.gradcheck.params import (
     fill,
@@ -31,6 +31,10 @@ from jaxae.gradcheck.report import Report, described
 from jaxae.gradcheck.rounding import canonical, is_complex, narrow
 
 _ALL = "all"
+_REMEDY = (
+    "pass tangents of your own as jvp=, or judge the transpose of a custom_vjp with "
+    "check_vjp"
+)
 
 
 def check_vjp(
@@ -132,7 +136,8 @@ def check_jvp(
       together, and by the output alone where the params are one leaf.
 
     Raises:
-      ValueError: as `check` does; or `fn` returns no floating-point array.
+      ValueError: as `check` does; or `fn` returns no floating-point array, or, without
+        `jvp`, JAX cannot push tangents through it.
 
     Example:
       >>> check_jvp(jnp.sin, x, jvp=lambda x, dx: dx * jnp.cos(x)).assert_ok()
@@ -156,23 +161,28 @@ def check_jvp(
     def loss(floats: Floats, args: Any) -> jax.Array:
         return _weighted(fn(fill(params, floats), *args), weights)
 
+    push = functools.partial(_push_by_autodiff, in_outputs)
+    still = {path: np.zeros_like(narrow(leaf)) for path, leaf in floats.items()}
+    autodiff, in_float64 = (
+        Referee(push, floats, args, still),
+        Referee(in_outputs, floats, args),
+    )
     reports = {}
     for source, chosen in _each_and_all(floats, without=surrogate):
-        tangents = {
-            path: _tangent(leaf, rng) if path in chosen else np.zeros_like(narrow(leaf))
-            for path, leaf in floats.items()
-        }
+        tangents = still | {path: _tangent(floats[path], rng) for path in chosen}
+        wide = {path: move.astype(np.float64) for path, move in tangents.items()}
         claimed = functools.partial(_push, jvp, fn, params, args, out, tangents)
-        pushed = functools.partial(_push_by_autodiff, in_outputs, tangents)
+        derivative = functools.partial(_pusher, tangents)
+        own = own_derivative(derivative, in_outputs, floats, args, _REMEDY)
         reports[source] = judged(
             loss,
             floats,
             args,
             given=given,
-            claim=compiled(pushed, floats, args) if jvp is None else claimed,
+            claim=own if jvp is None else claimed,
             leaves=leaves,
-            probes=functools.partial(_probe_outputs, in_outputs, tangents, outputs),
-            autodiff=functools.partial(_compiled_at, pushed),
+            probes=functools.partial(_probe_outputs, in_float64, wide, outputs),
+            autodiff=functools.partial(_autodiff_along, autodiff, wide),
             surrogate=outputs if source in surrogate else (),
             rng=rng,
         )
@@ -188,26 +198,25 @@ def _push(
     return {path: in_parts(leaf) for path, leaf in found.items()}
 
 
-def _compiled_at(function: Callable[..., Floats], at: Function) -> Any:
-    return compiled(function, at.points, at.args)
-
-
 def _push_by_autodiff(
-    in_outputs: Callable[..., Floats], tangents: Floats, floats: Floats, args: Any
+    in_outputs: Callable[..., Floats], floats: Floats, args: Any, tangents: Floats
 ) -> Floats:
-    moves = {k: jnp.asarray(v, floats[k].dtype) for k, v in tangents.items()}
+    moves = {k: jnp.asarray(tangents[k], leaf.dtype) for k, leaf in floats.items()}
     return jax.jvp(lambda floats: in_outputs(floats, args), (floats,), (moves,))[1]
 
 
+def _pusher(tangents: Floats, in_outputs: Callable[..., Floats]) -> Any:
+    return functools.partial(_push_by_autodiff, in_outputs, tangents=tangents)
+
+
+def _autodiff_along(autodiff: Referee, moves: Floats, points: Floats) -> Floats:
+    return autodiff(points, moves)
+
+
 def _probe_outputs(
-    in_outputs: Callable[..., Floats],
-    tangents: Floats,
-    outputs: dict[str, Any],
-    function: Function,
+    value: Referee, moves: Floats, outputs: dict[str, Any], function: Function
 ) -> dict[str, Probe]:
-    """Every output as a function of t at points + t tangents."""
-    value = compiled(in_outputs, function.points, function.args)
-    moves = {path: move.astype(np.float64) for path, move in tangents.items()}
+    """Every output as a function of t at points + t moves."""
 
     @functools.lru_cache(maxsize=64)  # many entries ask for the same few t
     def at(t: float) -> Floats:

@@ -4,13 +4,22 @@ Parker, "Monte Carlo arithmetic", 1997: what then changes is what rounding may c
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from jaxae.gradcheck.programs import (
+    Value,
+    bind,
+    called,
+    evaluate,
+    follow,
+    programs_in,
+)
 
 # The primitives that round; all others select, compare or rearrange, so that what is
 # equal stays equal. Loops and branches move as a whole, by what comes out of them.
@@ -20,21 +29,7 @@ _ROUNDING = frozenset(
     "exp2 expm1 integer_pow lgamma log log1p logistic mul pow reduce_prod reduce_sum "
     "rsqrt scan scatter-add sin sinh sqrt square sub tan tanh while".split()
 )
-_CALLS = {  # where each keeps what it calls
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "remat2": "jaxpr",
-}
-
-
 _MANY = 500  # equations
-
-
-class _Value(NamedTuple):
-    array: Any
-    is_moving: bool  # depends on the params
 
 
 def shaken(
@@ -46,19 +41,20 @@ def shaken(
     """
 
     def run(consts: list[Any], leaves: list[Any], seed: Any) -> list[Any]:
-        inputs = [_Value(leaf, True) for leaf in leaves]
-        outputs = _Shaker(jnp.uint32(seed)).evaluate(closed.jaxpr, consts, inputs)
+        inputs = [Value(leaf, True) for leaf in leaves]
+        bound = ClosedJaxpr(closed.jaxpr, consts)
+        outputs = evaluate(bound, inputs, _Shaker(jnp.uint32(seed)).apply)
         return [out.array for out in outputs]
 
     def shake(tree: Any, seed: int) -> Any:
-        outputs = evaluate(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
+        outputs = compute(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     try:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(tree)
         # Where there are very many operations, compiling them takes longest.
         is_long = _num_equations(closed.jaxpr) > _MANY
-        evaluate = run if is_long else jax.jit(run)
+        compute = run if is_long else jax.jit(run)
         jax.eval_shape(run, closed.consts, jax.tree.leaves(tree), np.uint32(0))
     except Exception:  # a function may fail on tracers in its own way
         return None
@@ -74,37 +70,16 @@ class _Shaker:
     def __init__(self, seed: Any) -> None:
         self.salt = seed
 
-    def evaluate(
-        self, jaxpr: Jaxpr, consts: Iterable[Any], inputs: Iterable[_Value]
-    ) -> list[_Value]:
-        values = dict(zip(jaxpr.invars, inputs, strict=True))
-        still = (_Value(const, False) for const in consts)
-        values.update(zip(jaxpr.constvars, still, strict=True))
-
-        def read(atom: Any) -> _Value:
-            if isinstance(atom, Literal):
-                return _Value(atom.val, False)
-            return values[atom]
-
-        for eqn in jaxpr.eqns:
-            outputs = self.apply(eqn, [read(atom) for atom in eqn.invars])
-            values.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def apply(self, eqn: Any, operands: list[_Value]) -> list[_Value]:
-        name, params = eqn.primitive.name, eqn.params
-        if name in _CALLS:
-            inner = params[_CALLS[name]]
-            consts = getattr(inner, "consts", ())  # one that is not closed has none
-            return self.evaluate(getattr(inner, "jaxpr", inner), consts, operands)
-        params = eqn.primitive.get_bind_params(params)
-        outputs = eqn.primitive.bind(*(x.array for x in operands), **params)
-        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+    def apply(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        program = called(eqn)
+        if program is not None:
+            return evaluate(program, operands, self.apply)
+        outputs = bind(eqn, [x.array for x in operands], eqn.params)
         is_moving = any(x.is_moving for x in operands)
-        if is_moving and name in _ROUNDING:
+        if is_moving and eqn.primitive.name in _ROUNDING:
             bits = _last_bits(eqn)
             outputs = [self.move(out, bits) for out in outputs]
-        return [_Value(out, is_moving) for out in outputs]
+        return [Value(out, is_moving) for out in outputs]
 
     def move(self, x: Any, bits: float) -> Any:
         """x (1 + 2 u bits s), s = 1 or -1 from a hash of a salt and the place."""
@@ -139,18 +114,16 @@ def _last_bits(eqn: Any) -> float:
 
 def rounds_coarsely(jaxpr: Jaxpr) -> bool:
     """Whether what depends on its inputs is rounded to less than float64 somewhere."""
-    moving = set(jaxpr.invars)
-    for eqn in jaxpr.eqns:
-        operands = {atom for atom in eqn.invars if not isinstance(atom, Literal)}
-        if not operands & moving:
-            continue
-        moving |= set(eqn.outvars)
-        if "callback" in eqn.primitive.name or any(
-            [_is_narrow(out.aval) for out in eqn.outvars]
-            + [rounds_coarsely(part) for part in _inner(eqn)]
-        ):
-            return True
-    return False
+    moving: list[Any] = []
+    follow(jaxpr, [True] * len(jaxpr.invars), moving.append)
+    return any(map(_is_coarse, moving))
+
+
+def _is_coarse(eqn: Any) -> bool:
+    """Whether an operation rounds to less than float64, or leaves JAX."""
+    is_rounded = eqn.params.get("mantissa_bits", math.inf) < 52
+    is_out_of_sight = "callback" in eqn.primitive.name and bool(eqn.outvars)
+    return is_rounded or is_out_of_sight or any(_is_narrow(v.aval) for v in eqn.outvars)
 
 
 def _is_narrow(aval: Any) -> bool:
@@ -158,13 +131,6 @@ def _is_narrow(aval: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits < 64
 
 
-def _inner(eqn: Any) -> list[Jaxpr]:
-    """What an equation calls."""
-    params = jax.tree.leaves(tuple(eqn.params.values()))
-    parts = (getattr(param, "jaxpr", param) for param in params)
-    return [part for part in parts if isinstance(part, Jaxpr)]
-
-
 def _num_equations(jaxpr: Jaxpr) -> int:
-    inner = (part for eqn in jaxpr.eqns for part in _inner(eqn))
-    return len(jaxpr.eqns) + sum(map(_num_equations, inner))
+    inner = (part for eqn in jaxpr.eqns for part in programs_in(eqn))
+    return len(jaxpr.eqns) + sum(_num_equations(part.jaxpr) for part in inner)
