@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all soak lint format studies bench-env clean
+.PHONY: demo test test-all test-portable soak lint format studies bench-env clean
 
 demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
 	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
@@ -13,8 +13,21 @@ demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs
 test: $(INSTALLED)  ## the suite, minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-all: $(INSTALLED)  ## the full products and the slow studies as well
+test-all: $(INSTALLED)  ## pairs and triples of parts, and the slow studies as well
 	$(BIN)/python -m pytest -n auto --slow
+
+# Tests that compare numbers of two programs, or with an oracle to a few roundings, or
+# that decide by such numbers: these depend on the processor. The others compare to the
+# bit what one machine computes, or with a wide tolerance.
+SENSITIVE := $(patsubst %,tests/test_%.py,activations contracts diagnostics experiments \
+  gradcheck manual metrics observations precision superposition sweeps training)
+test-portable: $(INSTALLED)  ## those tests as on other x86 processors, a quarter of an hour
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" $(BIN)/python -m pytest -n auto $(SENSITIVE)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=SSE4_2" $(BIN)/python -m pytest -n auto $(SENSITIVE)
+	OPENBLAS_CORETYPE=Haswell $(BIN)/python -m pytest -n auto $(SENSITIVE)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	  XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_multi_thread_eigen=false" \
+	  $(BIN)/python -m pytest -n auto $(SENSITIVE)
 
 soak: $(INSTALLED)  ## kill training a hundred times; results in runs/soak
 	$(BIN)/python tests/soak.py --kills 100 --out runs/soak

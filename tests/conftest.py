@@ -43,7 +43,7 @@ def pytest_runtest_setup(item):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--slow", action="store_true", help="run the full products and long studies too"
+        "--slow", action="store_true", help="run pairs of parts and long studies too"
     )
 
 

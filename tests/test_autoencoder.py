@@ -308,7 +308,7 @@ def test_init_can_start_the_output_bias_at_the_data_mean():
 # ---- learned parts -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("is_tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_a_part_learns_lives_in_params_and_gets_its_gradient(is_tied, x64):
     ae = jaxae.Autoencoder(
         input_dim=6,

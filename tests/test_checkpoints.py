@@ -322,7 +322,8 @@ def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path):
 ON_EIGHT_DEVICES = """
 import os
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = flags + " --xla_force_host_platform_device_count=8"
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxae.checkpoints import Checkpoints

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from judges import assert_falls
 
 import jaxae
 from jaxae import cli
@@ -45,6 +46,12 @@ def train(tmp_path, *arguments):
     return status, out
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without pictures, for speed."""
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -67,7 +74,7 @@ def test_train_writes_one_run_folder_and_says_where(tmp_path):
 
     rows = lines(out / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert_falls([row["train/loss"] for row in rows])
     assert {"epoch", "seconds", "examples_per_second"} == set(
         lines(out / "timing.jsonl")[0]
     )
@@ -89,7 +96,7 @@ def test_train_writes_one_run_folder_and_says_where(tmp_path):
     np.testing.assert_allclose(results["test"]["loss"], found["loss"], rtol=1e-6)
 
 
-def test_results_print_pca_honestly(tmp_path):
+def test_results_print_pca_honestly(tmp_path, undrawn):
     from sklearn.decomposition import PCA
 
     _, out = train(tmp_path, "--latent-dim", "16")
@@ -132,34 +139,45 @@ def test_a_run_is_repeated_with_its_generator_whatever_the_default_is(
     assert first == again
 
 
+SINGLY = [
+    ("--untied", "--activation", "relu", "--observation", "gaussian"),
+    ("--gradient", "manual", "--optimizer", "momentum", "--momentum", "0.9"),
+    ("--optimizer", "adamw", "--adamw-decay", "0.01", "--bias-from-mean"),
+    ("--corruption", "masking", "--corruption-rate", "0.3", "--l1", "0.01"),
+    ("--contractive", "0.01", "--weight-decay", "1e-4"),
+    ("--kl-sparsity", "0.1", "--kl-sparsity-target", "0.05"),
+    ("--dtype", "float64", "--gradient", "manual"),
+    ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
+    ("--validation-fraction", "0", "--test-fraction", "0.5"),
+    ("--test-fraction", "0"),
+    ("--no-bias", "--gradient", "manual", "--observation", "gaussian_link(relu)"),
+]
+TOGETHER = [  # each of these options too, in fewer runs
+    SINGLY[0] + SINGLY[1] + SINGLY[9],
+    SINGLY[2] + SINGLY[3] + SINGLY[6],
+    SINGLY[4] + SINGLY[5] + SINGLY[8],
+    SINGLY[7] + SINGLY[10],
+]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ("--untied", "--activation", "relu", "--observation", "gaussian"),
-        ("--gradient", "manual", "--optimizer", "momentum", "--momentum", "0.9"),
-        ("--optimizer", "adamw", "--adamw-decay", "0.01", "--bias-from-mean"),
-        ("--corruption", "masking", "--corruption-rate", "0.3", "--l1", "0.01"),
-        ("--contractive", "0.01", "--weight-decay", "1e-4"),
-        ("--kl-sparsity", "0.1", "--kl-sparsity-target", "0.05"),
-        ("--dtype", "float64", "--gradient", "manual"),
-        ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
-        ("--validation-fraction", "0", "--test-fraction", "0.5"),
-        ("--test-fraction", "0"),
-        ("--no-bias", "--gradient", "manual", "--observation", "gaussian_link(relu)"),
-    ],
+    [*TOGETHER, *(pytest.param(one, marks=pytest.mark.slow) for one in SINGLY)],
     ids=" ".join,
 )
-def test_every_option_trains(tmp_path, arguments):
+def test_every_option_trains(tmp_path, monkeypatch, arguments):
+    if "--untied" not in arguments:  # for speed
+        monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
     status, out = train(tmp_path, "--latent-dim", "8", *arguments)
     assert status == 0
     rows = lines(out / "metrics.jsonl")
-    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert_falls([row["train/loss"] for row in rows])
     assert (out / "decoder_filters.png").exists() == ("--untied" in arguments)
     model = json.loads((out / "config.json").read_text())["model"]
     assert model["bias"] == ("--no-bias" not in arguments)
 
 
-def test_gradient_manual_equals_autodiff(tmp_path):
+def test_gradient_manual_equals_autodiff(tmp_path, undrawn):
     losses = []
     for gradient in ("manual", "autodiff"):
         _, out = train(tmp_path, "--gradient", gradient, "--overwrite")
@@ -167,18 +185,21 @@ def test_gradient_manual_equals_autodiff(tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_your_own_data(tmp_path, monkeypatch):
+def test_your_own_data(tmp_path, undrawn, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("real.npy", rng.normal(size=(200, 7)))
     np.save("bytes.npy", rng.integers(0, 256, size=(200, 5, 5), dtype=np.uint8))
     np.savez("two.npz", a=rng.uniform(size=(200, 3)), b=np.zeros(3))
-    status, out = train(tmp_path, "--data", "real.npy", "--observation", "gaussian")
+    whole = ("--test-fraction", "0", "--validation-fraction", "0")
+    arguments = ("--data", "real.npy", "--observation", "gaussian", *whole)
+    status, out = train(tmp_path, *arguments)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["model"]["input_dim"] == 7
-    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite")
+    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite", *whole)
     assert train(tmp_path, *arguments)[0] == 0
-    assert train(tmp_path, "--data", "two.npz", "--array", "a", "--overwrite")[0] == 0
+    arguments = ("--data", "two.npz", "--array", "a", "--overwrite", *whole)
+    assert train(tmp_path, *arguments)[0] == 0
 
 
 # ---- help ----------------------------------------------------------------------------
@@ -304,14 +325,17 @@ def test_bad_input(folder, arguments, words, capsys):
     assert sorted(os.listdir()) == before  # nothing half-written
 
 
+BAD_USAGE = [
+    ("train", "--latent-dim", "many"),
+    ("train", "--unknown"),
+    ("train", "--activation", "sigmod"),
+    ("trian",),
+]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ("train", "--latent-dim", "many"),
-        ("train", "--unknown"),
-        ("train", "--activation", "sigmod"),
-        ("trian",),
-    ],
+    [BAD_USAGE[0], *(pytest.param(a, marks=pytest.mark.slow) for a in BAD_USAGE[1:])],
 )
 def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
     done = run(*arguments, cwd=tmp_path)
@@ -320,7 +344,25 @@ def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+@pytest.mark.parametrize("arguments", BAD_USAGE)
+def test_bad_usage_has_status_2_and_no_traceback(
+    tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = cli.main([*arguments])
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == "" and captured.err and "Traceback" not in captured.err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "--help"), pytest.param(("--help",), marks=pytest.mark.slow)],
+)
 def test_a_reader_who_goes_away_is_no_error(arguments):
     """As `head -c 20`: what is printed has nowhere to go."""
     reader, writer = os.pipe()
@@ -340,7 +382,7 @@ def contents(out):
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
-    tmp_path, capsys
+    tmp_path, undrawn, capsys
 ):
     _, out = train(tmp_path)
     (out / "notes.txt").write_text("mine")
@@ -357,7 +399,9 @@ def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
     assert (out / "params.safetensors").read_bytes() != before["params.safetensors"]
 
 
-def test_a_diverging_run_says_so_saves_the_finite_state_and_fails(tmp_path, capsys):
+def test_a_diverging_run_says_so_saves_the_finite_state_and_fails(
+    tmp_path, undrawn, capsys
+):
     arguments = ("--learning-rate", "1e30", "--optimizer", "sgd")
     arguments += ("--activation", "identity", "--observation", "gaussian")
     status, out = train(tmp_path, *arguments)
@@ -404,6 +448,7 @@ def interrupt(process, path, number=signal.SIGINT):
     return out, err
 
 
+@pytest.mark.slow  # as a second process's end in test_cli_failures.py
 def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
     process = start(tmp_path)
     out = tmp_path / "runs" / "train"

@@ -11,6 +11,7 @@ import pytest
 
 from jaxae import Autoencoder, activations, manual, observations, penalties
 from jaxae.autoencoder import Parametrization, TiedParams, UntiedParams
+from jaxae.training import diagnostics
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -125,6 +126,8 @@ TEXT = DERIVATION.read_text(encoding="utf-8")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_of_the_page_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # A quarter of the time of each training, and no page looks at it.
+    monkeypatch.setattr(diagnostics, "of_step", lambda *arguments: {})
     namespace = {"__name__": page.stem}
     for line, block, shown in programs(page.read_text(encoding="utf-8")):
         # Blank lines in front: a traceback then shows the line of the page.

@@ -95,6 +95,7 @@ def test_cancellation_flips_signs():
     assert modes["float32"].sign_flips == 0
 
 
+@pytest.mark.float16
 def test_error_and_cosine_agree_with_numpy_in_an_autoencoder():
     params, X = tied_case()
     grad = jax.jit(jax.grad(tied_loss))
@@ -112,19 +113,21 @@ def test_error_and_cosine_agree_with_numpy_in_an_autoencoder():
             assert modes[mode].sign_flips == np.mean(g * t < 0)
 
 
+@pytest.mark.float16
 def test_a_finer_precision_comes_closer():
     found = gradcheck.precision(tied_loss, *tied_case())
     for modes in found.leaves.values():
         for mode, unit in (("bfloat16", 2**-8), ("float16", 2**-11)):
             assert unit / 64 < modes[mode].error < 64 * unit
-        assert 0 < modes["float32"].error < 64 * 2**-24
         # On a CPU, matrix products are in full precision by default.
-        assert modes["float32, default matmul"] == modes["float32"]
+        for mode in ("float32", "float32, default matmul"):
+            assert 0 < modes[mode].error < 64 * 2**-24
 
 
 # --- Leaves with nothing to be relative to -----------------------------------------
 
 
+@pytest.mark.float16
 def test_a_zero_gradient_has_an_absolute_error():
     def grad(p):
         astray = 1e-3 if p["found"].dtype == jnp.float16 else 0.0
@@ -202,6 +205,7 @@ def test_configuration_is_untouched():
     assert jnp.asarray(1.0).dtype == jnp.float32
 
 
+@pytest.mark.float16
 def test_branches_in_python_keys_and_aux_work():
     def fn(p, key, count):
         keep = jax.random.bernoulli(key, jnp.float32(0.5), (count,))
@@ -268,6 +272,7 @@ def test_bad_input_raises_one_sentence(fn, params, options, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.float16
 def test_the_table_has_a_row_for_each_leaf_and_mode():
     def fn(p):
         return 1e-9 * half_square(p["a"]) + half_square(p["b"])

@@ -83,11 +83,16 @@ def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkey
     assert counted == []
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)]
+)
 def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
     """sgd keeps nothing but a structure without leaves."""
     config = jaxae.TrainConfig(
-        num_epochs=4, batch_size=8, optimizer=jaxae.optimizers.get(optimizer)
+        num_epochs=4,
+        batch_size=8,
+        optimizer=jaxae.optimizers.get(optimizer),
+        diagnostics=False,
     )
     arguments = {"config": config, "halving": jaxae.sweeps.Halving()}
     found = sweep(**arguments)
