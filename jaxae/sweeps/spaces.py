@@ -245,8 +245,8 @@ def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
 
 
 def _is_row(row: Any, length: int) -> bool:
-    is_list = isinstance(row, tuple | list | np.ndarray) and np.ndim(row) > 0
-    return is_list and len(row) == length
+    is_array = isinstance(row, np.ndarray) and row.ndim > 0
+    return (is_array or isinstance(row, tuple | list)) and len(row) == length
 
 
 def _axis(name: str, axis: Any) -> list:
