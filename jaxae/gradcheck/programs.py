@@ -110,12 +110,21 @@ def outputs_that_move(
     return [True] * len(eqn.outvars)
 
 
+def carried(params: Any) -> tuple[int, int]:
+    """The first operand of a scan that is carried, and the first that is not."""
+    if "ft_in" in params:  # from jax 0.12 on
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    else:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    return num_consts, num_consts + num_carry
+
+
 def _through_scan(params: Any, moving: list[bool], visit: Any) -> list[bool]:
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = carried(params)
     carry = moving[first:last]
     while True:
         inputs = [*moving[:first], *carry, *moving[last:]]
-        outputs = follow(params["jaxpr"].jaxpr, inputs, visit)
+        outputs = follow(closed(params["jaxpr"]).jaxpr, inputs, visit)
         after = [a or b for a, b in zip(carry, outputs, strict=False)]
         if after == carry:
             return [*carry, *outputs[len(carry) :]]

@@ -26,6 +26,7 @@ from jaxae.gradcheck.programs import (
     Value,
     bind,
     called,
+    carried,
     closed,
     evaluate,
     outputs_that_move,
@@ -93,15 +94,14 @@ class _Promoter:
     def scan(
         self, eqn: Any, arrays: list[Any], moving: list[bool], outputs: list[bool]
     ) -> list[Any]:
-        params = eqn.params
-        num_carry, first = params["num_carry"], params["num_consts"]
-        last = first + num_carry
+        params, (first, last) = eqn.params, carried(eqn.params)
+        num_carry = last - first
         moving = [*moving[:first], *outputs[:num_carry], *moving[last:]]
         arrays = self.widen_where(moving, arrays)
 
         def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             inputs = [*arrays[:first], *carry, *x]
-            found = self.run(params["jaxpr"], inputs, moving, outputs)
+            found = self.run(closed(params["jaxpr"]), inputs, moving, outputs)
             return found[:num_carry], found[num_carry:]
 
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
