@@ -31,8 +31,8 @@ FLOAT16 = pytest.param("float16", marks=pytest.mark.float16)
 
 
 def assert_falls(values):
-    """By more than rounding, which differs between machines, may move a mean."""
-    assert values[-1] < (1 - 1e-3) * values[0]
+    """By more than a hundred roundings of float32, which differ between machines."""
+    assert values[-1] < (1 - 1e-5) * values[0]
 
 
 def moved(tree, key=KEY):

@@ -86,7 +86,7 @@ def resume(out, epochs=3):
 # ---- crashes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 7, 15])
+@pytest.mark.parametrize("step", [1, 7, pytest.param(15, marks=pytest.mark.slow)])
 def test_a_crash_is_made_good_to_the_bit(here, tmp_path, monkeypatch, step, capsys):
     """With all that a kill may leave behind: half a line, half a file, half a state."""
     run = tmp_path / "run"
@@ -506,9 +506,20 @@ def read(path):
         assert isinstance(options, TrainOptions)
 
 
-@settings(FUZZ, max_examples=20)
+@settings(FUZZ, max_examples=8)
 @given(st.binary(max_size=20) | CHANGES)
 def test_a_run_of_any_config_is_sound_or_refused(here, tmp_path, capsys, changes):
+    is_sound_or_refused(here, tmp_path, capsys, changes)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=100)
+@given(st.binary(max_size=20) | CHANGES)
+def test_many_runs_of_any_config(here, tmp_path, capsys, changes):
+    is_sound_or_refused(here, tmp_path, capsys, changes)
+
+
+def is_sound_or_refused(here, tmp_path, capsys, changes):
     config = json.loads((here / "run/config.json").read_text())
     path, out = tmp_path / "config.json", tmp_path / "new"
     if isinstance(changes, bytes):
