@@ -61,24 +61,21 @@ class GroupRun:
 
     def described(self) -> dict[str, Any]:
         """What another process makes it again from, by `of`."""
-        key = self._key
-        is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
         return {
             "token": uuid.uuid4().hex,
             "group": self.group,
             "data": _on_host(self._data),
             "validation": _on_host(self._validation),
-            "key": np.asarray(jax.random.key_data(key) if is_typed else key),
-            "impl": generator_of(key),
-            "is_typed": is_typed,
+            "key": np.asarray(jax.random.key_data(self._key)),
+            "generator": generator_of(self._key),
         }
 
     @classmethod
     def of(cls, described: dict[str, Any], devices) -> "GroupRun":
         """The run that was described."""
-        key = jnp.asarray(described["key"])
-        if described["is_typed"]:
-            key = jax.random.wrap_key_data(key, impl=described["impl"])
+        key = jax.random.wrap_key_data(
+            jnp.asarray(described["key"]), impl=described["generator"]
+        )
         data, validation = described["data"], described["validation"]
         if not callable(data):
             data = jax.tree.map(jnp.asarray, data)

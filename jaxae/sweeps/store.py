@@ -1,4 +1,4 @@
-"""Lanes on disk, as they finish: what a killed sweep need not train again."""
+"""Lanes on disk, as far as they have come: what a killed sweep goes on from."""
 
 import contextlib
 import hashlib
@@ -84,7 +84,7 @@ def _hash(text: str) -> str:
 
 
 class Store:
-    """A folder of one sweep: what it is, how it is run, and its finished lanes.
+    """A folder of one sweep: what it is, how it is run, and its lanes so far.
 
     `sweep.json` says the first two; `lanes/` holds a file for each block of lanes.
     """
