@@ -1,8 +1,9 @@
 """The sentences of refusal: which argument, what was found, what would do.
 
-Everything here looks at shapes, dtypes, types and names only (but `as_array` converts
-tables and tensors), so that it costs nothing under `jit`; values are looked at by
-`data.check_array` and `Observation.validate`.
+Everything here reads shapes, dtypes, types and names only, so that it costs nothing
+under `jit`; `as_array` also converts tables and tensors. Values of hyperparameters are
+checked by `Range`, unless they are traced; values of data by `data.check_array` and
+`Observation.validate`.
 """
 
 import contextlib
