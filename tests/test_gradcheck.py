@@ -515,6 +515,22 @@ def test_steps_grow_as_far_as_noise_demands_and_no_further(f, slope, resolution)
     assert abs(found.slope[0] - slope) <= found.resolution[0] < resolution
 
 
+@pytest.mark.parametrize("loud", [1e12, 1e13])
+def test_long_steps_see_no_kinks_or_stairs_at_0(loud):
+    """Beside a smooth entry, which they resolve: what is beside 0 is not at 0."""
+
+    def line(f):
+        def value(t):
+            return float(loud + f(t))
+
+        return Line(value, value(0.0), np.spacing(loud) / np.sqrt(12), 1e-3)
+
+    entries = (lambda t: np.sin(1e-3 + t), lambda t: abs(1e-3 + t), np.round)
+    found = slopes_along(list(map(line, entries)), 1e-7)
+    assert found.resolution[0] < 0.1 and min(found.resolution[1:]) > 1
+    assert not np.any(found.jump)
+
+
 # --- Kinks, surrogates, and what cannot be decided --------------------------------
 
 

@@ -102,7 +102,6 @@ def check(
         value, pull_back = jax.vjp(lambda floats: loss(floats, args), floats)
         return pull_back(jnp.asarray(seed, value.dtype))[0]
 
-    autodiff = Referee(gradient, floats, args, np.float32(1))
     report = judged(
         loss,
         floats,
@@ -111,7 +110,8 @@ def check(
         claim=claim if grad else own_derivative(jax.grad, loss, floats, args, _REMEDY),
         leaves=leaves,
         probes=probes,
-        autodiff=lambda points: autodiff(points, np.float64(1)),
+        autodiff=Referee(gradient, floats, args, np.float32(1)),
+        seeds=[np.float64(1)],
         surrogate=surrogate,
         rng=np.random.default_rng(seed),
     )

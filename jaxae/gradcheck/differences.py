@@ -70,7 +70,8 @@ def _differentiate(
 
     Where rounding is the larger error at the natural step too, other terms of the
     function hide this one. Then the step grows on, until the function visibly moves and
-    truncation shows; a slope so far away counts only if it stands out.
+    truncation shows. A slope so far away counts only if it stands out, a kink never:
+    it may be beside 0.
     """
     best, best_step, trend = Slopes(math.nan, 0.0, math.inf), step, None
     least, allowed = math.inf, 0.0
@@ -89,8 +90,8 @@ def _differentiate(
         # Where two steps contradict each other, the longer one has left out too much.
         gap = abs(found.slope - best.slope) - found.resolution - best.resolution
         is_better = step < best_step if gap > 0 else error < least
-        scale = max(abs(found.slope), floor)
-        if is_better and (not is_far or found.resolution <= _RESOLVED * scale):
+        stands_out = found.resolution <= _RESOLVED * max(abs(found.slope), floor)
+        if is_better and (not is_far or (stands_out and not found.jump)):
             best, best_step, least, allowed = found, step, error, rounding
         factor = 8.0 if error < 2 * rounding else 1 / 8
         is_last = trend not in (None, factor) or factor * step > longest

@@ -109,7 +109,7 @@ class Referee:
     def _run_again(self, error: Exception) -> None:
         self._promoted = self._compiled = None
         reason = str(error).partition("\n")[0]
-        self.note = f"run again as Python under x64, since JAX says: {reason:.120}"
+        self.note = f"run again as Python under x64: {reason:.120}"
 
 
 class Function(NamedTuple):

@@ -1,7 +1,7 @@
 """From a claim to the verdicts on it, whichever derivatives it is a claim of."""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,15 +50,16 @@ def judged(
     claim: Callable[[Floats], Floats],
     leaves: dict[str, Leaf],
     probes: Callable[[Function], dict[str, Probe]],
-    autodiff: Callable[[Floats], Floats],
+    autodiff: Referee,
+    seeds: Sequence[Any],
     surrogate: Collection[str],
     rng: np.random.Generator,
 ) -> Report:
     """The report on a claim about derivatives of `loss(floats, args)`.
 
     `given` are the leaves that it is a function of, as the caller wrote them; `leaves`
-    those of the claim, whose paths `probes` and `autodiff` share. The claim is
-    evaluated as the caller has set up JAX; all else in float64, on the CPU.
+    those of the claim, whose paths `probes` and `autodiff(points, *seeds)` share. The
+    claim is evaluated as the caller has set up JAX; all else in float64, on the CPU.
     """
     value = compiled(loss, floats, args)
     values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
@@ -87,7 +88,7 @@ def judged(
         except UndecidableError as reason:
             hint = str(reason)
             return Report({k: replace(leaf, hint=hint) for k, leaf in leaves.items()})
-        derive = Counted(autodiff)
+        derive = Counted(lambda points: autodiff(points, *seeds))
         theirs, notes = _autodiff_nearby(derive, function.points, rng)
         verdicts = {}
         for path, probe in probes(function).items():
@@ -106,6 +107,8 @@ def judged(
                 verdicts[path] = replace(leaves[path], hint=hint)
     if referee.note:
         notes.append(f"fn is {referee.note}")
+    elif theirs and autodiff.note:
+        notes.append(f"the derivative of fn is {autodiff.note}")
     if function.is_coarse:
         notes.append(
             "fn rounds to less than float64 inside, or is out of sight: noise is "

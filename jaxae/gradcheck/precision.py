@@ -112,10 +112,10 @@ def precision(
       cannot be computed (where a dtype is written into `fn`) is in `unavailable`.
 
     Raises:
-      ValueError: `fn` or `grad` is not callable, `fn` gives no real scalar, `params`
-        has no floating-point leaf or a complex one, `grad` has another structure or
-        shape or is not in float64 where its arguments are, the gradient in float64 is
-        not finite.
+      ValueError: `fn` or `grad` is not callable, `fn` gives no real scalar or, without
+        `grad`, cannot be differentiated by JAX, `params` has no floating-point leaf or
+        a complex one, `grad` has another structure or shape or is not in float64 where
+        its arguments are, the gradient in float64 is not finite.
 
     Source: float16's narrow range, Micikevicius et al., "Mixed precision training",
     2018; bfloat16, Kalamkar et al., "A study of BFLOAT16 for deep learning training",

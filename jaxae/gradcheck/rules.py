@@ -163,10 +163,8 @@ def check_jvp(
 
     push = functools.partial(_push_by_autodiff, in_outputs)
     still = {path: np.zeros_like(narrow(leaf)) for path, leaf in floats.items()}
-    autodiff, in_float64 = (
-        Referee(push, floats, args, still),
-        Referee(in_outputs, floats, args),
-    )
+    autodiff = Referee(push, floats, args, still)
+    in_float64 = Referee(in_outputs, floats, args)
     reports = {}
     for source, chosen in _each_and_all(floats, without=surrogate):
         tangents = still | {path: _tangent(floats[path], rng) for path in chosen}
@@ -182,7 +180,8 @@ def check_jvp(
             claim=own if jvp is None else claimed,
             leaves=leaves,
             probes=functools.partial(_probe_outputs, in_float64, wide, outputs),
-            autodiff=functools.partial(_autodiff_along, autodiff, wide),
+            autodiff=autodiff,
+            seeds=[wide],
             surrogate=outputs if source in surrogate else (),
             rng=rng,
         )
@@ -207,10 +206,6 @@ def _push_by_autodiff(
 
 def _pusher(tangents: Floats, in_outputs: Callable[..., Floats]) -> Any:
     return functools.partial(_push_by_autodiff, in_outputs, tangents=tangents)
-
-
-def _autodiff_along(autodiff: Referee, moves: Floats, points: Floats) -> Floats:
-    return autodiff(points, moves)
 
 
 def _probe_outputs(
