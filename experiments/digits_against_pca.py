@@ -1,8 +1,8 @@
 """Does a tied autoencoder reconstruct digits better than PCA with as many components?
 
 Claim: on digits with H = 16, tied weights and Bernoulli output, identity and relu
-latents reconstruct held-out images with less squared error than PCA with 16 components;
-a bounded sigmoid code does not.
+latents reconstruct held-out images with less squared error than PCA with 16 components,
+by at least 2 %; a bounded sigmoid code does not.
 
 Source: Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke,
 October 2012, whose model this is. PCA is scikit-learn's: of all linear reconstructions,

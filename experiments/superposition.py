@@ -5,9 +5,9 @@ own or shares one, as the exact losses of a few candidates say: in 95 % of the c
 density by importance, where one kind of candidate leads by 10 %; and the trained loss
 is nowhere 2 % above the best candidate's. Of n = 20 features in m = 5 latents, dense
 ones leave dimensions to the 5 most important; the rarer they are, the more are
-represented, beyond two a dimension; without the relu it is 5 always. Of n = 400 in
-m = 30, dimensions per feature, D* = m / ||W||^2, stay within 0.05 of 1 over a range of
-densities, and of 1/2 over another.
+represented (give or take one), beyond two a dimension; without the relu it is 5 always.
+Of n = 400 in m = 30, dimensions per feature, D* = m / ||W||^2, stay within 0.05 of 1
+over a range of densities, and of 1/2 over another.
 
 Source: Elhage et al., Toy Models of Superposition, 2022,
 https://transformer-circuits.pub/2022/toy_model: the model, the candidates, what to look

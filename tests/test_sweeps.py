@@ -86,7 +86,7 @@ def test_in_sequence_every_lane_is_the_single_run_to_the_bit(gradient):
 
 
 @pytest.mark.parametrize(
-    "lanes_at_once", [3, None, pytest.param(2, marks=pytest.mark.slow)]
+    "lanes_at_once", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
 )
 def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
     found = jaxae.sweep(
