@@ -121,7 +121,8 @@ def train(
         )
     if (sentence := in_vain(job, run)) is not None:
         warnings.warn(sentence, RuntimeWarning, stacklevel=2)
-    for part in ("train", "validation"):
+    # A run that diverged has been warned of, and its latents are what that left.
+    for part in ("train", "validation") if run.stopped_at is None else ():
         for sentence in diagnostics.remarks(_last(run, part)):
             warnings.warn(f"{part} data: {sentence}", RuntimeWarning, stacklevel=2)
     return run
