@@ -315,7 +315,7 @@ def train_by_half(ae, optimizer, parts, settings) -> list[dict]:
     def run(moves, rate, seed):
         init_key, key = jax.random.split(jax.random.key(seed))
         params = jaxae.untie(ae.init(init_key))
-        hparams = {"learning_rate": rate, "moves": moves}
+        hparams = {"learning_rate": rate, **shares(moves)}
         return train_and_look(look, untied, params, hparams, key, train, settings, mix)
 
     for in_axes in ((None, None, 0), (None, 0, None), (0, None, None)):
@@ -333,14 +333,29 @@ def train_by_half(ae, optimizer, parts, settings) -> list[dict]:
     return rows
 
 
+SHARES = (
+    "W_enc_by_encoder",
+    "W_enc_by_decoder",
+    "W_dec_by_encoder",
+    "W_dec_by_decoder",
+)
+
+
+def shares(variant) -> dict:
+    """The hyperparameters of a variant `[2, 2]`: how much of which path moves which."""
+    return dict(zip(SHARES, jnp.ravel(jnp.asarray(variant)), strict=True))
+
+
 def optimizer_of_mixtures(optimizer, hparams):
-    """`optimizer` on mixtures of the two paths' gradients, as hparams["moves"] says."""
+    """`optimizer` on mixtures of the two paths' gradients, see `shares`."""
 
     def mix(grads, params):
         del params
-        paths = jnp.stack([grads.W_enc, grads.W_dec])
-        W_enc, W_dec = jnp.tensordot(hparams["moves"], paths, 1)
-        return grads._replace(W_enc=W_enc, W_dec=W_dec)
+        to_enc_e, to_enc_d, to_dec_e, to_dec_d = (hparams[name] for name in SHARES)
+        return grads._replace(
+            W_enc=to_enc_e * grads.W_enc + to_enc_d * grads.W_dec,
+            W_dec=to_dec_e * grads.W_enc + to_dec_d * grads.W_dec,
+        )
 
     return optax.chain(optax.stateless(mix), optimizer(hparams))
 

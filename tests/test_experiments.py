@@ -196,7 +196,7 @@ def test_copies_moved_by_both_paths_train_as_tied_weights_do():
     tied = ae.init(init_key)
     expected = train(ae, tied, hparams, optimizers.sgd)
     mixed = functools.partial(study.optimizer_of_mixtures, optimizers.sgd)
-    hparams = hparams | {"moves": np.array(study.VARIANTS["both paths"])}
+    hparams = hparams | study.shares(study.VARIANTS["both paths"])
     untied = dataclasses.replace(ae, tied=False)
     found = train(untied, jaxae.untie(tied), hparams, mixed)
     assert np.ptp(np.asarray(expected.W), axis=0).max() > 0.01  # it does train

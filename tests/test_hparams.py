@@ -252,7 +252,7 @@ def raising(key, hparams):
 @pytest.mark.parametrize(
     "source, words",
     [
-        (text, "batch must be an array of floats, got 'rows'"),
+        (text, "batch must hold numbers, got 'rows'"),
         (narrow, r"batch must have shape \[B, 6\], got \[8, 5\]"),
         (whole, "batch has dtype int"),
         (three, "got a tuple of 3"),
