@@ -18,16 +18,18 @@ test-all: $(INSTALLED)  ## pairs and triples of parts, and the slow studies as w
 
 # Tests that compare numbers of two programs, or with an oracle to a few roundings, or
 # that decide by such numbers: these depend on the processor. The others compare to the
-# bit what one machine computes, or with a wide tolerance.
+# bit what one machine computes, or with a wide tolerance. XLA's emitters are the default
+# ones here; `make test` has others, which compile faster (tests/conftest.py).
 SENSITIVE := $(patsubst %,tests/test_%.py,activations contracts diagnostics experiments \
   gradcheck manual metrics observations precision superposition sweeps training)
-test-portable: $(INSTALLED)  ## those tests as on other x86 processors, a quarter of an hour
-	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" $(BIN)/python -m pytest -n auto $(SENSITIVE)
-	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=SSE4_2" $(BIN)/python -m pytest -n auto $(SENSITIVE)
-	OPENBLAS_CORETYPE=Haswell $(BIN)/python -m pytest -n auto $(SENSITIVE)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-	  XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_multi_thread_eigen=false" \
-	  $(BIN)/python -m pytest -n auto $(SENSITIVE)
+PYTEST_SENSITIVE := $(BIN)/python -m pytest -n auto --default-emitters $(SENSITIVE)
+test-portable: $(INSTALLED)  ## those tests as on other x86 processors, half an hour
+	$(PYTEST_SENSITIVE)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" $(PYTEST_SENSITIVE)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=SSE4_2" $(PYTEST_SENSITIVE)
+	OPENBLAS_CORETYPE=Haswell $(PYTEST_SENSITIVE)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_multi_thread_eigen=false" OMP_NUM_THREADS=1 \
+	  OPENBLAS_NUM_THREADS=1 $(PYTEST_SENSITIVE)
 
 soak: $(INSTALLED)  ## kill training a hundred times; results in runs/soak
 	$(BIN)/python tests/soak.py --kills 100 --out runs/soak

@@ -3,6 +3,8 @@
 import functools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -45,6 +47,28 @@ def pytest_addoption(parser):
     parser.addoption(
         "--slow", action="store_true", help="run pairs of parts and long studies too"
     )
+    parser.addoption(
+        "--default-emitters",
+        action="store_true",
+        help="compile as users do, in twice the time; --slow does so too",
+    )
+
+
+# XLA's older emitters of CPU code, which compile a small program in half the time. Users
+# have the newer ones, and so do `make test-all` and `make test-portable`.
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+    flags = os.environ.get("XLA_FLAGS", "")
+    is_default = config.getoption("--slow") or config.getoption("--default-emitters")
+    if is_default or hasattr(config, "workerinput"):  # whose flags are its parent's
+        return
+    with_older = {**os.environ, "XLA_FLAGS": f"{flags} {OLDER_EMITTERS}"}
+    # XLA ends a process whose flags it does not know, as jaxlib 0.12 does for this one.
+    jit = [sys.executable, "-c", "import jax; jax.jit(lambda x: x)(1.0)"]
+    if subprocess.run(jit, env=with_older, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = with_older["XLA_FLAGS"]
 
 
 def pytest_unconfigure():
