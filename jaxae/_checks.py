@@ -147,7 +147,7 @@ def _as_array(name: str, value: Any) -> Any:
             f"{name} must hold numbers, got {describe(value)}: of a file take "
             "jaxae.data.load(path).train."
         )
-    dense = [method for method in ("toarray", "todense") if hasattr(value, method)]
+    dense = [name for name in ("toarray", "todense") if hasattr(type(value), name)]
     if dense:
         raise ValueError(
             f"{name} must be dense, got a sparse {type(value).__name__}: give "
@@ -171,13 +171,14 @@ def refuse_masked(name: str, value: Any) -> None:
 def is_table(value: Any) -> bool:
     """Whether this is a data frame: a dtype for each column."""
     # xarray's arrays have to_numpy too, but one dtype, and can be read by blocks.
-    is_frame = hasattr(value, "to_numpy") or hasattr(value, "__dataframe__")
-    return is_frame and not hasattr(value, "dtype")
+    kind = type(value)  # a frame has its columns for attributes, whatever their names
+    is_frame = hasattr(kind, "to_numpy") or hasattr(kind, "__dataframe__")
+    return is_frame and not hasattr(kind, "dtype")
 
 
 def is_tensor(value: Any) -> bool:
     """Whether this is a tensor of torch."""
-    return hasattr(value, "detach") and hasattr(value, "numpy")
+    return hasattr(type(value), "detach") and hasattr(type(value), "numpy")
 
 
 def _of_table(name: str, table: Any) -> Any:

@@ -54,8 +54,8 @@ def pytest_addoption(parser):
     )
 
 
-# XLA's older emitters of CPU code, which compile a small program in half the time. Users
-# have the newer ones, and so do `make test-all` and `make test-portable`.
+# XLA's older emitters of CPU code compile a small program in half the time. Users have
+# the newer ones, as do `make test-all` and `make test-portable`.
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 

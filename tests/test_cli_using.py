@@ -407,7 +407,9 @@ def first(home):
     return home / "first"
 
 
-def test_a_run_starts_from_another_with_its_model_and_scaling(first, here, tmp_path):
+def test_a_run_starts_from_another_with_its_model_and_scaling(
+    first, here, tmp_path, capsys
+):
     """With no learning rate to speak of it stays there, whatever its own rows are."""
     shutil.copytree(first, tmp_path / "first")
     start = ("train", *STILL, "--data", "shifted.npy", "--start-from")
@@ -420,9 +422,24 @@ def test_a_run_starts_from_another_with_its_model_and_scaling(first, here, tmp_p
     scalings = [tmp_path / run / "scaling.safetensors" for run in ("first", "second")]
     assert scalings[0].read_bytes() == scalings[1].read_bytes()
     # The repetition needs neither the options nor, to be used, the run before.
-    config = tmp_path / "second/config.json"
-    assert main("train", "--config", config, "--out", tmp_path / "third") == 0
+    repeat = ("train", "--config", tmp_path / "second/config.json", "--out")
+    assert main(*repeat, tmp_path / "third") == 0
     assert made(tmp_path / "third") == made(tmp_path / "second")
+    # From other parameters it would be no repetition, nor the same run resumed.
+    jaxae.save(tmp_path / "other", ae, jax.tree.map(np.negative, params))
+    other = (tmp_path / "other/params.safetensors").read_bytes()
+    (tmp_path / "first/params.safetensors").write_bytes(other)
+    capsys.readouterr()
+    assert main(*repeat, tmp_path / "fourth") == 2
+    assert_refused(capsys, "before the parameters there changed", "--start-from")
+    resumed = (*start, tmp_path / "first", "--resume")
+    assert main(*resumed, "--out", tmp_path / "second") == 2
+    assert_refused(capsys, f"{tmp_path / 'first'} had other parameters when it began")
+    assert (
+        main(*start, tmp_path / "first", "--out", tmp_path / "first", "--overwrite")
+        == 2
+    )
+    assert_refused(capsys, "is where --start-from are read from")
     shutil.rmtree(tmp_path / "first")
     assert main("evaluate", tmp_path / "third", "-o", tmp_path / "found.json") == 0
     results = json.loads((tmp_path / "third/results.json").read_text())
@@ -473,6 +490,9 @@ def test_the_folder_of_a_sweep_says_where_its_best_model_is(here, tmp_path, caps
         assert_refused(capsys, f"its best model is in {swept / 'best'}.")
     with pytest.raises(ValueError, match=r"best model is in .*swept.best\.$"):
         jaxae.load(swept)
+    for option in ("--overwrite", "--resume"):  # a run beside it would break it
+        assert main("train", *SMALL, "--out", swept, option) == 2
+        assert_refused(capsys, f"--out {swept} is the folder of a sweep")
     assert main("evaluate", swept / "best") == 0
     assert os.listdir(tmp_path) == ["swept"]
 

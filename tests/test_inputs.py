@@ -247,6 +247,9 @@ def test_training_on_a_frame_is_training_on_its_array():
         for given in (frame, rows)
     )
     assert frames.metrics == arrays.metrics
+    # Columns are attributes of a frame: their names do not make it something else.
+    frame.columns = ["dtype", "toarray", "detach", "shape"]
+    np.testing.assert_array_equal(data.survey(frame).mean, data.survey(rows).mean)
     for one, other in zip(frames.params[:3], arrays.params[:3], strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxae import _checks, activations, observations
-from jaxae._files import write_atomically
+from jaxae._files import expanded, write_atomically
 from jaxae._version import __version__
 from jaxae.autoencoder.model import Autoencoder
 from jaxae.autoencoder.parametrizations import Params
@@ -63,7 +63,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     """
     _check_can_be_found_again(ae)
     ae.check_params(params)
-    directory = _checks.folder("directory", directory)
+    directory = expanded(_checks.folder("directory", directory))
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
     model = describe(ae)
@@ -97,7 +97,7 @@ def load(
         given, float64 parameters would lose digits (x64 is off), or the folder is that
         of a sweep (which names its best model's).
     """
-    directory = _checks.folder("directory", directory)
+    directory = expanded(_checks.folder("directory", directory))
     refuse_sweep(directory)
     model = _read_model(directory / CONFIG_FILE)
     tensors, metadata = read_tensors(directory / PARAMS_FILE)
@@ -118,10 +118,9 @@ def refuse_sweep(directory: Path) -> None:
     Raises:
       ValueError: naming the folder of the best one.
     """
-    config = directory / CONFIG_FILE
-    if (directory / LANES_FILE).is_file() and not config.exists():
+    if (directory / LANES_FILE).is_file() and not (directory / CONFIG_FILE).exists():
         advice = "save one of its models by jaxae.save(DIR, ae, sweep.params(lane))"
-    elif not _is_of_sweep(config):
+    elif not is_sweep(directory):
         return
     elif (directory / BEST).is_dir():
         advice = f"its best model is in {directory / BEST}"
@@ -130,9 +129,10 @@ def refuse_sweep(directory: Path) -> None:
     raise ValueError(f"{directory} is the folder of a sweep, not of a model; {advice}.")
 
 
-def _is_of_sweep(config: Path) -> bool:
+def is_sweep(directory: Path) -> bool:
+    """Whether `jaxae sweep` wrote the folder."""
     try:
-        found = json.loads(config.read_bytes())
+        found = json.loads((directory / CONFIG_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):  # refused where a model is read
         return False
     return isinstance(found, dict) and "sweep" in found and "model" not in found

@@ -19,8 +19,15 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
-from jaxae._files import write_atomically
-from jaxae.autoencoder.files import BEST, CONFIG_FILE, PARAMS_FILE, refuse_sweep
+from jaxae._files import expanded, write_atomically
+from jaxae.autoencoder.files import (
+    BEST,
+    CONFIG_FILE,
+    LANES_FILE,
+    PARAMS_FILE,
+    is_sweep,
+    refuse_sweep,
+)
 from jaxae.checkpoints import locked
 from jaxae.data.scaling import SCALING_FILE
 
@@ -56,10 +63,14 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
         raise ValueError("--out must name a folder, got ''.")
     if overwrite and resume:
         raise ValueError("--overwrite and --resume exclude each other; give one.")
-    out = Path(name)
+    out = expanded(name)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
     _check_kinds(out)
+    if is_sweep(out) or (out / LANES / LANES_FILE).is_file():
+        raise ValueError(
+            f"--out {out} is the folder of a sweep; choose another folder."
+        )
     if resume:
         _check_states(out)
     if not (overwrite or resume) and holds_run(out):

@@ -13,7 +13,7 @@ import jax
 
 import jaxae
 from jaxae import _checks
-from jaxae._files import write_atomically
+from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
 from jaxae.cli import building, folder, outcome, reporting
 from jaxae.cli import space as space_module
@@ -81,7 +81,7 @@ def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
     if not options.out:
         raise ValueError("--out must name a folder, got ''.")
-    out = Path(options.out)
+    out = expanded(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
     names = (CONFIG_FILE, folder.TIMING_FILE, *outcome.FILES)

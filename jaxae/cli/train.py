@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics
+from jaxae._files import expanded
 from jaxae.checkpoints import OtherRunError
 from jaxae.cli import building, folder, pictures
 from jaxae.cli import splits as splits_module
@@ -31,22 +32,23 @@ def train(options: TrainOptions) -> int:
     out = folder.check_out(options.out, options.overwrite, options.resume)
     check_folder(out)
     if options.overwrite:
-        check_inputs(out, data=options.data, params=options.params)
+        start = {"params": options.params, "start-from": options.start_from}
+        check_inputs(out, data=options.data, **start)
     with jax.enable_x64(options.dtype == "float64"), Interrupt() as interrupt:
         return _train(options, out, interrupt)
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     splits = splits_module.load(options, jaxae.observations.get(options.observation))
-    _check_repeats(options, splits)
     job = _job(options, splits)
+    _check_repeats(options, splits, job)
     interrupt.raise_if_requested()
     with folder.held(out):
         # Every refusal but that of another run lies behind: now the disk may change.
         if not options.resume:
             folder.clear(out)
         folder.clear_unfinished(out)
-        described = _describe(options, splits, job.hparams)
+        described = _describe(options, splits, job)
         with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
             progress = _start(job, checkpoints, options)
             if _is_done(out, job, progress):
@@ -123,7 +125,12 @@ def _start(job: host.Job, checkpoints: Any, options: TrainOptions) -> Any:
         try:
             progress = host.start(job, checkpoints)
         except OtherRunError as error:
-            found = folder.differences(Path(options.out), options) or error.difference
+            found = (
+                folder.differences(expanded(options.out), options) or error.difference
+            )
+            start = options.start_from or options.params
+            if start is not None and found.startswith("params is "):
+                found = f"{start} had other parameters when it began"
             raise OtherRunError(f"--out {options.out}", found) from None
     for warning in caught:
         note(str(warning.message))
@@ -147,8 +154,12 @@ def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -
     )
 
 
-def _check_repeats(options: TrainOptions, splits: Splits) -> None:
-    """Refuse to repeat a run on other data; say what else is not as it was."""
+def _check_repeats(options: TrainOptions, splits: Splits, job: host.Job) -> None:
+    """Refuse to repeat a run on other data or from another start; note the rest.
+
+    Raises:
+      ValueError: naming the option.
+    """
     if options.config is None:
         return
     config = folder.read_config(Path(options.config))
@@ -159,6 +170,21 @@ def _check_repeats(options: TrainOptions, splits: Splits) -> None:
             f"--config {options.config} was made with data whose SHA-256 is {was}, but "
             f"that of {now.source} is {now.sha256}; restore the data, or name others "
             "with --data."
+        )
+    for name in ("params", "start_from"):
+        run, start = getattr(options, name), config.get("start_sha256")
+        is_same_run = run is not None and config["options"].get(name) == run
+        if is_same_run and start not in (None, _start_sha256(job)):
+            raise ValueError(
+                f"--config {options.config} was made from {run} before the parameters "
+                f"there changed; restore them, or name another run with "
+                f"--{name.replace('_', '-')}."
+            )
+    if "trial" in config:
+        note(
+            f"{options.config} is of a lane of a sweep, and no option gives its key: "
+            "this run draws other numbers. In Python, jaxae.train repeats the lane, "
+            'with the key of its "trial".'
         )
     for name, value in folder.environment().items():
         if config.get(name) != value:
@@ -204,14 +230,22 @@ def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, described) -
     save_scaling(out, splits.scaling)
 
 
-def _describe(options: TrainOptions, splits: Splits, hparams) -> dict[str, Any]:
+def _describe(options: TrainOptions, splits: Splits, job: host.Job) -> dict[str, Any]:
     """What `config.json` says beside the model."""
+    start = _start_sha256(job)
     return {
         "options": folder.to_options(options),
-        "hparams": {name: float(str(value)) for name, value in hparams.items()},
+        "hparams": {name: float(str(value)) for name, value in job.hparams.items()},
         "data": splits_module.describe(splits),
+        **({} if start is None else {"start_sha256": start}),
         **folder.environment(),
     }
+
+
+def _start_sha256(job: host.Job) -> str | None:
+    """Of the parameters that a run starts from, where they are not drawn."""
+    assert job.identity is not None  # a run of the command line is saved
+    return job.identity["params"]
 
 
 # ---- results -------------------------------------------------------------------------
