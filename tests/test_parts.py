@@ -64,6 +64,14 @@ WRONG = {
         lambda: learns(init=lambda H: jnp.full(H, 0.25)),
         r"activation prelu: init must return a tuple of arrays.*got float32\[4\]",
     ),
+    "init nested": (
+        lambda: learns(init=lambda H: ((jnp.full(H, 0.25),),)),
+        "activation prelu: init must return a tuple of arrays.*0/0: float32",
+    ),
+    "init nothing": (
+        lambda: learns(init=lambda H: ()),
+        r"activation prelu: init must return a tuple of arrays.*got tuple\(\)",
+    ),
     "init text": (
         lambda: observes(init=lambda D: ("zeros",)),
         "observation scaled_gaussian: init must return a tuple.*0: 'zeros'",

@@ -12,7 +12,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
-from jaxae.training import epochs, host, refusals
+from jaxae.training import epochs, host, looking, refusals
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -307,6 +307,9 @@ def test_a_pure_source_is_endless_data():
     assert_falls(run.metrics["train/loss"])
     with pytest.raises(ValueError, match="steps_per_epoch must say how many"):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
+    # Lists stand for arrays, also among the rows that metrics are of.
+    listed = looking.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
+    assert listed.shape[1] == 6 and jnp.ndim(listed) == 2
     with pytest.raises(ValueError, match="lacks height"):
         train(data=source, config=config(steps_per_epoch=2))
 

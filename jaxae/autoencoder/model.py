@@ -376,9 +376,11 @@ def product(W, v, dtype):
 
 def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
     """What a part learns, at its start."""
-    theta = () if part.init is None else part.init(size)
-    are_arrays = all(_checks.is_real(leaf) for _, leaf in _checks.named(theta))
-    if not (isinstance(theta, tuple) and are_arrays):
+    if part.init is None:
+        return ()
+    theta = part.init(size)
+    is_tuple = isinstance(theta, tuple) and bool(theta)
+    if not (is_tuple and all(map(_checks.is_real, theta))):
         raise ValueError(
             f"{kind} {part}: init must return a tuple of arrays of numbers, one for "
             f"each thing that is learned, got {_checks.outline(theta)}."

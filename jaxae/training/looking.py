@@ -112,4 +112,8 @@ def probe(data: Any, key, hparams) -> Any:
 def _drawn(key, hparams, *, source) -> Any:
     keys = jax.random.split(key, _PROBE_BATCHES)
     batches = [source(key, hparams) for key in keys]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
+
+    def joined(*parts):  # each an array, or a list that stands for one
+        return jnp.concatenate(list(map(jnp.asarray, parts)))
+
+    return jax.tree.map(joined, *batches, is_leaf=lambda part: isinstance(part, list))
