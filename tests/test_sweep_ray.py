@@ -57,6 +57,7 @@ def cluster(tmp_path_factory):
         ray.shutdown()
 
 
+@pytest.mark.slow  # without halving, the next test compares the same tables
 def test_a_cluster_makes_what_one_process_makes(cluster):
     halving = jaxae.sweeps.Halving()
     found, expected = sweep(engine="ray", halving=halving), sweep(halving=halving)
