@@ -210,13 +210,20 @@ def test_a_penalty_on_weights_has_its_derivative_untied_too(name, x64):
         report.assert_ok()
 
 
+HELD = [
+    (name, field)
+    for name, part in PARTS.items()
+    for field in DERIVATIVES[type(part)]
+    if getattr(part, field) is not None
+]
+FIRST = {field: (name, field) for name, field in reversed(HELD)}  # of each kind
+
+
 @pytest.mark.parametrize(
     "name, field",
     [
-        (name, field)
-        for name, part in PARTS.items()
-        for field in DERIVATIVES[type(part)]
-        if getattr(part, field) is not None
+        pytest.param(*held, marks=() if held in FIRST.values() else pytest.mark.slow)
+        for held in HELD
     ],
 )
 def test_no_derivative_may_be_wrong_by_a_millionth(name, field, x64):
