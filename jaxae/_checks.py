@@ -147,12 +147,12 @@ def _as_array(name: str, value: Any) -> Any:
             f"{name} must hold numbers, got {describe(value)}: of a file take "
             "jaxae.data.load(path).train."
         )
-    dense = [name for name in ("toarray", "todense") if hasattr(type(value), name)]
-    if dense:
-        raise ValueError(
-            f"{name} must be dense, got a sparse {type(value).__name__}: give "
-            f"X.{dense[0]}(), or Rows whose X[rows] are dense."
-        )
+    for to_dense in ("toarray", "todense"):  # of a sparse matrix
+        if hasattr(type(value), to_dense):
+            raise ValueError(
+                f"{name} must be dense, got a sparse {type(value).__name__}: give "
+                f"X.{to_dense}(), or Rows whose X[rows] are dense."
+            )
     if is_table(value):
         return _of_table(name, value)
     return _of_tensor(name, value) if is_tensor(value) else value

@@ -295,10 +295,10 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
 
 
 def check_parts(objective: Objective, key, config: TrainConfig) -> None:
-    """Refuse parts of the user's own whose functions return what they must not.
+    """Refuse custom parts whose functions return a wrong shape, dtype or type.
 
-    What training computes is traced once, for shapes: the objective, what is looked at
-    when an epoch ends, and the hand-derived gradient where that is computed.
+    Traces the objective, the metrics of an epoch and, where training uses it, the
+    hand-derived gradient. Nothing is computed.
 
     Raises:
       ValueError: naming the part, its function and the leaf.
