@@ -138,8 +138,8 @@ def test_latents_that_say_nothing_about_the_rows_are_noted(here, tmp_path, capsy
             if name in said:
                 assert err == (
                     f"jaxae: note: every latent {said[name]} on every row of "
-                    f"{tmp_path}/new.npy; are they like the rows that run was trained "
-                    "on, in the same units?\n"
+                    f"{tmp_path}/new.npy; check that its rows differ, and that their "
+                    "units are those of the rows run was trained on.\n"
                 )
             else:
                 assert err == ""
@@ -166,8 +166,8 @@ def test_a_table_is_followed_by_what_to_tell_of_it(capsys):
     print_results({"train": dead, "validation": {**dead, "fvu": np.nan}})
     found = capsys.readouterr().err.splitlines()
     assert len(found) == 2
-    assert found[0].startswith("jaxae: note: train, validation: every latent is 0 on")
-    assert found[1].startswith("jaxae: note: validation: every row looked at is the sa")
+    assert found[0].startswith("jaxae: note: train, validation: all latents are dead")
+    assert found[1].startswith("jaxae: note: validation: all rows are equal, so their")
 
 
 def test_the_best_epoch_is_used_where_it_is_named(here, tmp_path):
@@ -726,7 +726,7 @@ def test_the_smallest_data_are_trained_on_and_used(here, tmp_path, capsys, name)
     notes = capsys.readouterr().err.splitlines()
     assert all(line.startswith("jaxae: note: ") for line in notes)
     is_constant = name != "one column"
-    assert any("there is no variance to explain" in n for n in notes) == is_constant
+    assert any("all rows are equal" in n for n in notes) == is_constant
     assert any("every latent is the same" in n for n in notes) == (
         len(rows) > 1 and is_constant
     )

@@ -301,10 +301,10 @@ def test_dead_latents_and_rows_that_are_all_the_same_are_told_of_at_the_end():
     dead = params._replace(b_enc=params.b_enc - 99)
     same = np.tile(X[:1], (len(X), 1))
     cases = {
-        ("train data: every latent is 0 on every row",): (dead, X, None),
+        ("train data: all latents are dead",): (dead, X, None),
         (
-            "train data: every row looked at is the same",
-            "validation data: every row looked at is the same",
+            "train data: all rows are equal",
+            "validation data: all rows are equal",
         ): (params, same, same),
     }
     hparams = {"learning_rate": 1e-3}

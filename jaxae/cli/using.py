@@ -94,9 +94,9 @@ def reconstruct(options: ReconstructOptions) -> int:
 
 
 class _Latents:
-    """What `output` takes of the forward pass of each block `[n, D]`.
+    """`output` of the forward pass of each block `[n, D]`.
 
-    Meanwhile it looks at how the latents vary over all rows.
+    Also records the range and the saturation of the latents over all blocks.
     """
 
     def __init__(self, model: Trained, output: Callable[[Forward], Any]):
@@ -125,7 +125,7 @@ class _Latents:
         return found
 
     def remark(self, name: str, num_rows: int) -> None:
-        """Note latents that say nothing about these rows."""
+        """Print a note if all latents are constant on the rows of that file."""
         if not np.any(self._low) and not np.any(self._high):
             found = "is 0"
         elif num_rows > 1 and np.all(self._low == self._high):
@@ -135,8 +135,9 @@ class _Latents:
         else:
             return
         note(
-            f"every latent {found} on every row of {name}; are they like the rows that "
-            f"{self._model.path} was trained on, in the same units?"
+            f"every latent {found} on every row of {name}; check that its rows differ, "
+            f"and that their units are those of the rows {self._model.path} was "
+            "trained on."
         )
 
 

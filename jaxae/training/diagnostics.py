@@ -62,21 +62,17 @@ def evaluate(
     return as_metrics(objective, functools.reduce(merge, found))
 
 
-def remarks(seen: Mapping[str, float]) -> list[str]:
-    """What to tell of the metrics of a data set, a sentence each."""
-    found = []
-    if math.isnan(seen.get("fvu", 0)) and math.isfinite(seen["squared_error"]):
-        found.append(
-            "every row looked at is the same, so there is no variance to explain, and "
-            "fvu is nan."
+def remarks(metrics: Mapping[str, float]) -> list[str]:
+    """Warnings that the metrics of a dataset call for, a sentence each."""
+    sentences = []
+    if math.isnan(metrics.get("fvu", 0)) and math.isfinite(metrics["squared_error"]):
+        sentences.append("all rows are equal, so their variance is 0 and fvu is nan.")
+    if metrics.get("dead_fraction") == 1:
+        sentences.append(
+            "all latents are dead (0 on every row), so all reconstructions are equal. "
+            "Try a smaller learning_rate, weaker penalties or another scaling."
         )
-    if seen.get("dead_fraction") == 1:
-        found.append(
-            "every latent is 0 on every row looked at (dead), so all reconstructions "
-            "are the same. Try a smaller learning_rate or weaker penalties, and look "
-            "at the scaling of the data."
-        )
-    return found
+    return sentences
 
 
 class Spread(NamedTuple):
