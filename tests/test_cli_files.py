@@ -150,10 +150,10 @@ def test_overwrite_removes_nothing_that_is_read(here, tmp_path, capsys):
         ("--data", run / "best/X.npy"),
     ):
         assert train(run, "--overwrite", *options) == 2
-        assert_refused(capsys, f"--out {run} is where {options[0]} are read from")
+        assert_refused(capsys, f"which {options[0]} reads")
     judge = ("gradcheck", "module:f", "--params", run / "best/params.safetensors")
     assert main(*judge, "--out", run, "--overwrite") == 2
-    assert_refused(capsys, f"--out {run} is where --params are read from")
+    assert_refused(capsys, "which --params reads")
     assert bytes_of(run) == before
 
 

@@ -439,7 +439,7 @@ def test_a_run_starts_from_another_with_its_model_and_scaling(
         main(*start, tmp_path / "first", "--out", tmp_path / "first", "--overwrite")
         == 2
     )
-    assert_refused(capsys, "is where --start-from are read from")
+    assert_refused(capsys, "which --start-from reads")
     shutil.rmtree(tmp_path / "first")
     assert main("evaluate", tmp_path / "third", "-o", tmp_path / "found.json") == 0
     results = json.loads((tmp_path / "third/results.json").read_text())

@@ -97,8 +97,8 @@ def check_inputs(out: Path, **inputs: str | None) -> None:
         parts = path.relative_to(home).parts if path.is_relative_to(home) else ("..",)
         if not parts or parts[0] in (*_FOLDERS, *_FILES):
             raise ValueError(
-                f"--out {out} is where --{option} are read from, and would be "
-                "replaced; choose another folder."
+                f"--out {out} would replace {name}, which --{option} reads; choose "
+                "another folder."
             )
 
 
