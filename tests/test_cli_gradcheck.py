@@ -191,7 +191,8 @@ def test_a_run_folder_gives_the_params_that_it_holds(mine, capsys):
     # The run that is judged is not replaced by the verdict on it.
     for params in ("run", os.path.join("run", "params.safetensors")):
         assert gradcheck(*arguments, params, "--out", "run")[0] == 2
-        assert "--out run is where" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"--out run would replace {params}, which --params reads" in error
     assert jaxae.load("run")[0] == ae
 
 
