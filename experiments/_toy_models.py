@@ -20,7 +20,7 @@ LEAST_NORM = 0.5  # of a feature that is represented
 LEAST_INTERFERENCE = 0.25  # of one that is superposed: two that share, evenly, have 1
 
 
-def objective(num_features, latent_dim, importance=None, link=activations.relu):
+def objective(num_features, latent_dim, importance=None, inverse_link=activations.relu):
     """x_hat = o(W^T W x + b): tied, no bias before the latents; I_i is a weight.
 
     The loss has the factor 1/2 of the lecture, which the paper's has not.
@@ -30,7 +30,7 @@ def objective(num_features, latent_dim, importance=None, link=activations.relu):
             input_dim=num_features,
             latent_dim=latent_dim,
             activation=activations.identity,
-            observation=observations.gaussian_link(link, importance),
+            observation=observations.gaussian_with(inverse_link, importance),
             bias=False,
         )
     )

@@ -263,7 +263,7 @@ def show(rows, widths) -> None:
 
 # ---- what is seen --------------------------------------------------------------------
 
-MOST_SHOWN = 20  # of a loss: predicting the mean costs less
+MAX_SHOWN = 20  # of a loss: predicting the mean costs less
 COLOURS = {"adam": "#d1495b", "sgd": "#335c67", "momentum": "#e09f3e"}
 
 
@@ -284,7 +284,7 @@ def draw_losses(rows, widths, path) -> None:
         panels, np.reshape(rows, panels.shape), strict=True
     ):
         least = min(row["lowest_loss"].min() for row in shown)
-        of_observation[0].set_ylim(0.7 * least, MOST_SHOWN)
+        of_observation[0].set_ylim(0.7 * least, MAX_SHOWN)
     for axes in panels[-1]:
         axes.set_xlabel("learning rate")
     figure.supylabel("validation loss above that of x̂ = x")
@@ -303,7 +303,7 @@ def draw_curve(axes, row, i, colour, label) -> None:
     best = [int(np.argmin(loss))]
     axes.plot(rates, loss, "-o", color=colour, markevery=best, label=label)
     band = rates, row["lowest_loss"][i], row["highest_loss"][i]
-    is_shown = loss <= MOST_SHOWN
+    is_shown = loss <= MAX_SHOWN
     axes.fill_between(*band, where=is_shown, color=colour, alpha=0.2, lw=0)
 
 

@@ -58,7 +58,7 @@ from jaxae import activations, optimizers
 
 LEAD = 1.1  # of the best kind of candidate, where a cell is judged
 LEAST_AGREEMENT = 0.95  # not 1: near boundaries, solutions in between are better
-MOST_ABOVE = 1.02  # times the best candidate's loss
+MAX_ABOVE = 1.02  # times the best candidate's loss
 NEAR = 0.05  # of dimensions per feature to a plateau
 # Features by which a rarer density may have fewer: one more or less is about as good,
 # so that rounding may choose.
@@ -321,7 +321,7 @@ def judge(phases, importance, geometry) -> dict[str, bool]:
         holds[f"{name}: as the best candidate"] = bool(
             agrees[is_decided].mean() > LEAST_AGREEMENT
         )
-        holds[f"{name}: as good as the best candidate"] = bool(ratio.max() < MOST_ABOVE)
+        holds[f"{name}: as good as the best candidate"] = bool(ratio.max() < MAX_ABOVE)
     relu, linear = (
         [row for row in importance if row["model"] == name]
         for name in ("relu", "linear")

@@ -29,7 +29,7 @@ class Activation(NamedTuple):
       init: `(latent_dim) -> theta`, a tuple or NamedTuple of arrays, if g is learned.
       vjp_theta: `(a, z, dz, *theta) -> dtheta`, a tuple like theta, for one example.
       init_gain: factor on Glorot's uniform limit for weights in front of this g.
-      image: bounds of g; kl_sparsity needs latents between 0 and 1.
+      output_range: bounds of g; kl_sparsity needs latents between 0 and 1.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Activation(NamedTuple):
     init: Callable[..., tuple] | None = None
     vjp_theta: Callable[..., tuple] | None = None
     init_gain: float = 1.0
-    image: tuple[float, float] = (-math.inf, math.inf)
+    output_range: tuple[float, float] = (-math.inf, math.inf)
 
     def checked_vjp(self, a, z, dz, theta: tuple) -> Array:
         """vjp, refused unless it is like a."""
@@ -70,7 +70,7 @@ def elementwise(
     curvature: Callable[..., Array] | None = None,
     *,
     init_gain: float = 1.0,
-    image: tuple[float, float] = (-math.inf, math.inf),
+    output_range: tuple[float, float] = (-math.inf, math.inf),
 ) -> Activation:
     """An elementwise activation: da_i = dz_i g'(a_i).
 
@@ -79,11 +79,17 @@ def elementwise(
       apply: `a -> g(a)`.
       slope: `(a, z) -> g'(a)`.
       curvature: `(a, z) -> g''(a)`; only the contractive penalty's gradient needs it.
-      init_gain, image: see `Activation`.
+      init_gain, output_range: see `Activation`.
     """
     vjp = functools.partial(_elementwise_vjp, slope)
     return Activation(
-        name, apply, vjp, slope, curvature, init_gain=init_gain, image=image
+        name,
+        apply,
+        vjp,
+        slope,
+        curvature,
+        init_gain=init_gain,
+        output_range=output_range,
     )
 
 
@@ -172,16 +178,18 @@ sigmoid = elementwise(
     _sigmoid_slope,
     _sigmoid_curvature,
     init_gain=4.0,
-    image=(0.0, 1.0),
+    output_range=(0.0, 1.0),
 )
-tanh = elementwise("tanh", _tanh, _tanh_slope, _tanh_curvature, image=(-1.0, 1.0))
-relu = elementwise("relu", _relu, _relu_slope, _zero, image=(0.0, math.inf))
+tanh = elementwise(
+    "tanh", _tanh, _tanh_slope, _tanh_curvature, output_range=(-1.0, 1.0)
+)
+relu = elementwise("relu", _relu, _relu_slope, _zero, output_range=(0.0, math.inf))
 softplus = elementwise(
     "softplus",
     softplus_of,
     _softplus_slope,
     _softplus_curvature,
-    image=(0.0, math.inf),
+    output_range=(0.0, math.inf),
 )
 identity = elementwise("identity", _identity, _one, _zero)
 

@@ -1,9 +1,9 @@
 """What survives a kill: numbered states in a folder, each whole or not there.
 
 orbax writes a state beside its place and renames it there, so that a kill leaves the
-states before it untouched. Two things are added: a digest, for a flipped byte in a
-compressed array may pass for a number, and an identity, the plain words for what made a
-state, for a state of another run must not be continued as this one's.
+states before it untouched. Two things are added: a digest, since a flipped byte in a
+compressed array may still be a valid number, and a fingerprint, which says in plain
+words what made the state, since a state of another run must not be resumed.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Checkpoints:
 
     Args:
       directory: made when first saved to.
-      identity: JSON values that say what makes these states: model, data, versions.
+      fingerprint: JSON values that say what makes these states: model, data, versions.
       keep: how many of the last states are kept.
 
     Raises:
@@ -68,12 +68,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], identity: Mapping, *, keep: int = 2
+        self, directory: str | os.PathLike[str], fingerprint: Mapping, *, keep: int = 2
     ):
         self._orbax = _import_orbax()
         # Absolute, for orbax refuses others.
         self._directory = expanded(directory).absolute()
-        self._identity, self._keep = _plain(identity), keep
+        self._fingerprint, self._keep = _plain(fingerprint), keep
         self._stack, self._manager = contextlib.ExitStack(), _NONE
 
     def __enter__(self) -> "Checkpoints":
@@ -100,7 +100,7 @@ class Checkpoints:
             self._make()
         # Copies: the arrays may be donated while they are being written.
         host = {name: np.array(array) for name, array in arrays.items()}
-        about = _about(self._identity, notes, host)
+        about = _about(self._fingerprint, notes, host)
         args = self._orbax.args
         with _one_sentence(self._directory), _quiet():
             if step in self._manager.all_steps():
@@ -140,8 +140,8 @@ class Checkpoints:
           None where there is no state.
 
         Raises:
-          ValueError: for a state of another identity, naming the field; or where there
-            are states and each is damaged.
+          ValueError: for a state of another fingerprint, naming the field; or if every
+            state is damaged.
         """
         damage = []
         for step in sorted(self._steps(), reverse=True):
@@ -188,7 +188,7 @@ class Checkpoints:
             if about["words_sha256"] != _digest_words(about["words"]):
                 raise ValueError("its words are not those that were saved")
         words = about["words"]
-        _check_identity(self._directory, words["identity"], self._identity)
+        _check_identity(self._directory, words["identity"], self._fingerprint)
         _check_arrays(self._directory, words["arrays"], like)
         places = {
             name: getattr(a, "sharding", None) for name, a in {**maybe, **like}.items()
@@ -382,10 +382,10 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _about(identity: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
+def _about(fingerprint: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
     """The words of a state, and the digests of words and numbers."""
     shapes = {name: [str(a.dtype), a.shape] for name, a in arrays.items()}
-    words = _plain({"identity": identity, "notes": notes, "arrays": shapes})
+    words = _plain({"identity": fingerprint, "notes": notes, "arrays": shapes})
     return {
         "words": words,
         "words_sha256": _digest_words(words),

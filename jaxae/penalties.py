@@ -104,7 +104,7 @@ def _kl_sparsity_cotangents(ae, params, forward: Forward, hparams):
 
 
 def _check_between_0_and_1(ae: Autoencoder) -> None:
-    low, high = ae.activation.image
+    low, high = ae.activation.output_range
     if low < 0 or high > 1:
         raise ValueError(
             "the kl_sparsity penalty needs latents between 0 and 1, but those of "

@@ -14,7 +14,7 @@ import jaxae
 ACTIVATIONS = jaxae.activations.CATALOGUE
 OBSERVATIONS = {
     **jaxae.observations.CATALOGUE,
-    "gaussian_link": jaxae.observations.gaussian_link(
+    "gaussian_with": jaxae.observations.gaussian_with(
         jaxae.activations.relu, (1.0, 0.9, 0.5, 2.0, 3.0, 0.1)
     ),
     "from_log_prob": jaxae.observations.from_log_prob(

@@ -52,7 +52,7 @@ def reports_on(part, *, tied=True):
         yield from _reports_on_activation(part)
     elif isinstance(part, Observation):
         yield _report_on_observation(part)
-        yield from _reports_on_activation(part.link)
+        yield from _reports_on_activation(part.inverse_link)
     else:
         yield _report_on_penalty(part, tied)
 

@@ -26,7 +26,7 @@ COMMAND = (
 )
 KILLS_A_RUN = 5
 LONGEST_WAIT = 1.0  # seconds from the first save to a random kill
-MOST_SAVES = 5  # before the one inside which a kill comes
+MAX_SAVES = 5  # before the one inside which a kill comes
 SAVE_SECONDS = 0.03  # about as long as a save takes
 TIME_LIMIT = 300.0  # seconds for what should take ten
 SAME = (
@@ -102,7 +102,7 @@ def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
     process = start(run)
     until(lambda: set(unfinished(run)) - set(left_over), process)
     if rng.random() < 0.5:
-        for _ in range(rng.randrange(MOST_SAVES)):
+        for _ in range(rng.randrange(MAX_SAVES)):
             seen = steps(run)
             until(lambda seen=seen: steps(run) != seen, process)
         until(lambda: unfinished(run), process)

@@ -97,7 +97,7 @@ def test_log_prob_is_minus_loss_plus_what_is_free_of_parameters():
 
 
 def test_log_prob_of_a_loss_that_is_no_likelihood_is_refused():
-    lossy = observations.gaussian._replace(name="lossy", support="none")
+    lossy = observations.gaussian._replace(name="lossy", base_measure="none")
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, observation=lossy)
     with pytest.raises(ValueError, match="lossy is a loss, not a likelihood"):
         ae.log_prob(ae.init(KEY), X)

@@ -150,7 +150,7 @@ SINGLY = [
     ("--dtype", "bfloat16", "--optimizer", "sgd", "--learning-rate", "0.01"),
     ("--validation-fraction", "0", "--test-fraction", "0.5"),
     ("--test-fraction", "0"),
-    ("--no-bias", "--gradient", "manual", "--observation", "gaussian_link(relu)"),
+    ("--no-bias", "--gradient", "manual", "--observation", "gaussian_with(relu)"),
 ]
 TOGETHER = [  # each of these options too, in fewer runs
     SINGLY[0] + SINGLY[1] + SINGLY[9],

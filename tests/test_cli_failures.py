@@ -29,8 +29,8 @@ from test_cli_using import (
 )
 
 import jaxae
-from jaxae.cli import folder, pictures, reporting
-from jaxae.cli import splits as splits_module
+from jaxae.cli import data_splits as splits_module
+from jaxae.cli import pictures, reporting, run_folder
 from jaxae.cli.options import TrainOptions
 
 FUZZ = settings(
@@ -444,7 +444,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-OPTIONS = sorted(folder.to_options(TrainOptions()))
+OPTIONS = sorted(run_folder.to_options(TrainOptions()))
 NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 10**12, 10**400, 0.5, 1e400, -0.1, 1e-300])
 WORDS = st.sampled_from(
     ["", "X.npy", "none", "relu", "float64", "\ud800", "\0", "a\nb"]
@@ -498,8 +498,8 @@ def test_any_change_of_a_config_is_options_or_a_sentence(here, tmp_path, changes
 
 def read(path):
     try:
-        values = folder.read_config(path)["options"]
-        options = folder.as_options(TrainOptions, values, path)
+        values = run_folder.read_config(path)["options"]
+        options = run_folder.as_options(TrainOptions, values, path)
     except ValueError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:

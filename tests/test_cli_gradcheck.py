@@ -330,8 +330,8 @@ def test_the_walk_covers_every_name_of_every_catalogue_with_few_cases():
         for observation in jaxae.observations.CATALOGUE:
             for tying in ("tied", "untied"):
                 assert f"objective/{g}/{observation}/{tying}" in found
-                assert f"no_bias/gaussian_link/{tying}" in found
-    for observation in (*jaxae.observations.CATALOGUE, "gaussian_link"):
+                assert f"no_bias/gaussian_with/{tying}" in found
+    for observation in (*jaxae.observations.CATALOGUE, "gaussian_with"):
         assert f"observation/{observation}" in found
     for kind, catalogue in [
         ("penalty", jaxae.penalties.CATALOGUE),

@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, outcome, pictures, space
+from jaxae.cli import SweepOptions, pictures, space, sweep_output
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
 
@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch):
 def undrawn(monkeypatch):
     """Without pictures, for speed."""
     monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
-    monkeypatch.setattr(outcome, "_draw", lambda *arguments: [])
+    monkeypatch.setattr(sweep_output, "_draw", lambda *arguments: [])
 
 
 def sweep(here, text, *arguments):

@@ -11,7 +11,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import pictures, using
+from jaxae.cli import inference, pictures
 from jaxae.cli.train import print_results
 
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
@@ -150,9 +150,9 @@ def test_latents_that_are_all_dead_are_noted(here, tmp_path, capsys):
     params = ae.init(jax.random.key(0))
     params = params._replace(b_enc=params.b_enc - 9)
     path = here / "run"
-    model = using.Trained(path, None, ae, params, jaxae.data.divide(1))
+    model = inference.Trained(path, None, ae, params, jaxae.data.divide(1))
     for num_rows in (1, 60):
-        latents = using._Latents(model, lambda forward: forward.z)
+        latents = inference._Latents(model, lambda forward: forward.z)
         assert not latents(X[:num_rows]).any()
         latents.remark("new.npy", num_rows)
         assert "every latent is 0 on every row of new.npy" in capsys.readouterr().err

@@ -241,9 +241,11 @@ def test_no_derivative_may_be_wrong_by_a_millionth(name, field, x64):
 def test_observation_promises(name):
     observation = OBSERVATIONS[name]
     eta, x = 2 * jax.random.normal(KEY, (6,)), batch(1, 6)[0]
-    assert observation.support in ("counting", "lebesgue", "none")
+    assert observation.base_measure in ("counting", "lebesgue", "none")
     assert observation.derived in ("hand", "autodiff")
-    np.testing.assert_array_equal(observation.mean(eta), observation.link.apply(eta))
+    np.testing.assert_array_equal(
+        observation.mean(eta), observation.inverse_link.apply(eta)
+    )
     # One formula serves a batch: nothing but an extra leading axis.
     etas, xs = jnp.stack([eta, -eta]), jnp.stack([x, 1 - x])
     for function in (observation.loss, observation.dloss):

@@ -187,7 +187,7 @@ def test_two_shapes_are_compiled_at_most_for_any_numbers():
         return jaxae.observations.bernoulli.loss(eta, x)
 
     counted = jaxae.observations.bernoulli._replace(
-        name="counted", loss=loss, support="none"
+        name="counted", loss=loss, base_measure="none"
     )
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, observation=counted)
     objective = jaxae.Objective(ae, penalties=(penalties.l1,))

@@ -14,7 +14,7 @@ import scipy.sparse
 
 import jaxae
 from jaxae import data
-from jaxae.cli import splits
+from jaxae.cli import data_splits
 from jaxae.cli.options import TrainOptions
 from jaxae.observations._base import refuse_unless
 from jaxae.sweeps import host as sweeps_host
@@ -161,7 +161,7 @@ def swept_on(given):
     return placed
 
 
-SCALING = data.fit_scaling("standardize", data.survey(X))
+SCALING = data.fit_scaling("standardize", data.column_stats(X))
 PARAMS = AE.init(jax.random.key(0))
 # With the argument that the sentence names.
 ENTRANCES = {
@@ -170,7 +170,7 @@ ENTRANCES = {
     "targets": (lambda given: trained_on((X, given)), "data"),
     "validation": (lambda given: trained_on(X, given), "validation"),
     "sweep": (swept_on, "data"),
-    "survey": (data.survey, "data"),
+    "column_stats": (data.column_stats, "data"),
     "fit_scaling": (lambda given: data.fit_scaling("unit", given), "data"),
     "View": (lambda given: data.View(given)[:], "rows"),
     "apply": (SCALING.apply, "X"),
@@ -185,7 +185,7 @@ def load_saved(given):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "data.npy")
         np.save(path, given)
-        return splits.load(options(path), jaxae.observations.bernoulli)
+        return data_splits.load(options(path), jaxae.observations.bernoulli)
 
 
 def options(path, **given):
@@ -273,7 +273,7 @@ def test_rows_of_masked_arrays_are_refused_when_they_are_read():
         def __getitem__(self, rows):
             return np.ma.array(X[rows])
 
-    for name, read in (("data", data.survey), ("rows", data.View)):
+    for name, read in (("data", data.column_stats), ("rows", data.View)):
         with pytest.raises(ValueError, match=f"^{name} must not be a masked array"):
             read(Variable())
 
@@ -374,7 +374,7 @@ def test_integers_that_are_rows_are_told_of_views(tmp_path):
         with pytest.raises(
             ValueError, match=r"View\(X\) for counts, View\(X, scaling="
         ):
-            data.survey(rows)
+            data.column_stats(rows)
 
 
 # Files.
@@ -410,14 +410,14 @@ def test_what_is_no_path_cannot_be_loaded(given):
 
 def test_the_command_line_says_that_a_file_is_taken_as_images(tmp_path, capsys):
     np.save(tmp_path / "tokens.npy", X.reshape(30, 10, 4))
-    splits.load(options(tmp_path / "tokens.npy"), jaxae.observations.bernoulli)
+    data_splits.load(options(tmp_path / "tokens.npy"), jaxae.observations.bernoulli)
     assert capsys.readouterr().err == (
         f"jaxae: note: {tmp_path}/tokens.npy holds [30, 10, 4], and each row is an "
         "image of 10 x 4; if these are tokens [N, T, D], store X.reshape(-1, 4).\n"
     )
     np.save(tmp_path / "rows.npy", X)
     for name in ("digits", tmp_path / "rows.npy"):
-        splits.load(options(name), jaxae.observations.bernoulli)
+        data_splits.load(options(name), jaxae.observations.bernoulli)
         assert capsys.readouterr().err == ""
 
 
@@ -439,7 +439,7 @@ def test_the_command_line_says_which_option_makes_floats(
 ):
     np.save(tmp_path / "X.npy", INTEGERS[values])
     with pytest.raises(ValueError) as e:
-        splits.load(options(tmp_path / "X.npy"), OBSERVATIONS[observation])
+        data_splits.load(options(tmp_path / "X.npy"), OBSERVATIONS[observation])
     assert str(e.value) == (
         f"--data {tmp_path}/X.npy holds {INTEGERS[values].dtype}, which training takes "
         f"as floats: give {advice}."

@@ -18,7 +18,7 @@ from jaxae.observations import (
     from_distribution,
     from_log_prob,
     gaussian,
-    gaussian_link,
+    gaussian_with,
 )
 
 ETA = jnp.array([-1.5, 0.0, 0.3, 4.0])
@@ -124,7 +124,7 @@ def test_samples_have_the_mean(observation):
     assert abs(error).max() < 5 / np.sqrt(4000)
 
 
-# ---- gaussian_link -------------------------------------------------------------------
+# ---- gaussian_with -------------------------------------------------------------------
 
 WEIGHTS = (1.0, 0.5, 0.1, 3.0)
 # o and its slope, in NumPy.
@@ -142,8 +142,8 @@ LINKS = {
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", activations.CATALOGUE)
-def test_gaussian_link_equals_numpy(name, weights, x64):
-    observation = gaussian_link(activations.get(name), weights)
+def test_gaussian_with_equals_numpy(name, weights, x64):
+    observation = gaussian_with(activations.get(name), weights)
     o, slope = LINKS[name]
     rng = np.random.default_rng(0)
     eta, x = 2 * rng.normal(size=(2, 4))
@@ -161,11 +161,11 @@ def test_gaussian_link_equals_numpy(name, weights, x64):
     gradcheck.check(
         observation.loss, jnp.asarray(eta), jnp.asarray(x), grad=observation.dloss
     ).assert_ok()
-    assert observation.derived == "hand" and observation.support == "lebesgue"
+    assert observation.derived == "hand" and observation.base_measure == "lebesgue"
 
 
-def test_gaussian_link_of_identity_is_gaussian():
-    plain = gaussian_link(activations.identity)
+def test_gaussian_with_of_identity_is_gaussian():
+    plain = gaussian_with(activations.identity)
     for field in ("loss", "dloss", "log_prob"):
         found, expected = (
             getattr(plain, field)(ETA, X),
@@ -173,11 +173,11 @@ def test_gaussian_link_of_identity_is_gaussian():
         )
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_array_equal(plain.eta_of_mean(X), X)
-    assert gaussian_link(activations.relu).eta_of_mean is None
+    assert gaussian_with(activations.relu).eta_of_mean is None
 
 
-def test_gaussian_link_samples_have_their_mean_and_variance():
-    observation = gaussian_link(activations.relu, WEIGHTS)
+def test_gaussian_with_samples_have_their_mean_and_variance():
+    observation = gaussian_with(activations.relu, WEIGHTS)
     keys = jax.random.split(jax.random.key(0), 20_000)
     samples = jax.vmap(observation.sample, (0, None))(keys, ETA)
     observation.validate(samples)
@@ -191,26 +191,35 @@ def test_gaussian_link_samples_have_their_mean_and_variance():
         observation.validate(np.array([[0.0, np.nan]]))
 
 
-def test_gaussian_link_is_one_object_and_its_name_finds_it():
+def test_gaussian_with_is_one_object_and_its_name_finds_it():
     relu = activations.relu
     for weights in (None, WEIGHTS, (1,), (0.1 + 0.2, 1e-30, 7)):
-        made = gaussian_link(relu, weights)
+        made = gaussian_with(relu, weights)
         assert pickle.loads(pickle.dumps(made)) is made
         assert observations.get(repr(made)) is made is observations.find(made.name)
-    assert repr(gaussian_link(relu)) == "gaussian_link(relu)"
-    assert repr(gaussian_link(relu, (2,))) == "gaussian_link(relu, (2.0,))"
+    assert repr(gaussian_with(relu)) == "gaussian_with(relu)"
+    assert repr(gaussian_with(relu, (2,))) == "gaussian_with(relu, (2.0,))"
     same = [(1, 2), [1.0, 2.0], np.array([1, 2]), jnp.array([1.0, 2.0])]
-    assert len({id(gaussian_link(relu, weights)) for weights in same}) == 1
-    assert observations.get("gaussian_link(relu,1,2)") is gaussian_link(relu, (1, 2))
+    assert len({id(gaussian_with(relu, weights)) for weights in same}) == 1
+    assert observations.get("gaussian_with(relu,1,2)") is gaussian_with(relu, (1, 2))
 
 
-def test_gaussian_link_of_a_link_of_yours_is_found_by_nobody_else():
+def test_files_that_say_gaussian_link_still_load():
+    """The name of `gaussian_with` in version 0.1."""
+    relu = activations.relu
+    assert observations.get("gaussian_link(relu)") is gaussian_with(relu)
+    assert observations.get("gaussian_link(relu, (1.0, 2.0))") is gaussian_with(
+        relu, (1, 2)
+    )
+
+
+def test_gaussian_with_of_a_link_of_yours_is_found_by_nobody_else():
     own = activations.elementwise("own", jnp.tanh, lambda a, z: 1 - z**2)
-    assert gaussian_link(own) is gaussian_link(own)
-    assert observations.find("gaussian_link(own)") is None
-    other = gaussian_link(own._replace(name="relu"))
-    assert other is not gaussian_link(activations.relu)
-    assert observations.find(other.name) is gaussian_link(activations.relu)
+    assert gaussian_with(own) is gaussian_with(own)
+    assert observations.find("gaussian_with(own)") is None
+    other = gaussian_with(own._replace(name="relu"))
+    assert other is not gaussian_with(activations.relu)
+    assert observations.find(other.name) is gaussian_with(activations.relu)
 
 
 @pytest.mark.parametrize(
@@ -221,16 +230,16 @@ def test_gaussian_link_of_a_link_of_yours_is_found_by_nobody_else():
     ],
     ids=repr,
 )
-def test_gaussian_link_refuses_weights_of_another_kind(weights):
+def test_gaussian_with_refuses_weights_of_another_kind(weights):
     with pytest.raises(ValueError, match="weights must be a tuple of positive finite"):
-        gaussian_link(activations.relu, weights)
+        gaussian_with(activations.relu, weights)
 
 
-def test_gaussian_link_refuses_in_one_sentence():
+def test_gaussian_with_refuses_in_one_sentence():
     for link in (b"relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
         with pytest.raises(ValueError, match="link must be an elementwise Activation"):
-            gaussian_link(link)
-    weighted = gaussian_link(activations.relu, (1.0, 2.0))
+            gaussian_with(link)
+    weighted = gaussian_with(activations.relu, (1.0, 2.0))
     for function in (weighted.loss, weighted.dloss, weighted.log_prob):
         with pytest.raises(ValueError, match="has 2 weights, but there are 4 columns"):
             function(ETA, X)
@@ -239,21 +248,21 @@ def test_gaussian_link_refuses_in_one_sentence():
     ):
         jaxae.Autoencoder(input_dim=4, latent_dim=2, observation=weighted)
     names = "(rleu)", "(relu, (1, x))", "(relu, ())", "(relu, -1)", "(relu", "", "()"
-    for name in (*(f"gaussian_link{name}" for name in names), "gaussian(relu)"):
+    for name in (*(f"gaussian_with{name}" for name in names), "gaussian(relu)"):
         with pytest.raises(
-            ValueError, match=r"unknown.*known: .*gaussian_link\(\.\.\.\)"
+            ValueError, match=r"unknown.*known: .*gaussian_with\(\.\.\.\)"
         ):
             observations.get(name)
         assert observations.find(name) is None
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
-def test_gaussian_link_is_saved_by_name(tmp_path, weights):
+def test_gaussian_with_is_saved_by_name(tmp_path, weights):
     ae = jaxae.Autoencoder(
         input_dim=4,
         latent_dim=2,
         activation=activations.identity,
-        observation=gaussian_link(activations.relu, weights),
+        observation=gaussian_with(activations.relu, weights),
         bias=False,
     )
     params = ae.init(jax.random.key(0))
@@ -261,13 +270,13 @@ def test_gaussian_link_is_saved_by_name(tmp_path, weights):
     loaded, found = jaxae.load(tmp_path)
     assert loaded == ae and loaded.observation is ae.observation
     np.testing.assert_array_equal(found.W, params.W)
-    own = gaussian_link(activations.relu._replace(name="own"))
+    own = gaussian_with(activations.relu._replace(name="own"))
     mine = dataclasses.replace(ae, observation=own)
     jaxae.save(tmp_path, mine, params)
-    with pytest.raises(ValueError, match="'gaussian_link.own.', which is not one of"):
+    with pytest.raises(ValueError, match="'gaussian_with.own.', which is not one of"):
         jaxae.load(tmp_path)
     assert jaxae.load(tmp_path, observation=own)[0] == mine
-    impostor = gaussian_link(activations.tanh._replace(name="relu"))
+    impostor = gaussian_with(activations.tanh._replace(name="relu"))
     with pytest.raises(ValueError, match="is another than jaxae's of that name"):
         jaxae.save(tmp_path, dataclasses.replace(ae, observation=impostor), params)
 
@@ -284,7 +293,7 @@ def _itself(eta):
 
 
 def _link_vjp(observation):
-    return lambda eta, dz: observation.link.vjp(eta, observation.mean(eta), dz)
+    return lambda eta, dz: observation.inverse_link.vjp(eta, observation.mean(eta), dz)
 
 
 def test_the_recipe_rebuilds_gaussian_and_finds_x_hat_minus_x(x64):
@@ -324,7 +333,7 @@ def test_recipe_samples_where_a_sampler_is_given():
 def test_from_distribution_equals_the_hand_written_one():
     distributions = pytest.importorskip("numpyro.distributions")
     made = from_distribution(
-        lambda eta: distributions.Bernoulli(logits=eta), support="counting"
+        lambda eta: distributions.Bernoulli(logits=eta), base_measure="counting"
     )
     # Not at eta = 0: there numpyro 0.22 differentiates a clipped form, to -1 for -1/2.
     eta = ETA + 0.1
@@ -374,7 +383,7 @@ def test_recipes_refuse_a_density_of_part_of_the_data():
 
 def test_recipes_refuse_an_unknown_support():
     with pytest.raises(ValueError, match="'counting' or 'lebesgue', got 'integers'"):
-        from_log_prob(_normal_log_density, _itself, support="integers")
+        from_log_prob(_normal_log_density, _itself, base_measure="integers")
 
 
 @pytest.mark.parametrize("name", observations.CATALOGUE)

@@ -133,8 +133,8 @@ WRONG = {
         r"observation scaled_gaussian: log_prob must return .* \[\], got float32\[6\]",
     ),
     "link": (
-        lambda: observes(link=activations.tanh._replace(apply=jnp.argmax)),
-        r"observation scaled_gaussian: link must return .* \[6\], got int32\[\]",
+        lambda: observes(inverse_link=activations.tanh._replace(apply=jnp.argmax)),
+        r"observation scaled_gaussian: inverse_link must .* \[6\], got int32\[\]",
     ),
     "mean of a recipe": (
         lambda: recipe(mean=lambda eta: eta.sum()),
@@ -297,8 +297,8 @@ def test_a_name_is_the_part():
     assert named.corruption is jaxae.corruptions.masking
     assert pickle.loads(pickle.dumps(named)) == built
     assert jaxae.TrainConfig(optimizer="sgd").optimizer is jaxae.optimizers.sgd
-    link = observations.gaussian_link("relu", (1.0,) * 6)
-    assert link is observations.gaussian_link(activations.relu, (1.0,) * 6)
+    link = observations.gaussian_with("relu", (1.0,) * 6)
+    assert link is observations.gaussian_with(activations.relu, (1.0,) * 6)
     assert objective(observation=link.name).ae.observation is link
 
 
@@ -311,7 +311,7 @@ def test_a_name_is_the_part():
         (lambda: objective(penalties=("l2",)), "unknown penalty 'l2'"),
         (lambda: objective(penalties="l1"), r"a tuple, got 'l1'; write \('l1',\)"),
         (lambda: jaxae.TrainConfig(optimizer="adamm"), "unknown optimizer 'adamm'"),
-        (lambda: observations.gaussian_link("rleu"), "unknown activation 'rleu'"),
+        (lambda: observations.gaussian_with("rleu"), "unknown activation 'rleu'"),
     ],
 )
 def test_an_unknown_name_is_refused(build, sentence):

@@ -19,9 +19,9 @@ def assert_is_the_only_picture(path):
 
 
 def pixels(path):
-    import matplotlib.image
+    import matplotlib.output_range
 
-    return matplotlib.image.imread(path)
+    return matplotlib.output_range.imread(path)
 
 
 ALL_METRICS = {

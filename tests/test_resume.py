@@ -184,9 +184,9 @@ def test_where_the_data_lie_changes_no_bit(tmp_path, whole):
 
 
 def test_blocks_of_rows_are_read_ahead_and_resumed_inside(tmp_path, whole, monkeypatch):
-    from jaxae.training import feeds
+    from jaxae.training import batching
 
-    monkeypatch.setattr(feeds, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
+    monkeypatch.setattr(batching, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
     settings_ = {"memory_budget": 100, "checkpoint_steps": 1}
     crash_at(5, tmp_path / "run", **settings_)
     assert_same(train(tmp_path / "run", config=config(**settings_)), whole)
@@ -261,9 +261,9 @@ def test_a_state_of_another_run_is_refused_by_the_field(saved, changes, field):
 
 
 def test_a_state_of_another_version_is_refused(saved, monkeypatch):
-    from jaxae.training import identity
+    from jaxae.training import fingerprint
 
-    monkeypatch.setattr(identity, "__version__", "9.9.9")
+    monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
     versions = re.escape(f'version.jaxae is "{jaxae.__version__}" there and "9.9.9"')
     with pytest.raises(ValueError, match=versions):
         train(saved)

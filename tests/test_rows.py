@@ -176,7 +176,7 @@ def test_take_is_fancy_indexing(index, kind):
 
 
 def test_a_view_is_its_rows_scaled_and_cast(source):
-    scaling = data.fit_scaling("standardize", data.survey(X))
+    scaling = data.fit_scaling("standardize", data.column_stats(X))
     expected = scaling.apply(X[INDEX], np.float16)
     view = data.View(source, INDEX, scaling, np.float16)
     assert view.shape == (7, 5) and view.ndim == 2 and view.dtype == np.float16
@@ -260,7 +260,9 @@ BAD_VIEWS = {
     "index": (lambda: data.View(X, [97]), "index must hold rows 0 to 96"),
     "mask": (lambda: data.View(X, X[:, 0] > 0), "np.flatnonzero"),
     "width": (
-        lambda: data.View(X[:, :2], None, data.fit_scaling("unit", data.survey(X))),
+        lambda: data.View(
+            X[:, :2], None, data.fit_scaling("unit", data.column_stats(X))
+        ),
         r"5 columns, as what 'unit' was fitted to, got shape \(1, 2\)",
     ),
     "integers": (
@@ -304,7 +306,7 @@ def test_a_split_of_a_map_keeps_its_integers_and_copies_nothing(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 1000, 2**26])
 def test_a_survey_measures_as_numpy_does_in_float64(source, block_bytes):
-    found = data.survey(source, block_bytes=block_bytes)
+    found = data.column_stats(source, block_bytes=block_bytes)
     wide = X.astype(np.float64)
     assert (found.num_rows, found.num_columns, found.dtype) == (97, 5, np.float32)
     np.testing.assert_array_equal(found.low, X.min(0))
@@ -319,7 +321,10 @@ def test_a_survey_measures_as_numpy_does_in_float64(source, block_bytes):
 
 def test_a_survey_agrees_with_scikit_learn():
     sklearn = pytest.importorskip("sklearn.preprocessing")
-    found, oracle = data.survey(X, block_bytes=64), sklearn.StandardScaler().fit(X)
+    found, oracle = (
+        data.column_stats(X, block_bytes=64),
+        sklearn.StandardScaler().fit(X),
+    )
     np.testing.assert_allclose(found.mean, oracle.mean_, rtol=1e-6)
     np.testing.assert_allclose(found.variance, oracle.var_, rtol=1e-6)
 
@@ -327,7 +332,7 @@ def test_a_survey_agrees_with_scikit_learn():
 def test_variance_is_stable_far_from_zero():
     far = np.random.default_rng(1).normal(1e6, 1, size=(20000, 3))
     for block_bytes in (240, 2**26):
-        found = data.survey(far, block_bytes=block_bytes)
+        found = data.column_stats(far, block_bytes=block_bytes)
         np.testing.assert_allclose(found.mean, far.mean(0), rtol=1e-14)
         np.testing.assert_allclose(found.variance, far.var(0), rtol=1e-9)
 
@@ -335,15 +340,15 @@ def test_variance_is_stable_far_from_zero():
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.1, -1 / 3, 1e300])
 @pytest.mark.parametrize("block_bytes", [24, 2**26])
 def test_a_constant_column_has_variance_zero_and_its_value_for_mean(value, block_bytes):
-    found = data.survey(np.full((4999, 3), value), block_bytes=block_bytes)
+    found = data.column_stats(np.full((4999, 3), value), block_bytes=block_bytes)
     assert found.variance.tolist() == [0] * 3 and found.mean.tolist() == [value] * 3
 
 
 def test_one_row_or_one_column_is_enough():
-    one = data.survey(X[:1])
+    one = data.column_stats(X[:1])
     np.testing.assert_array_equal(one.mean, X[0])
     assert one.num_rows == 1 and not one.variance.any()
-    column = data.survey(X[:, :1], block_bytes=12)
+    column = data.column_stats(X[:, :1], block_bytes=12)
     np.testing.assert_allclose(column.variance, X[:, :1].astype(float).var(0))
 
 
@@ -353,12 +358,12 @@ def test_the_hash_is_of_the_bytes_in_their_dtype_whatever_their_order(dtype):
     expected = hashlib.sha256(cast.astype(cast.dtype.newbyteorder("<")).tobytes())
     expected = expected.hexdigest()
     for same in (cast, np.asfortranarray(cast), list(cast), Records(cast)):
-        assert data.survey(same, block_bytes=64).sha256 == expected
-    assert data.survey(cast).dtype == np.dtype(dtype)
+        assert data.column_stats(same, block_bytes=64).sha256 == expected
+    assert data.column_stats(cast).dtype == np.dtype(dtype)
 
 
 def test_overflowing_squares_are_infinite_and_no_warning():
-    found = data.survey(np.array([[1e200], [-1e200], [3.0]]))
+    found = data.column_stats(np.array([[1e200], [-1e200], [3.0]]))
     assert found.variance == np.inf and found.high == 1e200
 
 
@@ -367,19 +372,19 @@ def test_bad_values_are_placed_in_the_whole_and_counted_in_their_block(tmp_path)
     bad[50, 3], bad[50, 4], bad[96, 0] = np.nan, np.inf, -np.inf
     for source in (map_of(bad, tmp_path / "X.npy"), bad, list(bad)):
         with pytest.raises(ValueError) as e:
-            data.survey(source, "inputs", block_bytes=200)
+            data.column_stats(source, "inputs", block_bytes=200)
         assert str(e.value) == (
             "inputs must be finite, but row 50, column 3 (from 0) is nan, first of 2 "
             "such values in rows 50 to 59: drop or fill them."
         )
         with pytest.raises(ValueError, match="row 50, .* first of 3 such values: drop"):
-            data.survey(source, "inputs")
+            data.column_stats(source, "inputs")
 
 
 @pytest.mark.parametrize("X", [np.array([[np.inf]]), np.array([[-np.inf, np.nan]])])
 def test_infinities_alone_are_found(X):
     with pytest.raises(ValueError, match="row 0, column 0 .* is -?inf"):
-        data.survey(X)
+        data.column_stats(X)
 
 
 def test_validation_speaks_of_the_row_of_the_whole(tmp_path):
@@ -388,14 +393,14 @@ def test_validation_speaks_of_the_row_of_the_whole(tmp_path):
     validate = observations.bernoulli.validate
     for source in (inside, map_of(inside, tmp_path / "X.npy")):
         with pytest.raises(ValueError) as e:
-            data.survey(source, "inputs", validate=validate, block_bytes=400)
+            data.column_stats(source, "inputs", validate=validate, block_bytes=400)
         assert str(e.value) == (
             "inputs must be in [0, 1] for bernoulli, found 2.0 at row 50, column 3 and "
             "1 more in rows 50 to 59."
         )
         with pytest.raises(ValueError, match="row 50, column 3 and 1 more.$"):
-            data.survey(source, validate=validate)
-    data.survey(np.ones((9, 2)), validate=validate, block_bytes=16)
+            data.column_stats(source, validate=validate)
+    data.column_stats(np.ones((9, 2)), validate=validate, block_bytes=16)
 
 
 BAD_ROWS = {
@@ -455,7 +460,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize(("rows", "found"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
 def test_what_is_no_data_is_refused_in_one_sentence(rows, found):
     with pytest.raises(ValueError, match=f"^inputs .*{found}") as e:
-        data.survey(rows, "inputs")
+        data.column_stats(rows, "inputs")
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
@@ -485,30 +490,30 @@ def test_what_fails_is_said_once_through_views_and_chained(num_views):
         r"\[n, D\] for a slice and for increasing row numbers\.$"
     )
     with pytest.raises(ValueError, match=sentence) as e:
-        data.survey(rows, "inputs")
+        data.column_stats(rows, "inputs")
     assert e.value.__cause__ is source.error and source.num_reads == 1
 
 
 def test_what_is_ragged_is_said_once_through_views():
     view = data.View([*X[:5], np.ones((2, 2))])
     with pytest.raises(ValueError, match="^inputs gave no rows 0 to 5 .setting") as e:
-        data.survey(view, "inputs")
+        data.column_stats(view, "inputs")
     assert str(e.value).count("gave no") == 1
 
 
 def test_widths_that_change_between_blocks_are_refused():
     rows = [*X, *X[:, :2]]
     with pytest.raises(ValueError, match=r"row 0 is float32\[5\] and rows from 97 on"):
-        data.survey(rows, block_bytes=20)
+        data.column_stats(rows, block_bytes=20)
 
 
 def test_blocks_are_as_large_as_asked():
     rows = Increasing(X)
-    data.survey(rows, block_bytes=200)
+    data.column_stats(rows, block_bytes=200)
     assert rows.most == 10 and rows.num_reads == 1 + 10
     for bad in (0, -1, True):
         with pytest.raises(ValueError, match="block_bytes must be an integer"):
-            data.survey(X, block_bytes=bad)
+            data.column_stats(X, block_bytes=bad)
 
 
 def test_a_file_cut_under_its_map_is_refused_and_not_a_crash(tmp_path):
@@ -517,7 +522,7 @@ def test_a_file_cut_under_its_map_is_refused_and_not_a_crash(tmp_path):
         "X = data.load(path, memory_budget=0).train; view = data.View(X, [999]); "
         "os.truncate(path, 5000)\n"
         "take = lambda: data.take(X, [5])\n"
-        "for read in (lambda: data.survey(X), lambda: view[:], take):\n"
+        "for read in (lambda: data.column_stats(X), lambda: view[:], take):\n"
         "    try: read()\n"
         "    except ValueError as error: print(error)"
     )

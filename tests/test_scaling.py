@@ -17,7 +17,7 @@ from jaxae import data
 
 X = np.random.default_rng(0).normal([0, 3, -5, 1e4], [1, 0.1, 20, 3], (200, 4))
 X = X.astype(np.float32)
-SURVEY = data.survey(X)
+SURVEY = data.column_stats(X)
 SCALINGS = {name: data.fit_scaling(name, SURVEY) for name in data.SCALINGS}
 SCALINGS["divide"] = data.divide(255)
 
@@ -97,25 +97,27 @@ def test_center_keeps_proportions_and_makes_the_mean_square_norm_d():
 @pytest.mark.parametrize("value", [0.1, -1e6, 0.0])
 def test_constant_columns_become_zero(name, value):
     constant = np.full((30, 2), value)
-    scaling = data.fit_scaling(name, data.survey(constant))
+    scaling = data.fit_scaling(name, data.column_stats(constant))
     np.testing.assert_array_equal(scaling.apply(constant), 0)
     np.testing.assert_array_equal(scaling.invert(np.zeros((30, 2))), constant)
     mixed = np.column_stack([constant[:, 0], np.arange(30)])
-    scaling = data.fit_scaling(name, data.survey(mixed))
+    scaling = data.fit_scaling(name, data.column_stats(mixed))
     assert not scaling.apply(mixed)[:, 0].any() and scaling.apply(mixed)[:, 1].any()
 
 
 def test_one_example_or_one_column_can_be_scaled(scaling):
     assert np.isfinite(scaling.apply(X[0])).all() and scaling.apply(X[0]).shape == (4,)
     for small in (X[:1], X[:, :1]):
-        fitted = {n: data.fit_scaling(n, data.survey(small)) for n in data.SCALINGS}
+        fitted = {
+            n: data.fit_scaling(n, data.column_stats(small)) for n in data.SCALINGS
+        }
         for one in fitted.values():
             assert np.isfinite(one.apply(small)).all()
 
 
 def test_digits_far_from_zero_survive_in_float32():
     far = np.random.default_rng(0).normal(1e6, 1, (500, 2))
-    standardize = data.fit_scaling("standardize", data.survey(far))
+    standardize = data.fit_scaling("standardize", data.column_stats(far))
     oracle = (far - far.mean(0)) / far.std(0)
     np.testing.assert_allclose(standardize.apply(far), oracle, atol=1e-6)
 
@@ -206,10 +208,10 @@ def test_divisors_that_are_not_positive_and_finite_are_refused(number):
 
 @pytest.mark.parametrize("name", ["unit", "standardize", "center"])
 def test_ranges_that_overflow_are_refused(name):
-    survey = data.survey(np.array([[1.7e308, 0.0], [-1.7e308, 1.0]]))
+    stats = data.column_stats(np.array([[1.7e308, 0.0], [-1.7e308, 1.0]]))
     with pytest.raises(ValueError, match=f"scaling {name!r} must have a finite"):
-        data.fit_scaling(name, survey)
-    data.fit_scaling("none", survey)
+        data.fit_scaling(name, stats)
+    data.fit_scaling("none", stats)
 
 
 # Files.

@@ -11,7 +11,7 @@ import pytest
 
 import jaxae
 from jaxae.activations import identity, relu
-from jaxae.observations import gaussian_link
+from jaxae.observations import gaussian_with
 
 KEY = jax.random.key(0)
 
@@ -21,7 +21,7 @@ def toy(*importance):
         input_dim=2,
         latent_dim=1,
         activation=identity,
-        observation=gaussian_link(relu, importance),
+        observation=gaussian_with(relu, importance),
         bias=False,
     )
     return jaxae.Objective(ae)
@@ -68,7 +68,7 @@ def test_training_finds_superposition_where_features_are_rare_and_only_there():
         toy(1.0, 1.0),
         jaxae.data.sparse_features(2, 256),
         {
-            "observation": [gaussian_link(relu, w) for w in importances],
+            "observation": [gaussian_with(relu, w) for w in importances],
             "density": densities,
             "seed": range(4),
         },
@@ -77,7 +77,7 @@ def test_training_finds_superposition_where_features_are_rare_and_only_there():
         config=jaxae.TrainConfig(num_epochs=5, steps_per_epoch=200, diagnostics=False),
     )
     for importance in importances:
-        observation = gaussian_link(relu, importance)
+        observation = gaussian_with(relu, importance)
         for density in densities:
             X = jaxae.data.sparse_features(2, 20_000)(KEY, {"density": density})
             mine = (sweep.table["observation"] == str(observation)) & np.isclose(

@@ -15,7 +15,7 @@ import pytest
 
 import jaxae
 from jaxae.sweeps import program, running, store
-from jaxae.training import saving
+from jaxae.training import checkpointing
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -133,7 +133,7 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
     whole = sweep(**arguments)
     with monkeypatch.context() as patch:
         patch.setattr(running, "time", clock)
-        patch.setattr(saving, "time", clock)
+        patch.setattr(checkpointing, "time", clock)
         patch.setattr(program, "run", timed)
         patch.setattr(store.Store, "put", timed_put)
         with pytest.raises(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def test_another_sweep_is_refused_by_the_field_that_differs(tmp_path, changes, f
 def test_a_version_is_part_of_what_a_sweep_is(tmp_path, monkeypatch):
     space = {"learning_rate": [0.1]}
     sweep(tmp_path, space=space)
-    monkeypatch.setattr("jaxae.training.identity.__version__", "9")
+    monkeypatch.setattr("jaxae.training.fingerprint.__version__", "9")
     with pytest.raises(ValueError, match='another sweep: version.jaxae is .* "9" here'):
         sweep(tmp_path, space=space)
 

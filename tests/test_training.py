@@ -12,7 +12,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
-from jaxae.training import epochs, host, looking, refusals
+from jaxae.training import checks, epochs, evaluation, host
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_log_every_averages_the_steps_that_logged():
 
 
 def test_epoch_is_pure_and_vmaps():
-    hparams = refusals.as_hparams(HPARAMS, jnp.float32)
+    hparams = checks.as_hparams(HPARAMS, jnp.float32)
     state = training.init_state(OBJECTIVE, hparams, KEY, config=config())
 
     def epoch(state, hparams):
@@ -308,7 +308,7 @@ def test_a_pure_source_is_endless_data():
     with pytest.raises(ValueError, match="steps_per_epoch must say how many"):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
     # Lists stand for arrays, also among the rows that metrics are of.
-    listed = looking.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
+    listed = evaluation.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
     assert listed.shape[1] == 6 and jnp.ndim(listed) == 2
     with pytest.raises(ValueError, match="lacks height"):
         train(data=source, config=config(steps_per_epoch=2))
@@ -409,7 +409,7 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
     # One step at a time reaches the same state: nothing after the failure counts.
     replay = training.init_state(
         objective,
-        refusals.as_hparams(arguments["hparams"], "float32"),
+        checks.as_hparams(arguments["hparams"], "float32"),
         KEY,
         config=config(**settings),
     )

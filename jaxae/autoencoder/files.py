@@ -71,7 +71,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     # safetensors writes the buffer as it lies, whatever the strides say.
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
     # One entry: safetensors writes several in an order that varies.
-    metadata = {"jaxae": sealed(model, tensors)}
+    metadata = {"jaxae": add_checksum(model, tensors)}
     content = safetensors.numpy.save(tensors, metadata=metadata)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / PARAMS_FILE, content)
@@ -173,13 +173,13 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def sealed(kind: dict[str, Any], tensors: Mapping[str, Any]) -> str:
+def add_checksum(kind: dict[str, Any], tensors: Mapping[str, Any]) -> str:
     """The metadata entry of a safetensors file: what it holds, and the digest of it."""
     return json.dumps({**kind, "sha256": digest(tensors)})
 
 
-def unsealed(kind: Any, tensors: Mapping[str, Any]) -> Any:
-    """What `sealed` was told, from the entry as JSON gives it back.
+def verify_checksum(kind: Any, tensors: Mapping[str, Any]) -> Any:
+    """What `add_checksum` was told, from the entry as JSON gives it back.
 
     Files of others, and those that were written before there was a digest, have none.
 
@@ -226,7 +226,7 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
             "train again."
         ) from None
     try:
-        return tensors, unsealed(model, tensors)
+        return tensors, verify_checksum(model, tensors)
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged: {error}; restore a copy or train again."

@@ -242,7 +242,7 @@ class Autoencoder:
           ValueError: for a batch, a wrong size or dtype, another model's parameters, a
             target outside the support, or an observation that is not a likelihood.
         """
-        if self.observation.support == "none":
+        if self.observation.base_measure == "none":
             raise ValueError(
                 f"observation {self.observation} is a loss, not a likelihood, and has "
                 "no log_prob; use ae.loss."

@@ -17,9 +17,10 @@ import jax
 
 import jaxae
 from jaxae import _checks
-from jaxae.cli import folder
-from jaxae.cli.building import HPARAMS
+from jaxae.cli import run_folder
+from jaxae.cli.factory import HPARAMS
 from jaxae.cli.gradcheck import gradcheck
+from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
     EncodeOptions,
     EvaluateOptions,
@@ -32,8 +33,7 @@ from jaxae.cli.options import (
 from jaxae.cli.space import SpaceError
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import INTERRUPTED, train, with_runs
-from jaxae.cli.using import encode, evaluate, plot, reconstruct
-from jaxae.cli.yours import YourCodeError
+from jaxae.cli.user_code import YourCodeError
 
 
 class Verb(NamedTuple):
@@ -163,7 +163,7 @@ def _main(argv: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _refuse(_in_options(folder.sentence(error), verb))
+        return _refuse(_in_options(run_folder.sentence(error), verb))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         found = _checks.first_line(error)
         return _refuse(f"too large for this machine ({found}); use fewer numbers.")

@@ -21,7 +21,7 @@ INPUT_DIM, LATENT_DIM, NUM_ROWS = 6, 4, 8
 TYINGS = {"tied": True, "untied": False}
 # What a factory makes is in no catalogue: an example of each.
 MADE = {
-    "gaussian_link": observations.gaussian_link(
+    "gaussian_with": observations.gaussian_with(
         activations.relu, (1.0, 0.9, 0.8, 0.5, 2.0, 3.0)
     )
 }
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     surrogate: tuple[str, ...] = ()
 
 
-class Part(NamedTuple):
+class Derivative(NamedTuple):
     """One hand-written derivative: where, of what, and the claim."""
 
     at: Any
@@ -76,17 +76,17 @@ def _activation(g: Activation, rng: np.random.Generator) -> Case:
     def along_dz(function):
         return lambda at: jnp.dot(dz, function(at))
 
-    parts = {"vjp": Part(a, along_dz(z), lambda a: g.vjp(a, z(a), dz, *theta))}
+    parts = {"vjp": Derivative(a, along_dz(z), lambda a: g.vjp(a, z(a), dz, *theta))}
     if (slope := g.slope) is not None:
-        parts["slope"] = Part(a, along_dz(z), lambda a: dz * slope(a, z(a)))
+        parts["slope"] = Derivative(a, along_dz(z), lambda a: dz * slope(a, z(a)))
         if (curvature := g.curvature) is not None:
-            parts["curvature"] = Part(
+            parts["curvature"] = Derivative(
                 a,
                 along_dz(lambda a: slope(a, z(a))),
                 lambda a: dz * curvature(a, z(a)),
             )
     if (vjp_theta := g.vjp_theta) is not None:
-        parts["vjp_theta"] = Part(
+        parts["vjp_theta"] = Derivative(
             theta,
             along_dz(lambda theta: g.apply(a, *theta)),
             lambda theta: vjp_theta(a, g.apply(a, *theta), dz, *theta),
@@ -101,14 +101,14 @@ def _observation(observation: Observation, rng: np.random.Generator) -> Case:
         theta = _moved(observation.init(INPUT_DIM), rng)
     [x] = _rows(observation, theta, rng, num_rows=1)
     parts = {
-        "dloss": Part(
+        "dloss": Derivative(
             eta,
             lambda eta: observation.loss(eta, x, *theta),
             lambda eta: observation.dloss(eta, x, *theta),
         )
     }
     if (dtheta := observation.dtheta) is not None:
-        parts["dtheta"] = Part(
+        parts["dtheta"] = Derivative(
             theta,
             lambda theta: observation.loss(eta, x, *theta),
             lambda theta: dtheta(eta, x, *theta),
@@ -116,7 +116,7 @@ def _observation(observation: Observation, rng: np.random.Generator) -> Case:
     return _together(parts)
 
 
-def _together(parts: dict[str, Part]) -> Case:
+def _together(parts: dict[str, Derivative]) -> Case:
     """The sum of the parts' values: one compilation, and still one verdict a part."""
     return Case(
         fn=lambda params: sum(part.value(params[name]) for name, part in parts.items()),

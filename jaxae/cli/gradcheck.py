@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae._files import write_atomically
-from jaxae.cli import cases, folder, yours
+from jaxae.cli import cases, run_folder, user_code
 from jaxae.cli.cases import Case
 from jaxae.cli.options import GradcheckOptions, checked_seed
 from jaxae.cli.outputs import check_folder, check_inputs
@@ -41,7 +41,9 @@ def gradcheck(options: GradcheckOptions) -> int:
     _check_belong_together(options)
     is_usual = options.out is None
     where = USUAL_OUT if options.out is None else options.out
-    out = folder.check_out(where, options.overwrite or (is_usual and _is_ours(where)))
+    out = run_folder.check_out(
+        where, options.overwrite or (is_usual and _is_ours(where))
+    )
     check_folder(out)
     check_inputs(out, params=options.params)
     if options.function is None:
@@ -59,7 +61,12 @@ def gradcheck(options: GradcheckOptions) -> int:
 
 def _is_ours(out: str) -> bool:
     """Whether a folder has nothing that another verb than this one wrote."""
-    others = (folder.PARAMS_FILE, folder.METRICS_FILE, folder.CHECKPOINTS, folder.LANES)
+    others = (
+        run_folder.PARAMS_FILE,
+        run_folder.METRICS_FILE,
+        run_folder.CHECKPOINTS,
+        run_folder.LANES,
+    )
     return not any(Path(out, name).exists() for name in others)
 
 
@@ -74,7 +81,7 @@ def _check_belong_together(options: GradcheckOptions) -> None:
                 )
     elif options.params is None:
         raise ValueError(
-            f"--params must say where to judge {options.function}: {yours.KINDS}."
+            f"--params must say where to judge {options.function}: {user_code.KINDS}."
         )
     elif options.only is not None:
         raise ValueError(
@@ -117,12 +124,12 @@ def _judge_yours(options: GradcheckOptions) -> dict[str, Judged]:
     assert name is not None and params is not None
     is_x64 = options.x64 or jax.config.read("jax_enable_x64")
     # Importable to the end: a function may import more when it is called.
-    with yours.importable(os.getcwd()), jax.enable_x64(is_x64):
+    with user_code.importable(os.getcwd()), jax.enable_x64(is_x64):
         case = Case(
-            fn=yours.read_function(name),
-            params=yours.read_params(params),
-            args=tuple(map(yours.read_arg, options.arg)),
-            grad=yours.read_function(options.grad) if options.grad else None,
+            fn=user_code.read_function(name),
+            params=user_code.read_params(params),
+            args=tuple(map(user_code.read_arg, options.arg)),
+            grad=user_code.read_function(options.grad) if options.grad else None,
             has_aux=options.has_aux,
             surrogate=options.surrogate,
         )
@@ -142,9 +149,11 @@ def _judge(name: str, case: Case, seed: int) -> Judged:
             surrogate=case.surrogate,
         )
     except (Exception, SystemExit) as error:
-        if yours.is_refusal(error):
+        if user_code.is_refusal(error):
             raise ValueError(f"{name}: {error}") from error
-        raise yours.YourCodeError(f"judging {name} {yours.raised(error)}") from error
+        raise user_code.YourCodeError(
+            f"judging {name} {user_code.raised(error)}"
+        ) from error
     return Judged(report, time.perf_counter() - started)
 
 
@@ -159,17 +168,17 @@ def _write(
     out: Path, options: GradcheckOptions, judged: dict[str, Judged], report: Any
 ) -> None:
     """All at the end: an interrupted run leaves nothing, and an old one as it was."""
-    folder.clear(out)
+    run_folder.clear(out)
     config = {
         "options": dataclasses.asdict(options),
         "cases": list(judged),
-        **folder.environment(),
+        **run_folder.environment(),
     }
     rows = [{"case": name, "seconds": one.seconds} for name, one in judged.items()]
-    timing = "".join(folder.to_json(row) + "\n" for row in rows)
-    write_atomically(out / folder.TIMING_FILE, timing.encode())
-    folder.write_json(out / folder.REPORT_FILE, report)
-    folder.write_json(out / folder.CONFIG_FILE, config)
+    timing = "".join(run_folder.to_json(row) + "\n" for row in rows)
+    write_atomically(out / run_folder.TIMING_FILE, timing.encode())
+    run_folder.write_json(out / run_folder.REPORT_FILE, report)
+    run_folder.write_json(out / run_folder.CONFIG_FILE, config)
 
 
 def _print_summary(judged: dict[str, Judged]) -> None:

@@ -48,7 +48,7 @@ class SharedOptions:
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
     observation: str = "bernoulli"
-    """bernoulli (data in [0, 1]), gaussian (real), gaussian_link(relu), ..."""
+    """bernoulli (data in [0, 1]), gaussian (real), gaussian_with(relu), ..."""
 
     corruption: str | None = None
     """Denoising noise: masking, gaussian, salt_and_pepper; with --corruption-rate."""

@@ -7,18 +7,21 @@ from pathlib import Path
 
 from jaxae._files import expanded
 from jaxae.autoencoder.files import LANES_FILE
-from jaxae.cli import folder
+from jaxae.cli import run_folder
 
 _FILES = (
-    *(*folder.RUN_FILES, folder.SPACE_FILE, folder.CURVES_FILE, LANES_FILE),
-    *(*folder.TABLES.values(), folder.MAP, folder.PARALLEL, "by_*.png"),
+    *(*run_folder.RUN_FILES, run_folder.SPACE_FILE, run_folder.CURVES_FILE, LANES_FILE),
+    *(*run_folder.TABLES.values(), run_folder.MAP, run_folder.PARALLEL, "by_*.png"),
 )
-_STATES = (folder.CHECKPOINTS, folder.LANES)  # folders in which every file counts
-_FOLDERS = (*_STATES, folder.BEST, folder.TOP)
+_STATES = (
+    run_folder.CHECKPOINTS,
+    run_folder.LANES,
+)  # folders in which every file counts
+_FOLDERS = (*_STATES, run_folder.BEST, run_folder.TOP)
 # Few other folders have files of these names: a user's own may have a config.json.
 _MARKS = (
-    *(folder.PARAMS_FILE, folder.SCALING_FILE, folder.METRICS_FILE),
-    *(folder.TIMING_FILE, folder.LANES),
+    *(run_folder.PARAMS_FILE, run_folder.SCALING_FILE, run_folder.METRICS_FILE),
+    *(run_folder.TIMING_FILE, run_folder.LANES),
 )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 import jaxae
 from jaxae import data, plots
-from jaxae.cli import folder
-from jaxae.cli.splits import Splits
+from jaxae.cli import run_folder
+from jaxae.cli.data_splits import Splits
 
 _EXAMPLES, _USAGE_ROWS = 12, 10_000
 
@@ -39,7 +39,7 @@ def draw(
 
 def drawn(out: Path) -> Iterator[str]:
     """The names of the pictures that the folder has."""
-    return (name for name in folder.PICTURES if (out / name).exists())
+    return (name for name in run_folder.PICTURES if (out / name).exists())
 
 
 def _first(rows: Any, count: int) -> jax.Array:

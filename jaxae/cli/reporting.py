@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxae
-from jaxae.cli import folder
+from jaxae.cli import run_folder
 
 
 def note(sentence: str) -> None:
@@ -77,9 +77,9 @@ class Reporter:
         self._epoch, self._step = len(history), 0
         self._stack = contextlib.ExitStack()
         rows = [_numbered(epoch, row) for epoch, row in enumerate(history, 1)]
-        folder.write_rows(out / folder.METRICS_FILE, rows)
-        timings = out / folder.TIMING_FILE
-        folder.write_rows(timings, folder.whole_rows(timings)[: len(history)])
+        run_folder.write_rows(out / run_folder.METRICS_FILE, rows)
+        timings = out / run_folder.TIMING_FILE
+        run_folder.write_rows(timings, run_folder.whole_rows(timings)[: len(history)])
 
     def __enter__(self) -> "Reporter":
         show = progress(
@@ -109,9 +109,11 @@ class Reporter:
         seconds = time.perf_counter() - self._started
         num_examples = self._config.batch_size * self._num_steps
         rate = num_examples / self._config.num_epochs / seconds
-        folder.append(self._out / folder.METRICS_FILE, _numbered(self._epoch, metrics))
+        run_folder.append(
+            self._out / run_folder.METRICS_FILE, _numbered(self._epoch, metrics)
+        )
         timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
-        folder.append(self._out / folder.TIMING_FILE, timing)
+        run_folder.append(self._out / run_folder.TIMING_FILE, timing)
         self._show(completed=self._epoch, loss=metrics["train/loss"], rate=rate)
         self._started = time.perf_counter()
 

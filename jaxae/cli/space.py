@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxae import _checks, optimizers
-from jaxae.cli.building import HPARAMS
+from jaxae.cli.factory import HPARAMS
 from jaxae.cli.options import SharedOptions, SweepOptions, TrainOptions
 from jaxae.sweeps.spaces import (
-    CHOICES,
     LATENT_DIM,
-    MOST_LANES,
+    MAX_LANES,
     SEED,
+    STATIC_AXES,
     log_uniform,
     uniform,
 )
@@ -21,7 +21,7 @@ from jaxae.training.epochs import INIT_SCALE
 
 TOGETHER = "together"
 _HPARAMS = (*HPARAMS, "final_fraction", "schedule_steps", INIT_SCALE)
-NAMES = (*_HPARAMS, SEED, LATENT_DIM, *CHOICES)
+NAMES = (*_HPARAMS, SEED, LATENT_DIM, *STATIC_AXES)
 _NEGATED = {"tied": "untied", "bias": "no_bias"}  # options that say the contrary
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
 
@@ -160,7 +160,7 @@ def _axis(path: Path, name: str, value: Any) -> Any:
         if wanted == "number" and not _is_finite(item):
             said = _checks.describe(item)
             raise SpaceError(f"{path} has {said} in {name}, which must be finite.")
-        if name in CHOICES and isinstance(item, str) and item != _NONE.get(name):
+        if name in STATIC_AXES and isinstance(item, str) and item != _NONE.get(name):
             _check_word(path, name, item)
     return [None if item == _NONE.get(name, ...) else item for item in value]
 
@@ -176,7 +176,7 @@ _NONE = {"corruption": "none"}
 
 
 def _check_word(path: Path, name: str, word: str) -> None:
-    named = CHOICES[name].named
+    named = STATIC_AXES[name].named
     try:
         if named is not None:
             named(word)
@@ -188,10 +188,10 @@ def _table(path: Path, name: str, value: dict[str, Any]) -> Any:
     """`{ low, high, scale }`, or of seeds `{ count }`."""
     if name == SEED and set(value) == {"count"}:
         count = value["count"]
-        if not _is_a("integer", count) or not 1 <= count <= MOST_LANES:
+        if not _is_a("integer", count) or not 1 <= count <= MAX_LANES:
             raise SpaceError(
                 f"{path} has seed.count as {_checks.describe(count)}; it must be an "
-                f"integer of at least 1 and at most {MOST_LANES}."
+                f"integer of at least 1 and at most {MAX_LANES}."
             )
         return list(range(count))
     if name not in _HPARAMS:

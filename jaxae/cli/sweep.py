@@ -15,9 +15,10 @@ import jaxae
 from jaxae import _checks
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
-from jaxae.cli import building, folder, outcome, reporting
+from jaxae.cli import data_splits as splits_module
+from jaxae.cli import factory, reporting, run_folder, sweep_output
 from jaxae.cli import space as space_module
-from jaxae.cli import splits as splits_module
+from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
     SweepOptions,
     TrainOptions,
@@ -25,11 +26,10 @@ from jaxae.cli.options import (
     checked,
     key_of,
 )
-from jaxae.cli.outcome import Job
 from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.space import Space
-from jaxae.cli.splits import Splits
+from jaxae.cli.sweep_output import Job
 from jaxae.cli.train import INTERRUPTED
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
@@ -50,7 +50,7 @@ def sweep(options: SweepOptions) -> int:
         job = _job(options, space, one)
         _rehearse(job)
         interrupt.raise_if_requested()
-        with folder.held(out):
+        with run_folder.held(out):
             if options.overwrite:
                 _clear(out)
             try:
@@ -59,16 +59,16 @@ def sweep(options: SweepOptions) -> int:
                 print(f"interrupted with {stopped}; the same command goes on.")
                 print(f"run folder: {out}")
                 return INTERRUPTED
-            return outcome.conclude(options, job, out, swept)
+            return sweep_output.conclude(options, job, out, swept)
 
 
 # ---- before --------------------------------------------------------------------------
 
 
 def _check_table(options: SweepOptions) -> None:
-    if options.table not in folder.TABLES:
+    if options.table not in run_folder.TABLES:
         raise ValueError(
-            f"--table must be {' or '.join(folder.TABLES)}, got {options.table!r}."
+            f"--table must be {' or '.join(run_folder.TABLES)}, got {options.table!r}."
         )
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
@@ -84,13 +84,13 @@ def _check_out(options: SweepOptions) -> Path:
     out = expanded(options.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {out} is a file.")
-    names = (CONFIG_FILE, folder.TIMING_FILE, *outcome.FILES)
+    names = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
     for name in (name for name in names if (out / name).is_dir()):
         raise ValueError(
             f"--out {out} has a folder where the file {name} belongs; move it away, or "
             "choose another folder."
         )
-    if folder.holds_run(out) and not options.overwrite:
+    if run_folder.holds_run(out) and not options.overwrite:
         found = _other_run(out)
         if found is not None:
             raise ValueError(
@@ -107,8 +107,8 @@ def _other_run(out: Path) -> str | None:
         is_sweep = "sweep" in json.loads(config.read_bytes())
     except (ValueError, TypeError, OSError) as error:
         # Its lanes say which sweep it is, too, and config.json is then written again.
-        if (out / folder.LANES / LANES_FILE).exists():
-            is_sweep = not (out / folder.PARAMS_FILE).exists()
+        if (out / run_folder.LANES / LANES_FILE).exists():
+            is_sweep = not (out / run_folder.PARAMS_FILE).exists()
         elif config.exists():
             return f"has a damaged {CONFIG_FILE} ({_checks.first_line(error)})"
         else:
@@ -118,19 +118,19 @@ def _other_run(out: Path) -> str | None:
 
 def _clear(out: Path) -> None:
     """Without the files of a sweep or run before."""
-    folder.clear(out)
-    for name in outcome.FILES:
-        if name != folder.SPACE_FILE:  # it may be the one that was read
+    run_folder.clear(out)
+    for name in sweep_output.FILES:
+        if name != run_folder.SPACE_FILE:  # it may be the one that was read
             (out / name).unlink(missing_ok=True)
-    for name in (folder.LANES, folder.TOP):
+    for name in (run_folder.LANES, run_folder.TOP):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
     splits = splits_module.load(one, jaxae.observations.get(one.observation))
-    ae = building.autoencoder(one, splits.train.shape[1])
-    objective = building.objective(one, ae)
-    hparams = building.hparams(one, len(splits.train))
+    ae = factory.autoencoder(one, splits.train.shape[1])
+    objective = factory.objective(one, ae)
+    hparams = factory.hparams(one, len(splits.train))
     validation = splits.validation if len(splits.validation) else None
     metric, halving = _metrics(options, objective, splits, hparams)
     budget, devices = options.memory_budget, options.devices
@@ -151,7 +151,7 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             "space": space_module.completed(space, one),
             "hparams": {n: v for n, v in hparams.items() if n not in space.names},
             "key": key_of(options),
-            "config": building.config(one),
+            "config": factory.config(one),
             "validation": validation,
             "num_samples": options.num_samples,
             "sampler": options.sampler,
@@ -240,19 +240,19 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
         def on_plan(plan: Plan) -> None:
             interrupt.raise_if_requested()
             print(plan, flush=True)
-            folder.write_json(out / CONFIG_FILE, _describe(options, job))
-            write_atomically(out / folder.SPACE_FILE, job.space.text)
-            folder.append(out / folder.TIMING_FILE, {"plan": str(plan)})
+            run_folder.write_json(out / CONFIG_FILE, _describe(options, job))
+            write_atomically(out / run_folder.SPACE_FILE, job.space.text)
+            run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
 
         try:
             swept = jaxae.sweep(
                 **job.arguments,
-                out=out / folder.LANES,
+                out=out / run_folder.LANES,
                 on_plan=on_plan,
                 on_progress=reporter,
             )
         except ValueError as error:  # of the folder alone: the rest was rehearsed
-            said = str(error).replace(f"out {out / folder.LANES}", f"--out {out}")
+            said = str(error).replace(f"out {out / run_folder.LANES}", f"--out {out}")
             raise ValueError(said) from None
         reporter.end()
     for warning in caught:
@@ -291,13 +291,13 @@ class _Reporter:
         """Write where it stands."""
         if self._last is not None:
             row = {**self._last._asdict(), "model_steps_per_second": self._rate()}
-            folder.append(self._out / folder.TIMING_FILE, row)
+            run_folder.append(self._out / run_folder.TIMING_FILE, row)
             self._written = time.monotonic()
 
 
 def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
     """What `config.json` says: all that a repetition needs."""
-    given = folder.to_options(options)
+    given = run_folder.to_options(options)
     shared = {name: float(v) for name, v in job.arguments["hparams"].items()}
     return {
         "sweep": given,
@@ -306,5 +306,5 @@ def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
         "metric": job.metric,
         "halving": repr(job.arguments["halving"]),
         "data": splits_module.describe(job.splits),
-        **folder.environment(),
+        **run_folder.environment(),
     }

@@ -13,12 +13,12 @@ import jaxae
 from jaxae import _checks, data, metrics
 from jaxae._files import expanded
 from jaxae.checkpoints import OtherRunError
-from jaxae.cli import building, folder, pictures
-from jaxae.cli import splits as splits_module
+from jaxae.cli import data_splits as splits_module
+from jaxae.cli import factory, pictures, run_folder
+from jaxae.cli.data_splits import PARTS, Splits
 from jaxae.cli.options import TrainOptions, checked, key_of
 from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, Reporter, note
-from jaxae.cli.splits import PARTS, Splits
 from jaxae.data.scaling import save_scaling
 from jaxae.training import Run, diagnostics, epochs, host
 
@@ -28,8 +28,8 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 def train(options: TrainOptions) -> int:
     """`jaxae train`: everything from the data to the pictures."""
     options = checked(options)
-    building.check_start(options)
-    out = folder.check_out(options.out, options.overwrite, options.resume)
+    factory.check_start(options)
+    out = run_folder.check_out(options.out, options.overwrite, options.resume)
     check_folder(out)
     if options.overwrite:
         start = {"params": options.params, "start-from": options.start_from}
@@ -43,13 +43,13 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     job = _job(options, splits)
     _check_repeats(options, splits, job)
     interrupt.raise_if_requested()
-    with folder.held(out):
+    with run_folder.held(out):
         # Every refusal but that of another run lies behind: now the disk may change.
         if not options.resume:
-            folder.clear(out)
-        folder.clear_unfinished(out)
+            run_folder.clear(out)
+        run_folder.clear_unfinished(out)
         described = _describe(options, splits, job)
-        with host.open_checkpoints(job, out / folder.CHECKPOINTS) as checkpoints:
+        with host.open_checkpoints(job, out / run_folder.CHECKPOINTS) as checkpoints:
             progress = _start(job, checkpoints, options)
             if _is_done(out, job, progress):
                 print(f"{_standing(job, progress)}; nothing was done.")
@@ -57,12 +57,12 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 return 0
             interrupt.raise_if_requested()
             # Written last, so that where they are, the folder is that of a whole run.
-            for name in (folder.RESULTS_FILE, folder.SUMS_FILE):
+            for name in (run_folder.RESULTS_FILE, run_folder.SUMS_FILE):
                 (out / name).unlink(missing_ok=True)
             _save(out, job.objective.ae, progress.state.params, splits, described)
             run = _execute(out, job, progress, checkpoints, interrupt)
         _write(out, job, run, splits, described)
-        if (sentence := host.in_vain(job, run)) is not None:
+        if (sentence := host.all_steps_skipped(job, run)) is not None:
             note(sentence)
         return _conclude(run, out, options)
 
@@ -90,24 +90,24 @@ def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) 
         value = run.best.value if np.isfinite(run.best.value) else None
         best = {"epoch": run.best.epoch, job.config.monitor: value}
         described = {**described, "best": best}
-        _save(out / folder.BEST, ae, run.best.params, splits, described)
+        _save(out / run_folder.BEST, ae, run.best.params, splits, described)
     results = _results(job.objective, run, splits, job.hparams)
     pictures.draw(out, ae, run.params, run.metrics, splits)
-    folder.write_results(out, results)
+    run_folder.write_results(out, results)
     print_results(results)
 
 
 def _job(options: TrainOptions, splits: Splits) -> host.Job:
     """What is to be done, checked."""
     init_key, train_key = jax.random.split(key_of(options))
-    ae = building.autoencoder(options, splits.train.shape[1])
+    ae = factory.autoencoder(options, splits.train.shape[1])
     params = _params(options, ae, init_key, splits)
     return host.prepare(
-        building.objective(options, ae),
+        factory.objective(options, ae),
         splits.train,
-        hparams=building.hparams(options, len(splits.train)),
+        hparams=factory.hparams(options, len(splits.train)),
         key=train_key,
-        config=building.config(options),
+        config=factory.config(options),
         validation=splits.validation if len(splits.validation) else None,
         params=params,
         is_saved=True,
@@ -126,7 +126,8 @@ def _start(job: host.Job, checkpoints: Any, options: TrainOptions) -> Any:
             progress = host.start(job, checkpoints)
         except OtherRunError as error:
             found = (
-                folder.differences(expanded(options.out), options) or error.difference
+                run_folder.differences(expanded(options.out), options)
+                or error.difference
             )
             start = options.start_from or options.params
             if start is not None and found.startswith("params is "):
@@ -145,10 +146,10 @@ def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -
                 f"{option} holds the output bias that --bias-from-mean would set; "
                 "leave one of them out."
             )
-        return building.params_of(options, ae)
+        return factory.params_of(options, ae)
     data_mean = None
     if options.bias_from_mean:
-        data_mean = data.survey(splits.train).mean
+        data_mean = data.column_stats(splits.train).mean
     return ae.init(
         key, dtype=_checks.floating_dtype(options.dtype), data_mean=data_mean
     )
@@ -162,8 +163,8 @@ def _check_repeats(options: TrainOptions, splits: Splits, job: host.Job) -> None
     """
     if options.config is None:
         return
-    config = folder.read_config(Path(options.config))
-    was, now = folder.of_data(config, "sha256"), splits.info
+    config = run_folder.read_config(Path(options.config))
+    was, now = run_folder.of_data(config, "sha256"), splits.info
     is_same_data = config["options"].get("data") == options.data
     if is_same_data and was != now.sha256:
         raise ValueError(
@@ -186,7 +187,7 @@ def _check_repeats(options: TrainOptions, splits: Splits, job: host.Job) -> None
             "this run draws other numbers. In Python, jaxae.train repeats the lane, "
             'with the key of its "trial".'
         )
-    for name, value in folder.environment().items():
+    for name, value in run_folder.environment().items():
         if config.get(name) != value:
             note(
                 f"{name} was {config.get(name)!r} and is {value!r}; the results may "
@@ -202,13 +203,13 @@ def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
     """
     if host.status_of(job, progress) not in ("finished", "early_stopped"):
         return False
-    names = ", ".join(folder.damaged(out))
+    names = ", ".join(run_folder.damaged(out))
     if names and (reached := len(progress.history)) > job.config.num_epochs:
         raise ValueError(
             f"--out {out} is a run of {reached} epochs with files that are missing or "
             f"not what it wrote: {names}; say --epochs {reached} to write them again."
         )
-    if names and (out / folder.RESULTS_FILE).exists():  # else it was killed
+    if names and (out / run_folder.RESULTS_FILE).exists():  # else it was killed
         note(
             f"{out} has files that are missing or not what the run wrote: {names}; "
             "they are written again from the last state."
@@ -234,18 +235,18 @@ def _describe(options: TrainOptions, splits: Splits, job: host.Job) -> dict[str,
     """What `config.json` says beside the model."""
     start = _start_sha256(job)
     return {
-        "options": folder.to_options(options),
+        "options": run_folder.to_options(options),
         "hparams": {name: float(str(value)) for name, value in job.hparams.items()},
         "data": splits_module.describe(splits),
         **({} if start is None else {"start_sha256": start}),
-        **folder.environment(),
+        **run_folder.environment(),
     }
 
 
 def _start_sha256(job: host.Job) -> str | None:
     """Of the parameters that a run starts from, where they are not drawn."""
-    assert job.identity is not None  # a run of the command line is saved
-    return job.identity["params"]
+    assert job.fingerprint is not None  # a run of the command line is saved
+    return job.fingerprint["params"]
 
 
 # ---- results -------------------------------------------------------------------------
@@ -364,15 +365,15 @@ def with_runs(arguments: list[str]) -> TrainOptions | None:
     """The defaults that `--config FILE` and `--start-from RUN` give, if they are there.
 
     Raises:
-      FileNotFoundError, ValueError: as `folder.read_config`.
+      FileNotFoundError, ValueError: as `run_folder.read_config`.
     """
     options = None
     if (config := _last(arguments, "--config")) is not None:
         path = Path(config)
-        values = folder.read_config(path)["options"]
-        options = folder.as_options(TrainOptions, values, path)
+        values = run_folder.read_config(path)["options"]
+        options = run_folder.as_options(TrainOptions, values, path)
     if (run := _last(arguments, "--start-from")) is not None:
-        options = building.with_run(options or TrainOptions(), run)
+        options = factory.with_run(options or TrainOptions(), run)
     return options
 
 

@@ -1,10 +1,10 @@
 """Named sets and your own arrays, of any size: raw, checked, split, scaled.
 
-Nothing is preprocessed, downloaded on import or unpickled. `load` gives raw values and
-what divides them, `survey` refuses what cannot be trained on and measures the rest in
-one pass, `fit_scaling` turns the measures into a `Scaling`. What does not fit in memory
-is `Rows`, read by blocks; a `View` of them is selected and scaled as it is read. What
-is endless is a source, `(key, hparams) -> batch`: `sparse_features`, or your own.
+Nothing is preprocessed, downloaded on import or unpickled. `load` returns raw values
+and their scale, `column_stats` checks and measures them in one pass, and `fit_scaling`
+makes a `Scaling` of these statistics. Data larger than memory are `Rows`, read by
+blocks; a `View` selects and scales rows as they are read. Endless data are a source,
+`(key, hparams) -> batch`: `sparse_features`, or your own.
 """
 
 from jaxae.data.files import Dataset, PathLike
@@ -19,20 +19,21 @@ from jaxae.data.scaling import (
     save_scaling,
     scaled,
 )
-from jaxae.data.surveying import Survey, check_array, survey
+from jaxae.data.statistics import ColumnStats, check_array, column_stats
 from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split
 
 __all__ = [
     "NAMES",
     "SCALINGS",
+    "ColumnStats",
     "Dataset",
     "PathLike",
     "Rows",
     "Scaling",
-    "Survey",
     "View",
     "check_array",
+    "column_stats",
     "digits",
     "divide",
     "fashion_mnist",
@@ -45,6 +46,5 @@ __all__ = [
     "scaled",
     "sparse_features",
     "split",
-    "survey",
     "take",
 ]

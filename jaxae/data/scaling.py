@@ -11,10 +11,9 @@ import safetensors.numpy
 
 from jaxae import _checks
 from jaxae._files import write_atomically
-from jaxae.autoencoder.files import sealed, unsealed
+from jaxae.autoencoder.files import add_checksum, verify_checksum
 from jaxae.data.files import PathLike
-from jaxae.data.surveying import Survey
-from jaxae.data.surveying import survey as measure
+from jaxae.data.statistics import ColumnStats, column_stats
 
 SCALING_FILE = "scaling.safetensors"
 
@@ -94,8 +93,8 @@ def divide(number: float | int) -> Scaling:
     return _checked(Scaling("divide", _number(0), _number(number)))
 
 
-def fit_scaling(name: str, survey: Any) -> Scaling:
-    """The scaling of that name, of `SCALINGS`, for what a `Survey` found.
+def fit_scaling(name: str, data: Any) -> Scaling:
+    """The scaling of that name, of `SCALINGS`, for what a `ColumnStats` found.
 
     An array or Rows `[N, D]` are surveyed first.
 
@@ -107,34 +106,34 @@ def fit_scaling(name: str, survey: Any) -> Scaling:
 
     Raises:
       ValueError: an unknown name; values whose range or variance overflows; what
-        `survey` refuses.
+        `column_stats` refuses.
     """
     fit = _checks.lookup("scaling", SCALINGS, name)
-    return _checked(fit(survey if isinstance(survey, Survey) else measure(survey)))
+    return _checked(fit(data if isinstance(data, ColumnStats) else column_stats(data)))
 
 
-def _none(survey: Survey) -> Scaling:
-    del survey
+def _none(stats: ColumnStats) -> Scaling:
+    del stats
     return Scaling("none", _number(0), _number(1))
 
 
-def _unit(survey: Survey) -> Scaling:
+def _unit(stats: ColumnStats) -> Scaling:
     with np.errstate(over="ignore"):  # refused by `_checked`
-        scale = _or_one(survey.high - survey.low)
-    return Scaling("unit", survey.low, scale, clip=True)
+        scale = _or_one(stats.high - stats.low)
+    return Scaling("unit", stats.low, scale, clip=True)
 
 
-def _standardize(survey: Survey) -> Scaling:
-    return Scaling("standardize", survey.mean, _or_one(np.sqrt(survey.variance)))
+def _standardize(stats: ColumnStats) -> Scaling:
+    return Scaling("standardize", stats.mean, _or_one(np.sqrt(stats.variance)))
 
 
-def _center(survey: Survey) -> Scaling:
+def _center(stats: ColumnStats) -> Scaling:
     with np.errstate(over="ignore"):  # refused by `_checked`
-        scale = _or_one(np.sqrt(survey.variance.mean()))
-    return Scaling("center", survey.mean, scale)
+        scale = _or_one(np.sqrt(stats.variance.mean()))
+    return Scaling("center", stats.mean, scale)
 
 
-SCALINGS: dict[str, Callable[[Survey], Scaling]] = {
+SCALINGS: dict[str, Callable[[ColumnStats], Scaling]] = {
     "none": _none,
     "unit": _unit,
     "standardize": _standardize,
@@ -178,7 +177,7 @@ def save_scaling(directory: PathLike, scaling: Scaling) -> None:
     _checked(scaling)
     shift, scale = (np.asarray(x, order="C") for x in (scaling.shift, scaling.scale))
     tensors = {"shift": shift, "scale": scale}
-    kind = sealed({"name": scaling.name, "clip": scaling.clip}, tensors)
+    kind = add_checksum({"name": scaling.name, "clip": scaling.clip}, tensors)
     content = safetensors.numpy.save(tensors, metadata={"scaling": kind})
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / SCALING_FILE, content)
@@ -204,7 +203,7 @@ def _read(path: Path) -> Scaling:
     with safetensors.safe_open(path, framework="numpy") as file:
         kind = json.loads((file.metadata() or {}).get("scaling", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    kind = unsealed(kind, tensors)
+    kind = verify_checksum(kind, tensors)
     if not isinstance(kind, dict) or set(kind) != {"name", "clip"}:
         raise ValueError("it does not say which scaling it is")
     if not isinstance(kind["name"], str) or not isinstance(kind["clip"], bool):

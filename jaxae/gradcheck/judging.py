@@ -31,11 +31,11 @@ from jaxae.gradcheck.rounding import (
     float_dtype,
     narrow,
     nearby,
-    nudged,
+    perturbed,
     tolerance,
     unit_roundoff,
 )
-from jaxae.gradcheck.stochastic import shaken
+from jaxae.gradcheck.stochastic import perturbed_claim
 from jaxae.gradcheck.verdicts import judge
 
 _NUM_NEARBY = 8  # evaluations of the claim one last bit away
@@ -137,11 +137,11 @@ def _shake(
 
     Where it cannot be traced, only its params move, by two.
     """
-    shake = shaken(claim, floats)
+    shake = perturbed_claim(claim, floats)
     if shake is None:
-        return [claim(nudged(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)]
+        return [claim(perturbed(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)]
     seeds = rng.integers(2**32, size=_NUM_NEARBY)
-    return [shake(nudged(floats, rng), int(seed)) for seed in seeds]
+    return [shake(perturbed(floats, rng), int(seed)) for seed in seeds]
 
 
 def _autodiff_nearby(

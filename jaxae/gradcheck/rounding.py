@@ -59,11 +59,11 @@ def nearby(
     function: Callable[[Any], Any], floats: Any, rng: np.random.Generator, count: int
 ) -> list[Any]:
     """Its value at `floats`, then at `count` points that are one last bit away."""
-    near = [nudged(floats, rng) for _ in range(count)]
+    near = [perturbed(floats, rng) for _ in range(count)]
     return [function(point) for point in (floats, *near)]
 
 
-def nudged(floats: Any, rng: np.random.Generator, bits: int = 1) -> Any:
+def perturbed(floats: Any, rng: np.random.Generator, bits: int = 1) -> Any:
     """A point that is `bits` last bits away in every entry."""
     return jax.tree.map(lambda x: _nudge(x, rng, bits), floats)
 

@@ -32,7 +32,7 @@ _ROUNDING = frozenset(
 _MANY = 500  # equations
 
 
-def shaken(
+def perturbed_claim(
     function: Callable[[Any], Any], tree: Any
 ) -> Callable[[Any, int], Any] | None:
     """`(tree, seed) -> function(tree)`, all that rounds in it moved at random.

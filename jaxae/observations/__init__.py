@@ -1,12 +1,12 @@
 """p(x | mu): what the data are, hence what the loss is.
 
-`bernoulli`, `gaussian` and `gaussian_link` are written by hand; `from_log_prob` and
+`bernoulli`, `gaussian` and `gaussian_with` are written by hand; `from_log_prob` and
 `from_distribution` follow the lecture's recipe for anything else, with derivatives from
 autodiff.
 """
 
 from jaxae.observations._base import CATALOGUE, Observation, find, get
-from jaxae.observations.by_hand import bernoulli, gaussian, gaussian_link
+from jaxae.observations.by_hand import bernoulli, gaussian, gaussian_with
 from jaxae.observations.recipes import from_distribution, from_log_prob
 
 __all__ = [
@@ -17,6 +17,6 @@ __all__ = [
     "from_distribution",
     "from_log_prob",
     "gaussian",
-    "gaussian_link",
+    "gaussian_with",
     "get",
 ]

@@ -20,7 +20,7 @@ class Observation(NamedTuple):
 
     Attributes:
       name: how it is printed, saved, looked up and pickled.
-      link: the lecture's o, mean = o(eta) (a GLM's inverse link).
+      inverse_link: the lecture's o, mean = o(eta) (a GLM's inverse link).
       loss: `(eta, x, *theta) -> []`, -log p(x | mean(eta)) without the terms that are
         free of eta and theta.
       dloss: `(eta, x, *theta) -> [D]`, d loss / d eta.
@@ -28,7 +28,7 @@ class Observation(NamedTuple):
       sample: `(key, eta, *theta) -> x [D]`, or None where none was given.
       validate: `(X) -> None`, or a ValueError that names the first bad row, column and
         value.
-      support: "counting" or "lebesgue", what log_prob is a density against; "none"
+      base_measure: "counting" or "lebesgue", what log_prob is a density against; "none"
         where the loss is no likelihood.
       derived: "hand" or "autodiff", where dloss comes from.
       init: `(input_dim) -> theta`, a tuple or NamedTuple of arrays, if p is learned.
@@ -38,13 +38,13 @@ class Observation(NamedTuple):
     """
 
     name: str
-    link: Activation
+    inverse_link: Activation
     loss: Callable[..., Array]
     dloss: Callable[..., Array]
     log_prob: Callable[..., Array]
     sample: Callable[..., Array] | None
     validate: Callable[..., None]
-    support: str
+    base_measure: str
     derived: str
     init: Callable[..., tuple] | None = None
     dtheta: Callable[..., tuple] | None = None
@@ -53,8 +53,10 @@ class Observation(NamedTuple):
 
     def mean(self, eta: Array) -> Array:
         """E[x | eta] = o(eta), `[D] -> [D]`."""
-        mean = self.link.apply(eta)
-        return _checks.returned(f"observation {self}: link", mean, jnp.shape(eta))
+        mean = self.inverse_link.apply(eta)
+        return _checks.returned(
+            f"observation {self}: inverse_link", mean, jnp.shape(eta)
+        )
 
     def checked_loss(self, eta: Array, x: Array, theta: tuple) -> Array:
         """The loss of one example, `[D] -> []`, refused unless it is a number."""
@@ -90,6 +92,7 @@ class Observation(NamedTuple):
 # between the parentheses of its name.
 CATALOGUE: dict[str, Observation] = {}
 FACTORIES: dict[str, Callable[[str], Observation | None]] = {}
+_RENAMED = {"gaussian_link": "gaussian_with"}  # in files of version 0.1
 
 
 def find(name: str) -> Observation | None:
@@ -97,11 +100,14 @@ def find(name: str) -> Observation | None:
     if name in CATALOGUE:
         return CATALOGUE[name]
     match = re.fullmatch(r"(\w+)\((.*)\)", name)
-    return FACTORIES[match[1]](match[2]) if match and match[1] in FACTORIES else None
+    if match is None:
+        return None
+    factory = FACTORIES.get(_RENAMED.get(match[1], match[1]))
+    return None if factory is None else factory(match[2])
 
 
 def get(name: str) -> Observation:
-    """The observation of that name, such as "gaussian" or "gaussian_link(relu)".
+    """The observation of that name, such as "gaussian" or "gaussian_with(relu)".
 
     Raises:
       ValueError: for an unknown name; the message lists the known ones.

@@ -71,13 +71,13 @@ def _bernoulli_eta_of_mean(mean: Float[Array, "D"]) -> Float[Array, "D"]:
 
 bernoulli = Observation(
     "bernoulli",
-    link=activations.sigmoid,
+    inverse_link=activations.sigmoid,
     loss=_bernoulli_loss,
     dloss=_bernoulli_dloss,
     log_prob=_bernoulli_log_prob,
     sample=_bernoulli_sample,
     validate=_bernoulli_validate,
-    support="counting",
+    base_measure="counting",
     derived="hand",
     eta_of_mean=_bernoulli_eta_of_mean,
 )
@@ -107,99 +107,102 @@ def _gaussian_eta_of_mean(mean: Float[Array, "D"]) -> Float[Array, "D"]:
 
 gaussian = Observation(
     "gaussian",
-    link=activations.identity,
+    inverse_link=activations.identity,
     loss=_gaussian_loss,
     dloss=_gaussian_dloss,
     log_prob=_gaussian_log_prob,
     sample=_gaussian_sample,
     validate=validate_finite,
-    support="lebesgue",
+    base_measure="lebesgue",
     derived="hand",
     eta_of_mean=_gaussian_eta_of_mean,
 )
 
 CATALOGUE.update({o.name: o for o in (bernoulli, gaussian)})
 
-# ---- gaussian_link: real x, a mean behind a link, a variance for each column ---------
+# ---- gaussian_with: real x, an inverse link, a variance for each column ----------
 
 Weights = tuple[float, ...] | None
 
 
-def gaussian_link(link, weights=None) -> Observation:
+def gaussian_with(inverse_link, weights=None) -> Observation:
     """x_i ~ N(o(eta_i), 1 / w_i): half the squared error, column i counted w_i times.
 
     loss = 1/2 sum_i w_i (o(eta_i) - x_i)^2;
     d loss / d eta_i = w_i (o(eta_i) - x_i) o'(eta_i).
 
     Args:
-      link: o, an elementwise `Activation` that learns nothing, or its name.
+      inverse_link: o, an elementwise `Activation` that learns nothing, or its name.
       weights: w, D positive numbers, how much each column matters; 1 unless given.
 
     Returns:
-      The same object for the same link and numbers. Its name holds both.
+      The same object for the same inverse link and numbers. Its name holds both.
 
     Raises:
-      ValueError: for a link or weights of another kind; in a model or a call, where
-        there are not as many weights as columns.
+      ValueError: for an inverse_link or weights of another kind; in a model or a call,
+        if the number of weights is not the number of columns.
 
     References:
       Elhage et al., Toy Models of Superposition, 2022,
       https://transformer-circuits.pub/2022/toy_model: a relu, and weights that are the
       importance of each feature. Their loss has no factor 1/2.
     """
-    link = activations.get(link) if isinstance(link, str) else link
-    is_activation = isinstance(link, Activation)
-    if not is_activation or link.slope is None or link.init is not None:
+    if isinstance(inverse_link, str):
+        inverse_link = activations.get(inverse_link)
+    is_activation = isinstance(inverse_link, Activation)
+    if not is_activation or inverse_link.slope is None or inverse_link.init is not None:
         raise ValueError(
-            "link must be an elementwise Activation that learns nothing, such as "
-            f"jaxae.activations.relu, got {link!r}."
+            "inverse_link must be an elementwise Activation without parameters, such "
+            f"as jaxae.activations.relu, got {inverse_link!r}."
         )
-    return _gaussian_link(link, _as_weights(weights))
+    return _gaussian_with(inverse_link, _as_weights(weights))
 
 
 @functools.cache
-def _gaussian_link(link: Activation, weights: Weights) -> Observation:
+def _gaussian_with(o: Activation, weights: Weights) -> Observation:
     def of(function):
-        return functools.partial(function, link, weights)
+        return functools.partial(function, o, weights)
 
     return Observation(
-        f"gaussian_link({link.name}{'' if weights is None else f', {weights}'})",
-        link=link,
-        loss=of(_link_loss),
-        dloss=of(_link_dloss),
-        log_prob=of(_link_log_prob),
-        sample=of(_link_sample),
+        f"gaussian_with({o.name}{'' if weights is None else f', {weights}'})",
+        inverse_link=o,
+        loss=of(_gaussian_with_loss),
+        dloss=of(_gaussian_with_dloss),
+        log_prob=of(_gaussian_with_log_prob),
+        sample=of(_gaussian_with_sample),
         validate=validate_finite,
-        support="lebesgue",
+        base_measure="lebesgue",
         derived="hand",
-        eta_of_mean=_gaussian_eta_of_mean if link is activations.identity else None,
+        eta_of_mean=_gaussian_eta_of_mean if o is activations.identity else None,
         input_dim=None if weights is None else len(weights),
     )
 
 
-def _link_loss(
-    link: Activation, weights: Weights, eta: Eta, x: Data
+def _gaussian_with_loss(
+    o: Activation, weights: Weights, eta: Eta, x: Data
 ) -> Float[Array, "*batch"]:
-    return jnp.sum(_weighted(weights, (link.apply(eta) - x) ** 2), axis=-1) / 2
+    return jnp.sum(_weighted(weights, (o.apply(eta) - x) ** 2), axis=-1) / 2
 
 
-def _link_dloss(link: Activation, weights: Weights, eta: Eta, x: Data) -> Eta:
-    x_hat = link.apply(eta)
-    return link.vjp(eta, x_hat, _weighted(weights, x_hat - x))
+def _gaussian_with_dloss(o: Activation, weights: Weights, eta: Eta, x: Data) -> Eta:
+    x_hat = o.apply(eta)
+    return o.vjp(eta, x_hat, _weighted(weights, x_hat - x))
 
 
-def _link_log_prob(
-    link: Activation, weights: Weights, eta: Eta, x: Data
+def _gaussian_with_log_prob(
+    o: Activation, weights: Weights, eta: Eta, x: Data
 ) -> Float[Array, "*batch"]:
     log_weights = 0.0 if weights is None else math.fsum(map(math.log, weights))
     log_normaliser = (log_weights - x.shape[-1] * math.log(2 * math.pi)) / 2
-    return log_normaliser - _link_loss(link, weights, eta, x)
+    return log_normaliser - _gaussian_with_loss(o, weights, eta, x)
 
 
-def _link_sample(link: Activation, weights: Weights, key: PRNGKey, eta: Eta) -> Data:
+def _gaussian_with_sample(
+    o: Activation, weights: Weights, key: PRNGKey, eta: Eta
+) -> Data:
     deviations = None if weights is None else tuple(w**-0.5 for w in weights)
     noise = jax.random.normal(key, eta.shape, eta.dtype)
-    return link.apply(eta) + _weighted(deviations, noise)
+    return o.apply(eta) + _weighted(deviations, noise)
 
 
 def _weighted(weights: Weights, values: Eta) -> Eta:
@@ -208,7 +211,7 @@ def _weighted(weights: Weights, values: Eta) -> Eta:
         return values
     if len(weights) != values.shape[-1]:
         raise ValueError(
-            f"gaussian_link has {len(weights)} weights, but there are "
+            f"gaussian_with has {len(weights)} weights, but there are "
             f"{values.shape[-1]} columns; give one weight for each."
         )
     return jnp.broadcast_to(jnp.asarray(weights, values.dtype), values.shape) * values
@@ -230,15 +233,15 @@ def _as_weights(weights: Any) -> Weights:
     return tuple(map(float, found))
 
 
-def _gaussian_link_of(arguments: str) -> Observation | None:
+def _gaussian_with_of(arguments: str) -> Observation | None:
     """The observation whose name has these arguments, if there is one."""
     link, comma, numbers = arguments.partition(",")
     weights = [number for number in numbers.strip(" ()").split(",") if number.strip()]
     try:
         given = list(map(float, weights)) if comma else None
-        return gaussian_link(activations.get(link.strip()), given)
+        return gaussian_with(activations.get(link.strip()), given)
     except ValueError:
         return None
 
 
-FACTORIES["gaussian_link"] = _gaussian_link_of
+FACTORIES["gaussian_with"] = _gaussian_with_of

@@ -26,7 +26,7 @@ def from_log_prob(
     name: str | None = None,
     sample: Callable[..., Array] | None = None,
     validate: Callable[..., None] = validate_finite,
-    support: str = "lebesgue",
+    base_measure: str = "lebesgue",
 ) -> Observation:
     """The lecture's recipe: l(f(x)) = -log p(x | mu), with mu = mean(eta).
 
@@ -36,7 +36,7 @@ def from_log_prob(
       name: how it is printed and saved; the density's own name unless given.
       sample: `(key, mu) -> x [D]`, if samples are wanted.
       validate: `(X) -> None` or a ValueError; finite values unless given.
-      support: "counting" for a mass function, "lebesgue" for a density.
+      base_measure: "counting" for a mass function, "lebesgue" for a density.
 
     Returns:
       An `Observation` with `derived == "autodiff"`. Its loss is the whole of -log p:
@@ -60,7 +60,7 @@ def from_log_prob(
         sample=None if sample is None else sample_from_eta,
         name=name or _name_of(log_prob),
         validate=validate,
-        support=support,
+        base_measure=base_measure,
     )
 
 
@@ -70,7 +70,7 @@ def from_distribution(
     *,
     name: str | None = None,
     validate: Callable[..., None] = validate_finite,
-    support: str = "lebesgue",
+    base_measure: str = "lebesgue",
 ) -> Observation:
     """The lecture's recipe with a distribution object: l(f(x)) = -log make(eta)(x).
 
@@ -80,7 +80,7 @@ def from_distribution(
         wanted, `sample`. Per-column log-probabilities are summed.
       name: how it is printed and saved; `make`'s own name unless given.
       validate: `(X) -> None` or a ValueError; finite values unless given.
-      support: "counting" for a mass function, "lebesgue" for a density.
+      base_measure: "counting" for a mass function, "lebesgue" for a density.
     """
     _check_callable("make", make)
 
@@ -104,13 +104,15 @@ def from_distribution(
         sample=sample,
         name=name or _name_of(make),
         validate=validate,
-        support=support,
+        base_measure=base_measure,
     )
 
 
-def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
-    if support not in ("counting", "lebesgue"):
-        raise ValueError(f"support must be 'counting' or 'lebesgue', got {support!r}.")
+def _from_likelihood(log_likelihood, mean, *, sample, name, validate, base_measure):
+    if base_measure not in ("counting", "lebesgue"):
+        raise ValueError(
+            f"base_measure must be 'counting' or 'lebesgue', got {base_measure!r}."
+        )
     # Written by the user for one example; vectorize makes it serve a batch as well.
     log_prob = jnp.vectorize(log_likelihood, signature="(d),(d)->()")
 
@@ -131,13 +133,13 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, support):
 
     return Observation(
         name,
-        link=Activation(f"mean of {name}", mean_fn, link_vjp),
+        inverse_link=Activation(f"mean of {name}", mean_fn, link_vjp),
         loss=loss,
         dloss=dloss,
         log_prob=log_prob,
         sample=sample,
         validate=validate,
-        support=support,
+        base_measure=base_measure,
         derived="autodiff",
     )
 

@@ -13,8 +13,8 @@ from jaxae.autoencoder.model import LATENT_DIM
 from jaxae.objective import Objective
 from jaxae.sweeps import layouts
 from jaxae.sweeps.layouts import Layout
-from jaxae.sweeps.spaces import CHOICES, Lanes
-from jaxae.training import TrainConfig, epochs, refusals
+from jaxae.sweeps.spaces import STATIC_AXES, Lanes
+from jaxae.training import TrainConfig, checks, epochs
 from jaxae.training.epochs import INIT_SCALE, Data
 
 
@@ -104,12 +104,12 @@ def groups_of(
     members: dict[tuple, list[int]] = {}
     for lane, choices in enumerate(lanes.choices):
         members.setdefault(choices, []).append(lane)
-    checked = refusals.as_hparams(hparams, jnp.float32)
+    checked = checks.as_hparams(hparams, jnp.float32)
     shared = {name: np.float32(value) for name, value in checked.items()}
     given = {**shared, **{name: values[0] for name, values in lanes.numbers.items()}}
     chosen = [_chosen(objective, config, choices) for choices in members]
     read = [
-        refusals.names_read(its_objective, its_config, data, given, key)
+        checks.names_read(its_objective, its_config, data, given, key)
         for its_objective, its_config in chosen
     ]
     _check_names(given, sorted({INIT_SCALE}.union(*read)))
@@ -118,8 +118,8 @@ def groups_of(
         chosen, read, members.values(), strict=True
     ):
         wanted = {n: v for n, v in given.items() if n in (*names, INIT_SCALE)}
-        refusals.check_parts(its_objective, key, its_config)
-        refusals.check_hparams(its_objective, its_config, data, wanted, key)
+        checks.check_parts(its_objective, key, its_config)
+        checks.check_hparams(its_objective, its_config, data, wanted, key)
         mine = np.array(indices)
         group = _group(
             its_objective, its_config, lanes, mine, shared, wanted, data, key
@@ -162,7 +162,7 @@ def _check_names(given: Mapping, read: list[str]) -> None:
 
 def _chosen(objective: Objective, config: TrainConfig, choices: tuple):
     for name, value in choices:
-        objective, config = CHOICES[name].apply(objective, config, value)
+        objective, config = STATIC_AXES[name].apply(objective, config, value)
     return objective, config
 
 
@@ -214,7 +214,7 @@ def _check_numbers(group: Group, data: Data) -> None:
         for name, value in one.items():
             if not np.isfinite(value):
                 raise ValueError(f"space[{name!r}] must be finite in float32.")
-        refusals.check_numbers(group.objective, group.config, data, one)
+        checks.check_numbers(group.objective, group.config, data, one)
 
 
 def num_steps(group: Group, data: Data) -> int:

@@ -15,11 +15,11 @@ from jaxae.sweeps import store as store_module
 from jaxae.sweeps.groups import Group, groups_of
 from jaxae.sweeps.halving import Halving, check_metric, rungs_of, survivors
 from jaxae.sweeps.plans import Plan
-from jaxae.sweeps.results import Ledger, Sweep
+from jaxae.sweeps.results import LaneResults, Sweep
 from jaxae.sweeps.running import GroupRun
-from jaxae.training import TrainConfig, refusals
+from jaxae.training import TrainConfig, checks
 
-_MOST_ROWS = 2**30  # epochs of lanes: 8 GiB for each metric
+_MAX_ROWS = 2**30  # epochs of lanes: 8 GiB for each metric
 
 
 class Progress(NamedTuple):
@@ -106,7 +106,7 @@ def sweep(
     hparams = {} if hparams is None else hparams
     _checks.hparams(hparams)
     hparams = dict(hparams)
-    refusals.check_arguments(objective, key, config)
+    checks.check_arguments(objective, key, config)
     if config.patience is not None:
         raise ValueError(
             "patience is for train, whose run ends alone; in a sweep leave it out, and "
@@ -135,27 +135,27 @@ def sweep(
         num_samples=num_samples,
         sampler=sampler,
     )
-    if len(lanes) * config.num_epochs > _MOST_ROWS:
+    if len(lanes) * config.num_epochs > _MAX_ROWS:
         raise ValueError(
-            f"num_epochs must be at most {_MOST_ROWS // len(lanes):,} for "
+            f"num_epochs must be at most {_MAX_ROWS // len(lanes):,} for "
             f"{len(lanes):,} lanes, whose metrics have a number an epoch, got "
             f"{_checks.describe(config.num_epochs)}."
         )
     groups = groups_of(objective, config, lanes, hparams, data, key)
     rungs = rungs_of(halving, config.num_epochs, validation)
-    identity = {}
+    fingerprint = {}
     if out is not None:
-        identity = store_module.identity_of(
+        fingerprint = store_module.fingerprint_of(
             objective, config, hparams, key, data, validation, lanes, halving
         )
     data, validation = _placed(groups, data, validation)
     for group in groups:
-        refusals.check_updates(group.config, data)
+        checks.check_updates(group.config, data)
     devices = devices[:1] if engine == "ray" else devices  # of a task
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]
     for run in runs if halving is not None else []:
         check_metric(halving, run.names())
-    with store_module.opened(out, identity) as store:
+    with store_module.opened(out, fingerprint) as store:
         schedules = None if store is None else store.schedules()
         if schedules is None:
             budget = memory_budget or plans.budget_of(devices[0])
@@ -166,7 +166,7 @@ def sweep(
                     budget,
                     lanes_at_once,
                     is_kept=store is not None,
-                    alike=found.get(run.size),
+                    reuse=found.get(run.size),
                 )
                 schedules.append(schedule)
                 if schedule.tried:
@@ -185,10 +185,10 @@ def sweep(
         if store is not None:
             store.begin(schedules)
         train = GroupRun.train if engine is None else ray_engine.Engine().train
-        ledgers = [Ledger(group, config.num_epochs) for group in groups]
+        ledgers = [LaneResults(group, config.num_epochs) for group in groups]
         alive = [np.arange(len(group.lanes)) for group in groups]
         num_steps = _steps_of(runs, alive, rungs, halving)
-        tell = _Teller(on_progress, ledgers, num_steps)
+        tell = _ProgressReporter(on_progress, ledgers, num_steps)
         for number, rung in enumerate(rungs):
             for g, run in enumerate(runs):
                 ledger = ledgers[g]
@@ -231,21 +231,21 @@ def _placed(groups: list[Group], data, validation):
             steps_per_epoch=group.config.steps_per_epoch,
             memory_budget=2**62,
         )
-        data = refusals.as_data("data", data, group.objective, jnp.float32, placing)
+        data = checks.as_data("data", data, group.objective, jnp.float32, placing)
         if not callable(data):
             data = jax.tree.map(jnp.asarray, data)
         if validation is not None:
-            validation = refusals.as_rows(
+            validation = checks.as_rows(
                 "validation", validation, group.objective, jnp.float32, 2**62
             )
             validation = jax.tree.map(jnp.asarray, validation)
     return data, validation
 
 
-class _Teller:
+class _ProgressReporter:
     """Tells a sweep's progress, if anyone wants to know."""
 
-    def __init__(self, on_progress, ledgers: list[Ledger], num_steps: int):
+    def __init__(self, on_progress, ledgers: list[LaneResults], num_steps: int):
         self._on_progress, self._ledgers = on_progress, ledgers
         self._num_steps, self._begun = num_steps, time.perf_counter()
         self._steps = self._steps_kept = self._gone = 0

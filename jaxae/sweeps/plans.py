@@ -149,7 +149,7 @@ def schedule_of(
     num_devices: int,
     lanes_at_once: int | None,
     block_seconds: float,
-    alike: Schedule | None = None,
+    reuse: Schedule | None = None,
 ) -> Schedule:
     """The fastest way to run a group's lanes, of those that it pays to try.
 
@@ -164,7 +164,7 @@ def schedule_of(
       num_devices: of them.
       lanes_at_once: if it is not to be chosen.
       block_seconds: a block is to take no longer, where it can be shorter.
-      alike: of a group of the same size, for which more than one was tried; what is
+      reuse: of a group of the same size, for which more than one was tried; what is
         fastest depends on sizes much more than on parts, and trying takes compilations.
     """
     most = fitting(group, budget, num_devices)
@@ -176,8 +176,8 @@ def schedule_of(
             )
         )
     candidates = _candidates(most)
-    if alike is not None:
-        candidates = [min(alike.lanes_at_once, most)]
+    if reuse is not None:
+        candidates = [min(reuse.lanes_at_once, most)]
     samples: dict[int, Callable[[], float]] = {}
     tried: dict[int, float] = {}
     for at_once in candidates:

@@ -31,7 +31,7 @@ class LaneState(NamedTuple):
     stopped_at: Any
 
 
-def whole(state: LaneState, key, step) -> TrainState:
+def to_train_state(state: LaneState, key, step) -> TrainState:
     """With what lanes share."""
     return TrainState(
         params=state.params,
@@ -43,7 +43,8 @@ def whole(state: LaneState, key, step) -> TrainState:
     )
 
 
-def _own(state: TrainState) -> LaneState:
+def to_lane_state(state: TrainState) -> LaneState:
+    """What each lane has of its own."""
     return LaneState(state.params, state.opt_state, state.state, state.stopped_at)
 
 
@@ -84,7 +85,7 @@ def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> La
     def lane(limit, hparams, key):
         params = _draw(objective.ae, hparams, limit, key)
         state = epochs.init_state(objective, hparams, key, config=config, params=params)
-        return _own(state)
+        return to_lane_state(state)
 
     def chunk(keys, mine):
         limits, hparams, seed_of = mine
@@ -134,7 +135,7 @@ def run(
         data = source if shared.data is None else shared.data
 
         def lane(state, means, hparams, key, order):
-            state = whole(state, key, shared.step)
+            state = to_train_state(state, key, shared.step)
             batch_at = epochs.batches(state, first, hparams, data, order, config)
             state, means = epochs.run_steps(
                 state,
@@ -146,7 +147,7 @@ def run(
                 objective=objective,
                 config=config,
             )
-            return _own(state), means
+            return to_lane_state(state), means
 
         orders = None if shared.orders is None else shared.orders[seed_of]
         arguments = state, means, hparams, shared.keys[seed_of], orders

@@ -15,8 +15,8 @@ import jax
 
 from jaxae import _checks
 from jaxae.sweeps.plans import Schedule
-from jaxae.sweeps.running import GroupRun, Kept
-from jaxae.sweeps.store import Part
+from jaxae.sweeps.running import GroupRun, ResumeState
+from jaxae.sweeps.store import LaneBlock
 
 _RETRIES = 3  # of a block whose worker died
 
@@ -45,7 +45,7 @@ class Engine:
 
     def train(
         self, run: GroupRun, ledger, lanes, rung: range, schedule: Schedule, tell
-    ) -> Iterator[Part]:
+    ) -> Iterator[LaneBlock]:
         """As `GroupRun.train`, in whatever order the blocks come back.
 
         A task ends when a minute has passed, and another goes on with its block, so
@@ -53,8 +53,8 @@ class Engine:
         """
 
         def submitted(blocks):
-            fields = {name: getattr(ledger, name) for name in Kept._fields}
-            kept = self._ray.put(Kept(**fields))
+            fields = {name: getattr(ledger, name) for name in ResumeState._fields}
+            kept = self._ray.put(ResumeState(**fields))
             left = [block for block in blocks if run.is_left(ledger, block, rung)]
             return {
                 task.remote(self._described(run), kept, block, rung): block
@@ -86,7 +86,7 @@ class Engine:
         return self._puts[id(run)]
 
 
-def _train_block(described, kept, block, rung) -> list[Part]:
+def _train_block(described, kept, block, rung) -> list[LaneBlock]:
     """In a worker: the lanes of a block, until they are done or a minute has passed."""
     run, parts = _run_of(_Key(described)), []
     for part in run.train_blocks(kept, [block], rung, lambda steps: None):

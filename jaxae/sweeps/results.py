@@ -13,12 +13,12 @@ import numpy as np
 from jaxae import _checks
 from jaxae.sweeps.groups import Group
 from jaxae.sweeps.plans import Plan
-from jaxae.sweeps.store import Part
+from jaxae.sweeps.store import LaneBlock
 
 FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
 
 
-class Ledger:
+class LaneResults:
     """What is known of the lanes of one group, `[n]`, as far as they have come."""
 
     def __init__(self, group: Group, num_epochs: int):
@@ -33,7 +33,7 @@ class Ledger:
         self.rest: Any = None  # [n, ...]: what else training goes on from
         self._shape = n, num_epochs
 
-    def add(self, part: Part) -> int:
+    def add(self, part: LaneBlock) -> int:
         """What became of some lanes; return how many steps are new, of all of them."""
         i, first = part.indices, part.num_epochs - part.num_rows
         self.params = self._written(self.params, part.params, i)
@@ -50,12 +50,12 @@ class Ledger:
         self.step[i], self.num_epochs[i] = part.step, part.num_epochs
         return num_new
 
-    def part(self, indices, rung: range) -> Part:
+    def part(self, indices, rung: range) -> LaneBlock:
         """Lanes that stand at one step of a rung, with all its epochs that ended."""
         of_lanes = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
         num_epochs = int(self.num_epochs[indices[0]])
         final = self.final if num_epochs == self._shape[1] else {}
-        return Part(
+        return LaneBlock(
             indices=indices,
             params=of_lanes(self.params),
             rest=of_lanes(self.rest),
@@ -98,7 +98,7 @@ class Sweep:
     metrics: dict[str, np.ndarray]
     status: np.ndarray
     plan: Plan
-    _ledgers: tuple[Ledger, ...]
+    _ledgers: tuple[LaneResults, ...]
     _places: np.ndarray  # [L, 2]: of each lane, its group and its place in it
     _key: Any
 
@@ -176,7 +176,7 @@ class Sweep:
             "key": jax.random.fold_in(self._key, group.seeds[i]),
         }
 
-    def _place(self, lane) -> tuple[Ledger, int]:
+    def _place(self, lane) -> tuple[LaneResults, int]:
         is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
         if not is_integer or not -len(self) <= lane < len(self):
             raise ValueError(

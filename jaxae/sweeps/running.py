@@ -18,17 +18,17 @@ from jaxae.sweeps.groups import Group, num_steps
 from jaxae.sweeps.layouts import Layout
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.program import LaneState
-from jaxae.sweeps.store import Part
+from jaxae.sweeps.store import LaneBlock
 from jaxae.training import diagnostics, epochs
-from jaxae.training.looking import probe
-from jaxae.training.saving import Pace
+from jaxae.training.checkpointing import Pace
+from jaxae.training.evaluation import probe
 
 BLOCK_SECONDS = 60.0  # of training that a kill may cost
 _SAVING_SHARE = 0.1  # of the time, at most
 _BLOCK_ROWS = 16384  # looked at together, of one lane
 
 
-class Kept(NamedTuple):
+class ResumeState(NamedTuple):
     """Of a ledger, what lanes `[n, ...]` go on from."""
 
     params: Any
@@ -95,7 +95,7 @@ class GroupRun:
         budget: int,
         lanes_at_once: int | None,
         is_kept: bool,
-        alike: Schedule | None,
+        reuse: Schedule | None,
     ) -> Schedule:
         """How the lanes are to be run; blocks are short where they are kept on disk."""
         return plans.schedule_of(
@@ -106,12 +106,12 @@ class GroupRun:
             num_devices=len(self._devices),
             lanes_at_once=lanes_at_once,
             block_seconds=BLOCK_SECONDS if is_kept else math.inf,
-            alike=alike,
+            reuse=alike,
         )
 
     def train(
         self, kept, lanes, rung: range, schedule: Schedule, tell
-    ) -> Iterator[Part]:
+    ) -> Iterator[LaneBlock]:
         """These lanes to the end of a rung, from where what is kept of them stands."""
         yield from self.train_blocks(kept, self.blocks(lanes, schedule), rung, tell)
 
@@ -128,7 +128,7 @@ class GroupRun:
 
     def train_blocks(
         self, kept, blocks: list[Layout], rung: range, tell
-    ) -> Iterator[Part]:
+    ) -> Iterator[LaneBlock]:
         """Block by block; where one does not fit the memory, its chunks are halved."""
         for i, block in enumerate(blocks):
             try:
@@ -187,7 +187,9 @@ class GroupRun:
 
     # ---- one block -------------------------------------------------------------------
 
-    def _train_block(self, kept, block: Layout, rung: range, tell) -> Iterator[Part]:
+    def _train_block(
+        self, kept, block: Layout, rung: range, tell
+    ) -> Iterator[LaneBlock]:
         """To the end of the rung, and what the lanes are each minute until then."""
         lanes, num_steps = block.lanes(), self.num_steps
         step, end = int(kept.step[lanes[0]]), rung.stop * num_steps
@@ -225,14 +227,16 @@ class GroupRun:
             row |= _prefixed("validation", scores)
         return row
 
-    def _part(self, block: Layout, state, means, hparams, step: int, history) -> Part:
+    def _part(
+        self, block: Layout, state, means, hparams, step: int, history
+    ) -> LaneBlock:
         """What the lanes of a block are, with the rows of the last epochs."""
         num_epochs, config = step // self.num_steps, self.group.config
         final = {}
         if config.diagnostics and num_epochs == config.num_epochs:
             final = self._final(state, hparams, block)
         own = _lanes_of(block, state)
-        return Part(
+        return LaneBlock(
             indices=block.lanes(),
             params=own.params,
             rest=_rest(own, _lanes_of(block, means)),
@@ -265,7 +269,7 @@ class GroupRun:
         """Zeros, for what each lane will log."""
         if self._logged is None:
             of_lane = functools.partial(jax.tree.map, _of_lane)
-            whole = program.whole(of_lane(state), self._key, np.int32(0))
+            whole = program.to_train_state(of_lane(state), self._key, np.int32(0))
             init = functools.partial(epochs.init_means, objective=self.group.objective)
             hparams = of_lane(hparams)
             self._logged = jax.eval_shape(init, whole, self._batch(hparams), hparams)

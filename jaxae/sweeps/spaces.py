@@ -19,7 +19,7 @@ from jaxae.training import TrainConfig
 SEED, LATENT_DIM = "seed", "latent_dim"
 RESERVED = ("k",)  # changes what an activation is, and no activation has one yet
 SAMPLERS = ("sobol", "random")
-MOST_LANES = 2**20  # a kilobyte of bookkeeping each
+MAX_LANES = 2**20  # a kilobyte of bookkeeping each
 
 
 class Range(NamedTuple):
@@ -70,7 +70,7 @@ def _range(low, high, is_log: bool) -> Range:
 # ---- what changes the program --------------------------------------------------------
 
 
-class Choice(NamedTuple):
+class StaticAxis(NamedTuple):
     """A fixed choice that a space may vary, at one compilation a value.
 
     Attributes:
@@ -84,29 +84,29 @@ class Choice(NamedTuple):
     label: Callable[[Any], Any] = lambda value: value
 
 
-def _of_model(name: str, named=None, label: Callable = str) -> Choice:
+def _of_model(name: str, named=None, label: Callable = str) -> StaticAxis:
     def apply(objective, config, value):
         ae = dataclasses.replace(objective.ae, **{name: value})
         return dataclasses.replace(objective, ae=ae), config
 
-    return Choice(apply, named, label)
+    return StaticAxis(apply, named, label)
 
 
-def _of_objective(name: str, named=None) -> Choice:
+def _of_objective(name: str, named=None) -> StaticAxis:
     def apply(objective, config, value):
         return dataclasses.replace(objective, **{name: value}), config
 
-    return Choice(apply, named, str)
+    return StaticAxis(apply, named, str)
 
 
-def _of_config(name: str, named=None, label: Callable = lambda v: v) -> Choice:
+def _of_config(name: str, named=None, label: Callable = lambda v: v) -> StaticAxis:
     def apply(objective, config, value):
         return objective, dataclasses.replace(config, **{name: value})
 
-    return Choice(apply, named, label)
+    return StaticAxis(apply, named, label)
 
 
-CHOICES: dict[str, Choice] = {
+STATIC_AXES: dict[str, StaticAxis] = {
     "activation": _of_model("activation", activations.get),
     "observation": _of_model("observation", observations.get),
     "tied": _of_model("tied", label=bool),
@@ -153,14 +153,14 @@ def lanes_of(
 
     Raises:
       ValueError: for a space that is none, a name in both space and hparams, bad
-        values, ranges without num_samples, or more than MOST_LANES lanes.
+        values, ranges without num_samples, or more than MAX_LANES lanes.
     """
     _check_space(space, hparams)
     columns = _columns(space, key, num_samples, sampler)
     wanted = math.prod(map(len, columns))
-    if wanted > MOST_LANES:
+    if wanted > MAX_LANES:
         raise ValueError(
-            f"space has {wanted:,} combinations, more than the {MOST_LANES:,} lanes of "
+            f"space has {wanted:,} combinations, more than the {MAX_LANES:,} lanes of "
             "a sweep; take shorter lists, or num_samples of ranges."
         )
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
@@ -168,17 +168,17 @@ def lanes_of(
     num_lanes = len(rows)
     seeds = np.asarray(values.get(SEED, np.zeros(num_lanes)), np.uint32)
     widths = np.asarray(values.get(LATENT_DIM, np.full(num_lanes, latent_dim)), int)
-    chosen = [name for name in values if name in CHOICES]
+    chosen = [name for name in values if name in STATIC_AXES]
     shown = {
-        name: np.array([CHOICES[name].label(v) for v in column])
-        if name in CHOICES
+        name: np.array([STATIC_AXES[name].label(v) for v in column])
+        if name in STATIC_AXES
         else np.array(column)
         for name, column in values.items()
     }
     numbers_ = {
         name: np.asarray(column, np.float64)
         for name, column in values.items()
-        if name not in (SEED, LATENT_DIM, *CHOICES)
+        if name not in (SEED, LATENT_DIM, *STATIC_AXES)
     }
     choices = [tuple((n, values[n][i]) for n in chosen) for i in range(num_lanes)]
     return Lanes(shown, numbers_, seeds, widths, choices)
@@ -250,7 +250,7 @@ def _is_row(row: Any, length: int) -> bool:
 
 
 def _axis(name: str, axis: Any) -> list:
-    if name in CHOICES:
+    if name in STATIC_AXES:
         return _choices(name, axis)
     kind = "integer" if name in (SEED, LATENT_DIM) else "number"
     values: list[Any] = [_number(value, kind) for value in _listed(name, axis)]
@@ -310,7 +310,7 @@ def _choices(name: str, axis: Any) -> list:
                 f"space[{name!r}] must be a list of values of {name}, and "
                 f"{_checks.describe(value)} is none."
             )
-    named = CHOICES[name].named
+    named = STATIC_AXES[name].named
     return [named(v) if named and isinstance(v, str) else v for v in values]
 
 
@@ -320,12 +320,12 @@ def _listed(name: Any, axis: Any) -> list:
     if isinstance(axis, str | bytes) or is_part:
         return []
     try:
-        values = list(itertools.islice(axis, MOST_LANES + 1))
+        values = list(itertools.islice(axis, MAX_LANES + 1))
     except TypeError:  # among others, of an array without axes
         return []
-    if len(values) > MOST_LANES:
+    if len(values) > MAX_LANES:
         raise ValueError(
-            f"space[{name!r}] has more values than the {MOST_LANES:,} lanes of a "
+            f"space[{name!r}] has more values than the {MAX_LANES:,} lanes of a "
             "sweep; take a shorter list."
         )
     return values
@@ -382,7 +382,7 @@ def _check_key(key: Any, axis: Any) -> None:
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be 'sobol' or 'random', got {sampler!r}.")
-    integers = [name for name in ranges if name in (SEED, LATENT_DIM, *CHOICES)]
+    integers = [name for name in ranges if name in (SEED, LATENT_DIM, *STATIC_AXES)]
     if integers:
         raise ValueError(f"space[{integers[0]!r}] must be a list, not a range.")
     if ranges and num_samples is None:
@@ -392,8 +392,8 @@ def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if num_samples is not None:
         if not ranges:
             raise ValueError("num_samples is for ranges, and space has none.")
-        if _checks.positive_int("num_samples", num_samples) > MOST_LANES:
+        if _checks.positive_int("num_samples", num_samples) > MAX_LANES:
             raise ValueError(
-                f"num_samples must be at most the {MOST_LANES:,} lanes of a sweep, got "
+                f"num_samples must be at most the {MAX_LANES:,} lanes of a sweep, got "
                 f"{_checks.describe(num_samples)}."
             )

@@ -14,16 +14,16 @@ import safetensors
 import safetensors.numpy
 
 from jaxae._files import expanded, write_atomically
-from jaxae.autoencoder.files import LANES_FILE, sealed, unsealed
+from jaxae.autoencoder.files import LANES_FILE, add_checksum, verify_checksum
 from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.spaces import Lanes
-from jaxae.training.identity import identity as identify
+from jaxae.training.fingerprint import fingerprint
 
 _Broken = safetensors.SafetensorError
 
 
-class Part(NamedTuple):
+class LaneBlock(NamedTuple):
     """Lanes of one group as far as they have come, all to the same step.
 
     Attributes:
@@ -52,9 +52,9 @@ class Part(NamedTuple):
         return next((values.shape[1] for values in self.rows.values()), 0)
 
 
-def identity_of(objective, config, hparams, key, data, validation, lanes, halving):
+def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):
     """JSON values that two sweeps share if their tables are to be the same."""
-    single = identify(objective, config, hparams, key, None, data, validation)
+    single = fingerprint(objective, config, hparams, key, None, data, validation)
     return json.loads(
         json.dumps(
             {
@@ -89,8 +89,8 @@ class Store:
     `sweep.json` says the first two; `lanes/` holds a file for each block of lanes.
     """
 
-    def __init__(self, directory: Path, identity: dict):
-        self._directory, self._identity = directory, identity
+    def __init__(self, directory: Path, fingerprint: dict):
+        self._directory, self._identity = directory, fingerprint
 
     def schedules(self) -> list[Schedule] | None:
         """How this sweep was begun; None if it was not.
@@ -103,8 +103,8 @@ class Store:
             return None
         try:
             saved = json.loads(path.read_text())
-            identity, asked = saved["identity"], self._identity["num_epochs"]
-            num_epochs = int(identity["num_epochs"])
+            fingerprint, asked = saved["identity"], self._identity["num_epochs"]
+            num_epochs = int(fingerprint["num_epochs"])
             schedules = [
                 Schedule(**{**s, "tried": tuple(map(tuple, s["tried"]))})
                 for s in saved["schedules"]
@@ -115,8 +115,8 @@ class Store:
                 "remove this one."
             ) from None
         if num_epochs < asked:  # the lanes go on
-            identity = {**identity, "num_epochs": asked}
-        for name, found, wanted in differences(identity, self._identity):
+            fingerprint = {**fingerprint, "num_epochs": asked}
+        for name, found, wanted in differences(fingerprint, self._identity):
             raise ValueError(
                 f"out {self._directory} holds another sweep: {name} is {found} there "
                 f"and {wanted} here; sweep the same, or choose another folder."
@@ -137,7 +137,7 @@ class Store:
         text = json.dumps(kept, indent=2).encode()
         write_atomically(self._directory / LANES_FILE, text)
 
-    def put(self, rung: int, group: int, part: Part) -> None:
+    def put(self, rung: int, group: int, part: LaneBlock) -> None:
         """Keep lanes as far as they have come in a rung, in place of what they were.
 
         Raises:
@@ -156,11 +156,13 @@ class Store:
         # The names in their order, so that a table is the same when read back.
         kind: dict[str, Any] = {"rung": rung, "group": group}
         kind |= {"rows": list(part.rows), "final": list(part.final)}
-        content = safetensors.numpy.save(tensors, {"jaxae": sealed(kind, tensors)})
+        content = safetensors.numpy.save(
+            tensors, {"jaxae": add_checksum(kind, tensors)}
+        )
         name = f"{rung}-{group}-{min(part.indices)}-{max(part.indices)}.safetensors"
         write_atomically(self._directory / "lanes" / name, content)
 
-    def parts(self, rung: int, group: int, params, rest) -> list[Part]:
+    def parts(self, rung: int, group: int, params, rest) -> list[LaneBlock]:
         """What is kept of a group's rung; a damaged file is told of, and passed over.
 
         Lanes that are in several files, since blocks were made anew, are the furthest
@@ -174,7 +176,7 @@ class Store:
             self._parts(rung, group, params, rest), key=lambda part: part.step
         )
 
-    def _parts(self, rung: int, group: int, params, rest) -> Iterator[Part]:
+    def _parts(self, rung: int, group: int, params, rest) -> Iterator[LaneBlock]:
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
                 yield _read(path, params, rest)
@@ -193,7 +195,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(out, identity: dict) -> Iterator[Store | None]:
+def opened(out, fingerprint: dict) -> Iterator[Store | None]:
     """The folder, held while a sweep runs; None without one.
 
     Raises:
@@ -206,7 +208,7 @@ def opened(out, identity: dict) -> Iterator[Store | None]:
     directory = expanded(out)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        yield Store(directory, identity)
+        yield Store(directory, fingerprint)
 
 
 def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
@@ -214,11 +216,11 @@ def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
     return {f"{prefix}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
-def _read(path: Path, params, rest) -> Part:
+def _read(path: Path, params, rest) -> LaneBlock:
     with safetensors.safe_open(path, framework="numpy") as file:
         kind = json.loads((file.metadata() or {}).get("jaxae", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    kind = unsealed(kind, tensors)
+    kind = verify_checksum(kind, tensors)
 
     def tree(prefix, like):
         leaves = range(jax.tree.structure(like).num_leaves)
@@ -228,7 +230,7 @@ def _read(path: Path, params, rest) -> Part:
     def named(part):
         return {name: tensors[f"{part}/{name}"] for name in kind[part]}
 
-    return Part(
+    return LaneBlock(
         indices=tensors["indices"],
         params=tree("params", params),
         rest=tree("rest", rest),

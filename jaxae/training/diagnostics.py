@@ -160,7 +160,7 @@ def _widened(tree):
 def _log_probs(objective: Objective, params, forward: Forward, targets):
     """log p of each row, if the loss is a likelihood, and whether one cannot occur."""
     observation = objective.ae.observation
-    if observation.support == "none":
+    if observation.base_measure == "none":
         return None, False
 
     def of_row(eta, target):

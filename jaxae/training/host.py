@@ -12,14 +12,14 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
-from jaxae.training import diagnostics, epochs, failures, feeds, refusals
+from jaxae.training import batching, checks, diagnostics, divergence, epochs
 from jaxae.training import progress as progress_module
+from jaxae.training.checkpointing import Checkpointer
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import Data, TrainState
-from jaxae.training.identity import identity as identify
-from jaxae.training.looking import Look
+from jaxae.training.evaluation import Evaluator
+from jaxae.training.fingerprint import fingerprint
 from jaxae.training.progress import Best, Progress
-from jaxae.training.saving import Saver
 
 
 class Run(NamedTuple):
@@ -119,7 +119,7 @@ def train(
             RuntimeWarning,
             stacklevel=2,
         )
-    if (sentence := in_vain(job, run)) is not None:
+    if (sentence := all_steps_skipped(job, run)) is not None:
         warnings.warn(sentence, RuntimeWarning, stacklevel=2)
     # A run that diverged has been warned of, and its latents are what that left.
     for part in ("train", "validation") if run.stopped_at is None else ():
@@ -137,7 +137,7 @@ def _last(run: Run, part: str) -> dict[str, float]:
     }
 
 
-def in_vain(job: "Job", run: Run) -> str | None:
+def all_steps_skipped(job: "Job", run: Run) -> str | None:
     """What to tell of a run whose last epoch undid each of its steps, else None."""
     skipped = run.metrics.get("train/skipped_steps", np.zeros(1))[-1]
     num_steps = epochs.num_steps(job.data, job.config)
@@ -171,7 +171,7 @@ class Job(NamedTuple):
     config: TrainConfig
     params: Any
     callbacks: tuple[Callable, ...]
-    identity: dict[str, Any] | None  # where the run is saved
+    fingerprint: dict[str, Any] | None  # where the run is saved
 
 
 def prepare(
@@ -192,23 +192,23 @@ def prepare(
       ValueError: as `train`.
     """
     config = TrainConfig() if config is None else config
-    refusals.check_arguments(objective, key, config, params)
+    checks.check_arguments(objective, key, config, params)
     callbacks = _as_callbacks(on_epoch)
-    refusals.check_patience(config, validation)
-    refusals.check_parts(objective, key, config)
+    checks.check_patience(config, validation)
+    checks.check_parts(objective, key, config)
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
     given = data, validation
-    data = refusals.as_data("data", data, objective, dtype, config)
-    refusals.check_updates(config, data)
+    data = checks.as_data("data", data, objective, dtype, config)
+    checks.check_updates(config, data)
     if validation is not None:
-        validation = refusals.as_rows(
+        validation = checks.as_rows(
             "validation", validation, objective, dtype, config.memory_budget
         )
-    hparams = refusals.as_hparams(hparams, dtype)
-    refusals.check_hparams(objective, config, data, hparams, key, params)
+    hparams = checks.as_hparams(hparams, dtype)
+    checks.check_hparams(objective, config, data, hparams, key, params)
     identity = None
     if is_saved:
-        identity = identify(objective, config, hparams, key, params, *given)
+        identity = fingerprint(objective, config, hparams, key, params, *given)
     return Job(
         objective, data, validation, hparams, key, config, params, callbacks, identity
     )
@@ -229,9 +229,9 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None):
     if directory is None:
         yield None
         return
-    assert job.identity is not None  # prepare(is_saved=True)
+    assert job.fingerprint is not None  # prepare(is_saved=True)
     keep = job.config.keep_checkpoints
-    with Checkpoints(directory, job.identity, keep=keep) as checkpoints:
+    with Checkpoints(directory, job.fingerprint, keep=keep) as checkpoints:
         yield checkpoints
 
 
@@ -265,9 +265,11 @@ def execute(
       checkpoints: from `open_checkpoints`.
       on_part: `(step) -> None`, called after each part of an epoch.
     """
-    look, on_part = Look(job), on_part or (lambda step: None)
-    feed = feeds.feed(job.data, job.hparams, objective=job.objective, config=job.config)
-    with Saver(checkpoints, job.config, progress) as saver:
+    look, on_part = Evaluator(job), on_part or (lambda step: None)
+    feed = batching.feed(
+        job.data, job.hparams, objective=job.objective, config=job.config
+    )
+    with Checkpointer(checkpoints, job.config, progress) as saver:
         status = status_of(job, progress)
         while status is None:
             progress = _rest_of_epoch(job, feed, progress, saver, on_part)
@@ -283,7 +285,7 @@ def execute(
     return _as_run(progress, status)
 
 
-def _rest_of_epoch(job: Job, feed, progress: Progress, saver: Saver, on_part):
+def _rest_of_epoch(job: Job, feed, progress: Progress, saver: Checkpointer, on_part):
     """Up to the epoch's end, to where it diverges, or to where a signal waits."""
     start = _epoch_start(job, progress)
     i = int(progress.state.step) - start
@@ -302,12 +304,14 @@ def _rest_of_epoch(job: Job, feed, progress: Progress, saver: Saver, on_part):
     return progress
 
 
-def _diverged(job: Job, progress: Progress, block: feeds.Block, start: int) -> Progress:
+def _diverged(
+    job: Job, progress: Progress, block: batching.Block, start: int
+) -> Progress:
     """Back at the failing step's beginning, with the reason why it failed."""
     state = progress.state
     i = int(state.stopped_at) - start
     batch, rows = block.batch(i)
-    reason = failures.explain(
+    reason = divergence.explain(
         state, batch, rows, i, job.hparams, objective=job.objective, config=job.config
     )
     # However many steps ran in vain after it, the run ends in the same state.

@@ -119,7 +119,7 @@ def restore(checkpoints: Checkpoints, begun: Progress) -> Progress | None:
 
 
 def _saved(progress: Progress) -> dict[str, Any]:
-    # The key is the caller's, and the same, or the identity would be another.
+    # The key is the caller's, and the same, or the fingerprint would be another.
     keyless: Any = ()
     state = progress.state._replace(key=keyless)
     return {"state": state, "means": progress.means}

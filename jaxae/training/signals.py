@@ -7,7 +7,7 @@ from typing import Any
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
-class Held:
+class DeferredSignals:
     """Holds the first SIGINT or SIGTERM back, until `deliver`; a second one interrupts.
 
     The default handlers end the program wherever it happens to be. Here the one who
@@ -15,7 +15,7 @@ class Held:
     whatever would have had it. Outside the main thread nothing can be held.
     """
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> "DeferredSignals":
         self.number: int | None = None
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():

@@ -11,10 +11,12 @@ import numpy as np
 from jaxae import plots
 from jaxae._files import write_atomically
 from jaxae.autoencoder import save
-from jaxae.cli import folder, pictures
+from jaxae.cli import data_splits as splits_module
+from jaxae.cli import pictures, run_folder
 from jaxae.cli import space as space_module
-from jaxae.cli import splits as splits_module
-from jaxae.cli.folder import (
+from jaxae.cli.data_splits import Splits
+from jaxae.cli.options import SweepOptions, TrainOptions
+from jaxae.cli.run_folder import (
     CURVES_FILE,
     MAP,
     PARALLEL,
@@ -22,9 +24,7 @@ from jaxae.cli.folder import (
     TABLES,
     TOP,
 )
-from jaxae.cli.options import SweepOptions, TrainOptions
 from jaxae.cli.space import Space
-from jaxae.cli.splits import Splits
 from jaxae.cli.train import evaluate, print_results
 from jaxae.data.scaling import save_scaling
 from jaxae.sweeps import Sweep
@@ -64,7 +64,7 @@ def conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
     shutil.rmtree(out / TOP, ignore_errors=True)
     results: dict[str, Any] = {}
     for rank, lane in enumerate(ranked[: options.top], 1):
-        path = out / folder.BEST if rank == 1 else out / TOP / str(rank)
+        path = out / run_folder.BEST if rank == 1 else out / TOP / str(rank)
         found = _save_lane(options, job, swept, lane, path)
         results = results or found
     _print_lanes(table, ranked[: max(_SHOWN, options.top)], job.metric)
@@ -78,7 +78,7 @@ def conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
             file=sys.stderr,
         )
     else:
-        print(f"best: lane {ranked[0]}, saved in {out / folder.BEST}:")
+        print(f"best: lane {ranked[0]}, saved in {out / run_folder.BEST}:")
         print_results(results)
     if drawn:
         print(f"pictures: {', '.join(drawn)}")
@@ -120,7 +120,7 @@ def _save_lane(
     objective, hparams = trial["objective"], trial["hparams"]
     metrics = {name: v[lane, :num_epochs] for name, v in swept.metrics.items()}
     metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
-    given = folder.to_options(one) | {"epochs": num_epochs, "memory_budget": 1024}
+    given = run_folder.to_options(one) | {"epochs": num_epochs, "memory_budget": 1024}
     described = {
         "options": given,
         "hparams": hparams,
@@ -136,7 +136,7 @@ def _save_lane(
             job.metric: float(swept.final[job.metric][lane]),
         },
         "data": splits_module.describe(job.splits),
-        **folder.environment(),
+        **run_folder.environment(),
     }
     results = evaluate(objective, params, job.splits, hparams)
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -148,9 +148,11 @@ def _save_lane(
         {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
         for epoch in range(num_epochs)
     ]
-    folder.write_rows(unfinished / folder.METRICS_FILE, rows)
+    run_folder.write_rows(unfinished / run_folder.METRICS_FILE, rows)
     pictures.draw(unfinished, objective.ae, params, metrics, job.splits)
-    folder.write_json(unfinished / folder.RESULTS_FILE, {"status": "sweep", **results})
+    run_folder.write_json(
+        unfinished / run_folder.RESULTS_FILE, {"status": "sweep", **results}
+    )
     shutil.rmtree(path, ignore_errors=True)
     unfinished.rename(path)
     return results

@@ -14,8 +14,8 @@ from jaxae import _checks, data, metrics
 from jaxae._files import atomic
 from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
-from jaxae.cli import building, folder, pictures
-from jaxae.cli import splits as splits_module
+from jaxae.cli import data_splits as splits_module
+from jaxae.cli import factory, pictures, run_folder
 from jaxae.cli.options import (
     EncodeOptions,
     EvaluateOptions,
@@ -53,12 +53,15 @@ def trained(path: str) -> Iterator[Trained]:
       FileNotFoundError, ValueError: for a folder that holds no whole run.
     """
     config = Path(path) / CONFIG_FILE
-    described = folder.read_config(config)
-    options = checked(folder.as_options(TrainOptions, described["options"], config))
+    described = run_folder.read_config(config)
+    options = checked(run_folder.as_options(TrainOptions, described["options"], config))
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(path)
         scaling = load_scaling(path)
-        if (said := folder.of_data(described, "scaling")) not in (None, scaling.name):
+        if (said := run_folder.of_data(described, "scaling")) not in (
+            None,
+            scaling.name,
+        ):
             raise ValueError(
                 f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
                 f"says {said!r}; restore the {SCALING_FILE} of this run."
@@ -148,19 +151,19 @@ def evaluate(options: EvaluateOptions) -> int:
         if options.output is not None:
             source = model.options.data if options.data is None else options.data
             output = check_output(options.output, options.run, data=source)
-        objective = building.objective(model.options, model.ae)
+        objective = factory.objective(model.options, model.ae)
         if options.data is None:
             splits = _splits(model)
-            hparams = building.hparams(model.options, len(splits.train))
+            hparams = factory.hparams(model.options, len(splits.train))
             results = evaluate_splits(objective, model.params, splits, hparams)
         else:
             rows = _rows(model, options.data, options.array)
-            hparams = building.hparams(model.options, len(rows))
-            data.survey(rows, validate=model.ae.observation.validate)
+            hparams = factory.hparams(model.options, len(rows))
+            data.column_stats(rows, validate=model.ae.observation.validate)
             found = diagnostics.evaluate(objective, model.params, rows, hparams)
             results = {"data": found}
     if output is not None:
-        folder.write_json(output, results)
+        run_folder.write_json(output, results)
     print_results(results)
     return 0
 
@@ -168,7 +171,7 @@ def evaluate(options: EvaluateOptions) -> int:
 def plot(options: PlotOptions) -> int:
     """`jaxae plot RUN`: the pictures of a run once more."""
     with trained(options.run) as model:
-        rows = folder.read_rows(model.path / folder.METRICS_FILE)
+        rows = run_folder.read_rows(model.path / run_folder.METRICS_FILE)
         names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
         history = {
             name: np.array([_number(model.path, row.get(name)) for row in rows])
@@ -185,7 +188,7 @@ def _number(run: Path, value: Any) -> float:
         return np.nan
     if type(value) not in (int, float) or abs(value) >= 1e300:
         raise ValueError(
-            f"{run / folder.METRICS_FILE} must have numbers or null by their names, "
+            f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, "
             f"got {_checks.describe(value)}; restore a copy, or go on with "
             "`jaxae train --resume`."
         )
@@ -197,8 +200,8 @@ def _splits(model: Trained) -> splits_module.Splits:
     # Scaled as this run's rows were, also where that was taken from another run.
     options = dataclasses.replace(model.options, start_from=str(model.path))
     splits = splits_module.load(options, model.ae.observation)
-    config = folder.read_config(model.path / CONFIG_FILE)
-    sha256 = folder.of_data(config, "sha256")
+    config = run_folder.read_config(model.path / CONFIG_FILE)
+    sha256 = run_folder.of_data(config, "sha256")
     if splits.info.sha256 != sha256:
         raise ValueError(
             f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "

@@ -9,7 +9,7 @@ from jaxae import _checks, data
 from jaxae.cli.options import TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
-from jaxae.data.surveying import integer_advice
+from jaxae.data.statistics import integer_advice
 from jaxae.observations import Observation
 
 PARTS = ("train", "validation", "test")
@@ -128,7 +128,7 @@ def _scaling(
             _refuse_not_finite(found.train)
         # As float64, for the stored values may be integers.
         return data.fit_scaling(
-            options.scaling, data.survey(View(train, dtype=np.float64))
+            options.scaling, data.column_stats(View(train, dtype=np.float64))
         )
     divisor = found.scale if options.divide_by is None else options.divide_by
     if not (np.isfinite(divisor) and divisor > 0):
@@ -145,7 +145,7 @@ def _scaling(
 
 def _refuse_not_finite(rows: Any) -> None:
     if data.is_rows(rows):
-        data.survey(rows)
+        data.column_stats(rows)
     else:
         data.check_array(rows)
 
@@ -154,7 +154,7 @@ def _check(rows: Any, scaling: Scaling, observation: Observation) -> None:
     """The whole file, so that a bad value is named by its row there."""
     whole = scaled(rows, scaling, np.float32)
     if data.is_rows(whole):
-        data.survey(whole, validate=observation.validate)
+        data.column_stats(whole, validate=observation.validate)
     else:
         data.check_array(whole)
         observation.validate(whole)

@@ -19,7 +19,7 @@ _PROBE_BATCHES = 8  # of a source
 _DEFAULT = TrainConfig().monitor
 
 
-class Look:
+class Evaluator:
     """Ends an epoch: the means of its steps, and a look at the model that they made.
 
     The model is looked at on the validation data, and on the same rows of the training

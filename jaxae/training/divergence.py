@@ -13,7 +13,7 @@ from jaxae.training import epochs
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState
 
-_MOST_ROWS = 5  # of those to blame, so many are named
+_MAX_ROWS = 5  # of those to blame, so many are named
 
 
 def explain(state: TrainState, batch, rows, i: int, hparams, *, objective, config):
@@ -53,8 +53,8 @@ def _examples(is_bad: np.ndarray, rows: np.ndarray | None) -> str:
         return "The loss of each example is finite."
     places = np.flatnonzero(is_bad)
     places = np.sort(places if rows is None else rows[places])
-    named = ", ".join(map(str, places[:_MOST_ROWS]))
-    more = f" and {len(places) - _MOST_ROWS} more" if len(places) > _MOST_ROWS else ""
+    named = ", ".join(map(str, places[:_MAX_ROWS]))
+    more = f" and {len(places) - _MAX_ROWS} more" if len(places) > _MAX_ROWS else ""
     where = "of the batch" if rows is None else "of the data"
     kind = "row" if len(places) == 1 else "rows"
     return f"The loss of {kind} {named}{more} {where} is not finite."

@@ -109,7 +109,7 @@ def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
         check_array(part, name, validate=validate)
         shape = part.shape
     else:
-        shape = data_module.survey(part, name, validate=validate)[:2]
+        shape = data_module.column_stats(part, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
         raise ValueError(
             f"{name} must have {objective.ae.input_dim} columns for this model, "
@@ -133,7 +133,7 @@ def _placed(name: str, part: Any, dtype, fits: bool) -> Any:
         else:
             placed = data_module.View(part, dtype=dtype)
             # Casting keeps order, so the extremes overflow if anything does.
-            found = data_module.survey(part, name)
+            found = data_module.column_stats(part, name)
             extremes = jnp.asarray(np.stack([found.low, found.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
         raise ValueError(

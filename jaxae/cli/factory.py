@@ -9,7 +9,7 @@ import jax
 import jaxae
 from jaxae import optimizers
 from jaxae.autoencoder.files import CONFIG_FILE
-from jaxae.cli import folder
+from jaxae.cli import run_folder
 from jaxae.cli.options import TrainOptions
 
 HPARAMS = (
@@ -95,11 +95,11 @@ def with_run(options: TrainOptions, run: str) -> TrainOptions:
     """The options with the model, the scaling and the dtype of a run to start from.
 
     Raises:
-      FileNotFoundError, ValueError: as `folder.read_config`.
+      FileNotFoundError, ValueError: as `run_folder.read_config`.
     """
     path = Path(run) / CONFIG_FILE
-    config = folder.read_config(path)
-    of_run = folder.as_options(TrainOptions, config["options"], path)
+    config = run_folder.read_config(path)
+    of_run = run_folder.as_options(TrainOptions, config["options"], path)
     names = (*_OF_MODEL, *_OF_SCALING, "dtype")
     taken = {name: getattr(of_run, name) for name in names}
     return dataclasses.replace(options, start_from=run, **taken)
@@ -122,8 +122,8 @@ def check_start(options: TrainOptions) -> None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"--start-from {options.start_from} takes the model and the scaling of "
-                f"that run, where {option} is {folder.given(was)}, and it is "
-                f"{folder.given(now)} here; leave {option} out."
+                f"that run, where {option} is {run_folder.given(was)}, and it is "
+                f"{run_folder.given(now)} here; leave {option} out."
             )
 
 

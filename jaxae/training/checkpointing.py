@@ -8,7 +8,7 @@ from jaxae.checkpoints import Checkpoints
 from jaxae.training import progress as progress_module
 from jaxae.training.config import TrainConfig
 from jaxae.training.progress import Progress
-from jaxae.training.signals import Held
+from jaxae.training.signals import DeferredSignals
 
 _PART_SECONDS = 0.5  # how long a run that can be saved goes on unasked
 _FIRST_STEPS = 16
@@ -30,7 +30,7 @@ class Pace:
         return self._num_steps
 
 
-class Saver:
+class Checkpointer:
     """Saves a run as its config says and at its end; does nothing without a folder.
 
     While it is entered, SIGINT and SIGTERM wait for the state to be saved.
@@ -42,9 +42,9 @@ class Saver:
         self._checkpoints, self._config = checkpoints, config
         self._saved = int(progress.state.step) if int(progress.state.step) else None
         self._saved_at, self._pace = time.monotonic(), Pace(_FIRST_STEPS)
-        self._held = None if checkpoints is None else Held()
+        self._held = None if checkpoints is None else DeferredSignals()
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "Checkpointer":
         with contextlib.ExitStack() as stack:
             if self._held is not None:
                 stack.enter_context(self._held)

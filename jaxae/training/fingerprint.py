@@ -12,11 +12,11 @@ import optax
 from jaxae._keys import generator_of
 from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
-from jaxae.data import survey
+from jaxae.data import column_stats
 from jaxae.training.config import TrainConfig
 
 
-def identity(objective, config: TrainConfig, hparams, key, params, data, validation):
+def fingerprint(objective, config: TrainConfig, hparams, key, params, data, validation):
     """JSON values that two runs share if they are to make the same, to the bit.
 
     How many epochs, how often to save and where the data lie are not among them. A
@@ -70,7 +70,7 @@ def _data(data: Any) -> Any:
         return _name(data)
     if isinstance(data, tuple):
         return [_data(part) for part in data]
-    found = survey(data)
+    found = column_stats(data)
     return {
         "shape": [found.num_rows, found.num_columns],
         "dtype": str(found.dtype),

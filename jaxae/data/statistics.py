@@ -39,7 +39,7 @@ def check_array(
         _validate(validate, name, np.asarray(X), 0, "")
 
 
-class Survey(NamedTuple):
+class ColumnStats(NamedTuple):
     """What one pass over data `[N, D]` found; columns' measures in float64."""
 
     num_rows: int
@@ -57,13 +57,13 @@ class Survey(NamedTuple):
         return float(np.sum(self.variance + self.mean**2))
 
 
-def survey(
+def column_stats(
     X: Any,
     name: str = "data",
     *,
     validate: Validate | None = None,
     block_bytes: int = 2**26,
-) -> Survey:
+) -> ColumnStats:
     """One pass over an array or Rows `[N, D]`: refuse, or measure and hash.
 
     The hash is of the values alone: the same for an array, a memory map or a list of
@@ -192,13 +192,13 @@ def _merge(a: _Moments, b: _Moments) -> _Moments:
     return _Moments(num_rows, low, high, mean, squares)
 
 
-def _report(moments: _Moments, dtype: np.dtype, sha256: str) -> Survey:
+def _report(moments: _Moments, dtype: np.dtype, sha256: str) -> ColumnStats:
     num_rows, low, high, mean, squares = moments
     # The mean of equal numbers rounds, and must not make a constant column vary.
     is_constant = low == high
     mean = np.where(is_constant, low, mean)
     variance = np.where(is_constant, 0.0, squares / num_rows)
-    return Survey(num_rows, len(mean), dtype, sha256, low, high, mean, variance)
+    return ColumnStats(num_rows, len(mean), dtype, sha256, low, high, mean, variance)
 
 
 def _refuse_dtype(name: str, X: Any, validate: Validate | None, dtype=None) -> None:
