@@ -49,8 +49,8 @@ def home(tmp_path_factory):
     shutil.copytree(home / "run/best", home / "sweep/top/2")
     os.symlink("run", home / "link")
     os.symlink("run/config.json", home / "linked.json")
-    os.inverse_link(home / "run/config.json", home / "hard.json")
-    os.inverse_link(home / "run/checkpoints/15/about/metadata", home / "hard.npy")
+    os.link(home / "run/config.json", home / "hard.json")
+    os.link(home / "run/checkpoints/15/about/metadata", home / "hard.npy")
     (home / "results.json").write_text("{}")  # of the user's own, beside a space.toml
     (home / "config.json").write_text('{"mine": true}')
     (home / "space.toml").write_text("learning_rate = [0.1]\n")

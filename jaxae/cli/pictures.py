@@ -22,19 +22,19 @@ def draw(
     """Filters, reconstructions, curves and how much each latent is used."""
     shape = splits.info.image_shape or plots.square_shape(ae.input_dim)
     untied = jax.tree.map(_drawable, ae.parametrization.expand(params))
-    plots.filters(untied.W_enc, out / folder.FILTERS, shape)
+    plots.filters(untied.W_enc, out / run_folder.FILTERS, shape)
     if not ae.tied:
-        plots.filters(untied.W_dec, out / folder.DECODER_FILTERS, shape)
+        plots.filters(untied.W_dec, out / run_folder.DECODER_FILTERS, shape)
     shown = splits.test if len(splits.test) else splits.train
     examples = _first(shown, _EXAMPLES)
     X_hat = jax.vmap(ae.reconstruct, in_axes=(None, 0))(params, examples)
     plots.reconstructions(
-        _drawable(examples), _drawable(X_hat), out / folder.RECONSTRUCTIONS, shape
+        _drawable(examples), _drawable(X_hat), out / run_folder.RECONSTRUCTIONS, shape
     )
     Z = jax.vmap(ae.encode, in_axes=(None, 0))(params, _first(shown, _USAGE_ROWS))
-    plots.latent_usage(_drawable(Z), out / folder.USAGE)
+    plots.latent_usage(_drawable(Z), out / run_folder.USAGE)
     if metrics:
-        plots.curves(metrics, out / folder.CURVES)
+        plots.curves(metrics, out / run_folder.CURVES)
 
 
 def drawn(out: Path) -> Iterator[str]:

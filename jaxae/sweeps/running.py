@@ -106,7 +106,7 @@ class GroupRun:
             num_devices=len(self._devices),
             lanes_at_once=lanes_at_once,
             block_seconds=BLOCK_SECONDS if is_kept else math.inf,
-            reuse=alike,
+            reuse=reuse,
         )
 
     def train(
