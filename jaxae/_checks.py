@@ -356,6 +356,26 @@ def returned_by_theta(
     return returned_like(what, function(*arguments, *theta), theta)
 
 
+def returned_state(what: str, value: Any, before: Any) -> Any:
+    """What `what` returned, if it has the structure, shapes and dtypes of `before`."""
+    leaves, structure = jax.tree.flatten(value)
+    expected: Any = jax.tree.structure(before)
+    if structure != expected or not all(
+        map(_has_same_type, leaves, jax.tree.leaves(before))
+    ):
+        raise ValueError(
+            f"{what} must return {outline(before)}, got {outline(value)}; a state "
+            "keeps its structure, shapes and dtypes."
+        )
+    return value
+
+
+def _has_same_type(left: Any, right: Any) -> bool:
+    return jnp.shape(left) == jnp.shape(right) and (
+        jnp.result_type(left) == jnp.result_type(right)
+    )
+
+
 def _is_narrower(array: Any, leaf: Any) -> bool:
     return array.dtype != jnp.promote_types(array.dtype, leaf.dtype)
 

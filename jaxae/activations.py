@@ -8,7 +8,7 @@ stays an independent referee of the derivatives written here.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,15 @@ class Activation(NamedTuple):
       vjp_theta: `(a, z, dz, *theta) -> dtheta`, a tuple like theta, for one example.
       init_gain: factor on Glorot's uniform limit for weights in front of this g.
       output_range: bounds of g; kl_sparsity needs latents between 0 and 1.
+      apply_batch: `(A [B, H], theta, state, training) -> Z [B, H]`, for a g that
+        depends on the other examples of a batch; objectives use it instead of apply.
+      vjp_batch: `(A, Z, dZ, theta, state) -> dA [B, H]`, beside apply_batch; vjp of
+        each example where None.
+      init_state: `(latent_dim) ->` a pytree of arrays that g carries from step to step;
+        () is its state where None.
+      update_state: `(A, Z, theta, state) -> state` after a step.
+      surrogate: names of what g learns whose vjp_theta is a straight-through estimator,
+        not a derivative; gradcheck judges these leaves by autodiff.
     """
 
     name: str
@@ -41,14 +50,47 @@ class Activation(NamedTuple):
     vjp_theta: Callable[..., tuple] | None = None
     init_gain: float = 1.0
     output_range: tuple[float, float] = (-math.inf, math.inf)
+    apply_batch: Callable[..., Array] | None = None
+    vjp_batch: Callable[..., Array] | None = None
+    init_state: Callable[..., Any] | None = None
+    update_state: Callable[..., Any] | None = None
+    surrogate: tuple[str, ...] = ()
+
+    def checked_apply(self, a, theta: tuple) -> Array:
+        """apply on one example, rejected unless z has the shape of a."""
+        z = self.apply(a, *theta)
+        return _checks.returned(f"activation {self}: apply", z, a.shape)
+
+    def checked_apply_batch(self, A, theta: tuple, state, training: bool) -> Array:
+        """apply_batch, rejected unless Z has the shape of A; apply where None."""
+        if self.apply_batch is None:
+            return jax.vmap(self.checked_apply, (0, None))(A, theta)
+        Z = self.apply_batch(A, theta, state, training)
+        return _checks.returned(f"activation {self}: apply_batch", Z, A.shape)
+
+    def checked_vjp_batch(self, A, Z, dZ, theta: tuple, state) -> Array:
+        """vjp_batch, rejected unless dA is like A; vjp of each example where None."""
+        if self.vjp_batch is None:
+            return jax.vmap(self.checked_vjp, (0, 0, 0, None))(A, Z, dZ, theta)
+        dA = self.vjp_batch(A, Z, dZ, theta, state)
+        return _checks.returned_like(f"activation {self}: vjp_batch", dA, A)
+
+    def checked_state(self, A, Z, theta: tuple, state) -> Any:
+        """The state after a step, rejected unless it is like the one before."""
+        if self.update_state is None:
+            return state
+        what = f"activation {self}: update_state"
+        return _checks.returned_state(
+            what, self.update_state(A, Z, theta, state), state
+        )
 
     def checked_vjp(self, a, z, dz, theta: tuple) -> Array:
-        """vjp, refused unless it is like a."""
+        """vjp, rejected unless it is like a."""
         da = self.vjp(a, z, dz, *theta)
         return _checks.returned_like(f"activation {self}: vjp", da, a)
 
     def checked_vjp_theta(self, a, z, dz, theta: tuple) -> tuple:
-        """vjp_theta, refused unless it is like theta."""
+        """vjp_theta, rejected unless it is like theta."""
         what = f"activation {self}: vjp_theta"
         return _checks.returned_by_theta(what, self.vjp_theta, (a, z, dz), theta)
 

@@ -1,13 +1,14 @@
 """The lecture's backward pass, derived by hand and split by path. No autodiff here.
 
 Written once, for untied parameters; a model's own gradients are the pullback of these,
-which for tied weights adds the encoder's and the decoder's (`parametrizations`). The
-same contractions serve one example and a batch. `docs/derivation.md` derives each line.
+which for tied weights adds the encoder's and the decoder's (`parametrizations`). One
+example is a batch of one. `docs/derivation.md` derives each line.
 
 References:
   Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,13 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxae import _checks
-from jaxae.autoencoder import Autoencoder, Forward, UntiedParams
-from jaxae.autoencoder.model import padded_latents, product
-from jaxae.objective import Aux, Objective, add
-from jaxae.penalties import Cotangents
+from jaxae.autoencoder import Autoencoder, UntiedParams
+from jaxae.autoencoder.model import product
+from jaxae.objective import Objective, activation_state
+from jaxae.terms import Cotangents, Pass, add, reconstruction
 
 ENCODER = ("W_enc", "b_enc", "activation")
-DECODER = ("W_dec", "b_dec", "observation")
+DECODER = ("W_dec", "b_dec")
 
 
 class Backprop(NamedTuple):
@@ -39,20 +40,19 @@ class Backprop(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """The gradient by the path it came through; the sum is the whole."""
+    """The gradient by the path it came through; their sum is the gradient."""
 
     encoder: Any  # the params' own type
     decoder: Any
 
 
 class Signals(NamedTuple):
-    """What flows backward: derivatives of the loss by what was computed forward."""
+    """The derivatives of the objective by what a pass computed, and by theta."""
 
-    d_eta: Array
-    d_z: Array
-    d_a: Array
-    d_activation: tuple  # by what a learned activation learns
-    d_observation: tuple
+    d_eta: Float[Array, "B D"]
+    d_z: Float[Array, "B H"]
+    d_a: Float[Array, "B H"]
+    d_theta: tuple  # of each example, by what a learned activation learns
 
 
 def backprop(ae, params, x, target=None) -> Backprop:
@@ -71,18 +71,19 @@ def backprop(ae, params, x, target=None) -> Backprop:
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
     """
-    forward, signals, untied_grads = _example_pass(
-        ae, params, x, target, "manual.backprop"
-    )
+    objective, p = _example_pass(ae, params, x, target, "manual.backprop")
+    cotangents = objective.cotangents(params, p, objective.terms)
+    signals = _backward(objective, params, p, cotangents)
+    untied_grads = _contract(objective, params, p, signals)
     return Backprop(
-        a=forward.a,
-        z=forward.z,
-        eta=forward.eta,
-        x_hat=ae.observation.mean(forward.eta),
-        d_eta=signals.d_eta,
-        d_z=signals.d_z,
-        d_a=signals.d_a,
-        grads=ae.parametrization.pullback(params, untied_grads),
+        a=p.a[0],
+        z=p.z[0],
+        eta=p.eta[0],
+        x_hat=ae.observation.mean(p.eta[0]),
+        d_eta=signals.d_eta[0],
+        d_z=signals.d_z[0],
+        d_a=signals.d_a[0],
+        grads=add(_pullback(objective, params, untied_grads), cotangents.params),
     )
 
 
@@ -103,12 +104,8 @@ def path_grads(ae, params, x, target=None) -> Paths:
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
     """
-    _, _, untied_grads = _example_pass(ae, params, x, target, "manual.path_grads")
-    pullback = ae.parametrization.pullback
-    return Paths(
-        encoder=pullback(params, _only(ENCODER, untied_grads)),
-        decoder=pullback(params, _only(DECODER, untied_grads)),
-    )
+    objective, p = _example_pass(ae, params, x, target, "manual.path_grads")
+    return batch_path_grads(objective, params, p)
 
 
 def value_and_grad(objective) -> Callable:
@@ -125,146 +122,119 @@ def value_and_grad(objective) -> Callable:
         raise ValueError(f"objective must be a jaxae.Objective, got {objective!r}.")
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
-        inputs, targets = objective.prepare(batch, key, hparams)
-        forward = objective.forward(params, inputs, hparams)
-        loss, metrics = objective.score(params, forward, targets, hparams)
-        grads = batch_grads(objective, params, inputs, targets, forward, hparams)
-        return (loss, Aux(metrics, state)), grads
+        loss, aux, p = objective.value_and_pass(params, batch, key, hparams, state)
+        return (loss, aux), batch_grads(objective, params, p)
 
     return value_and_grad_fn
 
 
-def batch_grads(
-    objective: Objective, params, inputs, targets, forward: Forward, hparams
-):
-    """The gradient of an objective from its forward pass; the loss is not computed.
+def batch_grads(objective: Objective, params, p: Pass):
+    """The gradient of an objective, from a batch's pass.
 
     Args:
       objective: what is minimised.
       params: the model's parameters.
-      inputs, targets: `[B, D]`, from `objective.prepare`.
-      forward: a, z `[B, H]` and eta `[B, D]`, from `objective.forward`.
-      hparams: scalars by name.
+      p: from `objective.forward` with these parameters.
 
     Returns:
       Gradients of the params' own type.
     """
-    ae = objective.ae
-    untied_grads, cotangents = _batch_pass(
-        objective, params, inputs, targets, forward, hparams
-    )
-    grads = add(ae.parametrization.pullback(params, untied_grads), cotangents.params)
+    cotangents = objective.cotangents(params, p, objective.terms)
+    signals = _backward(objective, params, p, cotangents)
+    untied_grads = _contract(objective, params, p, signals)
+    grads = add(_pullback(objective, params, untied_grads), cotangents.params)
     return _cast_like(params, grads)
 
 
-def batch_path_grads(
-    objective: Objective, params, inputs, targets, forward: Forward, hparams
-) -> Paths:
+def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
     """The encoder's and the decoder's share of `batch_grads`.
 
     As `path_grads`, for the mean over the batch. What penalties add on a and on z comes
-    through the encoder, and is in its share. What they add on the parameters directly
-    (all of weight_decay, of contractive the part through ||W_enc||) came through
-    neither, and is in neither: `batch_grads` is encoder + decoder +
-    `objective.cotangents(params, forward, hparams).params`.
+    through the encoder and counts for it, what they add on eta counts for both. What
+    they add on the parameters directly (all of weight_decay; of contractive the part
+    through ||W_enc||) comes through neither and is in neither: `batch_grads` is
+    encoder + decoder +
+    `objective.cotangents(params, p, objective.penalties).params`.
 
     Args:
       objective: what is minimised.
       params: the model's parameters.
-      inputs, targets: `[B, D]`, from `objective.prepare`.
-      forward: a, z `[B, H]` and eta `[B, D]`, from `objective.forward`.
-      hparams: scalars by name.
+      p: from `objective.forward` with these parameters.
     """
-    untied_grads, _ = _batch_pass(objective, params, inputs, targets, forward, hparams)
-    pullback = objective.ae.parametrization.pullback
+    cotangents = objective.cotangents(params, p, objective.terms)
+    signals = _backward(objective, params, p, cotangents)
+    untied_grads = _contract(objective, params, p, signals)
+    # What a learned observation learns is the decoder's.
+    observation = objective.cotangents(params, p, (reconstruction,)).params
+    encoder, decoder = (
+        _pullback(objective, params, _only(names, untied_grads))
+        for names in (ENCODER, DECODER)
+    )
     return Paths(
-        encoder=_cast_like(params, pullback(params, _only(ENCODER, untied_grads))),
-        decoder=_cast_like(params, pullback(params, _only(DECODER, untied_grads))),
+        encoder=_cast_like(params, encoder),
+        decoder=_cast_like(params, add(decoder, observation)),
     )
 
 
-def _batch_pass(
-    objective: Objective, params, inputs, targets, forward: Forward, hparams
-) -> tuple[UntiedParams, Cotangents]:
-    """The gradient through the model, and what the penalties add to it and beside."""
-    ae = objective.ae
-    untied = ae.parametrization.expand(objective.rounded(params))
-    cotangents = objective.cotangents(params, forward, hparams)
-    is_latent = padded_latents(ae, hparams)
-
-    def backward(forward, target, d_a, d_z):
-        # The mean over the batch: every signal carries 1/B from the start.
-        added = Cotangents(d_a, d_z)
-        weight = 1 / len(inputs)
-        return _backward(ae, untied, forward, target, added, weight, is_latent)
-
-    signals = jax.vmap(backward)(forward, targets, cotangents.a, cotangents.z)
-    return _contract(untied, inputs, forward, signals), cotangents
-
-
-def _example_pass(ae, params, x, target, method: str):
+def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
+    """One example as a batch of one, and the objective that is its loss."""
     if not isinstance(ae, Autoencoder):
         raise ValueError(
             f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
             f"the order is {method}(ae, params, x)."
         )
 
-    def example(name, value):
+    def batch_of_one(name, value):
         in_axes = "(None, None, 0)"
-        return _checks.one_example(name, value, ae.input_dim, method, in_axes)
+        return _checks.one_example(name, value, ae.input_dim, method, in_axes)[None]
 
-    x = example("x", x)
-    target = x if target is None else example("target", target)
-    forward = ae.forward(params, x)
-    untied = ae.parametrization.expand(params)
-    signals = _backward(ae, untied, forward, target, Cotangents(), 1.0)
-    return forward, signals, _contract(untied, x, forward, signals)
+    x = batch_of_one("x", x)
+    target = x if target is None else batch_of_one("target", target)
+    objective = Objective(ae)
+    return objective, objective.forward(params, (x, target), None, {})
 
 
-def _backward(
-    ae: Autoencoder,
-    untied: UntiedParams,
-    forward: Forward,
-    target: Float[Array, "D"],
-    cotangents: Cotangents,
-    weight: float,
-    is_latent=None,
-) -> Signals:
-    """The signals of one example whose loss counts `weight` times."""
-    a, z, eta = forward
-    d_eta = weight * ae.observation.checked_dloss(eta, target, untied.observation)
-    d_z = add(product(untied.W_dec, d_eta, untied.b_dec.dtype), cotangents.z)
-    if is_latent is not None:  # what z = 0 on padding does to a signal that returns
-        d_z = jnp.where(is_latent, d_z, 0)
-    d_a = add(ae.activation.checked_vjp(a, z, d_z, untied.activation), cotangents.a)
-    d_activation = ae.activation.checked_vjp_theta(a, z, d_z, untied.activation)
-    d_theta = ae.observation.checked_dtheta(eta, target, untied.observation)
-    d_observation = jax.tree.map(lambda d: weight * d, d_theta)
-    return Signals(d_eta, d_z, d_a, d_activation, d_observation)
+def _backward(objective: Objective, params, p: Pass, cotangents: Cotangents) -> Signals:
+    """The lecture's backward pass, of a batch, with what the terms add on the way."""
+    activation = objective.ae.activation
+    untied = objective.ae.parametrization.expand(objective.rounded(params))
+    state = activation_state(p.state)
+    assert cotangents.eta is not None  # the reconstruction has it
+    by_decoder = functools.partial(product, untied.W_dec, dtype=untied.b_dec.dtype)
+    d_z = add(jax.vmap(by_decoder)(cotangents.eta), cotangents.z)
+    if p.mask is not None:  # z is 0 on padding, whatever g(a) is there
+        d_z = jnp.where(p.mask, d_z, 0)
+    theta = untied.activation
+    d_a = activation.checked_vjp_batch(p.a, p.z, d_z, theta, state)
+    d_theta = jax.vmap(activation.checked_vjp_theta, (0, 0, 0, None))(
+        p.a, p.z, d_z, theta
+    )
+    return Signals(cotangents.eta, d_z, add(d_a, cotangents.a), d_theta)
 
 
-def _contract(
-    untied: UntiedParams, x: Array, forward: Forward, signals: Signals
-) -> UntiedParams:
-    """Gradients from signals; leading axes, if there are any, are summed over."""
+def _contract(objective: Objective, params, p: Pass, signals: Signals) -> UntiedParams:
+    """Sums over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
+    untied = objective.ae.parametrization.expand(objective.rounded(params))
     return UntiedParams(
-        W_enc=_sum_of_outer(untied.W_enc, signals.d_a, x),
-        W_dec=_sum_of_outer(untied.W_dec, forward.z, signals.d_eta),
-        b_enc=_sum_like(untied.b_enc, signals.d_a),
-        b_dec=_sum_like(untied.b_dec, signals.d_eta),
-        activation=jax.tree.map(_sum_like, untied.activation, signals.d_activation),
-        observation=jax.tree.map(_sum_like, untied.observation, signals.d_observation),
+        W_enc=_sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
+        W_dec=_sum_of_outer(untied.W_dec, p.z, signals.d_eta),
+        b_enc=jnp.sum(signals.d_a, axis=0),
+        b_dec=jnp.sum(signals.d_eta, axis=0),
+        activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
+        observation=jax.tree.map(jnp.zeros_like, params.observation),
     )
 
 
 def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
-    """sum left right^T of numbers rounded as W is, where it is; the sum is not."""
+    """sum_b left_b right_b^T of factors rounded as W is; the sum is not rounded."""
     dtype, left, right = left.dtype, left.astype(W.dtype), right.astype(W.dtype)
-    return jnp.einsum("...h,...d->hd", left, right, preferred_element_type=dtype)
+    return jnp.einsum("bh,bd->hd", left, right, preferred_element_type=dtype)
 
 
-def _sum_like(param, signal):
-    return jnp.sum(signal.reshape(-1, *param.shape), axis=0)
+def _pullback(objective: Objective, params, untied_grads: UntiedParams):
+    return objective.ae.parametrization.pullback(
+        objective.rounded(params), untied_grads
+    )
 
 
 def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:

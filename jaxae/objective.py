@@ -1,4 +1,4 @@
-"""What is minimised: mean reconstruction loss of a batch + sum of coef * penalty."""
+"""The objective: mean reconstruction loss of a batch + sum of coef * penalty."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -6,26 +6,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks, corruptions, metrics, penalties
-from jaxae.autoencoder import Autoencoder, Forward
-from jaxae.autoencoder.model import padded_latents
+from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.model import LATENT_DIM, decoder_pre_acts, encoder_pre_acts
 from jaxae.corruptions import Corruption
-from jaxae.penalties import COEFFICIENTS, Cotangents, Penalty
+from jaxae.penalties import COEFFICIENTS
+from jaxae.terms import Cotangents, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
-# Metrics, so no penalty may have these names.
-TAKEN = {
+ACTIVATION = "activation"  # the key of the activation's state
+# Names of metrics and of other states, which no penalty may have.
+RESERVED = {
     *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
-    *("l0", "dead_fraction", "saturated_fraction", "skipped_steps"),
+    *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
 }
+_TERMS_KEY = 1  # folded into a batch's key: the terms' draws are not the corruption's
 
 
 class Aux(NamedTuple):
     """What an objective returns beside its value."""
 
-    metrics: dict[str, Float[Array, ""]]  # looked at, not optimised
+    metrics: dict[str, Float[Array, ""]]  # reported, not optimised
     state: Any  # carried to the next step, neither learned nor swept
 
 
@@ -48,10 +51,10 @@ class Objective:
 
     Raises:
       ValueError: for a part that is not of its type, a penalty named twice, or one that
-        the model cannot bear.
+        does not suit the model.
     """
 
-    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    # jaxtyping leaves this constructor alone: it checks its fields itself.
     __no_type_check__ = True
 
     ae: Autoencoder
@@ -91,28 +94,43 @@ class Objective:
     def _penalty_hparam_names(self) -> tuple[str, ...]:
         return tuple(name for p in self.penalties for name in (p.name, *p.hparams))
 
+    @property
+    def terms(self) -> tuple[Penalty, ...]:
+        """The reconstruction, whose coefficient is 1, then the penalties."""
+        return (reconstruction, *self.penalties)
+
     def __call__(
         self, params, batch, key, hparams, state: Any = ()
     ) -> tuple[Float[Array, ""], Aux]:
-        """The objective's value on a batch, and what there is to see.
+        """The objective's value on a batch, its metrics and its next state.
 
         Args:
           params: the model's parameters.
           batch: `[B, D]`, or a pair (inputs, targets) of such.
-          key: consumed by the corruption; may be None where there is none.
+          key: consumed by the corruption and by terms that draw; may be None where
+            nothing draws.
           hparams: scalars by name; may hold more than this objective reads.
-          state: carried through.
+          state: from `init_state` or the step before.
 
         Raises:
           ValueError: for a batch of the wrong shape or dtype, a missing hparam or one
-            out of range, or a part whose function returns another shape than it must.
+            out of range, a state that lacks a part, or a part whose function returns
+            another shape than it must.
         """
-        inputs, targets = self.prepare(batch, key, hparams)
-        forward = self.forward(params, inputs, hparams)
-        loss, scores = self.score(params, forward, targets, hparams)
-        return loss, Aux(scores, state)
+        loss, aux, _ = self.value_and_pass(params, batch, key, hparams, state)
+        return loss, aux
 
-    def evaluate(self, params, X, hparams) -> dict[str, Float[Array, ""]]:
+    def value_and_pass(
+        self, params, batch, key, hparams, state: Any = ()
+    ) -> tuple[Float[Array, ""], Aux, Pass]:
+        """As a call, with the batch's pass."""
+        p = self.forward(params, batch, key, hparams, state)
+        loss, scores = self.score(params, p)
+        return loss, Aux(scores, self._next_state(params, p)), p
+
+    def evaluate(
+        self, params, X, hparams, state: Any = ()
+    ) -> dict[str, Float[Array, ""]]:
         """The metrics on data `[N, D]` (or a pair) as one batch, without corruption.
 
         "loss", "reconstruction", each penalty, and "squared_error", the mean over
@@ -121,46 +139,67 @@ class Objective:
         Raises:
           ValueError: as for a call.
         """
-        inputs, targets = self.as_pair(X)
-        self._require(self._penalty_hparam_names, hparams)
-        forward = self.forward(params, inputs, hparams)
-        _, scores = self.score(params, forward, targets, hparams)
-        x_hat = jax.vmap(self.ae.observation.mean)(forward.eta)
-        return {**scores, "squared_error": metrics.squared_error(targets, x_hat)}
+        p = self.forward(params, X, None, hparams, state, training=False)
+        _, scores = self.score(params, p)
+        x_hat = jax.vmap(self.ae.observation.mean)(p.eta)
+        return {**scores, "squared_error": metrics.squared_error(p.targets, x_hat)}
+
+    def init_state(self) -> dict[str, Any]:
+        """What the parts carry from step to step, by part name, before the first one.
+
+        "activation" holds the activation's; a penalty's is under its name. Empty where
+        no part has a state.
+        """
+        state = {p.name: p.init_state(self.ae) for p in self.penalties if p.init_state}
+        if self.ae.activation.init_state is not None:
+            state[ACTIVATION] = self.ae.activation.init_state(self.ae.latent_dim)
+        return jax.tree.map(jnp.asarray, state)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Refuse numbers out of range; those that are traced cannot be seen.
+        """Check the range of each number that is not traced.
 
         Raises:
           ValueError: naming the hyperparameter, its value and its range.
         """
-        seen = _checks.untraced(hparams)
+        numbers = _checks.untraced(hparams)
         if self.corruption is not None:
-            self.corruption.rates.check(CORRUPTION_RATE, seen)
+            self.corruption.rates.check(CORRUPTION_RATE, numbers)
         for penalty in self.penalties:
-            COEFFICIENTS.check(penalty.name, seen)
-            if seen.keys() >= {penalty.name, *penalty.hparams}:
-                penalty.check_hparams(seen)
+            COEFFICIENTS.check(penalty.name, numbers)
+            if numbers.keys() >= {penalty.name, *penalty.hparams}:
+                penalty.check_hparams(numbers)
 
     # ---- the parts of a call, shared with the hand-derived gradient ------------------
 
-    def prepare(self, batch, key, hparams) -> tuple[Array, Array]:
-        """Inputs, corrupted, and targets, each `[B, D]`."""
-        self._require(self.hparam_names, hparams)
+    def forward(
+        self, params, batch, key, hparams, state: Any = (), *, training: bool = True
+    ) -> Pass:
+        """A batch's pass through the model, corrupted in training only."""
+        names = self.hparam_names if training else self._penalty_hparam_names
+        self._require(names, hparams)
+        self._require_state(state)
         inputs, targets = self.as_pair(batch)
-        if self.corruption is None:
-            return inputs, targets
-        _checks.prng_key(key)
-        keys = jax.random.split(key, len(inputs))
-        rate = hparams[CORRUPTION_RATE]
-        corrupt = jax.vmap(self.corruption.__call__, in_axes=(0, 0, None))
-        return corrupt(keys, inputs, rate), targets
+        if training and self.corruption is not None:
+            inputs = self._corrupted(inputs, key, hparams)
+        mask = latent_mask(self.ae, hparams)
+        untied = self.ae.expand(self.rounded(params))
+        a = jax.vmap(encoder_pre_acts, (None, 0))(untied, inputs)
+        z = self.ae.activation.checked_apply_batch(
+            a, untied.activation, activation_state(state), training
+        )
+        z = z if mask is None else jnp.where(mask, z, 0)
+        eta = jax.vmap(decoder_pre_acts, (None, 0))(untied, z)
+        if key is not None:
+            _checks.prng_key(key)
+            key = jax.random.fold_in(key, _TERMS_KEY)
+        return Pass(inputs, targets, a, z, eta, hparams, key, state, mask)
 
-    def forward(self, params, inputs, hparams) -> Forward:
-        """a, z `[B, H]` and eta `[B, D]` of a batch."""
-        is_latent = padded_latents(self.ae, hparams)
-        forward = jax.vmap(self.ae.forward, in_axes=(None, 0, None))
-        return forward(self.rounded(params), inputs, is_latent)
+    def _corrupted(self, inputs, key, hparams) -> Float[Array, "B D"]:
+        _checks.prng_key(key)
+        assert self.corruption is not None
+        corrupt = jax.vmap(self.corruption.__call__, in_axes=(0, 0, None))
+        keys = jax.random.split(key, len(inputs))
+        return corrupt(keys, inputs, hparams[CORRUPTION_RATE])
 
     def rounded(self, params):
         """The parameters as matrix products use them: weights in compute_dtype."""
@@ -170,36 +209,48 @@ class Objective:
         weights = {n: getattr(params, n).astype(self.compute_dtype) for n in names}
         return params._replace(**weights)
 
-    def score(self, params, forward: Forward, targets, hparams):
-        """The value and its named parts, from a batch's forward pass."""
-        reconstruction = jnp.mean(self.example_losses(params, forward, targets))
-        scores = {"reconstruction": reconstruction}
-        total = reconstruction
-        for penalty in self.penalties:
-            value = penalty.value(self.ae, params, forward, hparams)
-            value = _checks.returned(f"penalty {penalty}: value", value, ())
-            scores[penalty.name] = value
-            total = total + hparams[penalty.name] * value
-        return total, {"loss": total, **scores}
+    def score(self, params, p: Pass) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The value and its terms, from a batch's pass."""
+        values = {t.name: t.checked_value(self.ae, params, p) for t in self.terms}
+        loss = sum(_coefficient(t, p.hparams) * values[t.name] for t in self.terms)
+        return loss, {"loss": loss, **values}
 
-    def example_losses(self, params, forward: Forward, targets) -> Float[Array, "B"]:
-        """-log p(x | x_hat) of each example, without what is free of the parameters."""
-        loss = jax.vmap(self.ae.observation.checked_loss, in_axes=(0, 0, None))
-        return loss(forward.eta, targets, params.observation)
-
-    def cotangents(self, params, forward: Forward, hparams) -> Cotangents:
-        """What the penalties together add to the backward pass."""
+    def cotangents(self, params, p: Pass, terms: tuple[Penalty, ...]) -> Cotangents:
+        """The sum of some terms' cotangents, each times its coefficient."""
         total = Cotangents()
-        for penalty in self.penalties:
-            added = penalty.cotangents(self.ae, params, forward, hparams)
-            added = _as_cotangents(penalty, added, params, forward)
-            coefficient = hparams[penalty.name]
-            scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, added)
+        for term in terms:
+            coefficient = _coefficient(term, p.hparams)
+            cotangents = term.checked_cotangents(self.ae, params, p)
+            scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, cotangents)
             total = Cotangents(*map(add, total, scaled))
         return total
 
+    def _next_state(self, params, p: Pass) -> Any:
+        """The state that the step after this batch gets."""
+        state = p.state
+        for penalty in self.penalties:
+            if penalty.init_state is not None:
+                own_state = penalty.checked_state(self.ae, params, p)
+                state = {**state, penalty.name: own_state}
+        if self.ae.activation.init_state is not None:
+            own_state = self.ae.activation.checked_state(
+                p.a, p.z, params.activation, activation_state(p.state)
+            )
+            state = {**state, ACTIVATION: own_state}
+        return state
+
+    def _require_state(self, state: Any) -> None:
+        names = [p.name for p in self.penalties if p.init_state is not None]
+        names += [ACTIVATION] if self.ae.activation.init_state is not None else []
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise ValueError(
+                f"state lacks {', '.join(missing)}, which this objective carries from "
+                "step to step; start from objective.init_state()."
+            )
+
     def _require(self, names: tuple[str, ...], hparams: Any) -> None:
-        """Refuse hparams that lack one of these, are no numbers, or out of range."""
+        """Check that hparams has these names, and that its numbers are in range."""
         _checks.hparams(hparams)
         missing = [name for name in names if name not in hparams]
         if missing:
@@ -237,30 +288,24 @@ class Objective:
         return array
 
 
-def add(left: Any, right: Any) -> Any:
-    """left + right for pytrees, where None adds nothing."""
-    if left is None or right is None:
-        return right if left is None else left
-    return jax.tree.map(jnp.add, left, right)
+def activation_state(state: Any) -> Any:
+    """The activation's share of an objective's state; () without one."""
+    return state[ACTIVATION] if ACTIVATION in state else ()
 
 
-def _as_cotangents(
-    penalty: Penalty, added: Any, params, forward: Forward
-) -> Cotangents:
-    """What a penalty adds, if it has the shapes of what it is added to."""
-    what = f"penalty {penalty}: cotangents"
-    if not isinstance(added, Cotangents):
-        raise ValueError(
-            f"{what} must return a jaxae.penalties.Cotangents, got "
-            f"{_checks.outline(added)}."
-        )
-    places = Cotangents(forward.a, forward.z, params)
-    return Cotangents(
-        *(
-            None if part is None else _checks.returned_like(f"{what}.{name}", part, at)
-            for name, part, at in zip(Cotangents._fields, added, places, strict=True)
-        )
-    )
+def _coefficient(term: Penalty, hparams: Mapping[str, Any]) -> Any:
+    return 1 if term is reconstruction else hparams[term.name]
+
+
+def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
+    """Which latents belong to a model of hparams["latent_dim"] latents.
+
+    A sweep trains models of several widths as one program, as wide as the widest; the
+    others are padded. None without that hyperparameter: no latent is padding.
+    """
+    if LATENT_DIM not in hparams:
+        return None
+    return jnp.arange(ae.latent_dim) < hparams[LATENT_DIM]
 
 
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
@@ -269,16 +314,16 @@ def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
         raise ValueError(
             f"penalties must be a tuple, got {parts!r}; write ({parts!r},)."
         )
-    found = tuple(
+    chosen = tuple(
         _checks.part("penalties", part, penalties.get, Penalty, "penalties.l1")
         for part in (parts if isinstance(parts, Iterable) else (parts,))
     )
-    names = [penalty.name for penalty in found]
-    taken = TAKEN & set(names)
-    if taken:
-        raise ValueError(f"a penalty must not be named {taken.pop()}: a metric is.")
+    names = [penalty.name for penalty in chosen]
+    reserved = RESERVED & set(names)
+    if reserved:
+        raise ValueError(f"a penalty must not be named {reserved.pop()}: a metric is.")
     if len(set(names)) < len(names):
         raise ValueError(
             f"penalties must have different names, got {', '.join(names)}."
         )
-    return found
+    return chosen

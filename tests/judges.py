@@ -13,10 +13,9 @@ from catalogue import batch
 import jaxae
 from jaxae import gradcheck, manual
 from jaxae.activations import Activation
-from jaxae.autoencoder import Forward
-from jaxae.objective import add
 from jaxae.observations import Observation
 from jaxae.penalties import Penalty
+from jaxae.terms import Pass, add
 
 KEY = jax.random.key(0)
 # The fields of a part that hold a derivative.
@@ -103,16 +102,17 @@ def _report_on_penalty(penalty, tied):
     params = moved(ae.init(KEY, dtype=jnp.float64))
     hparams = {"kl_sparsity_target": 0.1}
 
-    def forward(a):
-        return Forward(a, g.apply(a), jnp.zeros((8, 6)))
+    def pass_of(a):
+        zeros = jnp.zeros((8, 6))
+        return Pass(zeros, zeros, a, g.apply(a), zeros, hparams)
 
     def value(at):
         a, params = at
-        return penalty.value(ae, params, forward(a), hparams)
+        return penalty.value(ae, params, pass_of(a))
 
     def grad(at):
         a, params = at
-        d = penalty.cotangents(ae, params, forward(a), hparams)
+        d = penalty.cotangents(ae, params, pass_of(a))
         zeros = jax.tree.map(jnp.zeros_like, at)
         through_z = None if d.z is None else g.vjp(a, g.apply(a), d.z)
         return add(zeros[0], add(d.a, through_z)), add(zeros[1], d.params)
@@ -145,10 +145,11 @@ def judge_objective(objective, params, pair, key, hparams):
     """The gradient of the mean, at inputs corrupted once: no parameter moves these."""
     clean = dataclasses.replace(objective, corruption=None)
     value_and_grad = manual.value_and_grad(clean)
+    p = objective.forward(params, pair, key, hparams)
     gradcheck.check(
         clean,
         params,
-        objective.prepare(pair, key, hparams),
+        (p.inputs, p.targets),
         None,
         hparams,
         grad=lambda *arguments: value_and_grad(*arguments)[1],

@@ -394,8 +394,8 @@ def test_a_planted_bug_fails_and_the_report_is_printed(tmp_path, monkeypatch, ca
     assert found["W_dec"] == found["b_dec"] == "correct"
 
 
-def _one_sided(ae, params, forward, hparams):
-    return jaxae.penalties.Cotangents(z=jnp.ones_like(forward.z) / len(forward.z))
+def _one_sided(ae, params, p):
+    return jaxae.penalties.Cotangents(z=jnp.ones_like(p.z) / len(p.z))
 
 
 @pytest.mark.parametrize(

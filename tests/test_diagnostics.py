@@ -1,7 +1,6 @@
 """A model on a whole data set, and a step to come, against NumPy and scikit-learn."""
 
 import math
-import types
 
 import chex
 import jax
@@ -15,7 +14,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import manual, metrics, optimizers, penalties
-from jaxae.training import diagnostics
+from jaxae.training import diagnostics, epochs
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -332,8 +331,15 @@ def test_dead_latents_and_rows_that_are_all_the_same_are_told_of_at_the_end():
 
 def a_state(objective, optimizer, params=None, hparams=HPARAMS):
     params = start(objective) if params is None else params
-    opt_state = optimizer(hparams).init(params)
-    return types.SimpleNamespace(params=params, opt_state=opt_state, state=())
+    config = jaxae.TrainConfig(optimizer=optimizer)
+    return epochs.init_state(objective, hparams, KEY, config=config, params=params)
+
+
+def norms(objective, optimizer, state, batch, key, hparams):
+    config = jaxae.TrainConfig(optimizer=optimizer)
+    return diagnostics.of_step(
+        state, batch, key, hparams, objective=objective, config=config
+    )
 
 
 STEP_HPARAMS = {**HPARAMS, "learning_rate": 0.05}
@@ -347,21 +353,12 @@ def test_norms_are_those_of_the_step_that_training_makes(is_tied):
         penalties=(penalties.l1, penalties.weight_decay),
     )
     state = a_state(objective, optimizers.adam, hparams=STEP_HPARAMS)
-    found = diagnostics.of_step(
-        objective, optimizers.adam, state, X[:8], KEY, STEP_HPARAMS
-    )
+    found = norms(objective, optimizers.adam, state, X[:8], KEY, STEP_HPARAMS)
     params = state.params
     grads = jax.grad(objective, has_aux=True)(params, X[:8], KEY, STEP_HPARAMS)[0]
     updates, _ = optax.adam(0.05).update(grads, state.opt_state, params)
-    inputs, targets = objective.prepare(X[:8], KEY, STEP_HPARAMS)
-    paths = manual.batch_path_grads(
-        objective,
-        params,
-        inputs,
-        targets,
-        objective.forward(params, inputs, {}),
-        STEP_HPARAMS,
-    )
+    p = objective.forward(params, X[:8], KEY, STEP_HPARAMS)
+    paths = manual.batch_path_grads(objective, params, p)
     expected = {}
     for leaf in params._fields[:-2]:
         norm = np.linalg.norm(getattr(params, leaf))
@@ -378,7 +375,7 @@ def test_norms_are_those_of_the_step_that_training_makes(is_tied):
 
 
 def test_paths_of_a_tied_step_add_up_as_vectors_do():
-    found = diagnostics.of_step(
+    found = norms(
         OBJECTIVE,
         optimizers.sgd,
         a_state(OBJECTIVE, optimizers.sgd, hparams=STEP_HPARAMS),
@@ -397,7 +394,7 @@ def test_the_ratio_of_fresh_biases_is_1_and_of_nothing_0():
     params = objective.ae.init(KEY)  # whose biases are 0
     params = params._replace(W=jnp.zeros_like(params.W))  # no z: no gradient but b_dec
     with jax.debug_nans(True):
-        found = diagnostics.of_step(
+        found = norms(
             objective,
             optimizers.sgd,
             a_state(objective, optimizers.sgd, params, STEP_HPARAMS),
@@ -418,7 +415,7 @@ def test_a_step_of_what_was_built_learned_and_is_of_half_precision():
     params = start(objective, dtype=jnp.bfloat16)
     state = a_state(objective, optimizer, params, hparams)
     batch = jnp.asarray(X[:8], jnp.bfloat16)
-    found = diagnostics.of_step(objective, optimizer, state, batch, None, hparams)
+    found = norms(objective, optimizer, state, batch, None, hparams)
     assert {"gradient/activation/0", "update_ratio/observation/0"} <= found.keys()
     assert {value.dtype.name for value in found.values()} == {"float32"}
     assert np.isfinite(list(found.values())).all()
@@ -434,5 +431,5 @@ def test_a_step_is_traced_once_for_any_numbers():
     state = a_state(OBJECTIVE, optimizers.sgd, hparams=STEP_HPARAMS)
     for rate in (0.1, 0.2):
         hparams = {**STEP_HPARAMS, "learning_rate": rate}
-        diagnostics.of_step(OBJECTIVE, optimizer, state, X[:8], KEY, hparams)
+        norms(OBJECTIVE, optimizer, state, X[:8], KEY, hparams)
     assert len(traces) == 1

@@ -15,8 +15,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import activations, manual, observations, penalties
-from jaxae.autoencoder import Forward
-from jaxae.objective import add
+from jaxae.terms import add
 
 KEY = jax.random.key(0)
 PACKAGE = pathlib.Path(jaxae.__file__).parent
@@ -158,25 +157,26 @@ def judge_batch_paths(objective):
     X, T = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 9, 6)))
 
     def two_argument_value(encoder, decoder, direct):
-        a, z, _ = objective.forward(encoder, X, HPARAMS)
+        p = objective.forward(encoder, (X, T), None, HPARAMS)
+        z = p.z
         eta = jax.vmap(ae.decoder_pre_acts, (None, 0))(decoder, z)
         in_axes = (0, 0, *(None for _ in params.observation))
         losses = jax.vmap(ae.observation.loss, in_axes)(eta, T, *decoder.observation)
         return losses.mean() + sum(
-            hparams[p.name] * p.value(ae, direct, Forward(a, z, eta), hparams)
-            for p in objective.penalties
+            hparams[term.name] * term.value(ae, direct, p._replace(eta=eta))
+            for term in objective.penalties
         )
 
-    forward = objective.forward(params, X, {})
-    arguments = (objective, params, X, T, forward, hparams)
-    paths, grads = manual.batch_path_grads(*arguments), manual.batch_grads(*arguments)
+    p = objective.forward(params, (X, T), None, hparams)
+    paths = manual.batch_path_grads(objective, params, p)
+    grads = manual.batch_grads(objective, params, p)
     *expected, direct = jax.grad(two_argument_value, (0, 1, 2))(params, params, params)
     assert type(paths.encoder) is type(paths.decoder) is type(params)
     assert_close(paths, manual.Paths(*expected))
     assert_close(jax.tree.map(lambda *parts: sum(parts), *paths, direct), grads)
-    by_hand = objective.cotangents(params, forward, hparams).params
-    whole = add(jax.tree.map(jnp.add, *paths), by_hand)
-    assert_close(whole, grads)  # the same terms in another order
+    by_penalties = objective.cotangents(params, p, objective.penalties).params
+    total = add(jax.tree.map(jnp.add, *paths), by_penalties)
+    assert_close(total, grads)  # the same terms in another order
     return paths
 
 
@@ -184,9 +184,8 @@ def test_paths_keep_the_parameters_dtype():
     objective = jaxae.Objective(model(), penalties=(penalties.contractive,))
     params = objective.ae.init(KEY, dtype="bfloat16")
     X = jnp.ones((2, 6), "bfloat16")
-    forward = objective.forward(params, X, {})
-    hparams = {"contractive": jnp.float32(0.1)}
-    paths = manual.batch_path_grads(objective, params, X, X, forward, hparams)
+    p = objective.forward(params, X, None, {"contractive": jnp.float32(0.1)})
+    paths = manual.batch_path_grads(objective, params, p)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(paths)} == {"bfloat16"}
 
 
@@ -195,10 +194,10 @@ def test_denoising_encodes_the_noisy_and_scores_the_clean(x64):
     params, x, _ = draw(0, ae)
     objective = jaxae.Objective(ae, corruption=jaxae.corruptions.masking)
     hparams = {"corruption_rate": 0.5}
-    inputs, targets = objective.prepare(x[None], KEY, hparams)
-    assert (inputs != targets).any()
+    p = objective.forward(params, x[None], KEY, hparams)
+    assert (p.inputs != p.targets).any()
     _, grads = manual.value_and_grad(objective)(params, x[None], KEY, hparams)
-    assert_close(grads, manual.backprop(ae, params, inputs[0], x).grads)
+    assert_close(grads, manual.backprop(ae, params, p.inputs[0], x).grads)
 
 
 def test_state_is_carried_through():

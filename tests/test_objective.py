@@ -122,8 +122,10 @@ def test_one_key_means_one_noise_in_every_dtype_and_under_x64(name):
 def test_each_example_has_its_own_noise_and_each_key_too():
     objective = jaxae.Objective(AE, corruption=corruptions.gaussian)
     same = jnp.tile(X[:1], (3, 1))
-    first, _ = objective.prepare(same, KEY, {"corruption_rate": 0.1})
-    again, _ = objective.prepare(same, jax.random.key(1), {"corruption_rate": 0.1})
+    first, again = (
+        objective.forward(PARAMS, same, key, {"corruption_rate": 0.1}).inputs
+        for key in (KEY, jax.random.key(1))
+    )
     assert len({row.tobytes() for row in np.concatenate([first, again])}) == 6
 
 

@@ -27,6 +27,7 @@ LAYERS = [
     "autoencoder",
     "metrics",
     "corruptions",
+    "terms",
     "penalties",
     "objective",
     "manual",

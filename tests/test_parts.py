@@ -17,9 +17,7 @@ from jaxae.penalties import Cotangents, Penalty
 from jaxae.training import host
 
 KEY, X = jax.random.key(0), batch()
-DEFAULT_PENALTY = Penalty(
-    "own", lambda ae, params, forward, hparams: jnp.mean(forward.z), lambda *_: None
-)
+DEFAULT_PENALTY = Penalty("own", lambda ae, params, p: jnp.mean(p.z), lambda *_: None)
 HPARAMS = {"own": 0.1, "contractive": 0.1, "corruption_rate": 0.1}
 
 
@@ -54,7 +52,7 @@ def is_flat(a, z):
     return 0.5
 
 
-def partly(ae, params, forward, hparams):
+def partly(ae, params, p):
     return Cotangents(params=params._replace(b_enc=None))
 
 
@@ -146,7 +144,7 @@ WRONG = {
     ),
     # What is added and what is changed.
     "penalty value": (
-        lambda: penalized(value=lambda ae, params, forward, hparams: forward.z),
+        lambda: penalized(value=lambda ae, params, p: p.z),
         r"penalty own: value must return .* \[\], got float32\[8, 4\]",
     ),
     "cotangents none": (
@@ -154,11 +152,11 @@ WRONG = {
         "own: cotangents must return a jaxae.penalties.Cotangents, got None",
     ),
     "cotangents type": (
-        lambda: penalized(lambda ae, params, forward, hparams: {"z": forward.z}),
+        lambda: penalized(lambda ae, params, p: {"z": p.z}),
         r"cotangents must return a jaxae.*Cotangents, got dict\(z: float32\[8, 4\]\)",
     ),
     "cotangents z": (
-        lambda: penalized(lambda ae, params, f, hparams: Cotangents(z=f.z[0])),
+        lambda: penalized(lambda ae, params, p: Cotangents(z=p.z[0])),
         r"own: cotangents.z must return float32\[8, 4\], got float32\[4\]",
     ),
     "cotangents params": (

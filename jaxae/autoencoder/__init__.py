@@ -9,6 +9,7 @@ from jaxae.autoencoder.parametrizations import (
     tied,
     untie,
     untied,
+    with_pre_bias,
     without_encoder_bias,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "tied",
     "untie",
     "untied",
+    "with_pre_bias",
     "without_encoder_bias",
 ]

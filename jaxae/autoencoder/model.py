@@ -1,13 +1,15 @@
 """The autoencoder: fixed choices in a frozen record, pure functions of parameters."""
 
+import functools
 import math
-from dataclasses import dataclass, fields
+import typing
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxae import _checks, _keys, activations, observations
 from jaxae.activations import Activation
@@ -16,6 +18,7 @@ from jaxae.autoencoder.parametrizations import Parametrization, Params, UntiedPa
 from jaxae.observations import Observation
 
 LATENT_DIM = "latent_dim"  # in hparams: how many latents are not padding
+_TYPES = {"activation": Activation, "observation": Observation}
 
 
 class Forward(NamedTuple):
@@ -26,11 +29,12 @@ class Forward(NamedTuple):
     eta: Float[Array, "D"]  # decoder pre-activation
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Autoencoder:
     """z = g(W_enc x + b_enc), x_hat = o(W_dec^T z + b_dec); tied: W_dec is W_enc.
 
-    Without encoder bias: z = g(W_enc x), and `params.b_enc` is ().
+    Without encoder bias: z = g(W_enc x), and `params.b_enc` is (). With a pre-encoder
+    bias: z = g(W_enc (x - b_dec) + b_enc).
 
     A frozen record of choices: it can be printed, compared, hashed (a static argument
     of `jax.jit`), pickled and written into `config.json`. Its methods are pure
@@ -42,59 +46,97 @@ class Autoencoder:
       latent_dim: H, the number of latents.
       activation: g, one of `jaxae.activations`, its name, or your own `Activation`.
       observation: p(x | x_hat), one of `jaxae.observations`, its name, or your own.
-      tied: whether the decoder is the encoder transposed.
-      bias: whether the encoder has one, b_enc; the decoder always has.
+      parametrization: how the parameters become W_enc, W_dec, b_enc and b_dec. Tied
+        with an encoder bias unless said; the arguments `tied`, `bias` and `pre_bias`
+        change it, and are the short way to say the usual ones:
+        tied: whether the decoder is the encoder transposed.
+        bias: whether the encoder has one, b_enc; the decoder always has.
+        pre_bias: whether b_dec is subtracted from the input of the encoder.
 
     Raises:
       ValueError: for a dimension below 1, a part that is not of its type, an unknown
-        name, or an observation of another number of columns.
+        name, an observation of another number of columns, or a choice that the
+        parametrization cannot follow.
 
     References:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
     """
 
-    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
-    __no_type_check__ = True
-
     input_dim: int
     latent_dim: int
-    activation: Activation = activations.sigmoid
-    observation: Observation = observations.bernoulli
-    tied: bool = True
-    bias: bool = True
+    activation: Activation
+    observation: Observation
+    parametrization: Parametrization
 
-    def __post_init__(self):
-        for name in ("input_dim", "latent_dim"):
-            value = _checks.positive_int(name, getattr(self, name))
-            object.__setattr__(self, name, value)  # a NumPy integer becomes an int
-        for name, catalogue, kind, example in (
-            ("activation", activations, Activation, "activations.sigmoid"),
-            ("observation", observations, Observation, "observations.bernoulli"),
-        ):
-            part = _checks.part(name, getattr(self, name), catalogue.get, kind, example)
-            object.__setattr__(self, name, part)
+    @typing.no_type_check  # it checks its arguments itself, before beartype in tests
+    def __init__(
+        self,
+        *,
+        input_dim: int,
+        latent_dim: int,
+        activation: Activation | str = activations.sigmoid,
+        observation: Observation | str = observations.bernoulli,
+        tied: bool | None = None,
+        bias: bool | None = None,
+        pre_bias: bool | None = None,
+        parametrization: Parametrization = parametrizations.tied,
+    ):
+        for name, size in (("input_dim", input_dim), ("latent_dim", latent_dim)):
+            # A NumPy integer becomes an int.
+            object.__setattr__(self, name, _checks.positive_int(name, size))
+        activation = _checks.part(
+            "activation",
+            activation,
+            activations.get,
+            Activation,
+            "activations.sigmoid",
+        )
+        observation = _checks.part(
+            "observation",
+            observation,
+            observations.get,
+            Observation,
+            "observations.bernoulli",
+        )
+        object.__setattr__(self, "activation", activation)
+        object.__setattr__(self, "observation", observation)
         if self.observation.input_dim not in (None, self.input_dim):
             raise ValueError(
                 f"input_dim must be {self.observation.input_dim} for observation "
                 f"{self.observation}, got {self.input_dim}."
             )
-        for name in ("tied", "bias"):
-            value = getattr(self, name)
-            if not isinstance(value, bool | np.bool_):
-                raise ValueError(f"{name} must be True or False, got {value!r}.")
-            object.__setattr__(self, name, bool(value))
-
-    def __repr__(self) -> str:
-        """Every choice by name; bias only where there is none."""
-        names = [f.name for f in fields(self) if f.name != "bias" or not self.bias]
-        choices = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"{type(self).__name__}({choices})"
+        choices = {"tied": tied, "bias": bias, "pre_bias": pre_bias}
+        parametrization = _composed(parametrization, choices)
+        object.__setattr__(self, "parametrization", parametrization)
 
     @property
-    def parametrization(self) -> Parametrization:
-        """How this model's parameters map to W_enc, W_dec, b_enc, b_dec."""
-        base = parametrizations.tied if self.tied else parametrizations.untied
-        return base if self.bias else parametrizations.without_encoder_bias(base)
+    def tied(self) -> bool:
+        """Whether the decoder is the encoder transposed."""
+        return self.parametrization.tied
+
+    @property
+    def bias(self) -> bool:
+        """Whether the encoder has a bias."""
+        return self.parametrization.bias
+
+    @property
+    def pre_bias(self) -> bool:
+        """Whether b_dec is subtracted from the input of the encoder."""
+        return self.parametrization.pre_bias
+
+    def __repr__(self) -> str:
+        """The choices by name; bias and pre_bias where they are not the default."""
+        choices = [
+            f"{name}={getattr(self, name)!r}"
+            for name in ("input_dim", "latent_dim", "activation", "observation")
+        ]
+        if self.parametrization.is_composed:
+            choices.append(f"tied={self.tied}")
+            choices += [] if self.bias else ["bias=False"]
+            choices += ["pre_bias=True"] if self.pre_bias else []
+        else:
+            choices.append(f"parametrization={self.parametrization!r}")
+        return f"{type(self).__name__}({', '.join(choices)})"
 
     def init(
         self, key, *, dtype: Any = jnp.float32, data_mean=None, limit=None
@@ -142,7 +184,7 @@ class Autoencoder:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x = _checks.one_example("x", x, self.input_dim, "ae.encoder_pre_acts")
-        return _encoder_pre_acts(self._expand(params), x)
+        return encoder_pre_acts(self.expand(params), x)
 
     def encode(self, params, x) -> Float[Array, "H"]:
         """z = g(b_enc + W_enc x), `[D] -> [H]`; the lecture's h(x).
@@ -151,7 +193,7 @@ class Autoencoder:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x = _checks.one_example("x", x, self.input_dim, "ae.encode")
-        return self._encode(self._expand(params), x)[1]
+        return self._encode(self.expand(params), x)[1]
 
     def decoder_pre_acts(self, params, z) -> Float[Array, "D"]:
         """eta = b_dec + W_dec^T z, `[H] -> [D]`; the lecture's â.
@@ -160,7 +202,7 @@ class Autoencoder:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         z = _checks.one_example("z", z, self.latent_dim, "ae.decoder_pre_acts")
-        return _decoder_pre_acts(self._expand(params), z)
+        return decoder_pre_acts(self.expand(params), z)
 
     def decode(self, params, z) -> Float[Array, "D"]:
         """x_hat = o(b_dec + W_dec^T z), `[H] -> [D]`; the mean of p(x | z).
@@ -169,7 +211,7 @@ class Autoencoder:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         z = _checks.one_example("z", z, self.latent_dim, "ae.decode")
-        return self.observation.mean(_decoder_pre_acts(self._expand(params), z))
+        return self.observation.mean(decoder_pre_acts(self.expand(params), z))
 
     def reconstruct(self, params, x) -> Float[Array, "D"]:
         """x_hat = decode(encode(x)), `[D] -> [D]`; the lecture's f(x).
@@ -180,20 +222,14 @@ class Autoencoder:
         x = _checks.one_example("x", x, self.input_dim, "ae.reconstruct")
         return self.observation.mean(self.forward(params, x).eta)
 
-    def forward(self, params, x, is_latent=None) -> Forward:
+    def forward(self, params, x) -> Forward:
         """a, z and eta of one example, `[D] -> ([H], [H], [D])`.
-
-        Args:
-          params: this model's parameters.
-          x: `[D]`, what is encoded.
-          is_latent: `[H]` of bools, where this is a narrower model padded: the z of the
-            others is 0, and so is every gradient that they would get.
 
         Raises:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x = _checks.one_example("x", x, self.input_dim, "ae.forward")
-        return self._forward(params, params, x, is_latent)
+        return self._forward(params, params, x)
 
     def loss(self, params, x, target=None) -> Float[Array, ""]:
         """l(f(x)), -log p(target | x_hat) without the terms free of the parameters.
@@ -254,14 +290,12 @@ class Autoencoder:
     # ---- the mathematics, once, for untied parameters --------------------------------
 
     def _encode(self, untied: UntiedParams, x):
-        a = _encoder_pre_acts(untied, x)
-        z = self.activation.apply(a, *untied.activation)
-        return a, _checks.returned(f"activation {self.activation}: apply", z, a.shape)
+        a = encoder_pre_acts(untied, x)
+        return a, self.activation.checked_apply(a, untied.activation)
 
-    def _forward(self, encoder_params, decoder_params, x, is_latent=None) -> Forward:
-        a, z = self._encode(self._expand(encoder_params), x)
-        z = z if is_latent is None else jnp.where(is_latent, z, 0)
-        return Forward(a, z, _decoder_pre_acts(self._expand(decoder_params), z))
+    def _forward(self, encoder_params, decoder_params, x) -> Forward:
+        a, z = self._encode(self.expand(encoder_params), x)
+        return Forward(a, z, decoder_pre_acts(self.expand(decoder_params), z))
 
     # ---- initial values --------------------------------------------------------------
 
@@ -301,14 +335,19 @@ class Autoencoder:
         what = f"observation {self.observation}: eta_of_mean"
         return _checks.returned(what, eta, data_mean.shape)
 
-    # ---- refusals, on shapes and types only ------------------------------------------
+    # ---- checks, of shapes and types only --------------------------------------------
 
-    def _expand(self, params) -> UntiedParams:
+    def expand(self, params) -> UntiedParams:
+        """W_enc, W_dec, b_enc and b_dec of this model's parameters.
+
+        Raises:
+          ValueError: for another model's parameters.
+        """
         self.check_params(params)
         return self.parametrization.expand(params)
 
     def check_params(self, params: Any) -> None:
-        """Refuse parameters of another type or of another model's size.
+        """Check that parameters have this model's type and sizes.
 
         Raises:
           ValueError: naming the field, its shape and the shape this model has.
@@ -319,29 +358,31 @@ class Autoencoder:
                 f"params must be {expected.__name__} for this "
                 f"{self.parametrization.name} model, got {type(params).__name__}; "
                 f"make them with ae.init(key)"
-                f"{' or jaxae.untie(params)' if not self.tied else ''}."
+                f"{' or jaxae.untie(params)' if expected is UntiedParams else ''}."
             )
-        H, D = self.latent_dim, self.input_dim
+        shapes = _param_shapes(self)
         for name, leaf in params._asdict().items():
-            if name in ("activation", "observation"):
+            if name in _TYPES:
                 _check_theta(name, getattr(self, name), leaf)
-                continue
-            if name == "b_enc" and not self.bias:
+            elif getattr(shapes, name) == ():
                 _check_no_bias(leaf)
-                continue
-            _checks.refuse_masked(f"params.{name}", leaf)
-            shape = {"b_enc": (H,), "b_dec": (D,)}.get(name, (H, D))
-            dtype = getattr(leaf, "dtype", None)
-            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-                raise ValueError(
-                    f"params.{name} must be a real floating array, "
-                    f"got {_checks.describe(leaf)}."
-                )
-            if jnp.shape(leaf) != shape:
-                raise ValueError(
-                    f"params.{name} must have shape {list(shape)} for this model "
-                    f"(input_dim={D}, latent_dim={H}), got {_checks.describe(leaf)}."
-                )
+            else:
+                self._check_leaf(name, leaf, getattr(shapes, name).shape)
+
+    def _check_leaf(self, name: str, leaf: Any, shape: tuple[int, ...]) -> None:
+        _checks.refuse_masked(f"params.{name}", leaf)
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"params.{name} must be a real floating array, "
+                f"got {_checks.describe(leaf)}."
+            )
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"params.{name} must have shape {list(shape)} for this model "
+                f"(input_dim={self.input_dim}, latent_dim={self.latent_dim}), got "
+                f"{_checks.describe(leaf)}."
+            )
 
     def _check_pair(self, x, target, method: str):
         x = _checks.one_example("x", x, self.input_dim, method)
@@ -350,27 +391,42 @@ class Autoencoder:
         return x, _checks.one_example("target", target, self.input_dim, method)
 
 
-def padded_latents(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
-    """Which latents are a narrower model's own, where hparams["latent_dim"] says so.
+def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
+    """A parametrization with tied, bias and pre_bias as chosen; None keeps its own."""
+    if not isinstance(base, Parametrization):
+        raise ValueError(
+            "parametrization must be a jaxae.autoencoder.Parametrization, got "
+            f"{base!r}."
+        )
+    for name, choice in choices.items():
+        if not isinstance(choice, bool | np.bool_ | None):
+            raise ValueError(f"{name} must be True or False, got {choice!r}.")
+        if choice is not None and bool(choice) != getattr(base, name):
+            base = parametrizations.change(base, name)
+    return base
 
-    A sweep trains models of many widths as one program: as wide as the widest, the
-    others padded. None where nothing is padded.
-    """
-    if LATENT_DIM not in hparams:
-        return None
-    return jnp.arange(ae.latent_dim) < hparams[LATENT_DIM]
+
+@functools.cache
+def _param_shapes(ae: Autoencoder) -> Any:
+    """The model's parameters as shapes, without what its parts learn."""
+    H, D = ae.latent_dim, ae.input_dim
+    weights, b_enc, b_dec = jnp.zeros((H, D)), jnp.zeros(H), jnp.zeros(D)
+    untied = UntiedParams(weights, weights, b_enc, b_dec)
+    return jax.eval_shape(ae.parametrization.from_untied, untied)
 
 
-def _encoder_pre_acts(untied: UntiedParams, x):
+def encoder_pre_acts(untied: UntiedParams, x) -> Float[Array, "H"]:
+    """a = W_enc x + b_enc, unchecked."""
     return product(untied.W_enc, x, untied.b_enc.dtype) + untied.b_enc
 
 
-def _decoder_pre_acts(untied: UntiedParams, z):
+def decoder_pre_acts(untied: UntiedParams, z) -> Float[Array, "D"]:
+    """eta = W_dec^T z + b_dec, unchecked."""
     return product(untied.W_dec.T, z, untied.b_dec.dtype) + untied.b_dec
 
 
 def product(W, v, dtype):
-    """W v; in W's dtype, where weights are given in another than the rest has."""
+    """W v, multiplied in the dtype of W and returned as `dtype`."""
     return W @ v if W.dtype == dtype else (W @ v.astype(W.dtype)).astype(dtype)
 
 

@@ -1,9 +1,9 @@
 """How a model's own parameters become W_enc, W_dec, b_enc, b_dec, and gradients return.
 
 The mathematics of this library is written once, for untied parameters. Tying weights is
-a linear map in front of it, `expand`, and the gradient with respect to what was tied is
-that map's adjoint, `pullback`: the lecture's "sum of two gradients" is its one plus.
-Leaving out the encoder's bias is another such map, in front of either.
+a map in front of it, `expand`; the gradient with respect to what was tied comes from
+the adjoint of that map's derivative, `pullback`. The lecture's "sum of two gradients"
+is its one plus. No encoder bias and a pre-encoder bias are such maps too, and compose.
 """
 
 import functools
@@ -43,17 +43,20 @@ Params = TiedParams | UntiedParams
 
 
 class Parametrization(NamedTuple):
-    """A linear map to untied parameters, and its adjoint.
+    """A map to untied parameters, and the adjoint of its derivative.
 
     Attributes:
-      name: "tied" or "untied".
-      params_type: the NamedTuple that holds the model's own parameters.
+      name: how it is printed and saved, such as "tied".
+      params_type: the NamedTuple that holds the model's own parameters, with fields
+        `b_dec`, `activation` and `observation` as in `UntiedParams`.
       expand: `params -> UntiedParams`, the parameters that the mathematics uses.
       pullback: `(params, untied_grads) -> grads` of the params' own type; the adjoint
-        of expand: <pullback(g), p> = <g, expand(p)>.
-      from_untied: `UntiedParams -> params`, where to start: expand undoes it as far as
-        it can be undone.
+        of expand's derivative D at params: <pullback(params, g), t> = <g, D t>.
+      from_untied: `UntiedParams -> params`, the initial parameters from drawn ones.
       weights: the names of the fields that are weight matrices, each once.
+      tied: whether the decoder is the encoder transposed.
+      bias: whether the encoder has a bias.
+      pre_bias: whether b_dec is subtracted from the input of the encoder.
     """
 
     name: str
@@ -62,6 +65,24 @@ class Parametrization(NamedTuple):
     pullback: Callable[[Any, UntiedParams], Any]
     from_untied: Callable[[UntiedParams], Any]
     weights: tuple[str, ...]
+    tied: bool = False
+    bias: bool = True
+    pre_bias: bool = False
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether tied, bias and pre_bias say all of it."""
+        return self == compose(self.tied, self.bias, self.pre_bias)
+
+    def __reduce__(self):
+        # By its choices where these give this very object, so that identity, hash and
+        # compilation caches survive pickling.
+        if self.is_composed:
+            return compose, (self.tied, self.bias, self.pre_bias)
+        return Parametrization, tuple(self)
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 def _expand_tied(params: TiedParams) -> UntiedParams:
@@ -78,13 +99,14 @@ def _tie(params: UntiedParams) -> TiedParams:
     return TiedParams(params.W_enc, *params[2:])
 
 
-tied = Parametrization(
+tied = _TIED = Parametrization(
     "tied",
     TiedParams,
     expand=_expand_tied,
     pullback=_pullback_tied,
     from_untied=_tie,
     weights=("W",),
+    tied=True,
 )
 untied = Parametrization(
     "untied",
@@ -96,25 +118,91 @@ untied = Parametrization(
 )
 
 
+# ---- no encoder bias: b_enc = 0, params.b_enc is () ----------------------------------
+
+
+def _expand_no_bias(base: Parametrization, params) -> UntiedParams:
+    untied_params = base.expand(params)
+    zeros = jnp.zeros(len(untied_params.W_enc), untied_params.b_dec.dtype)
+    return untied_params._replace(b_enc=zeros)
+
+
+def _pullback_no_bias(base: Parametrization, params, untied_grads: UntiedParams):
+    return base.pullback(params, untied_grads._replace(b_enc=()))
+
+
+def _drop_bias(base: Parametrization, params: UntiedParams):
+    return base.from_untied(params._replace(b_enc=()))
+
+
 @functools.cache  # the same parametrization gives the same object
 def without_encoder_bias(base: Parametrization) -> Parametrization:
-    """`base` with b_enc = 0 that is no parameter: `params.b_enc` is ().
+    """`base` with b_enc = 0, which is not learned: `params.b_enc` is ()."""
+    return base._replace(
+        expand=functools.partial(_expand_no_bias, base),
+        pullback=functools.partial(_pullback_no_bias, base),
+        from_untied=functools.partial(_drop_bias, base),
+        bias=False,
+    )
 
-    What it expands to has the zeros; what is pulled back to () is nothing.
+
+# ---- pre-encoder bias: a = W_enc (x - b_dec) + b_enc ---------------------------------
+
+
+def _expand_pre_bias(base: Parametrization, params) -> UntiedParams:
+    untied = base.expand(params)
+    return untied._replace(b_enc=untied.b_enc - untied.W_enc @ untied.b_dec)
+
+
+def _pullback_pre_bias(base: Parametrization, params, untied_grads: UntiedParams):
+    untied, d_b = base.expand(params), untied_grads.b_enc
+    d_W_enc = untied_grads.W_enc - jnp.outer(d_b, untied.b_dec)
+    d_b_dec = untied_grads.b_dec - untied.W_enc.T @ d_b
+    return base.pullback(params, untied_grads._replace(W_enc=d_W_enc, b_dec=d_b_dec))
+
+
+@functools.cache
+def with_pre_bias(base: Parametrization) -> Parametrization:
+    """`base` with b_enc - W_enc b_dec for b_enc, so that a = W_enc (x - b_dec) + b_enc.
+
+    Bilinear in W_enc and b_dec: with d_b the gradient of the expanded b_enc, dW_enc
+    gets -d_b b_dec^T as well, and db_dec gets -W_enc^T d_b.
     """
+    return base._replace(
+        expand=functools.partial(_expand_pre_bias, base),
+        pullback=functools.partial(_pullback_pre_bias, base),
+        pre_bias=True,
+    )
 
-    def expand(params) -> UntiedParams:
-        untied_params = base.expand(params)
-        zeros = jnp.zeros(len(untied_params.W_enc), untied_params.b_dec.dtype)
-        return untied_params._replace(b_enc=zeros)
 
-    def pullback(params, untied_grads: UntiedParams):
-        return base.pullback(params, untied_grads._replace(b_enc=()))
+# ---- compositions --------------------------------------------------------------------
 
-    def from_untied(params: UntiedParams):
-        return base.from_untied(params._replace(b_enc=()))
 
-    return base._replace(expand=expand, pullback=pullback, from_untied=from_untied)
+def compose(tied: bool, bias: bool, pre_bias: bool) -> Parametrization:
+    """The parametrization that `Autoencoder`'s tied, bias and pre_bias say."""
+    base = _TIED if tied else untied
+    base = base if bias else without_encoder_bias(base)
+    return with_pre_bias(base) if pre_bias else base
+
+
+def change(base: Parametrization, choice: str) -> Parametrization:
+    """`base` with one of "tied", "bias" and "pre_bias" the other way.
+
+    Raises:
+      ValueError: if that cannot be, for a parametrization of your own.
+    """
+    if base.is_composed:
+        choices = {name: getattr(base, name) for name in ("tied", "bias", "pre_bias")}
+        choices[choice] = not choices[choice]
+        return compose(**choices)
+    if choice == "bias" and base.bias:
+        return without_encoder_bias(base)
+    if choice == "pre_bias" and not base.pre_bias:
+        return with_pre_bias(base)
+    raise ValueError(
+        f"{choice} must be {getattr(base, choice)} for the parametrization {base}, got "
+        f"{not getattr(base, choice)}; leave it out."
+    )
 
 
 def untie(params) -> UntiedParams:

@@ -143,7 +143,7 @@ def params_of(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
             f"{options.data} has {ae.input_dim}."
         )
     if other.tied and not ae.tied:
-        other, params = dataclasses.replace(other, tied=False), jaxae.untie(params)
+        other, params = dataclasses.replace(other, tied=False), jaxae.untie(params)  # type: ignore[call-arg]
     if other != ae:
         raise ValueError(
             f"{option} {run} holds another model: {other}, and these options say {ae}."

@@ -200,10 +200,16 @@ def _group(
 
 def _check_padding(objective: Objective) -> None:
     activation = objective.ae.activation
-    if activation.slope is None or activation.init is not None:
+    if activation.slope is None or activation.init or activation.init_state:
         raise ValueError(
-            "space['latent_dim'] needs an elementwise activation without parameters, "
-            f"but {activation} is none; run one sweep for each latent_dim."
+            "space['latent_dim'] needs an elementwise activation without parameters "
+            f"and state, but {activation} is none; run one sweep for each latent_dim."
+        )
+    parametrization = objective.ae.parametrization
+    if not parametrization.is_composed:
+        raise ValueError(
+            "space['latent_dim'] needs a parametrization that can be padded, but "
+            f"{parametrization} is your own; run one sweep for each latent_dim."
         )
 
 

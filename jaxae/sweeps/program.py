@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxae._keys import one_by_one
-from jaxae.autoencoder.model import padded_latents
+from jaxae.objective import latent_mask
 from jaxae.training import diagnostics, epochs
 from jaxae.training.epochs import Means, TrainState
 
@@ -98,7 +98,7 @@ def _draw(ae, hparams, limit, key):
     """As the lane's own model draws; zeros in the padding."""
     scale = hparams.get(epochs.INIT_SCALE, 1.0)
     params = ae.init(jax.random.split(key)[0], limit=limit * scale)
-    is_latent = padded_latents(ae, hparams)
+    is_latent = latent_mask(ae, hparams)
     if is_latent is None:
         return params
     weights = {
@@ -157,16 +157,20 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "mesh"))
-def look(params, hparams, batch, *, objective, mesh=None) -> dict[str, Any]:
-    """What `diagnostics.evaluate` keeps of a block of rows, of every lane."""
+def summarize(
+    state: LaneState, hparams, batch, *, objective, mesh=None
+) -> dict[str, Any]:
+    """`diagnostics.summarize` of a block of rows, for every lane `[C, S, M]`."""
 
-    def lane(params, hparams, batch):
-        return diagnostics.look(params, batch, hparams, objective=objective)
+    def lane(state, hparams, batch):
+        return diagnostics.summarize(
+            state.params, batch, hparams, state.state, objective=objective
+        )
 
     def chunk(batch, mine):
         return _at_once(functools.partial(lane, batch=batch), (0, 0), mine)
 
-    return _in_sequence(chunk, batch, (params, hparams), mesh)
+    return _in_sequence(chunk, batch, (state, hparams), mesh)
 
 
 @jax.jit

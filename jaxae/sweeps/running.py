@@ -317,12 +317,8 @@ class GroupRun:
         parts = []
         for part in diagnostics.blocks(X, rows):
             batch = part if len(part) == 2 else part[0]
-            seen = program.look(
-                state.params,
-                hparams,
-                batch,
-                objective=self.group.objective,
-                mesh=self._mesh,
+            seen = program.summarize(
+                state, hparams, batch, objective=self.group.objective, mesh=self._mesh
             )
             parts.append((seen, diagnostics.spread_of(part), len(part[0])))
         parts = jax.device_get(parts)
@@ -348,17 +344,21 @@ class GroupRun:
 
     def _scores_of_source(self, state, hparams, block: Layout) -> dict[str, np.ndarray]:
         """The same for data that are endless, and other ones for each lane."""
-        objective, everything = self.group.objective, jax.device_get(state.params)
+        objective, everything = self.group.objective, jax.device_get(state)
 
         def of_lane(place):
-            params, mine = jax.tree.map(lambda leaf: leaf[place], (everything, hparams))
+            one_lane, mine = jax.tree.map(
+                lambda leaf: leaf[place], (everything, hparams)
+            )
             lane = int(block.slots[place])
             key = jax.random.fold_in(self._key, self.group.seeds[lane])
             X = probe(self._source, key, mine)
             seen = []
             for part in diagnostics.blocks(X, _BLOCK_ROWS):
                 batch = part if len(part) == 2 else part[0]
-                one = diagnostics.look(params, batch, mine, objective=objective)
+                one = diagnostics.summarize(
+                    one_lane.params, batch, mine, one_lane.state, objective=objective
+                )
                 seen.append(
                     (jax.device_get(one), diagnostics.spread_of(part), len(part[0]))
                 )

@@ -21,7 +21,7 @@ from jaxae import (
 from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
-from jaxae.training import diagnostics
+from jaxae.training import diagnostics, epochs
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import INIT_SCALE, INIT_SCALES, Data, num_rows, num_steps
 
@@ -244,6 +244,8 @@ def check_hparams(
             f"{', '.join(needed) or 'none'}."
         )
     check_numbers(objective, config, data, hparams)
+    if config.after_update is not None:
+        _check_after_update(objective, config, hparams, key)
 
 
 def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
@@ -309,20 +311,50 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
         observations.find(ae.observation.name) is ae.observation,
         objective.corruption in (None, *corruptions.CATALOGUE.values()),
         {*objective.penalties} <= {*penalties.CATALOGUE.values()},
+        ae.parametrization.is_composed,
     ]
     if all(known):
         return
 
     def work(key, batch, hparams):
         params = ae.init(key)
-        objective(params, batch, key, hparams)
-        diagnostics.look(params, batch, hparams, objective=objective)
+        state = objective.init_state()
+        objective(params, batch, key, hparams, state)
+        diagnostics.summarize(params, batch, hparams, state, objective=objective)
         if config.gradient == "manual" or config.diagnostics:
-            manual.value_and_grad(objective)(params, batch, key, hparams)
+            manual.value_and_grad(objective)(params, batch, key, hparams, state)
 
-    batch = jax.ShapeDtypeStruct((config.batch_size, ae.input_dim), jnp.float32)
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    jax.eval_shape(work, key, batch, dict.fromkeys(objective.hparam_names, number))
+    hparams = dict.fromkeys(objective.hparam_names, _NUMBER)
+    jax.eval_shape(work, key, _batch(objective, config), hparams)
+
+
+_NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def _batch(objective: Objective, config: TrainConfig) -> jax.ShapeDtypeStruct:
+    shape = (config.batch_size, objective.ae.input_dim)
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _check_after_update(objective: Objective, config: TrainConfig, hparams, key):
+    """Trace one step; its own checks name what is wrong."""
+
+    def work(key, batch, hparams):
+        state = epochs.init_state(objective, hparams, key, config=config)
+        return epochs.step(
+            state, batch, key, hparams, objective=objective, config=config
+        )
+
+    try:
+        numbers = dict.fromkeys(hparams, _NUMBER)
+        jax.eval_shape(work, key, _batch(objective, config), numbers)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            "after_update must be a pure function (state, p) -> state, but it failed: "
+            f"{_checks.first_line(error)}."
+        ) from error
 
 
 def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,11 @@ class TrainConfig:
       optimizer: `hparams -> optax.GradientTransformation`, or the name of one of
         `jaxae.optimizers`.
       gradient: "autodiff", or "manual" for the hand-derived one.
-      log_every: metrics are computed at every so many steps of an epoch.
+      log_every: an epoch's metrics are means over every so many of its steps.
       steps_per_epoch: for data that is a source; an array has its own.
+      after_update: None, or a pure function `(state, p) -> state` of the `TrainState`
+        after each update and the `jaxae.terms.Pass` of its batch, to change parameters
+        or optimizer state other than by the gradient. Key and step stay as they are.
       on_nonfinite: "stop" at a step that makes loss or parameters non-finite, or
         "skip" it: it is undone and counted, and training goes on.
       diagnostics: whether each epoch ends with a look at the model: variance
@@ -63,6 +67,7 @@ class TrainConfig:
     gradient: str = "autodiff"
     log_every: int = 1
     steps_per_epoch: int | None = None
+    after_update: Callable[..., Any] | None = None
     on_nonfinite: str = "stop"
     diagnostics: bool = True
     monitor: str = "validation/loss"
@@ -84,6 +89,11 @@ class TrainConfig:
                 "optimizer must be a function hparams -> optax.GradientTransformation "
                 "such as jaxae.optimizers.adam, or the name of one, got "
                 f"{self.optimizer!r}."
+            )
+        if not (self.after_update is None or callable(self.after_update)):
+            raise ValueError(
+                "after_update must be a function (state, p) -> state or None, got "
+                f"{self.after_update!r}."
             )
         _check_choice("gradient", self.gradient, GRADIENTS)
         _check_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)

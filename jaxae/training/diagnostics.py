@@ -12,15 +12,22 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxae import _checks, manual, metrics
-from jaxae.autoencoder import Forward
 from jaxae.objective import Objective
-from jaxae.optimizers import Optimizer
+from jaxae.terms import Pass
+from jaxae.training import epochs
+from jaxae.training.config import TrainConfig
 
 # ---- a whole data set ----------------------------------------------------------------
 
 
 def evaluate(
-    objective: Objective, params, X, hparams, *, block_rows: int = 16384
+    objective: Objective,
+    params,
+    X,
+    hparams,
+    state: Any = (),
+    *,
+    block_rows: int = 16384,
 ) -> dict[str, float]:
     """The metrics of a data set of any size, by blocks of rows, without corruption.
 
@@ -47,6 +54,7 @@ def evaluate(
       X: `[N, D]`: an array, or what has a length and gives rows for a slice, such as a
         memory map; or a pair (inputs, targets) of such.
       hparams: scalars by name, those of the penalties at least.
+      state: the objective's, as training carries it.
       block_rows: rows at a time; at most two shapes are compiled, the last block's too.
 
     Raises:
@@ -55,11 +63,11 @@ def evaluate(
 
     def sums_of(block):
         batch = block if len(block) == 2 else block[0]
-        seen = look(params, batch, hparams, objective=objective)
-        return sums(jax.device_get(seen), spread_of(block), len(block[0]))
+        summary = summarize(params, batch, hparams, state, objective=objective)
+        return sums(jax.device_get(summary), spread_of(block), len(block[0]))
 
-    found = map(sums_of, blocks(X, _checks.positive_int("block_rows", block_rows)))
-    return as_metrics(objective, functools.reduce(merge, found))
+    every = map(sums_of, blocks(X, _checks.positive_int("block_rows", block_rows)))
+    return as_metrics(objective, functools.reduce(merge, every))
 
 
 def remarks(metrics: Mapping[str, float]) -> list[str]:
@@ -122,29 +130,29 @@ def spread_of(block: tuple) -> Spread:
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def look(params, batch, hparams, *, objective: Objective) -> dict[str, Any]:
-    """What there is to see of one block of rows."""
-    # As the model is used: its own inputs, its own precision.
+def summarize(
+    params, batch, hparams, state: Any = (), *, objective: Objective
+) -> dict[str, Any]:
+    """The means and flags of one block of rows."""
+    # As the model is used: without corruption, in its own precision.
     clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
-    inputs, targets = clean.prepare(batch, None, hparams)
-    # The model computes in its own precision; what it made is summed in float32.
-    params, targets, forward = map(
-        _widened, (params, targets, clean.forward(params, inputs, hparams))
-    )
-    z = forward.z
-    _, means = clean.score(params, forward, targets, hparams)
-    x_hat = jax.vmap(clean.ae.observation.mean)(forward.eta)
-    means |= {"squared_error": metrics.squared_error(targets, x_hat)}
-    means |= {"l0": metrics.l0(z)}
-    log_probs, is_outside = _log_probs(clean, params, forward, targets)
+    p = clean.forward(params, batch, None, hparams, state, training=False)
+    # The model computes in its own precision; its results are summed in float32.
+    params = _widened(params)
+    p = p._replace(**{n: _widened(getattr(p, n)) for n in ("targets", "a", "z", "eta")})
+    _, means = clean.score(params, p)
+    x_hat = jax.vmap(clean.ae.observation.mean)(p.eta)
+    means |= {"squared_error": metrics.squared_error(p.targets, x_hat)}
+    means |= {"l0": metrics.l0(p.z)}
+    log_probs, is_outside = _log_probs(clean, params, p)
     if log_probs is not None:
         means["log_prob"] = jnp.mean(log_probs)
     is_saturated = None
     if clean.ae.activation.slope is not None:
-        is_saturated = metrics.is_saturated(clean.ae, forward.a, z).all(axis=0)
+        is_saturated = metrics.is_saturated(clean.ae, p.a, p.z).all(axis=0)
     return {
         "means": means,
-        "is_dead": metrics.is_dead(z),
+        "is_dead": metrics.is_dead(p.z),
         "is_saturated": is_saturated,
         "is_outside": is_outside,
     }
@@ -157,7 +165,7 @@ def _widened(tree):
     return jax.tree.map(widened, tree)
 
 
-def _log_probs(objective: Objective, params, forward: Forward, targets):
+def _log_probs(objective: Objective, params, p: Pass):
     """log p of each row, if the loss is a likelihood, and whether one cannot occur."""
     observation = objective.ae.observation
     if observation.base_measure == "none":
@@ -169,7 +177,7 @@ def _log_probs(objective: Objective, params, forward: Forward, targets):
         # Where the loss is infinite too, the model diverged; the data may be sound.
         return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
-    log_probs, is_outside = jax.vmap(of_row)(forward.eta, targets)
+    log_probs, is_outside = jax.vmap(of_row)(p.eta, p.targets)
     return log_probs, jnp.any(is_outside)
 
 
@@ -240,9 +248,9 @@ def as_metrics(objective: Objective, sums: Sums) -> dict[str, float]:
 
 
 def of_step(
-    objective: Objective, optimizer: Optimizer, state, batch, key, hparams
+    state, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Norms of the gradient and of the update at the step that would come next.
+    """Norms of the gradient and of the update at the next step.
 
     By the name of every leaf of the params, such as W:
 
@@ -255,19 +263,18 @@ def of_step(
         fresh biases are, and 0 where both are 0.
 
     Args:
-      objective: what is minimised; static, as is optimizer.
-      optimizer: `hparams -> optax.GradientTransformation`.
-      state: has params, opt_state and state, as a `TrainState`.
+      state: a `TrainState`.
       batch: `[B, D]`, or a pair (inputs, targets) of such.
       key: consumed by the corruption.
       hparams: scalars by name.
+      objective: what is minimised.
+      config: its gradient and optimizer are used.
 
     Raises:
       ValueError: as a call of the objective.
     """
-    carried = (state.params, state.opt_state, state.state)
     gradient, paths, ratios = _norms_of_step(
-        *carried, batch, key, hparams, objective=objective, optimizer=optimizer
+        state, batch, key, hparams, objective=objective, config=config.program()
     )
     return {
         **_by_leaf("gradient", gradient),
@@ -277,19 +284,14 @@ def of_step(
     }
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer"))
-def _norms_of_step(
-    params, opt_state, state, batch, key, hparams, *, objective, optimizer
-):
-    grads, _ = jax.grad(objective, has_aux=True)(params, batch, key, hparams, state)
-    inputs, targets = objective.prepare(batch, key, hparams)
-    forward = objective.forward(params, inputs, hparams)
-    paths = manual.batch_path_grads(
-        objective, params, inputs, targets, forward, hparams
+@functools.partial(jax.jit, static_argnames=("objective", "config"))
+def _norms_of_step(state, batch, key, hparams, *, objective, config):
+    proposal = epochs.propose(
+        state, batch, key, hparams, objective=objective, config=config
     )
-    updates, _ = optimizer(hparams).update(grads, opt_state, params)
-    ratios = jax.tree.map(_ratio, updates, params)
-    return jax.tree.map(_norm, grads), jax.tree.map(_norm, paths), ratios
+    paths = manual.batch_path_grads(objective, state.params, proposal.batch)
+    ratios = jax.tree.map(_ratio, proposal.updates, state.params)
+    return jax.tree.map(_norm, proposal.grads), jax.tree.map(_norm, paths), ratios
 
 
 def _norm(leaf) -> Float[Array, ""]:

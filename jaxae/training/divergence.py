@@ -1,4 +1,4 @@
-"""What made a step non-finite: which leaf, which examples."""
+"""Why a step diverged: which leaf, which examples."""
 
 import functools
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxae.objective import Objective
+from jaxae.terms import example_losses
 from jaxae.training import epochs
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState
 
-_MAX_ROWS = 5  # of those to blame, so many are named
+_MAX_ROWS = 5  # named in the reason
 
 
 def explain(state: TrainState, batch, rows, i: int, hparams, *, objective, config):
-    """One sentence on why step i of an epoch failed, which `state` is the one before.
+    """One sentence on why step i of an epoch failed.
 
     Args:
-      state: its `stopped_at` says which step of the run failed.
-      batch: what that step was given.
-      rows: where the batch lies in the data; None where that is nowhere.
+      state: the state before that step; its `stopped_at` is the step's number.
+      batch: the batch of that step.
+      rows: the batch's rows in the data; None for a source.
     """
     key = jax.random.fold_in(epochs.noise_key_of(state.key, state.stopped_at - i), i)
-    found = _replay(
+    flags = _replay(
         state, batch, key, hparams, objective=objective, config=config.program()
     )
-    found = jax.tree.map(np.asarray, found)
-    return f"{_leaves(found)} {_examples(found['is_bad'], rows)}"
+    flags = jax.tree.map(np.asarray, flags)
+    return f"{_leaves(flags)} {_examples(flags['is_bad'], rows)}"
 
 
-def _leaves(found: dict[str, Any]) -> str:
-    for name in ("gradient", "update"):  # the first of them to fail is to blame
-        leaves = _not_finite(found[name])
+def _leaves(flags: dict[str, Any]) -> str:
+    for name in ("gradient", "update"):  # the first one to fail is the cause
+        leaves = _not_finite(flags[name])
         if leaves:
             return f"The {name} of {', '.join(leaves)} is not finite."
     return "The loss is not finite."
@@ -64,17 +64,13 @@ def _examples(is_bad: np.ndarray, rows: np.ndarray | None) -> str:
 def _replay(
     state, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> dict[str, Any]:
-    grads, _ = epochs.gradient(
+    proposal = epochs.propose(
         state, batch, key, hparams, objective=objective, config=config
     )
-    updates, _ = config.optimizer(hparams).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    inputs, targets = objective.prepare(batch, key, hparams)
-    forward = objective.forward(state.params, inputs, hparams)
-    losses = objective.example_losses(state.params, forward, targets)
+    losses = example_losses(objective.ae, state.params, proposal.batch)
     return {
-        "gradient": jax.tree.map(_all_finite, grads),
-        "update": jax.tree.map(_all_finite, params),
+        "gradient": jax.tree.map(_all_finite, proposal.grads),
+        "update": jax.tree.map(_all_finite, proposal.params),
         "is_bad": ~jnp.isfinite(losses),
     }
 

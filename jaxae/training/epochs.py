@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxae import _checks, manual
 from jaxae.objective import Aux, Objective
+from jaxae.terms import Pass
 from jaxae.training.config import TrainConfig
 
 Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
@@ -29,7 +30,7 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    state: Any  # the objective's
+    state: Any  # the objective's, by part name
     key: Array  # of data order and noise; never changes
     step: Int32[Array, ""]  # steps begun
     stopped_at: Int32[Array, ""]  # the step that failed; -1 while all is finite
@@ -50,7 +51,7 @@ def init_state(
     return TrainState(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
-        state=(),
+        state=objective.init_state(),
         key=data_key_of(key),
         step=jnp.int32(0),
         stopped_at=jnp.int32(-1),
@@ -63,27 +64,27 @@ def data_key_of(key) -> Array:
 
 
 class Means(NamedTuple):
-    """Running means of an epoch's metrics, over the steps that logged and held."""
+    """Running means of an epoch's metrics, over logged steps that were kept."""
 
     values: dict[str, Array]
     num_logged: Int32[Array, ""]
     num_skipped: Int32[Array, ""]
 
     def add(self, metrics: dict[str, Array], counts, is_skipped) -> "Means":
-        """With one more step's metrics, where it counts."""
+        """The means with one more step's metrics, if the step counts."""
         num_logged = self.num_logged + counts
 
-        def moved(mean, value):
-            # A mean moved by a difference loses less than a sum of a million steps.
+        def updated(mean, value):
+            # Updating a mean loses less to rounding than a sum of a million steps.
             return jnp.where(counts, mean + (value - mean) / num_logged, mean)
 
         values = {
-            name: moved(mean, metrics[name]) for name, mean in self.values.items()
+            name: updated(mean, metrics[name]) for name, mean in self.values.items()
         }
         return Means(values, num_logged, self.num_skipped + is_skipped)
 
     def read(self, config: TrainConfig) -> dict[str, Array]:
-        """The means, NaN where no step logged and held; how many steps were skipped."""
+        """The means, NaN if no step counts; and the number of skipped steps."""
         is_empty = self.num_logged == 0
         means = {n: jnp.where(is_empty, jnp.nan, v) for n, v in self.values.items()}
         if config.on_nonfinite == "skip":
@@ -92,7 +93,7 @@ class Means(NamedTuple):
 
 
 def init_means(state: TrainState, batch, hparams, *, objective: Objective) -> Means:
-    """The means before the first step of an epoch, for what that batch would log."""
+    """The means before the first step of an epoch, of the metrics of such a batch."""
     _, aux = jax.eval_shape(
         objective, state.params, batch, state.key, hparams, state.state
     )
@@ -114,11 +115,10 @@ def epoch(
       data: `[N, D]`, a pair (inputs, targets) of such, or a source
         `(key, hparams) -> batch`.
       objective: what is minimised.
-      config: batch_size, optimizer, gradient, log_every, steps_per_epoch and
-        on_nonfinite count.
+      config: its fields that the compiled program depends on.
 
     Returns:
-      The new state, and each metric's mean over the steps that logged and held.
+      The new state, and each metric's mean over the logged steps that were not undone.
     """
     order = None
     if not callable(data):
@@ -151,8 +151,8 @@ def run_steps(
 ) -> tuple[TrainState, Means]:
     """Steps first, ..., last - 1 of an epoch; `state` is the one before step `first`.
 
-    Where first and last are traced, one program runs any part of an epoch, so that
-    parts that follow one another make to the bit what the whole makes.
+    first and last may be traced: one program then runs any range of steps, and an
+    epoch gives bit-identical results however it is divided.
     """
     noise_key = noise_key_of(state.key, state.step - first)
 
@@ -164,7 +164,6 @@ def run_steps(
             batch_at(i),
             jax.random.fold_in(noise_key, i),
             hparams,
-            is_logged,
             objective=objective,
             config=config,
         )
@@ -173,87 +172,94 @@ def run_steps(
     return jax.lax.fori_loop(first, last, body, (state, means))
 
 
-def step(
-    state: TrainState,
-    batch,
-    key,
-    hparams,
-    is_logged: Bool[Array, ""] | bool = True,
-    *,
-    objective: Objective,
-    config: TrainConfig,
-) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
-    """One update; undone if it makes anything non-finite, as config.on_nonfinite says.
+class Proposal(NamedTuple):
+    """What a step computes before it is known whether the result is finite."""
 
-    Under "stop" every step after such a one is undone too, under "skip" none.
+    loss: Float[Array, ""]
+    aux: Aux
+    batch: Pass  # the batch's pass through the model
+    grads: Any
+    updates: Any
+    params: Any
+    opt_state: Any
 
-    Returns:
-      The new state, the metrics (0 where not logged), and whether the step held.
-    """
-    grads, aux = gradient(
-        state, batch, key, hparams, is_logged, objective=objective, config=config
+
+def propose(
+    state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
+) -> Proposal:
+    """The update that the gradient of one batch asks for; nothing is undone."""
+    loss, aux, p, grads = _GRADIENTS[config.gradient](
+        objective, state.params, batch, key, hparams, state.state
     )
     optimizer = config.optimizer(hparams)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    return Proposal(loss, aux, p, grads, updates, params, opt_state)
+
+
+def step(
+    state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
+) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
+    """One update; undone if it makes anything non-finite, as config.on_nonfinite says.
+
+    With "stop" every later step is undone too, with "skip" only this one.
+
+    Returns:
+      The new state, the metrics, and whether the step was kept.
+    """
+    proposal = propose(state, batch, key, hparams, objective=objective, config=config)
+    new = state._replace(
+        params=proposal.params, opt_state=proposal.opt_state, state=proposal.aux.state
+    )
+    new = _after_update(new, proposal.batch, config)
 
     is_running = state.stopped_at < 0
-    is_finite = _all_finite((params, aux.metrics["loss"])) & is_running
-    # A sum of gradients may hold what the parameters get only at a later step.
-    is_finite &= ~_any_nan(opt_state)
+    is_finite = _all_finite((new.params, proposal.loss)) & is_running
+    # An accumulated gradient may be NaN steps before the parameters become so.
+    is_finite &= ~_any_nan(new.opt_state)
     stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
 
     def keep(new, old):
         # A traced number may promote a half-precision moment; its dtype is the state's.
         return jnp.where(is_finite, new.astype(old.dtype), old)
 
-    new = TrainState(
-        params=jax.tree.map(keep, params, state.params),
-        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-        state=jax.tree.map(keep, aux.state, state.state),
-        key=state.key,
+    new = new._replace(
+        params=jax.tree.map(keep, new.params, state.params),
+        opt_state=jax.tree.map(keep, new.opt_state, state.opt_state),
+        state=jax.tree.map(keep, new.state, state.state),
         step=state.step + 1,
         stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
-    return new, aux.metrics, is_finite
+    return new, proposal.aux.metrics, is_finite
+
+
+def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState:
+    """The state as config.after_update changes it: all but key, step and stopped_at."""
+    if config.after_update is None:
+        return state
+    changed = config.after_update(state, p)
+    changed = _checks.returned_state("after_update", changed, state)
+    return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
 
 
 # ---- the two gradients ---------------------------------------------------------------
 
 
-def gradient(
-    state: TrainState, batch, key, hparams, is_logged=True, *, objective, config
-) -> tuple[Any, Aux]:
-    """The gradient of a batch, as config.gradient says, and what there is to see."""
-    chosen = _manual_gradient if config.gradient == "manual" else _autodiff_gradient
-    return chosen(
-        state, batch, key, hparams, is_logged, objective=objective, config=config
-    )
+def _autodiff(objective: Objective, params, *arguments):
+    def value_and_aux(params):
+        loss, aux, p = objective.value_and_pass(params, *arguments)
+        return loss, (aux, p)
+
+    (loss, (aux, p)), grads = jax.value_and_grad(value_and_aux, has_aux=True)(params)
+    return loss, aux, p, grads
 
 
-def _autodiff_gradient(state, batch, key, hparams, is_logged, *, objective, config):
-    del is_logged, config  # the loss comes with the gradient
-    value_and_grad = jax.value_and_grad(objective, has_aux=True)
-    (_, aux), grads = value_and_grad(state.params, batch, key, hparams, state.state)
-    return grads, aux
+def _by_hand(objective: Objective, params, *arguments):
+    loss, aux, p = objective.value_and_pass(params, *arguments)
+    return loss, aux, p, manual.batch_grads(objective, params, p)
 
 
-def _manual_gradient(state, batch, key, hparams, is_logged, *, objective, config):
-    inputs, targets = objective.prepare(batch, key, hparams)
-    forward = objective.forward(state.params, inputs, hparams)
-    grads = manual.batch_grads(
-        objective, state.params, inputs, targets, forward, hparams
-    )
-
-    def score():
-        return objective.score(state.params, forward, targets, hparams)[1]
-
-    if config.log_every == 1:
-        return grads, Aux(score(), state.state)
-    # The hand-derived gradient needs no loss: computed only where it is logged.
-    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(score))
-    metrics = jax.lax.cond(is_logged, score, lambda: zeros)
-    return grads, Aux(metrics, state.state)
+_GRADIENTS = {"autodiff": _autodiff, "manual": _by_hand}
 
 
 # ---- batches -------------------------------------------------------------------------

@@ -79,13 +79,20 @@ class Evaluator:
             del seen[name]
         batch = jax.tree.map(lambda part: part[:size], self._probe)
         norms = diagnostics.of_step(
-            job.objective, job.config.optimizer, state, batch, state.key, job.hparams
+            state,
+            batch,
+            state.key,
+            job.hparams,
+            objective=job.objective,
+            config=job.config,
         )
         return {**_prefixed("train", seen), **norms}
 
     def _evaluate(self, X: Any, state) -> dict[str, float]:
         job = self._job
-        return diagnostics.evaluate(job.objective, state.params, X, job.hparams)
+        return diagnostics.evaluate(
+            job.objective, state.params, X, job.hparams, state.state
+        )
 
 
 def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:

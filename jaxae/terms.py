@@ -1,0 +1,153 @@
+"""A batch's pass through the model, and the terms that an objective adds up.
+
+A term is a function of a pass. Its derivative by hand is the cotangents that it adds to
+the backward pass: on `a`, on `z`, on `eta`, on the parameters. `manual` propagates them
+and knows no term by name. The reconstruction loss is the first term; the others are the
+penalties.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxae import _checks
+from jaxae.autoencoder import Autoencoder
+
+
+class Pass(NamedTuple):
+    """What one batch becomes on its way through the model.
+
+    Attributes:
+      inputs: `[B, D]`, corrupted in training.
+      targets: `[B, D]`.
+      a: `[B, H]`, encoder pre-activations.
+      z: `[B, H]`, latents.
+      eta: `[B, D]`, decoder pre-activations.
+      hparams: scalars by name.
+      key: for terms that draw; None where no key was passed, as in evaluation.
+      state: by part name, as it was before this batch.
+      mask: `[H]`, False on the padding of a narrower model; None without padding.
+    """
+
+    inputs: Float[Array, "B D"]
+    targets: Float[Array, "B D"]
+    a: Float[Array, "B H"]
+    z: Float[Array, "B H"]
+    eta: Float[Array, "B D"]
+    hparams: Mapping[str, Any]
+    key: Any = None
+    state: Any = ()
+    mask: Bool[Array, "H"] | None = None
+
+
+class Cotangents(NamedTuple):
+    """The derivatives of a term by what a pass computed; None stands for zeros."""
+
+    a: Array | None = None  # [B, H]
+    z: Array | None = None  # [B, H]
+    eta: Array | None = None  # [B, D]
+    params: Any = None  # the params' own type
+
+
+def add(left: Any, right: Any) -> Any:
+    """left + right for pytrees, where None stands for zeros."""
+    if left is None or right is None:
+        return right if left is None else left
+    return jax.tree.map(jnp.add, left, right)
+
+
+def _accept_any(argument: Any) -> None:
+    del argument
+
+
+class Penalty(NamedTuple):
+    """A term: a function of a pass and of the parameters.
+
+    Attributes:
+      name: how it is printed, and the name of its coefficient in `hparams`.
+      value: `(ae, params, p) -> []` for a `Pass` p.
+      cotangents: `(ae, params, p) -> Cotangents`, the derivatives of value.
+      hparams: names of further hyperparameters that it reads.
+      check: `(ae) -> None`, or a ValueError if the model does not suit it.
+      check_hparams: `(hparams) -> None`, or a ValueError for a number out of range.
+      init_state: `(ae) -> ` a pytree of arrays that it carries from step to step, in
+        `p.state[name]`; None for a term without state.
+      update_state: `(ae, params, p) -> ` that pytree after the step.
+    """
+
+    name: str
+    value: Callable[..., Array]
+    cotangents: Callable[..., Cotangents]
+    hparams: tuple[str, ...] = ()
+    check: Callable[[Autoencoder], None] = _accept_any
+    check_hparams: Callable[[Any], None] = _accept_any
+    init_state: Callable[[Autoencoder], Any] | None = None
+    update_state: Callable[..., Any] | None = None
+
+    def checked_value(self, ae: Autoencoder, params, p: Pass) -> Array:
+        """The value, rejected unless it is a scalar."""
+        value = self.value(ae, params, p)
+        return _checks.returned(f"penalty {self}: value", value, ())
+
+    def checked_cotangents(self, ae: Autoencoder, params, p: Pass) -> Cotangents:
+        """The cotangents, rejected unless each has the shape of its primal."""
+        cotangents = self.cotangents(ae, params, p)
+        what = f"penalty {self}: cotangents"
+        if not isinstance(cotangents, Cotangents):
+            raise ValueError(
+                f"{what} must return a jaxae.penalties.Cotangents, got "
+                f"{_checks.outline(cotangents)}."
+            )
+        primals = Cotangents(p.a, p.z, p.eta, params)
+        return Cotangents(
+            *(
+                None
+                if cotangent is None
+                else _checks.returned_like(f"{what}.{name}", cotangent, primal)
+                for name, cotangent, primal in zip(
+                    Cotangents._fields, cotangents, primals, strict=True
+                )
+            )
+        )
+
+    def checked_state(self, ae: Autoencoder, params, p: Pass) -> Any:
+        """The state after the step, rejected unless it is like the one before."""
+        assert self.update_state is not None  # checked by the objective
+        state = self.update_state(ae, params, p)
+        what = f"penalty {self}: update_state"
+        return _checks.returned_state(what, state, p.state[self.name])
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# ---- reconstruction: mean_b -log p(x_b | x_hat_b) ------------------------------------
+
+
+def example_losses(ae: Autoencoder, params, p: Pass) -> Float[Array, "B"]:
+    """-log p(x | x_hat) of each example, without the terms free of the parameters."""
+    loss = jax.vmap(ae.observation.checked_loss, in_axes=(0, 0, None))
+    return loss(p.eta, p.targets, params.observation)
+
+
+def _reconstruction(ae, params, p: Pass):
+    return jnp.mean(example_losses(ae, params, p))
+
+
+def _reconstruction_cotangents(ae: Autoencoder, params, p: Pass):
+    """By eta, x_hat - x for the lecture's two losses; by what p(x | eta) learns."""
+    per_example, weight = (0, 0, None), 1 / len(p.targets)
+    observed = p.eta, p.targets, params.observation
+    d_eta = weight * jax.vmap(ae.observation.checked_dloss, per_example)(*observed)
+    if ae.observation.init is None:
+        return Cotangents(eta=d_eta)
+    d_theta = jax.vmap(ae.observation.checked_dtheta, per_example)(*observed)
+    d_theta = jax.tree.map(lambda d: jnp.sum(weight * d, axis=0), d_theta)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return Cotangents(eta=d_eta, params=zeros._replace(observation=d_theta))
+
+
+reconstruction = Penalty("reconstruction", _reconstruction, _reconstruction_cotangents)
