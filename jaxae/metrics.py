@@ -1,6 +1,7 @@
 """What is looked at: functions of whole batches `[B, D]`; do not vmap them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
     return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
 
 
-def bits_of_nats(log_prob: float, input_dim: int) -> float:
+def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
     """Bits a column, from the log p of an example of so many columns."""
     return -log_prob / (input_dim * math.log(2))
 

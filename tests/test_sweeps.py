@@ -317,7 +317,7 @@ def test_one_compilation_a_group_whatever_the_values():
     for each in (program.run, program.begin):
         assert each._cache_size() == 1
     # Of the validation data, and of the training data at the end.
-    assert program.summarize._cache_size() == 2
+    assert program.evaluate_block._cache_size() == 2
     grouped = {"tied": [True, False], "learning_rate": [0.1, 0.2], "seed": [1, 2, 3]}
     program.run.clear_cache()
     sweep(grouped, **given)

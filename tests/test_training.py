@@ -232,7 +232,6 @@ def test_a_loss_that_is_infinite_between_logged_steps_stops_the_run(gradient):
     assert run.stopped_at == 5
 
 
-
 def test_log_every_averages_the_steps_that_logged():
     runs = [
         train(config=config(gradient=gradient, log_every=4))

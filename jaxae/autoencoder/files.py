@@ -6,7 +6,7 @@ files cannot drift apart unnoticed. Nothing is ever unpickled.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ LANES_FILE = "sweep.json"  # in the folder of a sweep's lanes
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
     """The choices of a model as plain JSON values, parts by name."""
-    return {
+    model = {
         "input_dim": ae.input_dim,
         "latent_dim": ae.latent_dim,
         "activation": ae.activation.name,
@@ -38,11 +38,19 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
         "tied": ae.tied,
         "bias": ae.bias,
     }
+    if ae.pre_bias:
+        model["pre_bias"] = True
+    if not ae.parametrization.is_composed:
+        model["parametrization"] = ae.parametrization.name
+    return model
 
 
-# What files do not say that are older than the choice itself.
-_DEFAULTS = {"bias": True}
-_MODEL_FIELDS = ("input_dim", "latent_dim", "activation", "observation", "tied", "bias")
+# Choices that older files lack, and that newer ones say only where they are not these.
+_DEFAULTS = {"bias": True, "pre_bias": False, "parametrization": None}
+_MODEL_FIELDS = (
+    *("input_dim", "latent_dim", "activation", "observation", "tied"),
+    *_DEFAULTS,
+)
 
 
 def save(directory, ae, params, *, run: dict | None = None) -> None:
@@ -83,13 +91,14 @@ def load(
     *,
     activation=None,
     observation=None,
+    parametrization=None,
 ) -> tuple[Autoencoder, Params]:
     """Read the model that `save` wrote: `ae, params = jaxae.load(DIR)`.
 
     Args:
       directory: the folder.
-      activation, observation: parts of your own, for a model that was built with them;
-        the saved name must be theirs.
+      activation, observation, parametrization: parts of your own, for a model that was
+        built with them; the saved name must be theirs.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -108,7 +117,7 @@ def load(
             f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE} "
             f"beside it: {model} against {metadata}; restore the pair from one save."
         )
-    ae = _build(directory, model, activation, observation)
+    ae = _build(directory, model, activation, observation, parametrization)
     return ae, _assemble(directory, ae, tensors)
 
 
@@ -242,7 +251,7 @@ def _refuse_rounding(path: Path, file) -> None:
         )
 
 
-def _build(directory, model, activation, observation) -> Autoencoder:
+def _build(directory, model, activation, observation, parametrization) -> Autoencoder:
     try:
         return Autoencoder(
             input_dim=model["input_dim"],
@@ -261,16 +270,24 @@ def _build(directory, model, activation, observation) -> Autoencoder:
                 observations.CATALOGUE,
                 observations.find,
             ),
-            tied=model["tied"],
-            bias=model["bias"],
+            **_parametrization(model, parametrization),
         )
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
 
 
-def _part(kind: str, name: Any, given, catalogue: dict, find: Callable):
+def _parametrization(model: dict[str, Any], own: Any) -> dict[str, Any]:
+    """The arguments of `Autoencoder` that say the parametrization."""
+    name = model["parametrization"]
+    if name is None and own is None:
+        return {key: model[key] for key in ("tied", "bias", "pre_bias")}
+    part = _part("parametrization", name, own, ("tied", "untied"), lambda name: None)
+    return {"parametrization": part}
+
+
+def _part(kind: str, name: Any, given, catalogue: Collection, find: Callable):
     if given is not None:
-        if not hasattr(given, "apply") and not hasattr(given, "dloss"):
+        if not any(hasattr(given, name) for name in ("apply", "dloss", "expand")):
             raise ValueError(f"{kind} must be the part itself, got {given!r}.")
         if given.name != name:
             raise ValueError(

@@ -39,7 +39,7 @@ class TiedParams(NamedTuple):
     observation: tuple = ()
 
 
-Params = TiedParams | UntiedParams
+Params = Any  # the NamedTuple of a parametrization, its `params_type`
 
 
 class Parametrization(NamedTuple):

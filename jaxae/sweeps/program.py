@@ -157,13 +157,13 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "mesh"))
-def summarize(
+def evaluate_block(
     state: LaneState, hparams, batch, *, objective, mesh=None
 ) -> dict[str, Any]:
-    """`diagnostics.summarize` of a block of rows, for every lane `[C, S, M]`."""
+    """`diagnostics.evaluate_block` of a block of rows, for every lane `[C, S, M]`."""
 
     def lane(state, hparams, batch):
-        return diagnostics.summarize(
+        return diagnostics.evaluate_block(
             state.params, batch, hparams, state.state, objective=objective
         )
 

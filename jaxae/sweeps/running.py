@@ -314,21 +314,15 @@ class GroupRun:
     def _scores(self, state, hparams, block: Layout, X) -> dict[str, np.ndarray]:
         """`diagnostics.evaluate` of every lane, `[n]` by name."""
         rows = max(256, _BLOCK_ROWS // block.lanes_at_once)
-        parts = []
-        for part in diagnostics.blocks(X, rows):
-            batch = part if len(part) == 2 else part[0]
-            seen = program.summarize(
-                state, hparams, batch, objective=self.group.objective, mesh=self._mesh
+        objective = self.group.objective
+
+        def of_batch(batch):
+            return program.evaluate_block(
+                state, hparams, batch, objective=objective, mesh=self._mesh
             )
-            parts.append((seen, diagnostics.spread_of(part), len(part[0])))
-        parts = jax.device_get(parts)
 
-        def of_lane(place):
-            seen_there = functools.partial(jax.tree.map, lambda leaf: leaf[place])
-            seen = [(seen_there(seen), *rest) for seen, *rest in parts]
-            return self._score(seen, int(block.slots[place]))
-
-        return _by_name(map(of_lane, block.places()))
+        sums = diagnostics.sum_blocks(of_batch, X, rows)
+        return _lanes_of(block, diagnostics.as_metrics(objective, sums))
 
     def _final(self, state, hparams, block: Layout) -> dict[str, np.ndarray]:
         """What `train` looks at on the training data, once."""
@@ -353,25 +347,16 @@ class GroupRun:
             lane = int(block.slots[place])
             key = jax.random.fold_in(self._key, self.group.seeds[lane])
             X = probe(self._source, key, mine)
-            seen = []
-            for part in diagnostics.blocks(X, _BLOCK_ROWS):
-                batch = part if len(part) == 2 else part[0]
-                one = diagnostics.summarize(
+
+            def of_batch(batch):
+                return diagnostics.evaluate_block(
                     one_lane.params, batch, mine, one_lane.state, objective=objective
                 )
-                seen.append(
-                    (jax.device_get(one), diagnostics.spread_of(part), len(part[0]))
-                )
-            return self._score(seen, lane)
+
+            sums = diagnostics.sum_blocks(of_batch, X, _BLOCK_ROWS)
+            return diagnostics.as_metrics(objective, sums)
 
         return _by_name(map(of_lane, block.places()))
-
-    def _score(self, seen: list[tuple], lane: int) -> dict[str, float]:
-        """The metrics of a lane, from what was seen of it in each block of rows."""
-        width = int(self.group.widths[lane])
-        sums = [diagnostics.sums(_unpadded(one, width), *rest) for one, *rest in seen]
-        whole = functools.reduce(diagnostics.merge, sums)
-        return diagnostics.as_metrics(self.group.objective, whole)
 
 
 def _by_name(scores: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -379,13 +364,6 @@ def _by_name(scores: Iterable[dict[str, float]]) -> dict[str, np.ndarray]:
     scores = list(scores)
     names = dict.fromkeys(name for score in scores for name in score)
     return {n: np.array([s.get(n, np.nan) for s in scores]) for n in names}
-
-
-def _unpadded(seen: dict[str, Any], width: int) -> dict[str, Any]:
-    """What was seen of one lane, without its padding."""
-    flags = {name: seen[name] for name in ("is_dead", "is_saturated")}
-    own = {n: None if flag is None else flag[:width] for n, flag in flags.items()}
-    return {**seen, **own}
 
 
 def _on_host(data: Any) -> Any:

@@ -320,7 +320,7 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
         params = ae.init(key)
         state = objective.init_state()
         objective(params, batch, key, hparams, state)
-        diagnostics.summarize(params, batch, hparams, state, objective=objective)
+        diagnostics.evaluate_block(params, batch, hparams, state, objective=objective)
         if config.gradient == "manual" or config.diagnostics:
             manual.value_and_grad(objective)(params, batch, key, hparams, state)
 

@@ -1,15 +1,15 @@
-"""What there is to see of a model on a whole data set, and of a step to come."""
+"""The metrics of a dataset, and the norms of a training step."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks, manual, metrics
 from jaxae.objective import Objective
@@ -17,7 +17,7 @@ from jaxae.terms import Pass
 from jaxae.training import epochs
 from jaxae.training.config import TrainConfig
 
-# ---- a whole data set ----------------------------------------------------------------
+# ---- a dataset -----------------------------------------------------------------------
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     *,
     block_rows: int = 16384,
 ) -> dict[str, float]:
-    """The metrics of a data set of any size, by blocks of rows, without corruption.
+    """The metrics of a dataset of any size, by blocks of rows, without corruption.
 
     "loss", "reconstruction", each penalty and "squared_error": as
         `objective.evaluate`, of which they are the mean over blocks weighted by rows.
@@ -61,17 +61,18 @@ def evaluate(
       ValueError: as `objective.evaluate`.
     """
 
-    def sums_of(block):
-        batch = block if len(block) == 2 else block[0]
-        summary = summarize(params, batch, hparams, state, objective=objective)
-        return sums(jax.device_get(summary), spread_of(block), len(block[0]))
+    def of_batch(batch):
+        return evaluate_block(params, batch, hparams, state, objective=objective)
 
-    every = map(sums_of, blocks(X, _checks.positive_int("block_rows", block_rows)))
-    return as_metrics(objective, functools.reduce(merge, every))
+    sums = sum_blocks(of_batch, X, _checks.positive_int("block_rows", block_rows))
+    metrics = as_metrics(objective, sums)
+    if sums.is_outside:
+        metrics = {n: v for n, v in metrics.items() if n not in _OF_LIKELIHOOD}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def remarks(metrics: Mapping[str, float]) -> list[str]:
-    """Warnings that the metrics of a dataset call for, a sentence each."""
+    """Warnings about the metrics of a dataset, one sentence each."""
     sentences = []
     if math.isnan(metrics.get("fvu", 0)) and math.isfinite(metrics["squared_error"]):
         sentences.append("all rows are equal, so their variance is 0 and fvu is nan.")
@@ -83,57 +84,66 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
     return sentences
 
 
+_OF_LIKELIHOOD = ("log_prob", "bits_per_dim")
+
+
 class Spread(NamedTuple):
-    """How rows `[n, D]` spread about their mean."""
+    """The mean of rows `[n, D]`, and their squared deviation from it."""
 
     mean: Float[np.ndarray, "D"]
     squares: float  # sum ||x - mean||^2
 
 
 class Sums(NamedTuple):
-    """What is kept of rows, in float64 on the host."""
+    """Statistics of rows, in float64 on the host; of several models, by lane."""
 
     num_rows: int
-    totals: dict[str, float]  # means over the rows, times their number
-    spread: Spread
-    is_dead: np.ndarray  # [H]: so far
-    is_saturated: np.ndarray | None  # [H]: so far
-    is_outside: bool  # of the likelihood's support: some row
+    totals: dict[str, Any]  # means over the rows, times their number
+    spread: Spread  # of the targets
+    is_latent: Bool[np.ndarray, "*lanes H"]  # not padding
+    is_dead: Bool[np.ndarray, "*lanes H"]
+    is_saturated: Bool[np.ndarray, "*lanes H"] | None  # None without a slope
+    is_outside: Any  # whether a row lies outside the likelihood's support
 
 
-def blocks(X, block_rows: int) -> Iterator[tuple]:
-    """So many rows at a time, as a tuple of one part or two."""
-    pair = tuple(
-        _checks.as_array("X", part) for part in (X if isinstance(X, tuple) else (X,))
+def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sums:
+    """The statistics of all rows of X, so many rows at a time.
+
+    Args:
+      evaluate_batch: `batch -> ` what `evaluate_block` returns, of one model or of
+        several, along leading axes.
+      X: `[N, D]` rows, or a pair (inputs, targets) of such.
+      block_rows: rows at a time.
+    """
+    is_pair = isinstance(X, tuple)
+    parts = tuple(_checks.as_array("X", part) for part in (X if is_pair else (X,)))
+
+    def sums_at(start):
+        block = tuple(jnp.asarray(part[start : start + block_rows]) for part in parts)
+        evaluated = evaluate_batch(block if is_pair else block[0])
+        return _as_sums(jax.device_get(evaluated), _spread_of(block[-1]), len(block[0]))
+
+    return functools.reduce(_merge, map(sums_at, range(0, len(parts[0]), block_rows)))
+
+
+def _as_sums(evaluated: dict[str, Any], spread: Spread, num_rows: int) -> Sums:
+    means = evaluated.pop("means")
+    totals = {n: num_rows * np.asarray(mean, np.float64) for n, mean in means.items()}
+    return Sums(num_rows, totals, spread, **evaluated)
+
+
+def _spread_of(targets) -> Spread:
+    first, means, squares = (
+        np.asarray(part, np.float64) for part in jax.device_get(_spread(targets))
     )
-    for start in range(0, len(pair[0]), block_rows):
-        yield tuple(jnp.asarray(part[start : start + block_rows]) for part in pair)
-
-
-def sums(seen: dict[str, Any], spread: Spread, num_rows: int) -> Sums:
-    """What is kept of one block, from what `look` saw."""
-    return Sums(
-        num_rows=num_rows,
-        totals={name: num_rows * float(mean) for name, mean in seen["means"].items()},
-        spread=spread,
-        is_dead=seen["is_dead"],
-        is_saturated=seen["is_saturated"],
-        is_outside=bool(seen["is_outside"]),
-    )
-
-
-def spread_of(block: tuple) -> Spread:
-    """How the targets of a block spread."""
-    found = jax.device_get(_spread(block[-1]))
-    first, means, squares = (np.asarray(part, np.float64) for part in found)
     return Spread(first + means.sum(axis=0), float(squares))
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def summarize(
+def evaluate_block(
     params, batch, hparams, state: Any = (), *, objective: Objective
 ) -> dict[str, Any]:
-    """The means and flags of one block of rows."""
+    """The means of a block of rows, and flags of its latents."""
     # As the model is used: without corruption, in its own precision.
     clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
     p = clean.forward(params, batch, None, hparams, state, training=False)
@@ -152,6 +162,7 @@ def summarize(
         is_saturated = metrics.is_saturated(clean.ae, p.a, p.z).all(axis=0)
     return {
         "means": means,
+        "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,
         "is_dead": metrics.is_dead(p.z),
         "is_saturated": is_saturated,
         "is_outside": is_outside,
@@ -166,7 +177,7 @@ def _widened(tree):
 
 
 def _log_probs(objective: Objective, params, p: Pass):
-    """log p of each row, if the loss is a likelihood, and whether one cannot occur."""
+    """log p of each row of a likelihood, and whether a row is outside its support."""
     observation = objective.ae.observation
     if observation.base_measure == "none":
         return None, False
@@ -183,20 +194,19 @@ def _log_probs(objective: Objective, params, p: Pass):
 
 @jax.jit
 def _spread(X: Float[Array, "B D"]):
-    """Row 0, what the mean has beside it in two parts, and sum ||x - mean||^2.
+    """Row 0, the mean minus row 0 in two parts, and sum ||x - mean||^2.
 
-    About row 0, so that columns that are constant have no spread at all.
+    Deviations are taken from row 0, so that a constant column has exactly 0.
     """
     X = _widened(X)
     from_first = X - X[:1]
     mean = jnp.mean(from_first, axis=0, keepdims=True)
-    residual = from_first - mean  # its mean is what rounding left out of the mean
+    residual = from_first - mean  # its mean is the rounding error of the mean
     means = jnp.concatenate([mean, jnp.mean(residual, axis=0, keepdims=True)])
     return X[0], means, jnp.sum(residual**2)
 
 
-def merge(left: Sums, right: Sums) -> Sums:
-    """What is kept of two blocks."""
+def _merge(left: Sums, right: Sums) -> Sums:
     is_saturated = left.is_saturated
     if is_saturated is not None:
         is_saturated = is_saturated & right.is_saturated
@@ -206,9 +216,10 @@ def merge(left: Sums, right: Sums) -> Sums:
             name: total + right.totals[name] for name, total in left.totals.items()
         },
         spread=_merge_spreads(left, right),
+        is_latent=left.is_latent,
         is_dead=left.is_dead & right.is_dead,
         is_saturated=is_saturated,
-        is_outside=left.is_outside or right.is_outside,
+        is_outside=left.is_outside | right.is_outside,
     )
 
 
@@ -224,24 +235,34 @@ def _merge_spreads(left: Sums, right: Sums) -> Spread:
 
 
 def names_of_step(objective: Objective) -> tuple[str, ...]:
-    """What every step of training logs."""
-    return "loss", "reconstruction", *(p.name for p in objective.penalties)
+    """The metrics of every step of training."""
+    return "loss", *(term.name for term in objective.terms)
 
 
-def as_metrics(objective: Objective, sums: Sums) -> dict[str, float]:
-    """The metrics of all rows, from what was kept of them."""
+def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
+    """The metrics of all rows; one number for each lane where there are lanes.
+
+    The log-likelihood of a model with a row outside the support is nan.
+    """
     means = {name: total / sums.num_rows for name, total in sums.totals.items()}
-    variance = sums.spread.squares
+    variance = sums.spread.squares or math.nan
     names = (*names_of_step(objective), "squared_error")
-    found = {name: means[name] for name in names}
-    found["fvu"] = sums.totals["squared_error"] / variance if variance else math.nan
-    if "log_prob" in means and not sums.is_outside:
-        log_prob = found["log_prob"] = means["log_prob"]
-        found["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
-    found |= {"l0": means["l0"], "dead_fraction": float(sums.is_dead.mean())}
+    values = {name: means[name] for name in names}
+    values["fvu"] = sums.totals["squared_error"] / variance
+    if "log_prob" in means:
+        log_prob = np.where(sums.is_outside, math.nan, means["log_prob"])
+        values["log_prob"] = log_prob
+        values["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
+    values |= {"l0": means["l0"], "dead_fraction": _fraction(sums.is_dead, sums)}
     if sums.is_saturated is not None:
-        found["saturated_fraction"] = float(sums.is_saturated.mean())
-    return found
+        values["saturated_fraction"] = _fraction(sums.is_saturated, sums)
+    return values
+
+
+def _fraction(is_flagged, sums: Sums):
+    """Of the latents that are not padding."""
+    num_flagged = (is_flagged & sums.is_latent).sum(axis=-1)
+    return num_flagged / sums.is_latent.sum(axis=-1)
 
 
 # ---- a step --------------------------------------------------------------------------
