@@ -13,6 +13,8 @@ from test_autoencoder import model
 import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.training import checks, epochs, evaluation, host
+from jaxae.training.config import settings
+from jaxae.training.fingerprint import fingerprint
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -544,6 +546,47 @@ def test_bad_input_is_refused_in_one_sentence_before_any_work(
 def test_config_refuses_bad_choices(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         config(**changes)
+
+
+OTHER_SETTINGS = {
+    "num_epochs": 7,
+    "batch_size": 5,
+    "optimizer": optimizers.sgd,
+    "gradient": "manual",
+    "log_every": 2,
+    "steps_per_epoch": 9,
+    "on_nonfinite": "skip",
+    "diagnostics": False,
+    "monitor": "train/loss",
+    "patience": 3,
+    "checkpoint_steps": 4,
+    "checkpoint_minutes": 1.5,
+    "keep_checkpoints": 6,
+    "memory_budget": 1000,
+}
+
+
+def test_every_field_of_the_config_is_a_setting():
+    """Each says whether it is compiled in, and whether the fingerprint has it."""
+    assert list(settings()) == list(OTHER_SETTINGS)
+    plain = jaxae.TrainConfig()
+    for name, about in settings().items():
+        other = jaxae.TrainConfig(**{name: OTHER_SETTINGS[name]})
+        assert other != plain
+        assert (other.program() != plain.program()) == about.in_program, name
+        prints = [
+            fingerprint(OBJECTIVE, c, {}, KEY, None, X, None) for c in (plain, other)
+        ]
+        assert (prints[0] == prints[1]) == about.may_change_on_resume, name
+        assert not (about.in_program and about.may_change_on_resume), name
+        for choice in about.choices or ():
+            assert getattr(jaxae.TrainConfig(**{name: choice}), name) == choice
+
+
+def test_a_setting_is_checked_under_the_name_that_the_user_knows():
+    with pytest.raises(ValueError, match="^--batch-size must be an integer of at"):
+        settings()["batch_size"].check("--batch-size", 0)
+    assert type(jaxae.TrainConfig(batch_size=np.int64(3)).batch_size) is int
 
 
 def test_unknown_optimizer_lists_the_known():

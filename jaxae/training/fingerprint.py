@@ -13,7 +13,7 @@ from jaxae._keys import generator_of
 from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
 from jaxae.data import column_stats
-from jaxae.training.config import TrainConfig
+from jaxae.training.config import TrainConfig, settings
 
 
 def fingerprint(objective, config: TrainConfig, hparams, key, params, data, validation):
@@ -22,7 +22,6 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
     How many epochs, how often to save and where the data lie are not among them. A
     function is known by its name only, data by their bytes.
     """
-    program = config.program()
     return {
         "version": {
             "jaxae": __version__,
@@ -34,16 +33,7 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "corruption": _name(objective.corruption),
         "compute_dtype": objective.compute_dtype,
         "penalties": [penalty.name for penalty in objective.penalties],
-        "config": {
-            "batch_size": program.batch_size,
-            "optimizer": _name(program.optimizer),
-            "gradient": program.gradient,
-            "log_every": program.log_every,
-            "steps_per_epoch": program.steps_per_epoch,
-            "on_nonfinite": program.on_nonfinite,
-            "diagnostics": config.diagnostics,
-            "monitor": config.monitor,
-        },
+        "config": _config(config),
         "hparams": {name: str(value) for name, value in sorted(hparams.items())},
         "generator": generator_of(key),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -51,6 +41,15 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "data": _data(data),
         "validation": None if validation is None else _data(validation),
     }
+
+
+def _config(config: TrainConfig) -> dict[str, Any]:
+    values = {
+        name: getattr(config, name)
+        for name, about in settings().items()
+        if not about.may_change_on_resume
+    }
+    return {name: _name(v) if callable(v) else v for name, v in values.items()}
 
 
 def _name(part: Any) -> str | None:
