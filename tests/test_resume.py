@@ -20,7 +20,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import host
+from jaxae.training import host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -64,7 +64,9 @@ class Stop(Exception):
 def crash_at(step, checkpoint_dir, **changes):
     """Train, and end by an exception at the first chance from that step on."""
     arguments = {"hparams": HPARAMS, "key": KEY, "config": config(**changes)}
-    job = host.prepare(OBJECTIVE, X, validation=X[:9], is_saved=True, **arguments)
+    job = host.prepare(
+        OBJECTIVE, X, validation=X[:9], has_checkpoints=True, **arguments
+    )
 
     def on_part(at):
         if at >= step:
@@ -80,7 +82,7 @@ def crash_at(step, checkpoint_dir, **changes):
 
 def test_saving_changes_nothing_and_done_is_done(tmp_path, whole, monkeypatch):
     assert_same(train(tmp_path / "run"), whole)
-    monkeypatch.setattr(host, "_rest_of_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "_train_epoch", lambda *_: pytest.fail("trained"))
     assert_same(train(tmp_path / "run"), whole)
 
 
@@ -147,7 +149,7 @@ def test_all_that_is_carried_is_saved(tmp_path, changes):
         key=KEY,
         config=config(**changes),
         validation=X[:9],
-        is_saved=True,
+        has_checkpoints=True,
     )
 
     def on_part(at):

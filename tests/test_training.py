@@ -185,13 +185,13 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 
 
 def count_traces(monkeypatch):
-    traces, run_steps = [], epochs.run_steps
+    traces, step = [], epochs.step
 
     def counted(*arguments, **keywords):
         traces.append(1)
-        return run_steps(*arguments, **keywords)
+        return step(*arguments, **keywords)
 
-    monkeypatch.setattr(epochs, "run_steps", counted)
+    monkeypatch.setattr(epochs, "step", counted)
     jax.clear_caches()
     return traces
 

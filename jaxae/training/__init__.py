@@ -2,7 +2,8 @@
 
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState, epoch, init_state, step
-from jaxae.training.host import Run, train
+from jaxae.training.host import train
+from jaxae.training.loop import Run
 
 __all__ = [
     "Run",

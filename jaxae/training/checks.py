@@ -1,7 +1,7 @@
-"""What training refuses, before any work."""
+"""The checks of training's arguments, before any work, and their conversions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -142,6 +142,20 @@ def _placed(name: str, part: Any, dtype, fits: bool) -> Any:
     return placed
 
 
+def as_callbacks(on_epoch) -> tuple[Callable, ...]:
+    """The callbacks of `train`, of which there may be none, one or many.
+
+    Raises:
+      ValueError: for what is no function.
+    """
+    is_many = isinstance(on_epoch, Iterable) and not callable(on_epoch)
+    callbacks = () if on_epoch is None else on_epoch if is_many else (on_epoch,)
+    for callback in callbacks:
+        if isinstance(on_epoch, str) or not callable(callback):
+            raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
+    return tuple(callbacks)
+
+
 def check_patience(config: TrainConfig, validation) -> None:
     """Refuse to wait for a metric that there will not be.
 
@@ -153,6 +167,22 @@ def check_patience(config: TrainConfig, validation) -> None:
         raise ValueError(
             f"patience waits for {config.monitor}, but there are no validation data; "
             "give validation=, or set monitor='train/loss'."
+        )
+
+
+def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
+    """Reject a monitor that is no metric, after the first epoch, when these are known.
+
+    The default one may be missing: it needs validation data, and nobody asked for it.
+
+    Raises:
+      ValueError: listing the metrics.
+    """
+    is_default = config.monitor == TrainConfig().monitor and config.patience is None
+    if config.monitor not in metrics and not is_default:
+        raise ValueError(
+            f"monitor must be a metric of the run, got {config.monitor!r}"
+            f"{_checks.closest(config.monitor, metrics)}; known: {', '.join(metrics)}."
         )
 
 
