@@ -103,8 +103,8 @@ def _check_minutes(name: str, value: Any) -> Any:
     return value
 
 
-_count = _checks.positive_int
-_host = functools.partial(setting, in_program=False, may_change_on_resume=True)
+_positive_int = _checks.positive_int
+_host_setting = functools.partial(setting, in_program=False, may_change_on_resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,20 +139,20 @@ class TrainConfig:
     # Without jaxtyping's check of types, whose message is longer than ours.
     __no_type_check__ = True
 
-    num_epochs: int = _host(20, _count)
-    batch_size: int = setting(128, _count)
+    num_epochs: int = _host_setting(20, _positive_int)
+    batch_size: int = setting(128, _positive_int)
     optimizer: Optimizer = setting(optimizers.adam, _check_optimizer)
     gradient: str = setting("autodiff", choices=("autodiff", "manual"))
-    log_every: int = setting(1, _count)
-    steps_per_epoch: int | None = setting(None, _optional(_count))
+    log_every: int = setting(1, _positive_int)
+    steps_per_epoch: int | None = setting(None, _optional(_positive_int))
     on_nonfinite: str = setting("stop", choices=("stop", "skip"))
     diagnostics: bool = setting(True, _check_bool, in_program=False)
     monitor: str = setting("validation/loss", _check_metric, in_program=False)
-    patience: int | None = _host(None, _optional(_count))
-    checkpoint_steps: int | None = _host(None, _optional(_count))
-    checkpoint_minutes: float | None = _host(10.0, _check_minutes)
-    keep_checkpoints: int = _host(2, _count)
-    memory_budget: int = _host(2**30, _count)
+    patience: int | None = _host_setting(None, _optional(_positive_int))
+    checkpoint_steps: int | None = _host_setting(None, _optional(_positive_int))
+    checkpoint_minutes: float | None = _host_setting(10.0, _check_minutes)
+    keep_checkpoints: int = _host_setting(2, _positive_int)
+    memory_budget: int = _host_setting(2**30, _positive_int)
 
     def __post_init__(self):
         for name, about in settings().items():
