@@ -21,6 +21,7 @@ LAYERS = [
     "_checks",
     "_files",
     "_keys",
+    "_orbax",
     "gradcheck",
     "activations",
     "observations",
