@@ -86,7 +86,7 @@ def test_an_epoch_is_the_steps_that_the_equations_say():
     np.testing.assert_allclose(run.metrics["train/loss"][0], np.mean(losses), rtol=1e-5)
 
 
-def test_every_epoch_has_its_own_order_that_covers_the_data():
+def test_each_epoch_visits_every_row_once():
     seen = []
 
     def spy(key, x, rate):
@@ -143,9 +143,9 @@ def test_manual_and_autodiff_follow_one_trajectory_for_200_steps(
         ]
         assert runs[0].state.step == 200
         assert runs[0].params.b_dec.dtype == dtype
-        for found, expected in zip(*(jax.tree.leaves(run.params) for run in runs)):
+        for leaf, expected in zip(*(jax.tree.leaves(run.params) for run in runs)):
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale)
+            np.testing.assert_allclose(leaf, expected, rtol=0, atol=rtol * scale)
     np.testing.assert_allclose(
         runs[0].metrics["train/loss"], runs[1].metrics["train/loss"], rtol=rtol
     )
@@ -269,10 +269,10 @@ def test_epoch_is_pure_and_vmaps():
         )
 
 
-# ---- starting points, data, callbacks ------------------------------------------------
+# ---- initial params, data, callbacks -------------------------------------------------
 
 
-def test_params_given_are_copied_not_donated_and_continue():
+def test_initial_params_are_copied_and_not_donated():
     params = OBJECTIVE.ae.init(KEY)
     before = jax.tree.map(np.array, params)
     run = train(params=params)
@@ -296,7 +296,7 @@ def test_pairs_of_inputs_and_targets():
     assert_falls(run.metrics["validation/loss"])
 
 
-def test_a_pure_source_is_endless_data():
+def test_training_on_a_source():
     def source(key, hparams):
         return jax.random.uniform(key, (8, 6)) * hparams["height"]
 
@@ -329,7 +329,7 @@ def test_on_epoch_sees_each_epoch_and_can_stop():
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), jnp.zeros(3)], ids=["numpy", "jax"])
-def test_on_epoch_must_answer_with_one_truth(array):
+def test_on_epoch_must_return_one_truth_value(array):
     with pytest.raises(ValueError, match=r"on_epoch must return .*got float\d\d\[3\]"):
         train(on_epoch=lambda metrics, state: array)
     run = train(on_epoch=lambda metrics, state: state.step >= 12)
@@ -346,7 +346,7 @@ def test_every_optimizer_trains_with_traced_numbers(name):
     assert_falls(run.metrics["train/loss"])
 
 
-def test_an_optimizer_of_your_own():
+def test_a_custom_optimizer():
     def clipped(hp):
         return optax.chain(
             optax.clip_by_global_norm(hp["clip"]), optax.adam(hp["learning_rate"])
@@ -432,7 +432,7 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
     chex.assert_trees_all_equal(replay.params, before)
 
 
-def test_a_sound_run_warns_of_nothing():
+def test_a_run_that_converges_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train()
@@ -523,9 +523,7 @@ def bad(value, row=3, column=2):
         ({"params": model(H=3).init(KEY)}, "params.W must have shape"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence_before_any_work(
-    changes, sentence, monkeypatch
-):
+def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkeypatch):
     monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
@@ -543,7 +541,7 @@ def test_bad_input_is_refused_in_one_sentence_before_any_work(
         ({"optimizer": 3}, "optimizer must be a function.*got 3"),
     ],
 )
-def test_config_refuses_bad_choices(changes, sentence):
+def test_config_rejects_bad_values(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         config(**changes)
 
@@ -595,14 +593,14 @@ def test_unknown_optimizer_lists_the_known():
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 1000])
-def test_an_order_is_a_permutation_and_the_same_wherever_it_is_sorted(num_rows):
+def test_an_order_is_a_permutation_equal_on_host_and_device(num_rows):
     bits = training.epochs.order_bits(KEY, 3, num_rows)
     order = np.asarray(training.epochs.order_of(KEY, 3, num_rows))
     assert sorted(order) == list(range(num_rows))
     np.testing.assert_array_equal(
         order, training.epochs.sorted_rows_on_host(np.asarray(bits))
     )
-    # Of equals, the first row first, on either side.
+    # Equal bits: the rows stay in order, on host and device.
     equal = np.repeat(np.array([2**32 - 1, 0, 7], np.uint32), 5)
     on_device = training.epochs.sorted_rows(jnp.asarray(equal))
     on_host = training.epochs.sorted_rows_on_host(equal)
@@ -610,7 +608,7 @@ def test_an_order_is_a_permutation_and_the_same_wherever_it_is_sorted(num_rows):
     assert list(on_host[:5]) == list(range(5, 10))
 
 
-def test_every_row_is_as_likely_at_every_place():
+def test_orders_are_uniform():
     keys = jax.random.split(KEY, 6000)
     orders = jax.vmap(lambda key: training.epochs.order_of(key, 0, 5))(keys)
     counts = (np.asarray(orders)[:, :, None] == np.arange(5)).sum(axis=0)

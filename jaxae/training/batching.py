@@ -37,30 +37,28 @@ class Block(NamedTuple):
 
 
 def blocks(
-    data: Data, state: TrainState, i: int, hparams, config: TrainConfig
+    data: Data, state: TrainState, first: int, hparams, config: TrainConfig
 ) -> Iterator[Block]:
-    """The blocks of an epoch from its step i on, before which `state` is."""
-    if callable(data):
-        batch_at = epochs.batches(state, i, hparams, data, None, config)
-        yield Block(i, epochs.num_steps(data, config), batch_at, None)
-        return
-    order = _order(state.key, state.step - i, epochs.num_rows(data))
-    arrays = data if isinstance(data, tuple) else (data,)
-    if all(isinstance(array, jax.Array) for array in arrays):
-        batch_at = epochs.batches(state, i, hparams, data, order, config)
-        yield Block(i, epochs.num_steps(data, config), batch_at, order)
-        return
-    yield from _read_ahead(data, np.asarray(order), i, config)
+    """The blocks of an epoch from step `first` on; `state` is the one before it."""
+    num_steps = epochs.num_steps(data, config)
+    order = None
+    if not callable(data):
+        order = _order(state.key, state.step - first, epochs.num_rows(data))
+        if not all(isinstance(rows, jax.Array) for rows in jax.tree.leaves(data)):
+            yield from _read_ahead(data, np.asarray(order), first, config)
+            return
+    batch_at = epochs.batches(state, first, hparams, data, order, config)
+    yield Block(first, num_steps, batch_at, order)
 
 
-def _read_ahead(data, order: np.ndarray, i: int, config: TrainConfig):
+def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
     """One block is read in a thread while training uses the block before it."""
     num_steps = epochs.num_steps(data, config)
     length = _block_length(data, num_steps, config)
-    starts = range(i, num_steps, length)
+    starts = range(first, num_steps, length)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
         read = functools.partial(_read, data, order, length=length, config=config)
-        ahead = reader.submit(read, i)
+        ahead = reader.submit(read, first)
         for start in starts:
             block = ahead.result()
             if start != starts[-1]:

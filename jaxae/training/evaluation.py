@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,10 @@ import numpy as np
 
 from jaxae import data as data_module
 from jaxae.training import diagnostics, epochs
+from jaxae.training.epochs import Means, TrainState
+
+if TYPE_CHECKING:
+    from jaxae.training.loop import PreparedRun
 
 PROBE_ROWS = 10_000  # of the training data, at most, of which diagnostics are computed
 _PROBE_BATCHES = 8  # of a source
@@ -23,18 +27,18 @@ class Evaluator:
     norms are those of the probe's first batch, with the same noise every time.
     """
 
-    def __init__(self, prepared: Any):
+    def __init__(self, prepared: "PreparedRun"):
         self._prepared = prepared
         self._probe = None
         if prepared.config.diagnostics:
             self._probe = probe(prepared.data, prepared.key, prepared.hparams)
 
-    def metrics(self, state, means) -> dict[str, float]:
+    def metrics(self, state: TrainState, means: Means) -> dict[str, float]:
         """By name: "train/loss", "validation/loss", ...
 
         Args:
-          state: the `TrainState` after the epoch.
-          means: the `Means` over its steps.
+          state: the state after the epoch.
+          means: of the epoch's steps.
         """
         metrics = _prefixed("train", means.read(self._prepared.config))
         if self._probe is not None:
@@ -44,21 +48,21 @@ class Evaluator:
             metrics |= _prefixed("validation", scores)
         return {name: float(value) for name, value in metrics.items()}
 
-    def _diagnostics(self, state) -> dict[str, Any]:
-        job, size = self._prepared, self._prepared.config.batch_size
+    def _diagnostics(self, state: TrainState) -> dict[str, Any]:
+        objective, config = self._prepared.objective, self._prepared.config
         scores = self._evaluate(self._probe, state)
-        # Of these "train/" has the means over the epoch's steps.
-        for name in diagnostics.names_of_step(job.objective):
+        # For these, "train/" is the mean over the epoch's steps.
+        for name in diagnostics.names_of_step(objective):
             del scores[name]
-        batch = jax.tree.map(lambda rows: rows[:size], self._probe)
+        batch = jax.tree.map(lambda rows: rows[: config.batch_size], self._probe)
         norms = diagnostics.of_step(
-            job.objective, job.config.optimizer, state, batch, state.key, job.hparams
+            objective, config.optimizer, state, batch, state.key, self._prepared.hparams
         )
         return {**_prefixed("train", scores), **norms}
 
-    def _evaluate(self, X: Any, state) -> dict[str, float]:
-        job = self._prepared
-        return diagnostics.evaluate(job.objective, state.params, X, job.hparams)
+    def _evaluate(self, X: Any, state: TrainState) -> dict[str, float]:
+        objective, hparams = self._prepared.objective, self._prepared.hparams
+        return diagnostics.evaluate(objective, state.params, X, hparams)
 
 
 def _prefixed(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
