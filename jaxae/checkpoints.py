@@ -1,24 +1,17 @@
-"""What survives a kill: numbered states in a folder, each whole or not there.
+"""Checkpoints that survive a kill: a folder of numbered ones, each complete or absent.
 
-orbax writes a state beside its place and renames it there, so that a kill leaves the
-states before it untouched. Two things are added: a digest, since a flipped byte in a
-compressed array may still be a valid number, and a fingerprint, which says in plain
-words what made the state, since a state of another run must not be resumed.
+orbax writes a checkpoint beside its final place and renames it, so that a kill leaves
+earlier ones untouched. Two things are added here: a digest, since a flipped byte in a
+compressed array may still decode to a number, and a fingerprint of the run in JSON
+values, since the checkpoint of another run must not be resumed.
 """
 
 import contextlib
-import gc
 import hashlib
-import inspect
 import json
-import logging
 import os
 import re
 import shutil
-import sys
-import textwrap
-import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,16 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxae import _checks
+from jaxae import _checks, _orbax
 from jaxae._files import expanded
 from jaxae.autoencoder.files import digest
 
-_NONE: Any = None  # no manager, for there is no folder yet
-_UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of what a kill leaves behind
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what a kill leaves behind
 
 
 class OtherRunError(ValueError):
-    """A folder holds the states of another run; `difference` says which field is."""
+    """A folder holds checkpoints of another run; `difference` says which field."""
 
     def __init__(self, name: str, difference: str):
         super().__init__(
@@ -47,34 +39,34 @@ class OtherRunError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """One state as it was saved."""
+    """One checkpoint, as it was saved."""
 
     step: int
     arrays: dict[str, Any]  # by name
-    notes: dict[str, Any]  # plain JSON values
+    notes: dict[str, Any]  # JSON values
 
 
 class Checkpoints:
-    """The states of one run in one folder; a context manager that holds the folder.
+    """The checkpoints of one run in one folder; a context manager that locks it.
 
     Args:
-      directory: made when first saved to.
-      fingerprint: JSON values that say what makes these states: model, data, versions.
-      keep: how many of the last states are kept.
+      directory: created at the first save.
+      fingerprint: JSON values that identify the run: model, data, versions.
+      keep: how many of the last checkpoints are kept.
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
-      ValueError: on entering, if the folder is a file, or another process is using it.
+      ValueError: on entering, if the folder is a file, or another process uses it.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], fingerprint: Mapping, *, keep: int = 2
     ):
-        self._orbax = _import_orbax()
-        # Absolute, for orbax refuses others.
-        self._directory = expanded(directory).absolute()
-        self._fingerprint, self._keep = _plain(fingerprint), keep
-        self._stack, self._manager = contextlib.ExitStack(), _NONE
+        self._orbax = _orbax.load()
+        self._directory = expanded(directory).absolute()  # orbax rejects other paths
+        self._fingerprint, self._keep = _as_json(fingerprint), keep
+        self._stack = contextlib.ExitStack()
+        self._manager: Any = None  # until there is a folder
 
     def __enter__(self) -> "Checkpoints":
         if self._directory.exists():
@@ -83,80 +75,83 @@ class Checkpoints:
 
     def __exit__(self, *exception) -> None:
         try:
-            with _one_sentence(self._directory), self._stack:
+            with _as_os_error(self._directory), self._stack:
                 pass
         except OSError:
-            if exception[0] is None:  # what went wrong first is what is told
+            if exception[0] is None:  # else the first error is the one to report
                 raise
 
     def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
-        """Save a state in the background; an older one may have to go.
+        """Save a checkpoint in the background, and delete those beyond `keep`.
 
         Raises:
-          OSError: this or the save before it failed (disk full, folder read-only); the
-            states before that are whole.
+          OSError: this or the previous save failed (disk full, folder read-only);
+            earlier checkpoints are intact.
         """
-        if self._manager is _NONE:
-            self._make()
-        # Copies: the arrays may be donated while they are being written.
-        host = {name: np.array(array) for name, array in arrays.items()}
-        about = _about(self._fingerprint, notes, host)
+        if self._manager is None:
+            self._create()
+        # Copies: the caller may donate the arrays while they are being written.
+        host_arrays = {name: np.array(array) for name, array in arrays.items()}
+        about = _about(self._fingerprint, notes, host_arrays)
         args = self._orbax.args
-        with _one_sentence(self._directory), _quiet():
+        with _as_os_error(self._directory), _orbax.quiet():
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(
                 step,
                 args=args.Composite(
-                    arrays=args.StandardSave(host), about=args.JsonSave(about)
+                    arrays=args.StandardSave(host_arrays), about=args.JsonSave(about)
                 ),
                 force=True,
             )
 
     def wait(self) -> None:
-        """Until what was saved is on disk.
+        """Wait until every save is on disk.
 
         Raises:
           OSError: as `save`.
         """
-        if self._manager is not _NONE:
-            with _one_sentence(self._directory), _quiet():
+        if self._manager is not None:
+            with _as_os_error(self._directory), _orbax.quiet():
                 self._manager.wait_until_finished()
 
     def restore(
-        self, like: Mapping[str, Any], maybe: Mapping[str, Any] | None = None
+        self, like: Mapping[str, Any], optional: Mapping[str, Any] | None = None
     ) -> Checkpoint | None:
-        """The last state that is whole.
+        """The last intact checkpoint; None if there is no checkpoint.
 
-        Damaged states are told of in a RuntimeWarning, passed over and moved aside, to
-        `damaged-STEP`: what cannot be read now may be read elsewhere.
+        A RuntimeWarning names each damaged one that is skipped. They are renamed to
+        `damaged-STEP`, not deleted: another machine may still be able to read them.
 
         Args:
-          like: an array for each that the state must have, of its shape and dtype;
-            it is placed as this one, on whatever devices that is.
-          maybe: the same for arrays that it may have; others come as NumPy's.
-
-        Returns:
-          None where there is no state.
+          like: an array for each that the checkpoint must have, of the same shape and
+            dtype; the restored one is placed on the same devices.
+          optional: the same for arrays that it may have. Further ones are restored as
+            NumPy arrays.
 
         Raises:
-          ValueError: for a state of another fingerprint, naming the field; or if every
-            state is damaged.
+          ValueError: for a checkpoint of another fingerprint, naming the field; or if
+            all are damaged.
         """
-        damage = []
+        damaged = []
         for step in sorted(self._steps(), reverse=True):
             try:
-                found = self._read(step, like, maybe or {})
-            except _Damaged as error:
-                damage.append(step)
-                _warn(f"{self._directory / str(step)} is damaged ({error})")
+                checkpoint = self._read(step, like, optional or {})
+            except _DamagedError as error:
+                damaged.append(step)
+                warnings.warn(
+                    f"{self._directory / str(step)} is damaged ({error}); the "
+                    "checkpoint before it is tried.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             else:
-                self._move_aside(damage)
-                return found
-        if damage:
+                self._move_aside(damaged)
+                return checkpoint
+        if damaged:
             raise ValueError(
-                f"checkpoint_dir {self._directory} holds no state that is whole: all "
-                f"of {', '.join(map(str, damage))} are damaged; restore a copy, or "
+                f"checkpoint_dir {self._directory} holds no intact checkpoint: all of "
+                f"{', '.join(map(str, damaged))} are damaged; restore a copy, or "
                 "remove the folder to start over."
             )
         return None
@@ -164,7 +159,7 @@ class Checkpoints:
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps:
             aside = self._directory / f"damaged-{step}"
-            with _one_sentence(self._directory):
+            with _as_os_error(self._directory):
                 if aside.is_dir():
                     shutil.rmtree(aside)
                 aside.unlink(missing_ok=True)
@@ -173,44 +168,55 @@ class Checkpoints:
             self._manager.reload()
 
     def _steps(self) -> list[int]:
-        if self._manager is _NONE:
+        if self._manager is None:
             return []
-        # A file in the place of a state is one that is damaged; orbax sees none.
+        # orbax does not list a file, which is a damaged checkpoint, too.
         files = [path.name for path in self._directory.iterdir() if path.is_file()]
-        strays = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
-        return [*self._manager.all_steps(), *strays]
+        steps = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
+        return [*self._manager.all_steps(), *steps]
 
-    def _read(self, step: int, like: Mapping, maybe: Mapping) -> Checkpoint:
+    def _read(self, step: int, like: Mapping, optional: Mapping) -> Checkpoint:
         if (self._directory / str(step)).is_file():
-            raise _Damaged("a file and no folder")
+            raise _DamagedError("a file and no folder")
         about = self._read_item(step, about=self._orbax.args.JsonRestore())
-        with _damage():
-            if about["words_sha256"] != _digest_words(about["words"]):
-                raise ValueError("its words are not those that were saved")
+        with _as_damaged():
+            if about["words_sha256"] != _json_sha256(about["words"]):
+                raise ValueError("its text is not what was saved")
         words = about["words"]
-        _check_identity(self._directory, words["identity"], self._fingerprint)
-        _check_arrays(self._directory, words["arrays"], like)
-        places = {
-            name: getattr(a, "sharding", None) for name, a in {**maybe, **like}.items()
+        self._check(words["identity"], self._fingerprint)
+        self._check_arrays(words["arrays"], like)
+        shardings = {
+            name: getattr(array, "sharding", None)
+            for name, array in {**optional, **like}.items()
         }
         target = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=places.get(name))
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings.get(name))
             for name, (dtype, shape) in words["arrays"].items()
         }
         arrays = self._read_item(step, arrays=self._orbax.args.StandardRestore(target))
-        with _damage():
+        with _as_damaged():
             if about["arrays_sha256"] != digest(arrays):
-                raise ValueError("its numbers are not those that were saved")
+                raise ValueError("its arrays are not what was saved")
         return Checkpoint(step, arrays, words["notes"])
 
     def _read_item(self, step: int, **item: Any) -> Any:
         (name,) = item
-        with _damage(), _alone(), _quiet():
+        with _as_damaged(), _orbax.without_late_errors(), _orbax.quiet():
             args = self._orbax.args.Composite(**item)
             return self._manager.restore(step, args=args)[name]
 
-    def _make(self) -> None:
-        with _one_sentence(self._directory):
+    def _check(self, saved: Any, expected: Any) -> None:
+        for name, there, here in differences(saved, expected):
+            difference = f"{name} is {there} there and {here} here"
+            raise OtherRunError(f"checkpoint_dir {self._directory}", difference)
+
+    def _check_arrays(self, saved: Mapping, like: Mapping[str, Any]) -> None:
+        expected = {name: _checks.describe(array) for name, array in like.items()}
+        forms = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
+        self._check({name: forms.get(name) for name in expected}, expected)
+
+    def _create(self) -> None:
+        with _as_os_error(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._open()
 
@@ -220,29 +226,29 @@ class Checkpoints:
                 f"checkpoint_dir must be a folder, but {self._directory} is a file."
             )
         self._stack.enter_context(locked(self._directory))
-        # Saving goes on in the background, and so may fail at any time.
-        self._stack.enter_context(_silent())
-        self._stack.enter_context(_alone())
+        # As long as it is open: a save in the background may fail at any time.
+        self._stack.enter_context(_orbax.without_log())
+        self._stack.enter_context(_orbax.without_late_errors())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
-        with _one_sentence(self._directory), _quiet():
+        with _as_os_error(self._directory), _orbax.quiet():
             self._manager = self._orbax.CheckpointManager(
                 self._directory, options=options
             )
         self._stack.callback(self._close)
 
     def _close(self) -> None:
-        with _quiet():
+        with _orbax.quiet():
             self._manager.close()
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a folder; the system lets go of it however this process ends.
+    """Lock a folder; the system unlocks it however this process ends.
 
     Raises:
-      ValueError: if another process holds it.
+      ValueError: if another process has locked it.
     """
     try:
         import fcntl
@@ -263,156 +269,8 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-class _Damaged(Exception):
-    """Why a state cannot be read."""
-
-
-@contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # broken bytes raise a dozen types
-        raise _Damaged(_why(error)) from error
-
-
-def _why(error: BaseException) -> str:
-    """In a few words what the system, or the file's reader, said first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code is not None:
-        return os.strerror(int(code[1]))
-    text, *_ = _checks.first_line(error).split(" [tensorstore_spec")
-    return textwrap.shorten(text.rstrip(":"), 200)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """What is raised is raised once: where one array fails, the others that still go on
-    find nobody waiting, and Python would print a traceback for each of them when it
-    drops it.
-    """
-    hook, before = sys.unraisablehook, sys.exception()
-
-    def ignore_late(unraisable):
-        is_late = isinstance(unraisable.exc_value, RuntimeError)
-        if is_late and "loop is closed" in str(unraisable.exc_value):
-            return
-        if not (inspect.iscoroutine(unraisable.object) and _is_orbax(unraisable)):
-            hook(unraisable)
-
-    sys.unraisablehook = ignore_late
-    try:
-        yield
-    except Exception as error:
-        time.sleep(_LATE_SECONDS)
-        _drop_frames(error, before)
-        raise
-    finally:
-        sys.unraisablehook = hook
-
-
-_LATE_SECONDS = 0.2
-
-
-def _is_orbax(unraisable) -> bool:
-    return f"{os.sep}orbax{os.sep}" in unraisable.object.cr_code.co_filename
-
-
-def _drop_frames(error: BaseException | None, before: BaseException | None) -> None:
-    """Drop now, and not when it happens, what the tracebacks of an error refer to.
-
-    Args:
-      error: it and its causes.
-      before: the caller's own, which was being handled; it is left as it is.
-    """
-    while error is not None and error is not before:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-    gc.collect()
-
-
-@contextlib.contextmanager
-def _one_sentence(directory: Path) -> Iterator[None]:
-    """What goes wrong while writing is an OSError of one sentence."""
-    try:
-        with _alone():
-            yield
-    except Exception as error:  # a full disk raises half a dozen types
-        raise OSError(
-            f"cannot save to checkpoint_dir {directory}: {_why(error)}; the states "
-            "saved before are whole: make room or grant access, and resume."
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's warnings and log."""
-    with _silent(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without the library's log, which repeats what is raised."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _import_orbax() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own dependencies
-            import orbax.checkpoint
-    except ImportError as error:
-        raise _checks.extra(
-            "checkpoint_dir", "orbax-checkpoint", "checkpoints"
-        ) from error
-    return orbax.checkpoint
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value))
-
-
-def _about(fingerprint: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
-    """The words of a state, and the digests of words and numbers."""
-    shapes = {name: [str(a.dtype), a.shape] for name, a in arrays.items()}
-    words = _plain({"identity": fingerprint, "notes": notes, "arrays": shapes})
-    return {
-        "words": words,
-        "words_sha256": _digest_words(words),
-        "arrays_sha256": digest(arrays),
-    }
-
-
-def _digest_words(words: Any) -> str:
-    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
-
-
-def _check_identity(directory: Path, saved: Any, now: Any) -> None:
-    """Refuse a state of another run, naming the first field that differs."""
-    for name, found, wanted in differences(saved, now):
-        difference = f"{name} is {found} there and {wanted} here"
-        raise OtherRunError(f"checkpoint_dir {directory}", difference)
-
-
-def _check_arrays(directory: Path, saved: Mapping, like: Mapping[str, Any]) -> None:
-    """Refuse a state that lacks an array that is needed, or has it in another form."""
-    wanted = {name: _checks.describe(array) for name, array in like.items()}
-    found = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
-    _check_identity(directory, {name: found.get(name) for name in wanted}, wanted)
-
-
 def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
-    """The name of every field that differs, and what it is in each, as JSON."""
+    """(name, saved value, value now) of every field that differs, values as JSON."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in {**now, **saved}:
             inner = f"{name}.{key}" if name else key
@@ -421,7 +279,51 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
         yield name, json.dumps(saved), json.dumps(now)
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(
-        f"{sentence}; the state before it is tried.", RuntimeWarning, stacklevel=4
-    )
+# ---- what a checkpoint says of itself ------------------------------------------------
+
+
+def _about(fingerprint: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
+    """The text of a checkpoint, and the digests of text and arrays."""
+    shapes = {name: [str(a.dtype), a.shape] for name, a in arrays.items()}
+    words = _as_json({"identity": fingerprint, "notes": notes, "arrays": shapes})
+    return {
+        "words": words,
+        "words_sha256": _json_sha256(words),
+        "arrays_sha256": digest(arrays),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """As JSON reads it back: tuples become lists, keys become strings."""
+    return json.loads(json.dumps(value))
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# ---- errors --------------------------------------------------------------------------
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint cannot be read."""
+
+
+@contextlib.contextmanager
+def _as_damaged() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damaged bytes raise a dozen types
+        raise _DamagedError(_orbax.reason_of(error)) from error
+
+
+@contextlib.contextmanager
+def _as_os_error(directory: Path) -> Iterator[None]:
+    try:
+        with _orbax.without_late_errors():
+            yield
+    except Exception as error:  # a full disk raises half a dozen types
+        raise OSError(
+            f"cannot save to checkpoint_dir {directory}: {_orbax.reason_of(error)}; "
+            "earlier checkpoints are intact: make room or grant access, and resume."
+        ) from error

@@ -1,4 +1,4 @@
-"""States on disk: whole or not there, of this run or refused."""
+"""Checkpoints: complete or absent, of this run or rejected."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxae import checkpoints
+from jaxae import _orbax
 from jaxae.checkpoints import Checkpoints, locked
 
 ARRAYS = {
@@ -24,42 +24,42 @@ ARRAYS = {
     "state.step": jnp.int32(7),
     "history": np.array([[1.5, np.nan], [np.inf, 2.0]]),
 }
-IDENTITY = {"model": {"latent_dim": 3}, "hparams": {"learning_rate": "0.1"}}
+FINGERPRINT = {"model": {"latent_dim": 3}, "hparams": {"learning_rate": "0.1"}}
 NOTES = {"metrics": ["a", "b"], "reason": None}
 
 
 def save(directory, *steps, arrays=ARRAYS, keep=2):
-    with Checkpoints(directory, IDENTITY, keep=keep) as checkpoints:
+    with Checkpoints(directory, FINGERPRINT, keep=keep) as checkpoints:
         for step in steps:
             scaled = {name: array * step for name, array in arrays.items()}
             checkpoints.save(step, scaled, NOTES)
         checkpoints.wait()
 
 
-def restore(directory, identity=IDENTITY, like=ARRAYS):
-    with Checkpoints(directory, identity) as checkpoints:
+def restore(directory, fingerprint=FINGERPRINT, like=ARRAYS):
+    with Checkpoints(directory, fingerprint) as checkpoints:
         return checkpoints.restore(like)
 
 
-def assert_is_step(found, step):
-    assert found.step == step and found.notes == NOTES
+def assert_is_step(checkpoint, step):
+    assert checkpoint.step == step and checkpoint.notes == NOTES
     for name, array in ARRAYS.items():
         expected = np.asarray(array * step)
-        assert found.arrays[name].dtype == expected.dtype
-        np.testing.assert_array_equal(np.asarray(found.arrays[name]), expected)
+        assert checkpoint.arrays[name].dtype == expected.dtype
+        np.testing.assert_array_equal(np.asarray(checkpoint.arrays[name]), expected)
 
 
 def files(directory):
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def test_what_was_saved_last_comes_back_to_the_bit(tmp_path):
+def test_the_last_checkpoint_is_restored_bit_identical(tmp_path):
     save(tmp_path / "run", 1, 2, 5)
     assert_is_step(restore(tmp_path / "run"), 5)
     assert sorted(os.listdir(tmp_path / "run")) == ["2", "5"]  # the last two are kept
 
 
-def test_nothing_is_made_before_something_is_saved(tmp_path):
+def test_no_folder_is_created_before_the_first_save(tmp_path):
     assert restore(tmp_path / "run") is None
     assert os.listdir(tmp_path) == []
     (tmp_path / "empty").mkdir()
@@ -68,47 +68,52 @@ def test_nothing_is_made_before_something_is_saved(tmp_path):
 
 def test_a_step_saved_again_is_replaced(tmp_path):
     save(tmp_path, 2)
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         checkpoints.save(2, {"other": jnp.ones(2)}, {"second": True})
         checkpoints.wait()
-        found = checkpoints.restore({"other": jnp.zeros(2)})
-    assert found.notes == {"second": True}
+        checkpoint = checkpoints.restore({"other": jnp.zeros(2)})
+    assert checkpoint.notes == {"second": True}
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     double = jax.jit(lambda W: 2 * W, donate_argnums=0)
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    with Checkpoints(tmp_path, FINGERPRINT) as checkpoints:
         W = jnp.ones((500, 500))
         checkpoints.save(1, {"W": W}, {})
         for _ in range(5):
             W = double(W)
         checkpoints.wait()
-        found = checkpoints.restore({"W": jnp.zeros((500, 500))})
-    np.testing.assert_array_equal(found.arrays["W"], np.ones((500, 500)))
+        checkpoint = checkpoints.restore({"W": jnp.zeros((500, 500))})
+    np.testing.assert_array_equal(checkpoint.arrays["W"], np.ones((500, 500)))
 
 
 @pytest.mark.parametrize(
-    "identity, words",
+    "fingerprint, words",
     [
         (
-            {**IDENTITY, "hparams": {"learning_rate": "0.2"}},
+            {**FINGERPRINT, "hparams": {"learning_rate": "0.2"}},
             'hparams.learning_rate is "0.1" there and "0.2" here',
         ),
-        ({**IDENTITY, "model": {"latent_dim": 4}}, "model.latent_dim is 3 there and 4"),
-        ({**IDENTITY, "data": "x"}, 'data is null there and "x" here'),
-        ({"model": IDENTITY["model"]}, "hparams is .* there and null here"),
+        (
+            {**FINGERPRINT, "model": {"latent_dim": 4}},
+            "model.latent_dim is 3 there and 4",
+        ),
+        ({**FINGERPRINT, "data": "x"}, 'data is null there and "x" here'),
+        ({"model": FINGERPRINT["model"]}, "hparams is .* there and null here"),
     ],
 )
-def test_another_run_is_refused_by_the_field_that_differs(tmp_path, identity, words):
+def test_a_checkpoint_of_another_run_is_rejected_by_the_field_that_differs(
+    tmp_path, fingerprint, words
+):
     save(tmp_path, 1)
     before = {path: path.read_bytes() for path in files(tmp_path)}
     with pytest.raises(ValueError, match=words) as error:
-        restore(tmp_path, identity)
+        restore(tmp_path, fingerprint)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
 
 
-def test_arrays_of_another_shape_or_dtype_are_refused(tmp_path):
+def test_arrays_of_another_shape_or_dtype_are_rejected(tmp_path):
     save(tmp_path, 1)
     for other, words in (
         (jnp.ones((3, 5)), r"state.W is .float32\[3, 4\]. there and .float32\[3, 5\]"),
@@ -142,10 +147,10 @@ HARM = [truncate, flip, os.unlink, replace_by_folder]
 
 
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_damage_to_any_file_is_survived_or_found(tmp_path, harm):
-    """The damaged state comes back as it was, or the one before it does, said aloud."""
+def test_damage_to_any_file_is_harmless_or_detected(tmp_path, harm):
+    """Either the damage changed nothing, or the checkpoint before it is restored."""
     save(tmp_path / "sound", 1, 2)
-    num_found = 0
+    num_detected = 0
     for file in files(tmp_path / "sound" / "2"):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
@@ -153,20 +158,20 @@ def test_damage_to_any_file_is_survived_or_found(tmp_path, harm):
         harm(run / file.relative_to(tmp_path / "sound"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = restore(run)
-        assert_is_step(found, found.step)
-        if found.step == 1:
-            num_found += 1
+            checkpoint = restore(run)
+        assert_is_step(checkpoint, checkpoint.step)
+        if checkpoint.step == 1:
+            num_detected += 1
             (warning,) = [w for w in caught if w.category is RuntimeWarning]
             assert "is damaged" in str(warning.message)
-            # Out of the way of the resumed run, and not lost.
+            # Moved aside, not deleted.
             assert sorted(os.listdir(run)) == ["1", "damaged-2"]
             save(run, 2)
             assert_is_step(restore(run), 2)
-    assert num_found > 0
+    assert num_detected > 0
 
 
-def test_of_many_arrays_the_damage_is_told_in_one_line(tmp_path):
+def test_damage_to_many_arrays_is_reported_in_one_line(tmp_path):
     """Orbax's own message has the whole specification of an array, in 60 lines."""
     rng = np.random.default_rng(0)
     arrays = {f"p{i}": jnp.asarray(rng.normal(size=(30, 100))) for i in range(9)}
@@ -189,10 +194,8 @@ async def read():
 
 
 @pytest.mark.parametrize("name, num_lines", [("/orbax/read.py", 0), ("/mine.py", 1)])
-def test_reads_that_still_go_on_say_nothing_when_one_failed(
-    monkeypatch, name, num_lines
-):
-    """What is dropped raises where nobody can catch it, and Python prints that."""
+def test_reads_that_fail_after_the_first_print_nothing(monkeypatch, name, num_lines):
+    """A dropped coroutine raises where nothing can catch it, and Python prints that."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     names = {"forever": types.coroutine(lambda: (yield))()}
@@ -205,24 +208,24 @@ def test_reads_that_still_go_on_say_nothing_when_one_failed(
         cycle.append(cycle)
         raise ValueError("damaged")
 
-    with pytest.raises(ValueError, match="damaged"), checkpoints._alone():
+    with pytest.raises(ValueError, match="damaged"), _orbax.without_late_errors():
         fail()
     gc.collect()
     assert len(printed) == num_lines
 
 
-def test_where_all_is_damaged_nothing_is_started_over_silently(tmp_path):
+def test_where_every_checkpoint_is_damaged_restore_raises(tmp_path):
     save(tmp_path, 1, 2)
     for file in files(tmp_path):
         truncate(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="no state that is whole: all of 2, 1"):
+        with pytest.raises(ValueError, match="no intact checkpoint: all of 2, 1"):
             restore(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
-def test_a_file_where_a_state_was_is_a_damaged_one(tmp_path):
+def test_a_file_in_place_of_a_checkpoint_is_damage(tmp_path):
     save(tmp_path, 1, 2)
     shutil.rmtree(tmp_path / "2")
     for name in ("2", "damaged-2", "03", "notes"):
@@ -235,15 +238,15 @@ def test_a_file_where_a_state_was_is_a_damaged_one(tmp_path):
     assert_is_step(restore(tmp_path), 2)
 
 
-def test_files_where_all_the_states_were_start_nothing_over(tmp_path):
+def test_where_every_checkpoint_is_a_file_restore_raises(tmp_path):
     (tmp_path / "2").touch()
     with pytest.warns(RuntimeWarning, match="2 is damaged"):
-        with pytest.raises(ValueError, match="no state that is whole: all of 2 are"):
+        with pytest.raises(ValueError, match="no intact checkpoint: all of 2 are"):
             restore(tmp_path)
     assert os.listdir(tmp_path) == ["2"]
 
 
-def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path):
+def test_an_unfinished_save_is_removed(tmp_path):
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "1", tmp_path / "3.orbax-checkpoint-tmp")
     assert_is_step(restore(tmp_path), 1)
@@ -252,7 +255,7 @@ def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path):
     assert_is_step(restore(tmp_path), 3)
 
 
-def test_a_file_in_the_folders_place_is_refused(tmp_path):
+def test_a_file_in_place_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="must be a folder, but .*file is a file"):
         restore(tmp_path / "file")
@@ -278,7 +281,7 @@ def other_process(directory):
     return done.stdout.strip()
 
 
-def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path):
+def test_a_folder_is_locked_against_a_second_process(tmp_path):
     with locked(tmp_path):
         assert "is in use by another process" in other_process(tmp_path)
     assert other_process(tmp_path) == "held"
@@ -300,21 +303,21 @@ with Checkpoints(directory, {}) as checkpoints:
         checkpoints.save(2, arrays, {})
         checkpoints.wait()
     except OSError as error:
-        print("refused:", error)
+        print("error:", error)
 """
 
 
-def test_a_full_disk_is_one_sentence_and_harms_nothing(tmp_path):
+def test_a_full_disk_raises_one_sentence_and_harms_nothing(tmp_path):
     command = [sys.executable, "-c", WITH_A_LIMIT, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("refused: cannot save to checkpoint_dir")
+    assert done.stdout.startswith("error: cannot save to checkpoint_dir")
     assert done.stdout.count("\n") == 1
     with Checkpoints(tmp_path / "run", {}) as checkpoints:
-        found = checkpoints.restore({"W": np.zeros((300, 300))})
-    assert found.step == 1
+        checkpoint = checkpoints.restore({"W": np.zeros((300, 300))})
+    assert checkpoint.step == 1
     expected = np.random.default_rng(0).normal(size=(300, 300))
-    np.testing.assert_array_equal(found.arrays["W"], expected)
+    np.testing.assert_array_equal(checkpoint.arrays["W"], expected)
 
 
 # ---- other devices -------------------------------------------------------------------
@@ -335,17 +338,17 @@ with Checkpoints(sys.argv[1], {}) as checkpoints:
     four = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4],
                          axis_types=(AxisType.Auto,))
     like = jax.device_put(jnp.zeros((8, 8)), NamedSharding(four, P(None, "data")))
-    found = checkpoints.restore({"W": like, "step": jnp.int32(0)})
-    assert found.arrays["W"].sharding == like.sharding
-    np.testing.assert_array_equal(found.arrays["W"], np.arange(64.).reshape(8, 8))
+    checkpoint = checkpoints.restore({"W": like, "step": jnp.int32(0)})
+    assert checkpoint.arrays["W"].sharding == like.sharding
+    np.testing.assert_array_equal(checkpoint.arrays["W"], np.arange(64.).reshape(8, 8))
 """
 
 
-def test_a_state_comes_back_on_another_number_of_devices(tmp_path):
+def test_a_checkpoint_is_restored_on_another_number_of_devices(tmp_path):
     command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "run")]
     subprocess.run(command, check=True, timeout=120)
     mesh = jax.make_mesh((1,), ("data",))
     like = jax.device_put(jnp.zeros((8, 8)), NamedSharding(mesh, PartitionSpec("data")))
     with Checkpoints(tmp_path / "run", {}) as checkpoints:
-        found = checkpoints.restore({"W": like, "step": jnp.int32(0)})
-    np.testing.assert_array_equal(found.arrays["W"], np.arange(64.0).reshape(8, 8))
+        checkpoint = checkpoints.restore({"W": like, "step": jnp.int32(0)})
+    np.testing.assert_array_equal(checkpoint.arrays["W"], np.arange(64.0).reshape(8, 8))

@@ -1,4 +1,4 @@
-"""Hyperparameters, sources and folders that are none are refused, wherever given."""
+"""Bad hyperparameters, sources and folders are rejected by every function."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def work(monkeypatch, name, hparams, *, data=X, objective=None, **config):
         yield lambda: jaxae.sweep(objective, data, space, hparams=others, **arguments)
 
 
-def assert_refused(calls, sentence):
+def assert_raises(calls, sentence):
     for call in calls:
         with pytest.raises(ValueError, match=sentence) as error:
             call()
@@ -74,7 +74,7 @@ def assert_refused(calls, sentence):
 def test_numbers_of_an_optimizer_have_ranges(config, hparams, name, words, monkeypatch):
     hparams = {**RATE, **hparams, name: -1.0}
     sentence = rf"hparams\['{name}'\] must be {words}"
-    assert_refused(work(monkeypatch, name, hparams, **config), sentence)
+    assert_raises(work(monkeypatch, name, hparams, **config), sentence)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,20 @@ def test_the_ends_of_the_ranges_that_are_closed():
         optimizers.check_hparams(optimizer, {"learning_rate": 0.0, **numbers})
 
 
-def test_a_number_is_told_as_it_was_given():
+def test_the_error_shows_the_number_as_given():
     """Not with the digits that float32 has in float64."""
     for value in (-0.1, np.float32(-0.1), jnp.float32(-0.1)):
         with pytest.raises(ValueError, match=r"at least 0, got -0\.1;"):
             optimizers.check_hparams(optimizers.adam, {"learning_rate": value})
 
 
-def test_an_optimizer_of_ones_own_may_have_ranges():
+def test_a_custom_optimizer_may_have_ranges():
     class Own:
         def __call__(self, hparams):
             return optimizers.sgd(hparams)
 
         def check_hparams(self, hparams):
-            raise ValueError("refused by its own method")
+            raise ValueError("raised by its own method")
 
     with pytest.raises(ValueError, match="its own method"):
         optimizers.check_hparams(optimizers.build(Own(), clip=True), RATE)
@@ -158,7 +158,7 @@ def test_numbers_of_an_objective_have_ranges(parts, hparams, name, words, monkey
     objective, sentence = jaxae.Objective(AE, **parts), rf"{name}'\] must be {words}"
     hparams = {**hparams, name: -1.0}
     numbers = {**RATE, **hparams}
-    assert_refused(work(monkeypatch, name, numbers, objective=objective), sentence)
+    assert_raises(work(monkeypatch, name, numbers, objective=objective), sentence)
     params = AE.init(KEY)
     value_and_grad = jaxae.manual.value_and_grad(objective)
     calls = [lambda: objective(params, X, KEY, hparams)]
@@ -168,15 +168,15 @@ def test_numbers_of_an_objective_have_ranges(parts, hparams, name, words, monkey
     calls += [lambda: value_and_grad(params, X, KEY, hparams)]
     if name != "corruption_rate":
         calls += [lambda: objective.evaluate(params, X, hparams)]
-    assert_refused(calls, sentence)
+    assert_raises(calls, sentence)
     # What is traced is not: a program is one for all numbers.
     traced = jax.eval_shape(objective, params, X, KEY, hparams)
     assert traced[0].shape == ()
 
 
-# ---- what is no number ---------------------------------------------------------------
+# ---- not numbers ---------------------------------------------------------------------
 
-NO_NUMBERS = {
+NOT_NUMBERS = {
     "bytes": b"0.1",
     "text": "0.1",
     "array of text": np.array("0.1"),
@@ -192,11 +192,11 @@ NO_NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS.values(), ids=NO_NUMBERS.keys())
-def test_what_is_no_number_is_refused(value, monkeypatch):
+@pytest.mark.parametrize("value", NOT_NUMBERS.values(), ids=NOT_NUMBERS.keys())
+def test_a_hyperparameter_must_be_a_number(value, monkeypatch):
     hparams = {"learning_rate": value}
     sentence = r"hparams\['learning_rate'\] must be a finite number, got "
-    assert_refused(work(monkeypatch, None, hparams), sentence)
+    assert_raises(work(monkeypatch, None, hparams), sentence)
     objective = jaxae.Objective(AE, penalties=("l1",))
     with pytest.raises(ValueError, match=r"hparams\['l1'\] must be a finite number"):
         objective(AE.init(KEY), X, None, {"l1": value})
@@ -206,14 +206,14 @@ def test_what_is_no_number_is_refused(value, monkeypatch):
 def test_arrays_of_one_number_are_numbers(value):
     objective = jaxae.Objective(AE)
     arguments = {"key": KEY, "config": jaxae.TrainConfig(batch_size=8)}
-    job = host.prepare(objective, X, hparams={"learning_rate": value}, **arguments)
-    assert job.hparams["learning_rate"] == np.float32(0.1)
+    prepared = host.prepare(objective, X, hparams={"learning_rate": value}, **arguments)
+    assert prepared.hparams["learning_rate"] == np.float32(0.1)
 
 
 @pytest.mark.parametrize("hparams", [{1: 0.1}, {("learning_rate",): 0.1}])
-def test_names_are_text(hparams, monkeypatch):
+def test_names_must_be_text(hparams, monkeypatch):
     sentence = "hparams must have names for keys, such as 'learning_rate', got "
-    assert_refused(work(monkeypatch, None, hparams), sentence)
+    assert_raises(work(monkeypatch, None, hparams), sentence)
     with pytest.raises(ValueError, match=sentence):
         jaxae.Objective(AE, penalties=("l1",))(AE.init(KEY), X, None, hparams)
 
@@ -229,7 +229,7 @@ def narrow(key, hparams):
     return jnp.ones((8, 5))
 
 
-def whole(key, hparams):
+def integers(key, hparams):
     return jnp.ones((8, 6), int)
 
 
@@ -254,19 +254,17 @@ def raising(key, hparams):
     [
         (text, "batch must hold numbers, got 'rows'"),
         (narrow, r"batch must have shape \[B, 6\], got \[8, 5\]"),
-        (whole, "batch has dtype int"),
+        (integers, "batch has dtype int"),
         (three, "got a tuple of 3"),
         (of_a_number, "Abstract tracer value encountered where concrete"),
         (of_a_shape, "Shapes must be 1D sequences of concrete values"),
         (raising, "KeyError: 'no rows'"),
     ],
 )
-def test_a_source_that_is_none_is_refused(source, words, monkeypatch):
+def test_a_bad_source_is_rejected(source, words, monkeypatch):
     hparams = {**RATE, **({"rows": 8} if source.__name__.startswith("of_") else {})}
     calls = work(monkeypatch, None, hparams, data=source, steps_per_epoch=2)
-    assert_refused(
-        calls, rf"data must be an array, .*; {source.__name__} fail.*{words}"
-    )
+    assert_raises(calls, rf"data must be an array, .*; {source.__name__} fail.*{words}")
 
 
 # ---- folders -------------------------------------------------------------------------
@@ -285,4 +283,4 @@ def test_a_folder_must_be_a_path(name):
         "directory": lambda: jaxae.save(name, AE, params),
         "directory ": lambda: jaxae.load(name),
     }.items():
-        assert_refused([call], f"{argument.strip()} {sentence}")
+        assert_raises([call], f"{argument.strip()} {sentence}")

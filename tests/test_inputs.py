@@ -257,7 +257,7 @@ def test_training_on_a_frame_is_training_on_its_array():
 
 def test_a_saved_run_is_the_same_whether_it_is_given_a_frame_or_its_array():
     frames, arrays = (
-        host.prepare(OBJECTIVE, given, validation=given, **GIVEN, is_saved=True)
+        host.prepare(OBJECTIVE, given, validation=given, **GIVEN, has_checkpoints=True)
         for given in (pd.DataFrame(X), X)
     )
     assert frames.identity == arrays.identity

@@ -21,6 +21,7 @@ LAYERS = [
     "_checks",
     "_files",
     "_keys",
+    "_orbax",
     "gradcheck",
     "activations",
     "observations",
@@ -83,6 +84,41 @@ def test_gradcheck_imports_nothing_of_jaxae():
     for path in FILES:
         if module_of(path) == "gradcheck":
             assert set(imported(path)) <= {"gradcheck"}
+
+
+def used_of_training(path):
+    """(module, name) of all that a file uses of `jaxae.training`, "" for itself."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        source = (getattr(node, "module", None) or "").split(".")
+        if isinstance(node, ast.ImportFrom) and source[:2] == ["jaxae", "training"]:
+            for alias in node.names:
+                if source[2:] or not is_module_of_training(alias.name):
+                    yield ".".join(source[2:]), alias.name
+                else:
+                    modules[alias.asname or alias.name] = alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if owner in modules:
+                yield modules[owner], node.attr
+            elif owner.startswith("jaxae.training"):
+                yield owner.removeprefix("jaxae.training").removeprefix("."), node.attr
+
+
+def is_module_of_training(name):
+    return (PACKAGE / "training" / f"{name}.py").exists()
+
+
+def test_other_packages_use_the_declared_names_of_training():
+    """The public names and `training.KERNEL`, which declares no name without use."""
+    used = {}
+    for path in FILES:
+        if module_of(path) in ("sweeps", "plots", "cli"):
+            for module, name in used_of_training(path):
+                used.setdefault(module, set()).add(name)
+    assert used.pop("") <= {*jaxae.training.__all__}
+    assert used == jaxae.training.KERNEL
 
 
 def test_public_names():

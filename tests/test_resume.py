@@ -1,4 +1,4 @@
-"""Saved, stopped and resumed: the same run, to the bit."""
+"""A run that is stopped and resumed is bit-identical to an uninterrupted one."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import host
+from jaxae.training import host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -53,7 +53,7 @@ def assert_same(one, other):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def uninterrupted():
     return train()
 
 
@@ -62,26 +62,32 @@ class Stop(Exception):
 
 
 def crash_at(step, checkpoint_dir, **changes):
-    """Train, and end by an exception at the first chance from that step on."""
+    """Train, and raise after the first segment that reaches that step."""
     arguments = {"hparams": HPARAMS, "key": KEY, "config": config(**changes)}
-    job = host.prepare(OBJECTIVE, X, validation=X[:9], is_saved=True, **arguments)
+    prepared = host.prepare(
+        OBJECTIVE, X, validation=X[:9], has_checkpoints=True, **arguments
+    )
 
-    def on_part(at):
+    def on_segment(at):
         if at >= step:
             raise Stop
 
-    with host.open_checkpoints(job, checkpoint_dir) as checkpoints:
+    with host.open_checkpoints(prepared, checkpoint_dir) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(job, host.start(job, checkpoints), checkpoints, on_part)
+            host.execute(
+                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            )
 
 
-# ---- to the bit ----------------------------------------------------------------------
+# ---- bit-identical -------------------------------------------------------------------
 
 
-def test_saving_changes_nothing_and_done_is_done(tmp_path, whole, monkeypatch):
-    assert_same(train(tmp_path / "run"), whole)
-    monkeypatch.setattr(host, "_rest_of_epoch", lambda *_: pytest.fail("trained"))
-    assert_same(train(tmp_path / "run"), whole)
+def test_saving_changes_nothing_and_a_finished_run_trains_no_more(
+    tmp_path, uninterrupted, monkeypatch
+):
+    assert_same(train(tmp_path / "run"), uninterrupted)
+    monkeypatch.setattr(loop, "_train_epoch", lambda *_: pytest.fail("trained"))
+    assert_same(train(tmp_path / "run"), uninterrupted)
 
 
 CRASHES = st.lists(st.integers(1, 23), min_size=1, max_size=3), st.integers(1, 9)
@@ -89,39 +95,41 @@ CRASHES = st.lists(st.integers(1, 23), min_size=1, max_size=3), st.integers(1, 9
 
 @settings(max_examples=5, deadline=None)
 @given(*CRASHES)
-def test_wherever_a_run_crashes_it_goes_on_to_the_bit(
-    tmp_path_factory, whole, crashes, every
+def test_a_crash_anywhere_changes_no_result(
+    tmp_path_factory, uninterrupted, crashes, every
 ):
-    goes_on_to_the_bit(tmp_path_factory, whole, crashes, every)
+    assert_resumes_bit_identical(tmp_path_factory, uninterrupted, crashes, every)
 
 
 @pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(*CRASHES)
-def test_wherever_it_crashes_however_often(tmp_path_factory, whole, crashes, every):
-    goes_on_to_the_bit(tmp_path_factory, whole, crashes, every)
+def test_many_crashes_anywhere_change_no_result(
+    tmp_path_factory, uninterrupted, crashes, every
+):
+    assert_resumes_bit_identical(tmp_path_factory, uninterrupted, crashes, every)
 
 
-def goes_on_to_the_bit(tmp_path_factory, whole, crashes, every):
+def assert_resumes_bit_identical(tmp_path_factory, uninterrupted, crashes, every):
     directory = tmp_path_factory.mktemp("run")
     for step in sorted(crashes):
         crash_at(step, directory, checkpoint_steps=every)
-    assert_same(train(directory, config=config(checkpoint_steps=every)), whole)
+    assert_same(train(directory, config=config(checkpoint_steps=every)), uninterrupted)
 
 
-def test_more_epochs_continue_as_if_asked_for_from_the_start(tmp_path, whole):
+def test_a_finished_run_continues_to_more_epochs(tmp_path, uninterrupted):
     train(tmp_path, config=config(num_epochs=2))
-    assert_same(train(tmp_path), whole)
+    assert_same(train(tmp_path), uninterrupted)
 
 
-def test_saved_by_the_minute_too(tmp_path, whole):
+def test_checkpoints_by_the_minute(tmp_path, uninterrupted):
     settings_ = config(checkpoint_steps=None, checkpoint_minutes=0.0)
     crash_at(9, tmp_path, checkpoint_steps=None, checkpoint_minutes=0.0)
     assert len(os.listdir(tmp_path)) > 0
-    assert_same(train(tmp_path, config=settings_), whole)
+    assert_same(train(tmp_path, config=settings_), uninterrupted)
 
 
-def test_the_last_few_are_kept(tmp_path):
+def test_the_last_checkpoints_are_kept(tmp_path):
     train(tmp_path, config=config(keep_checkpoints=3))
     assert sorted(map(int, os.listdir(tmp_path))) == [16, 20, 24]
 
@@ -134,37 +142,39 @@ def test_the_last_few_are_kept(tmp_path):
     ],
     ids=str,
 )
-def test_all_that_is_carried_is_saved(tmp_path, changes):
+def test_the_state_of_optimizer_and_metrics_is_saved(tmp_path, changes):
     changes = {**changes, "diagnostics": False}
     hparams = dict(HPARAMS)
     if "optimizer" in changes:
         hparams |= {"adamw_decay": 0.1, "schedule_steps": 5, "final_fraction": 0.1}
     expected = train(config=config(**changes), hparams=hparams)
-    job = host.prepare(
+    prepared = host.prepare(
         OBJECTIVE,
         X,
         hparams=hparams,
         key=KEY,
         config=config(**changes),
         validation=X[:9],
-        is_saved=True,
+        has_checkpoints=True,
     )
 
-    def on_part(at):
+    def on_segment(at):
         if at >= 15:
             raise Stop
 
-    with host.open_checkpoints(job, tmp_path) as checkpoints:
+    with host.open_checkpoints(prepared, tmp_path) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(job, host.start(job, checkpoints), checkpoints, on_part)
+            host.execute(
+                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            )
     assert_same(train(tmp_path, config=config(**changes), hparams=hparams), expected)
 
 
-# ---- where the data lie --------------------------------------------------------------
+# ---- the location of the data --------------------------------------------------------
 
 
 class Records:
-    """Rows as a user writes them."""
+    """Rows of a user's own class."""
 
     def __len__(self):
         return len(X)
@@ -173,36 +183,38 @@ class Records:
         return X[rows]
 
 
-def test_where_the_data_lie_changes_no_bit(tmp_path, whole):
+def test_the_location_of_the_data_changes_no_bit(tmp_path, uninterrupted):
     np.save(tmp_path / "X.npy", X)
     small = config(memory_budget=100)
     on_disk = np.load(tmp_path / "X.npy", mmap_mode="r")
     for data in (X, on_disk, Records()):
-        assert_same(train(data=data, config=small), whole)
-    assert_same(train(data=on_disk), whole)
-    assert_same(train(validation=on_disk[:9], config=small), whole)
+        assert_same(train(data=data, config=small), uninterrupted)
+    assert_same(train(data=on_disk), uninterrupted)
+    assert_same(train(validation=on_disk[:9], config=small), uninterrupted)
 
 
-def test_blocks_of_rows_are_read_ahead_and_resumed_inside(tmp_path, whole, monkeypatch):
+def test_blocks_of_rows_are_read_ahead_and_resumed_inside(
+    tmp_path, uninterrupted, monkeypatch
+):
     from jaxae.training import batching
 
     monkeypatch.setattr(batching, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
     settings_ = {"memory_budget": 100, "checkpoint_steps": 1}
     crash_at(5, tmp_path / "run", **settings_)
-    assert_same(train(tmp_path / "run", config=config(**settings_)), whole)
+    assert_same(train(tmp_path / "run", config=config(**settings_)), uninterrupted)
 
 
-def test_pairs_may_lie_on_disk(tmp_path):
+def test_pairs_may_be_on_disk(tmp_path):
     np.save(tmp_path / "X.npy", X)
     on_disk = np.load(tmp_path / "X.npy", mmap_mode="r")
     pair = (X, 1 - X)
     expected = train(data=pair, validation=pair, config=config(diagnostics=False))
-    found = train(
+    run = train(
         data=(on_disk, 1 - X),
         validation=(on_disk, 1 - X),
         config=config(memory_budget=9, diagnostics=False),
     )
-    assert_same(found, expected)
+    assert_same(run, expected)
 
 
 def test_a_row_of_nan_in_the_middle_of_a_memory_map_is_named(tmp_path):
@@ -214,7 +226,7 @@ def test_a_row_of_nan_in_the_middle_of_a_memory_map_is_named(tmp_path):
         train(data=on_disk, config=config(memory_budget=100))
 
 
-# ---- another run is refused ----------------------------------------------------------
+# ---- another run is rejected ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -254,13 +266,13 @@ def saved(tmp_path_factory):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_state_of_another_run_is_refused_by_the_field(saved, changes, field):
+def test_a_checkpoint_of_another_run_is_rejected_by_the_field(saved, changes, field):
     with pytest.raises(ValueError, match=f"holds another run: {field}.* there") as e:
         train(saved, **changes)
     assert "\n" not in str(e.value)
 
 
-def test_a_state_of_another_version_is_refused(saved, monkeypatch):
+def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
     from jaxae.training import fingerprint
 
     monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
@@ -269,7 +281,7 @@ def test_a_state_of_another_version_is_refused(saved, monkeypatch):
         train(saved)
 
 
-def test_an_optimizer_that_keeps_other_numbers_is_refused(tmp_path):
+def test_an_optimizer_with_another_state_is_rejected(tmp_path):
     def optimizer(hp):
         return optax.sgd(hp["learning_rate"])
 
@@ -303,7 +315,7 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("patience", [None, 1])
-def test_nobody_looks_for_a_metric_that_there_is_not(patience):
+def test_an_unknown_monitor_is_rejected(patience):
     settings_ = config(monitor="validation/los", patience=patience)
     with pytest.raises(ValueError, match="monitor must be .*did you mean 'validation/"):
         train(config=settings_)
@@ -325,7 +337,7 @@ def test_without_validation_data_only_the_default_monitor_may_be_missing():
         ({}, {"corruption_rate": 10**400}),
     ],
 )
-def test_numbers_out_of_range_are_refused(build, number):
+def test_hparams_out_of_range_are_rejected(build, number):
     settings_ = config(optimizer=optimizers.build("adam", **build))
     name = next(iter(number))
     with pytest.raises(ValueError, match=rf"hparams\['{name}'\] must be"):
@@ -367,7 +379,7 @@ def test_a_divergence_names_the_leaf_and_the_row(tmp_path):
     assert again.reason == run.reason
 
 
-def test_where_no_row_is_to_blame_none_is_named():
+def test_a_divergence_that_no_row_caused_names_no_row():
     sgd = config(optimizer=optimizers.sgd, diagnostics=False)
     with pytest.warns(RuntimeWarning):
         run = train(
@@ -379,7 +391,7 @@ def test_where_no_row_is_to_blame_none_is_named():
     assert run.stopped_at in (0, 1) and "of W" in run.reason
 
 
-def test_steps_may_be_skipped_and_are_counted():
+def test_skipped_steps_are_counted():
     run = diverge(on_nonfinite="skip")
     assert run.status == "finished"
     # Row 17 is in one of six batches of eight rows of fifty, or in none.
@@ -389,7 +401,7 @@ def test_steps_may_be_skipped_and_are_counted():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params))
 
 
-def test_where_the_last_epoch_skips_every_step_it_is_told():
+def test_an_epoch_whose_steps_are_all_skipped_warns():
     skip = config(
         optimizer=optimizers.sgd, on_nonfinite="skip", num_epochs=2, diagnostics=False
     )
@@ -454,8 +466,8 @@ print(run.status, len(seen))
         pytest.param("handled", "SIGINT", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_waits_for_the_state_and_then_has_its_effect(
-    tmp_path, whole, number, handler
+def test_a_signal_waits_until_the_state_is_saved(
+    tmp_path, uninterrupted, number, handler
 ):
     code = INTERRUPTED.format(tests=os.path.dirname(__file__))
     command = [sys.executable, "-c", code, str(tmp_path / "run"), number, handler]
@@ -467,7 +479,7 @@ def test_a_signal_waits_for_the_state_and_then_has_its_effect(
     else:
         assert "KeyboardInterrupt" in done.stderr
     assert os.listdir(tmp_path / "run") != []
-    assert_same(train(tmp_path / "run"), whole)
+    assert_same(train(tmp_path / "run"), uninterrupted)
 
 
 # ---- bfloat16 products ---------------------------------------------------------------
@@ -511,8 +523,8 @@ def test_the_sum_over_examples_is_in_float32():
         jaxae.manual.value_and_grad(low)(params, ones, None, {})[1],
     ):
         one = jax.grad(lambda p: low(p, ones[:1], None, {})[0])(params)
-        for found, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(one)):
-            np.testing.assert_allclose(found, expected, rtol=1e-2)
+        for leaf, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(one)):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-2)
 
 
 def test_precision_reports_the_error_of_bfloat16_products():
@@ -522,8 +534,8 @@ def test_precision_reports_the_error_of_bfloat16_products():
     exact = jaxae.gradcheck.precision(
         lambda p, X: jaxae.Objective(model())(p, X, None, {})[0], params, X
     )
-    found, reference = (r.leaves["W"]["float32"].error for r in (report, exact))
-    assert reference < 1e-5 < 1e-4 < found < 0.05
+    error, reference = (r.leaves["W"]["float32"].error for r in (report, exact))
+    assert reference < 1e-5 < 1e-4 < error < 0.05
 
 
 # ---- other devices -------------------------------------------------------------------
@@ -560,13 +572,13 @@ for moved, stayed in zip(go("moved", 2, 4), go("stayed", 4, 4)):
 """
 
 
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path):
+def test_a_run_resumes_on_another_number_of_devices(tmp_path):
     code = ON_DEVICES.format(tests=os.path.dirname(__file__))
     command = [sys.executable, "-c", code]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
 
 
-def test_nothing_is_said_of_a_sound_run(tmp_path, capfd):
+def test_a_run_that_converges_prints_nothing(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(tmp_path)

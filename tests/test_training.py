@@ -13,6 +13,8 @@ from test_autoencoder import model
 import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.training import checks, epochs, evaluation, host
+from jaxae.training.config import settings
+from jaxae.training.fingerprint import fingerprint
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -84,7 +86,7 @@ def test_an_epoch_is_the_steps_that_the_equations_say():
     np.testing.assert_allclose(run.metrics["train/loss"][0], np.mean(losses), rtol=1e-5)
 
 
-def test_every_epoch_has_its_own_order_that_covers_the_data():
+def test_each_epoch_visits_every_row_once():
     seen = []
 
     def spy(key, x, rate):
@@ -141,9 +143,9 @@ def test_manual_and_autodiff_follow_one_trajectory_for_200_steps(
         ]
         assert runs[0].state.step == 200
         assert runs[0].params.b_dec.dtype == dtype
-        for found, expected in zip(*(jax.tree.leaves(run.params) for run in runs)):
+        for leaf, expected in zip(*(jax.tree.leaves(run.params) for run in runs)):
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale)
+            np.testing.assert_allclose(leaf, expected, rtol=0, atol=rtol * scale)
     np.testing.assert_allclose(
         runs[0].metrics["train/loss"], runs[1].metrics["train/loss"], rtol=rtol
     )
@@ -183,13 +185,13 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 
 
 def count_traces(monkeypatch):
-    traces, run_steps = [], epochs.run_steps
+    traces, step = [], epochs.step
 
     def counted(*arguments, **keywords):
         traces.append(1)
-        return run_steps(*arguments, **keywords)
+        return step(*arguments, **keywords)
 
-    monkeypatch.setattr(epochs, "run_steps", counted)
+    monkeypatch.setattr(epochs, "step", counted)
     jax.clear_caches()
     return traces
 
@@ -270,10 +272,10 @@ def test_epoch_is_pure_and_vmaps():
         )
 
 
-# ---- starting points, data, callbacks ------------------------------------------------
+# ---- initial params, data, callbacks -------------------------------------------------
 
 
-def test_params_given_are_copied_not_donated_and_continue():
+def test_initial_params_are_copied_and_not_donated():
     params = OBJECTIVE.ae.init(KEY)
     before = jax.tree.map(np.array, params)
     run = train(params=params)
@@ -297,7 +299,7 @@ def test_pairs_of_inputs_and_targets():
     assert_falls(run.metrics["validation/loss"])
 
 
-def test_a_pure_source_is_endless_data():
+def test_training_on_a_source():
     def source(key, hparams):
         return jax.random.uniform(key, (8, 6)) * hparams["height"]
 
@@ -330,7 +332,7 @@ def test_on_epoch_sees_each_epoch_and_can_stop():
 
 
 @pytest.mark.parametrize("array", [np.zeros(3), jnp.zeros(3)], ids=["numpy", "jax"])
-def test_on_epoch_must_answer_with_one_truth(array):
+def test_on_epoch_must_return_one_truth_value(array):
     with pytest.raises(ValueError, match=r"on_epoch must return .*got float\d\d\[3\]"):
         train(on_epoch=lambda metrics, state: array)
     run = train(on_epoch=lambda metrics, state: state.step >= 12)
@@ -347,7 +349,7 @@ def test_every_optimizer_trains_with_traced_numbers(name):
     assert_falls(run.metrics["train/loss"])
 
 
-def test_an_optimizer_of_your_own():
+def test_a_custom_optimizer():
     def clipped(hp):
         return optax.chain(
             optax.clip_by_global_norm(hp["clip"]), optax.adam(hp["learning_rate"])
@@ -433,7 +435,7 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
     chex.assert_trees_all_equal(replay.params, before)
 
 
-def test_a_sound_run_warns_of_nothing():
+def test_a_run_that_converges_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train()
@@ -524,9 +526,7 @@ def bad(value, row=3, column=2):
         ({"params": model(H=3).init(KEY)}, "params.W must have shape"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence_before_any_work(
-    changes, sentence, monkeypatch
-):
+def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkeypatch):
     monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
@@ -544,9 +544,50 @@ def test_bad_input_is_refused_in_one_sentence_before_any_work(
         ({"optimizer": 3}, "optimizer must be a function.*got 3"),
     ],
 )
-def test_config_refuses_bad_choices(changes, sentence):
+def test_config_rejects_bad_values(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         config(**changes)
+
+
+OTHER_SETTINGS = {
+    "num_epochs": 7,
+    "batch_size": 5,
+    "optimizer": optimizers.sgd,
+    "gradient": "manual",
+    "log_every": 2,
+    "steps_per_epoch": 9,
+    "on_nonfinite": "skip",
+    "diagnostics": False,
+    "monitor": "train/loss",
+    "patience": 3,
+    "checkpoint_steps": 4,
+    "checkpoint_minutes": 1.5,
+    "keep_checkpoints": 6,
+    "memory_budget": 1000,
+}
+
+
+def test_every_field_of_the_config_is_a_setting():
+    """Each says whether it is compiled in, and whether the fingerprint has it."""
+    assert list(settings()) == list(OTHER_SETTINGS)
+    plain = jaxae.TrainConfig()
+    for name, about in settings().items():
+        other = jaxae.TrainConfig(**{name: OTHER_SETTINGS[name]})
+        assert other != plain
+        assert (other.program() != plain.program()) == about.in_program, name
+        prints = [
+            fingerprint(OBJECTIVE, c, {}, KEY, None, X, None) for c in (plain, other)
+        ]
+        assert (prints[0] == prints[1]) == about.may_change_on_resume, name
+        assert not (about.in_program and about.may_change_on_resume), name
+        for choice in about.choices or ():
+            assert getattr(jaxae.TrainConfig(**{name: choice}), name) == choice
+
+
+def test_a_setting_is_checked_under_the_name_that_the_user_knows():
+    with pytest.raises(ValueError, match="^--batch-size must be an integer of at"):
+        settings()["batch_size"].check("--batch-size", 0)
+    assert type(jaxae.TrainConfig(batch_size=np.int64(3)).batch_size) is int
 
 
 def test_unknown_optimizer_lists_the_known():
@@ -555,14 +596,14 @@ def test_unknown_optimizer_lists_the_known():
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 1000])
-def test_an_order_is_a_permutation_and_the_same_wherever_it_is_sorted(num_rows):
+def test_an_order_is_a_permutation_equal_on_host_and_device(num_rows):
     bits = training.epochs.order_bits(KEY, 3, num_rows)
     order = np.asarray(training.epochs.order_of(KEY, 3, num_rows))
     assert sorted(order) == list(range(num_rows))
     np.testing.assert_array_equal(
         order, training.epochs.sorted_rows_on_host(np.asarray(bits))
     )
-    # Of equals, the first row first, on either side.
+    # Equal bits: the rows stay in order, on host and device.
     equal = np.repeat(np.array([2**32 - 1, 0, 7], np.uint32), 5)
     on_device = training.epochs.sorted_rows(jnp.asarray(equal))
     on_host = training.epochs.sorted_rows_on_host(equal)
@@ -570,7 +611,7 @@ def test_an_order_is_a_permutation_and_the_same_wherever_it_is_sorted(num_rows):
     assert list(on_host[:5]) == list(range(5, 10))
 
 
-def test_every_row_is_as_likely_at_every_place():
+def test_orders_are_uniform():
     keys = jax.random.split(KEY, 6000)
     orders = jax.vmap(lambda key: training.epochs.order_of(key, 0, 5))(keys)
     counts = (np.asarray(orders)[:, :, None] == np.arange(5)).sum(axis=0)

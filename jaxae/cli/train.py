@@ -21,6 +21,7 @@ from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.data.scaling import save_scaling
 from jaxae.training import Run, diagnostics, epochs, host
+from jaxae.training.host import PreparedRun
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -68,7 +69,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
 
 def _execute(
-    out: Path, job: host.Job, progress: Any, checkpoints: Any, interrupt: Interrupt
+    out: Path, job: PreparedRun, progress: Any, checkpoints: Any, interrupt: Interrupt
 ) -> Run:
     """Train, writing a line an epoch."""
     num_steps = job.config.num_epochs * epochs.num_steps(job.data, job.config)
@@ -82,7 +83,9 @@ def _execute(
         return host.execute(job, progress, checkpoints, reporter.on_part)
 
 
-def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) -> None:
+def _write(
+    out: Path, job: PreparedRun, run: Run, splits: Splits, described: dict
+) -> None:
     """All that a run leaves; the model first: whatever happens later, it is safe."""
     ae = job.objective.ae
     _save(out, ae, run.params, splits, described)
@@ -97,7 +100,7 @@ def _write(out: Path, job: host.Job, run: Run, splits: Splits, described: dict) 
     print_results(results)
 
 
-def _job(options: TrainOptions, splits: Splits) -> host.Job:
+def _job(options: TrainOptions, splits: Splits) -> PreparedRun:
     """What is to be done, checked."""
     init_key, train_key = jax.random.split(key_of(options))
     ae = factory.autoencoder(options, splits.train.shape[1])
@@ -110,11 +113,11 @@ def _job(options: TrainOptions, splits: Splits) -> host.Job:
         config=factory.config(options),
         validation=splits.validation if len(splits.validation) else None,
         params=params,
-        is_saved=True,
+        has_checkpoints=True,
     )
 
 
-def _start(job: host.Job, checkpoints: Any, options: TrainOptions) -> Any:
+def _start(job: PreparedRun, checkpoints: Any, options: TrainOptions) -> Any:
     """Where the job stands; what was damaged is told of in a line each.
 
     Raises:
@@ -155,7 +158,7 @@ def _params(options: TrainOptions, ae: jaxae.Autoencoder, key, splits: Splits) -
     )
 
 
-def _check_repeats(options: TrainOptions, splits: Splits, job: host.Job) -> None:
+def _check_repeats(options: TrainOptions, splits: Splits, job: PreparedRun) -> None:
     """Refuse to repeat a run on other data or from another start; note the rest.
 
     Raises:
@@ -195,7 +198,7 @@ def _check_repeats(options: TrainOptions, splits: Splits, job: host.Job) -> None
             )
 
 
-def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
+def _is_done(out: Path, job: PreparedRun, progress: Any) -> bool:
     """Whether nothing is left to do; what was damaged since is made again.
 
     Raises:
@@ -217,7 +220,7 @@ def _is_done(out: Path, job: host.Job, progress: Any) -> bool:
     return not names
 
 
-def _standing(job: host.Job, progress: Any) -> str:
+def _standing(job: PreparedRun, progress: Any) -> str:
     """Of a run that is done: whether it did just what is asked, or more."""
     asked, reached = job.config.num_epochs, int(progress.state.step)
     num_steps = asked * epochs.num_steps(job.data, job.config)
@@ -231,7 +234,9 @@ def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, described) -
     save_scaling(out, splits.scaling)
 
 
-def _describe(options: TrainOptions, splits: Splits, job: host.Job) -> dict[str, Any]:
+def _describe(
+    options: TrainOptions, splits: Splits, job: PreparedRun
+) -> dict[str, Any]:
     """What `config.json` says beside the model."""
     start = _start_sha256(job)
     return {
@@ -243,7 +248,7 @@ def _describe(options: TrainOptions, splits: Splits, job: host.Job) -> dict[str,
     }
 
 
-def _start_sha256(job: host.Job) -> str | None:
+def _start_sha256(job: PreparedRun) -> str | None:
     """Of the parameters that a run starts from, where they are not drawn."""
     assert job.fingerprint is not None  # a run of the command line is saved
     return job.fingerprint["params"]

@@ -1,8 +1,19 @@
-"""Training: one pure function per epoch, and the host loop around it."""
+"""Training: one pure function per epoch, and the host loop around it.
+
+The names below are public. Other packages of jaxae may use those of `KERNEL` too, by
+module, and nothing else; each of them serves a purpose of its own:
+
+- `checks`: `sweep` checks its arguments by the same rules as `train`.
+- `epochs`: a lane of a sweep is traced from the same steps as a single run.
+- `diagnostics`, `evaluation`: the metrics of a lane are those of a single run.
+- `fingerprint`, `checkpointing`: a sweep is resumed as a run is.
+- `host`: the command line takes the steps of `train` one by one.
+"""
 
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState, epoch, init_state, step
-from jaxae.training.host import Run, train
+from jaxae.training.host import train
+from jaxae.training.loop import Run
 
 __all__ = [
     "Run",
@@ -13,3 +24,54 @@ __all__ = [
     "step",
     "train",
 ]
+
+KERNEL = {
+    "checkpointing": {"Pace"},
+    "checks": {
+        "as_data",
+        "as_hparams",
+        "as_rows",
+        "check_arguments",
+        "check_hparams",
+        "check_numbers",
+        "check_parts",
+        "check_updates",
+        "names_read",
+    },
+    "diagnostics": {
+        "as_metrics",
+        "evaluate",
+        "evaluate_block",
+        "names_of_step",
+        "remarks",
+        "sum_blocks",
+    },
+    "epochs": {
+        "INIT_SCALE",
+        "Data",
+        "Means",
+        "TrainState",
+        "batches",
+        "data_key_of",
+        "init_means",
+        "init_state",
+        "num_rows",
+        "num_steps",
+        "order_bits",
+        "run_steps",
+        "sorted_rows",
+        "sorted_rows_on_host",
+    },
+    "evaluation": {"probe"},
+    "fingerprint": {"fingerprint"},
+    "host": {
+        "PreparedRun",
+        "advice",
+        "all_steps_skipped",
+        "execute",
+        "open_checkpoints",
+        "prepare",
+        "start",
+        "status_of",
+    },
+}

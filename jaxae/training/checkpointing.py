@@ -1,31 +1,126 @@
-"""When a run is saved, and how a signal waits for that."""
+"""Checkpoints of a run: what is saved, when, and how a signal waits for it."""
 
-import contextlib
-import math
+import signal
+import threading
 import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxae.checkpoints import Checkpoints
-from jaxae.training import progress as progress_module
 from jaxae.training.config import TrainConfig
-from jaxae.training.progress import Progress
-from jaxae.training.signals import DeferredSignals
+from jaxae.training.epochs import Means, TrainState
 
-_PART_SECONDS = 0.5  # how long a run that can be saved goes on unasked
+
+class Best(NamedTuple):
+    """The best epoch so far, by config.monitor."""
+
+    epoch: int  # counted from 1
+    value: float
+    params: Any
+
+
+class RunState(NamedTuple):
+    """All that a run continues from, between two steps."""
+
+    state: TrainState
+    means: Means  # over the steps so far of the epoch in progress
+    history: tuple[dict[str, float], ...]  # the metrics of each epoch that has ended
+    best: Best | None = None
+    reason: str | None = None  # why the run diverged
+
+
+# ---- as arrays by name, and back -----------------------------------------------------
+
+_HISTORY, _BEST = "history", "best."
+
+
+def save(checkpoints: Checkpoints, run_state: RunState) -> None:
+    """Save the state of a run, in the background; see `Checkpoints.save`."""
+    arrays = _arrays(run_state)
+    if run_state.history:
+        rows = [list(metrics.values()) for metrics in run_state.history]
+        arrays[_HISTORY] = np.array(rows, np.float64)
+    notes: dict[str, Any] = {
+        "metrics": list(run_state.history[0]) if run_state.history else [],
+        "reason": run_state.reason,
+    }
+    best = run_state.best
+    if best is not None:
+        arrays |= _named(best.params, _BEST)
+        notes["best"] = {"epoch": best.epoch, "value": best.value}
+    checkpoints.save(int(run_state.state.step), arrays, notes)
+
+
+def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
+    """The state that was saved last; None if there is none.
+
+    Args:
+      checkpoints: an open folder.
+      initial: the run before its first step: its arrays give structure and placement.
+
+    Raises:
+      ValueError: if every checkpoint is damaged, or they are another run's.
+    """
+    params = initial.state.params
+    checkpoint = checkpoints.restore(_arrays(initial), _named(params, _BEST))
+    if checkpoint is None:
+        return None
+    arrays, notes = checkpoint.arrays, checkpoint.notes
+    history: tuple[dict[str, float], ...] = ()
+    if notes["metrics"]:
+        rows = np.asarray(arrays[_HISTORY]).tolist()
+        history = tuple(dict(zip(notes["metrics"], row, strict=True)) for row in rows)
+    best = None
+    if "best" in notes:
+        best = Best(**notes["best"], params=_unnamed(params, arrays, _BEST))
+    saved = _unnamed(_saved(initial), arrays)
+    state = saved["state"]._replace(key=initial.state.key)
+    return RunState(state, saved["means"], history, best, notes["reason"])
+
+
+def _saved(run_state: RunState) -> dict[str, Any]:
+    # Not the key: the user gives it again, and the fingerprint checks that it is equal.
+    no_key: Any = ()
+    state = run_state.state._replace(key=no_key)
+    return {"state": state, "means": run_state.means}
+
+
+def _arrays(run_state: RunState) -> dict[str, Any]:
+    return _named(_saved(run_state))
+
+
+def _named(tree: Any, prefix: str = "") -> dict[str, Any]:
+    return {
+        prefix + jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _unnamed(like: Any, arrays: dict[str, Any], prefix: str = "") -> Any:
+    leaves = [arrays[name] for name in _named(like, prefix)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+# ---- when it is saved ----------------------------------------------------------------
+
+_SEGMENT_SECONDS = 0.5  # the longest that a signal waits, or a checkpoint is late
 _FIRST_STEPS = 16
 
 
 class Pace:
-    """How many steps to take until the clock is read again: `_PART_SECONDS` of them."""
+    """How many steps take about `_SEGMENT_SECONDS`, by the time that the last took."""
 
     def __init__(self, first_steps: int):
-        self._asked_at, self._num_steps = time.monotonic(), first_steps
+        self._called_at, self._num_steps = time.monotonic(), first_steps
 
     def num_steps(self) -> int:
-        """From now on, by how long those of the call before took."""
+        """The length of the next segment, given that this is called after each."""
         now = time.monotonic()
-        elapsed, self._asked_at = now - self._asked_at, now
-        self._num_steps *= 2 if elapsed < _PART_SECONDS else 1
-        if elapsed > 2 * _PART_SECONDS:
+        elapsed, self._called_at = now - self._called_at, now
+        self._num_steps *= 2 if elapsed < _SEGMENT_SECONDS else 1
+        if elapsed > 2 * _SEGMENT_SECONDS:
             self._num_steps = max(1, self._num_steps // 2)
         return self._num_steps
 
@@ -33,63 +128,106 @@ class Pace:
 class Checkpointer:
     """Saves a run as its config says and at its end; does nothing without a folder.
 
-    While it is entered, SIGINT and SIGTERM wait for the state to be saved.
+    A context manager: inside it SIGINT and SIGTERM wait until the state is saved.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints | None, config: TrainConfig, progress: Progress
+        self, checkpoints: Checkpoints | None, config: TrainConfig, run_state: RunState
     ):
         self._checkpoints, self._config = checkpoints, config
-        self._saved = int(progress.state.step) if int(progress.state.step) else None
+        step = int(run_state.state.step)
+        self._saved_step = step if step else None
         self._saved_at, self._pace = time.monotonic(), Pace(_FIRST_STEPS)
-        self._held = None if checkpoints is None else DeferredSignals()
+        self._signals = DeferredSignals()
 
     def __enter__(self) -> "Checkpointer":
-        with contextlib.ExitStack() as stack:
-            if self._held is not None:
-                stack.enter_context(self._held)
-            self._stack = stack.pop_all()
+        if self._checkpoints is not None:
+            self._signals.defer()
         return self
 
     def __exit__(self, *exception) -> None:
-        self._stack.close()
+        self._signals.restore()
 
     @property
     def is_interrupted(self) -> bool:
         """Whether a signal waits."""
-        return self._held is not None and self._held.is_requested
+        return self._signals.number is not None
 
-    def num_steps(self, step: int) -> float | int:
-        """How many steps from this one may be taken before the saver is asked again.
-
-        About as many as take `_PART_SECONDS`; where parts end changes no result.
-        """
+    def segment_length(self, step: int, at_most: int) -> int:
+        """How many steps to run from this one before `save_if_due` is called again."""
         if self._checkpoints is None:
-            return math.inf
+            return at_most
         num_steps, every = self._pace.num_steps(), self._config.checkpoint_steps
-        return num_steps if every is None else min(num_steps, every - step % every)
+        if every is not None:
+            num_steps = min(num_steps, every - step % every)
+        return min(num_steps, at_most)
 
-    def save_if_due(self, progress: Progress) -> None:
-        """Save, where so many steps or minutes have passed."""
-        if self._checkpoints is None or int(progress.state.step) == self._saved:
+    def save_if_due(self, run_state: RunState) -> None:
+        """Save where config.checkpoint_steps or checkpoint_minutes have passed."""
+        step = int(run_state.state.step)
+        if self._checkpoints is None or step == self._saved_step:
             return
         every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
         seconds = time.monotonic() - self._saved_at
-        is_step = every is not None and int(progress.state.step) % every == 0
+        is_step = every is not None and step % every == 0
         if is_step or (minutes is not None and seconds >= 60 * minutes):
-            self._save(progress)
+            self._save(run_state)
 
-    def finish(self, progress: Progress) -> None:
-        """Save what is not yet, wait for it, and let a signal that waits go on."""
+    def finish(self, run_state: RunState) -> None:
+        """Save the last state, wait until it is on disk, and let a signal act."""
         if self._checkpoints is None:
             return
-        if int(progress.state.step) != self._saved or progress.reason is not None:
-            self._save(progress)
+        is_saved = int(run_state.state.step) == self._saved_step
+        if not is_saved or run_state.reason is not None:
+            self._save(run_state)
         self._checkpoints.wait()
-        if self._held is not None and self._held.is_requested:
-            self._held.deliver()
+        if self.is_interrupted:
+            self._signals.deliver()
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, run_state: RunState) -> None:
         assert self._checkpoints is not None
-        progress_module.save(self._checkpoints, progress)
-        self._saved, self._saved_at = int(progress.state.step), time.monotonic()
+        save(self._checkpoints, run_state)
+        self._saved_step = int(run_state.state.step)
+        self._saved_at = time.monotonic()
+
+
+# ---- signals -------------------------------------------------------------------------
+
+
+class DeferredSignals:
+    """Defers the first SIGINT or SIGTERM until `deliver`; a second one interrupts.
+
+    The default handlers end the program between any two instructions. Deferred, the
+    signal waits until the state is saved, and then goes to the handler that was there
+    before. Outside the main thread Python allows no handlers, and nothing is deferred.
+    """
+
+    def __init__(self):
+        self.number: int | None = None  # of the signal that waits
+        self._handlers: dict[int, Any] = {}
+
+    def defer(self) -> None:
+        """Replace the handlers, until `restore`."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # An ignored signal (nohup) stays ignored; None is a handler not of Python.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._record)
+
+    def restore(self) -> None:
+        """Put the handlers back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def deliver(self) -> None:
+        """Send the signal that waits to its handler; returns if the handler does."""
+        self.restore()
+        assert self.number is not None
+        signal.raise_signal(self.number)
+
+    def _record(self, number, frame) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number

@@ -1,7 +1,7 @@
-"""What training refuses, before any work."""
+"""The checks of training's arguments, before any work, and their conversions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from jaxae.training.epochs import INIT_SCALE, INIT_SCALES, Data, num_rows, num_s
 
 
 def check_arguments(objective, key, config, params=None) -> None:
-    """Refuse what is not of its type.
+    """Check types, and that params are of this model and finite.
 
     Raises:
       ValueError: naming the argument.
@@ -54,7 +54,7 @@ def check_arguments(objective, key, config, params=None) -> None:
 def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Data to train on: checked, in that dtype, on the device where they fit.
+    """Training data: checked, of that dtype, on the device within the memory budget.
 
     Raises:
       ValueError: for bad values (which row and column), shapes or sizes.
@@ -82,7 +82,9 @@ def as_data(
 
 
 def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> Any:
-    """Data or pairs of such, checked: JAX arrays of that dtype, or Rows that give it.
+    """Rows `[N, D]`, or a pair (inputs, targets): checked, and of that dtype.
+
+    They are arrays on the device where they fit the budget in bytes, else Views.
 
     Raises:
       ValueError: for bad values (which row and column), shapes or sizes.
@@ -93,23 +95,24 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
         )
     given = data if isinstance(data, tuple) else (data,)
-    pair = tuple(_checks.as_array(name, part) for part in given)
-    validate = objective.ae.observation.validate
-    for part in pair:
-        _check_part(name, part, objective, validate if part is pair[-1] else None)
-    if len(pair[0]) != len(pair[-1]):
+    arrays = tuple(_checks.as_array(name, array) for array in given)
+    inputs, targets = arrays[0], arrays[-1]
+    if inputs is not targets:
+        _check_rows(name, inputs, objective, None)
+    _check_rows(name, targets, objective, objective.ae.observation.validate)
+    if len(inputs) != len(targets):
         raise ValueError(f"{name} must pair inputs and targets of equal length.")
-    fits = _num_bytes(pair, dtype) <= budget
-    parts = tuple(_placed(name, part, dtype, fits) for part in pair)
-    return parts if isinstance(data, tuple) else parts[0]
+    fits = _num_bytes(arrays, dtype) <= budget
+    rows = tuple(_placed(name, array, dtype, fits) for array in arrays)
+    return rows if isinstance(data, tuple) else rows[0]
 
 
-def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
-    if hasattr(part, "dtype") and not data_module.is_rows(part):
-        check_array(part, name, validate=validate)
-        shape = part.shape
+def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
+    if hasattr(rows, "dtype") and not data_module.is_rows(rows):
+        check_array(rows, name, validate=validate)
+        shape = rows.shape
     else:
-        shape = data_module.column_stats(part, name, validate=validate)[:2]
+        shape = data_module.column_stats(rows, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
         raise ValueError(
             f"{name} must have {objective.ae.input_dim} columns for this model, "
@@ -117,24 +120,24 @@ def _check_part(name: str, part: Any, objective: Objective, validate) -> None:
         )
 
 
-def _num_bytes(pair: tuple, dtype) -> float | int:
-    """In that dtype; infinite for what is read by the user's own code."""
-    is_own = [data_module.is_rows(p) and not isinstance(p, np.memmap) for p in pair]
-    if any(is_own):
-        return math.inf
-    return sum(math.prod(part.shape) for part in pair) * jnp.dtype(dtype).itemsize
+def _num_bytes(arrays: tuple, dtype) -> float | int:
+    """In that dtype; infinite for rows that are read by the user's own code."""
+    for rows in arrays:
+        if data_module.is_rows(rows) and not isinstance(rows, np.memmap):
+            return math.inf
+    return sum(math.prod(rows.shape) for rows in arrays) * jnp.dtype(dtype).itemsize
 
 
-def _placed(name: str, part: Any, dtype, fits: bool) -> Any:
+def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
     placed: Any
-    with np.errstate(over="ignore"):  # seen and said just below
+    with np.errstate(over="ignore"):  # an overflow raises below
         if fits:
-            extremes = placed = jnp.asarray(np.asarray(part).astype(dtype))
+            extremes = placed = jnp.asarray(np.asarray(rows).astype(dtype))
         else:
-            placed = data_module.View(part, dtype=dtype)
-            # Casting keeps order, so the extremes overflow if anything does.
-            found = data_module.column_stats(part, name)
-            extremes = jnp.asarray(np.stack([found.low, found.high]).astype(dtype))
+            placed = data_module.View(rows, dtype=dtype)
+            # A cast keeps the order, so if anything overflows, the extremes do.
+            stats = data_module.column_stats(rows, name)
+            extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
         raise ValueError(
             f"{name} overflows {jnp.dtype(dtype)}, the parameters' dtype; scale it."
@@ -142,8 +145,22 @@ def _placed(name: str, part: Any, dtype, fits: bool) -> Any:
     return placed
 
 
+def as_callbacks(on_epoch) -> tuple[Callable, ...]:
+    """The callbacks of `train`, of which there may be none, one or many.
+
+    Raises:
+      ValueError: for what is no function.
+    """
+    is_many = isinstance(on_epoch, Iterable) and not callable(on_epoch)
+    callbacks = () if on_epoch is None else on_epoch if is_many else (on_epoch,)
+    for callback in callbacks:
+        if isinstance(on_epoch, str) or not callable(callback):
+            raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
+    return tuple(callbacks)
+
+
 def check_patience(config: TrainConfig, validation) -> None:
-    """Refuse to wait for a metric that there will not be.
+    """Reject a patience that waits for a metric of validation data without such data.
 
     Raises:
       ValueError: naming it.
@@ -156,8 +173,24 @@ def check_patience(config: TrainConfig, validation) -> None:
         )
 
 
+def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
+    """Reject a monitor that is no metric, after the first epoch, when these are known.
+
+    The default one may be missing: it needs validation data, and nobody asked for it.
+
+    Raises:
+      ValueError: listing the metrics.
+    """
+    is_default = config.monitor == TrainConfig().monitor and config.patience is None
+    if config.monitor not in metrics and not is_default:
+        raise ValueError(
+            f"monitor must be a metric of the run, got {config.monitor!r}"
+            f"{_checks.closest(config.monitor, metrics)}; known: {', '.join(metrics)}."
+        )
+
+
 def check_updates(config: TrainConfig, data: Data) -> None:
-    """Refuse an optimizer of `optimizers.build` that would make no update at all.
+    """Reject an optimizer that accumulates more gradients than the run has steps.
 
     Raises:
       ValueError: naming the number.
@@ -166,13 +199,13 @@ def check_updates(config: TrainConfig, data: Data) -> None:
     total = config.num_epochs * num_steps(data, config)
     if accumulate > total:
         raise ValueError(
-            f"accumulate must be at most the {total} steps of the run, for else no "
-            f"update is made, got {accumulate}; take more epochs or smaller batches."
+            f"accumulate must be at most the {total} steps of the run, or no update is "
+            f"made, got {accumulate}; use more epochs or smaller batches."
         )
 
 
 def as_hparams(hparams, dtype) -> dict[str, Array]:
-    """Scalars by name as arrays, at least float32, so that they are traced.
+    """The hyperparameters as arrays of at least float32, so that they are traced.
 
     Raises:
       ValueError: for what is not a finite real scalar.
@@ -195,8 +228,8 @@ def _is_finite(value: Any, dtype) -> bool:
         return False
 
 
-class _Reads(Mapping):
-    """Hyperparameters that note which names are read, and lack none."""
+class _RecordedReads(Mapping):
+    """Hyperparameters that record which names are read; a missing one reads as 1."""
 
     def __init__(self, hparams):
         self._hparams, self.names = hparams, set()
@@ -206,7 +239,7 @@ class _Reads(Mapping):
         return self._hparams.get(name, 1.0)
 
     def get(self, name, default=None):
-        """As a dict's; a name that is asked for so is optional."""
+        """As of a dict: a name that is read so is optional."""
         return self[name] if name in self._hparams else default
 
     def __contains__(self, name):
@@ -227,7 +260,7 @@ def check_hparams(
     key,
     params=None,
 ) -> None:
-    """Refuse hyperparameters that nobody reads, or that somebody lacks.
+    """Reject hyperparameters that nothing reads, that are missing or out of range.
 
     Raises:
       ValueError: listing the names.
@@ -237,10 +270,10 @@ def check_hparams(
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
     if missing or unused:
-        found = [f"lacks {', '.join(missing)}"] if missing else []
-        found += [f"has {', '.join(unused)}, which nothing reads"] if unused else []
+        faults = [f"lacks {', '.join(missing)}"] if missing else []
+        faults += [f"has {', '.join(unused)}, which nothing reads"] if unused else []
         raise ValueError(
-            f"hparams {' and '.join(found)}; this objective and optimizer read: "
+            f"hparams {' and '.join(faults)}; this objective and optimizer read: "
             f"{', '.join(needed) or 'none'}."
         )
     check_numbers(objective, config, data, hparams)
@@ -249,7 +282,7 @@ def check_hparams(
 
 
 def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
-    """Refuse hyperparameters that are out of range.
+    """Reject hyperparameters that are out of range.
 
     Raises:
       ValueError: naming one, its value and its range.
@@ -265,25 +298,40 @@ def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str
     """The hyperparameters that objective, optimizer and source read.
 
     Raises:
-      ValueError: if the optimizer is none, or the source.
+      ValueError: if the optimizer or the source fails.
     """
-    reads = _Reads(hparams)
-    _check_optimizer(config, reads)
-    names = reads.names | set(objective.hparam_names)
+    names = _names_read_by_optimizer(config, hparams) | set(objective.hparam_names)
     if callable(data):
         names |= _names_read_by_source(objective, data, hparams, key)
     return sorted(names)
 
 
+def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
+    reads = _RecordedReads(hparams)
+    try:
+        optimizer = config.optimizer(reads)
+    except Exception as error:
+        raise ValueError(
+            "config.optimizer must be a function hparams -> transformation, such as "
+            f"lambda hp: optax.adam(hp['learning_rate']), but it failed: {error}."
+        ) from error
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            "config.optimizer must return an optax.GradientTransformation, "
+            f"got {optimizer!r}."
+        )
+    return reads.names
+
+
 def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str]:
-    """From shapes alone; a source that fails, or whose batches are none, is refused."""
+    """Found by tracing one batch, whose shape and dtype are checked as well."""
     names = set()
 
     def batch(key, hparams):
-        reads = _Reads(hparams)
-        found = objective.as_pair(source(key, reads))
+        reads = _RecordedReads(hparams)
+        pair = objective.as_pair(source(key, reads))
         names.update(reads.names)
-        return found
+        return pair
 
     try:
         jax.eval_shape(batch, key, dict(hparams))
@@ -297,10 +345,10 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
 
 
 def check_parts(objective: Objective, key, config: TrainConfig) -> None:
-    """Refuse custom parts whose functions return a wrong shape, dtype or type.
+    """Reject custom parts whose functions return a wrong shape, dtype or type.
 
-    Traces the objective, the metrics of an epoch and, where training uses it, the
-    hand-derived gradient. Nothing is computed.
+    The objective, the metrics of an epoch and, where training uses it, the hand-derived
+    gradient are traced; nothing is computed.
 
     Raises:
       ValueError: naming the part, its function and the leaf.
@@ -355,18 +403,3 @@ def _check_after_update(objective: Objective, config: TrainConfig, hparams, key)
             "after_update must be a pure function (state, p) -> state, but it failed: "
             f"{_checks.first_line(error)}."
         ) from error
-
-
-def _check_optimizer(config: TrainConfig, reads: _Reads) -> None:
-    try:
-        made = config.optimizer(reads)
-    except Exception as error:
-        raise ValueError(
-            "config.optimizer must be a function hparams -> transformation, such as "
-            f"lambda hp: optax.adam(hp['learning_rate']), but it failed: {error}."
-        ) from error
-    if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise ValueError(
-            "config.optimizer must return an optax.GradientTransformation, "
-            f"got {made!r}."
-        )

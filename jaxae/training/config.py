@@ -1,33 +1,123 @@
-"""What is fixed while training."""
+"""The static configuration of training.
+
+Each field of `TrainConfig` says once, through `setting`, which values it may have,
+whether the compiled program depends on it, and whether it may change on resume. From
+that follow the check on construction, `program()`, the fingerprint of a run, and the
+options of the command line. To read it: `settings()["batch_size"].in_program`.
+"""
 
 import dataclasses
+import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jaxae import _checks, optimizers
 from jaxae.optimizers import Optimizer
 
-GRADIENTS = ("autodiff", "manual")
-ON_NONFINITE = ("stop", "skip")
-# What the host alone reads: no part of the compiled program.
-_HOST = (
-    "num_epochs",
-    "diagnostics",
-    "monitor",
-    "patience",
-    "checkpoint_steps",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "memory_budget",
-)
+
+class Setting(NamedTuple):
+    """What is known of one field of `TrainConfig`.
+
+    Attributes:
+      check: `(name, value) -> value`, converted where that is needed (a NumPy integer
+        to an int); a ValueError that begins with that name for other values.
+      in_program: whether the compiled program depends on it.
+      may_change_on_resume: whether a run may be resumed with another value. False for
+        all that changes results; it is then a part of the run's fingerprint.
+      choices: the allowed values, where they are few.
+    """
+
+    check: Callable[[str, Any], Any]
+    in_program: bool
+    may_change_on_resume: bool
+    choices: tuple[str, ...] | None = None
+
+
+def setting(
+    default: Any,
+    check: Callable[[str, Any], Any] | None = None,
+    *,
+    in_program: bool = True,
+    may_change_on_resume: bool = False,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field of `TrainConfig`: its default, and its `Setting`.
+
+    The defaults are the safe ones: a field that does not say otherwise is compiled in,
+    and fixed for a run. Give either `check` or `choices`.
+    """
+    if choices is not None:
+        check = functools.partial(_check_choice, choices=choices)
+    assert check is not None
+    about = Setting(check, in_program, may_change_on_resume, choices)
+    return dataclasses.field(default=default, metadata={"setting": about})
+
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {listed}, got {value!r}.")
+    return value
+
+
+def _check_optimizer(name: str, value: Any) -> Optimizer:
+    if isinstance(value, str):
+        return optimizers.get(value)
+    if not callable(value):
+        raise ValueError(
+            f"{name} must be a function hparams -> optax.GradientTransformation "
+            "such as jaxae.optimizers.adam, or the name of one, got "
+            f"{value!r}."
+        )
+    return value
+
+
+def _check_after_update(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise ValueError(
+            f"{name} must be a function (state, p) -> state or None, got {value!r}."
+        )
+    return value
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return value
+
+
+def _check_metric(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{name} must be a metric's name such as 'validation/loss', got {value!r}."
+        )
+    return value
+
+
+def _check_minutes(name: str, value: Any) -> Any:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"{name} must be a number of minutes of at least 0, or None, got {value!r}."
+        )
+    return value
+
+
+_positive_int = _checks.positive_int
+_host_setting = functools.partial(setting, in_program=False, may_change_on_resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is fixed while training; static and hashable.
+    """The static configuration of training: frozen and hashable.
 
     Attributes:
       num_epochs: passes over the data.
@@ -36,102 +126,65 @@ class TrainConfig:
         `jaxae.optimizers`.
       gradient: "autodiff", or "manual" for the hand-derived one.
       log_every: an epoch's metrics are means over every so many of its steps.
-      steps_per_epoch: for data that is a source; an array has its own.
-      after_update: None, or a pure function `(state, p) -> state` of the `TrainState`
-        after each update and the `jaxae.terms.Pass` of its batch, to change parameters
-        or optimizer state other than by the gradient. Key and step stay as they are.
-      on_nonfinite: "stop" at a step that makes loss or parameters non-finite, or
-        "skip" it: it is undone and counted, and training goes on.
-      diagnostics: whether each epoch ends with a look at the model: variance
+      steps_per_epoch: for data that is a source; for an array, its length decides.
+      after_update: a pure function `(state, p) -> state` of the `TrainState` after each
+        update and the `jaxae.terms.Pass` of its batch, to change parameters or
+        optimizer state other than by the gradient; None for no change. The key, the
+        step and stopped_at stay as they are.
+      on_nonfinite: at a step that makes the loss or the parameters non-finite, "stop"
+        ends training; "skip" undoes the step, counts it and continues.
+      diagnostics: whether each epoch ends with an evaluation of the model: variance
         unexplained, bits, dead latents, gradient norms.
-      monitor: the metric, smaller is better, whose best epoch is kept, where there is
-        such a metric.
+      monitor: the metric by which the best epoch is chosen; smaller is better.
       patience: stop after so many epochs without a better `monitor`; None for never.
-      checkpoint_steps: save every so many steps; None for never.
-      checkpoint_minutes: save every so many minutes; None for never.
-      keep_checkpoints: how many of the last are kept.
-      memory_budget: bytes; data that are larger, or no arrays, stay where they lie, and
-        batches are read from there. It changes no result.
+      checkpoint_steps: save a checkpoint every so many steps; None for never.
+      checkpoint_minutes: save a checkpoint every so many minutes; None for never.
+      keep_checkpoints: how many of the last checkpoints are kept.
+      memory_budget: bytes; data that are larger, or that are no arrays, are not copied
+        to the device: their batches are read as training goes. It changes no result.
 
     Raises:
       ValueError: for a number out of range, an optimizer that is no function, an
         unknown choice.
     """
 
-    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    # Without jaxtyping's check of types, whose message is longer than ours.
     __no_type_check__ = True
 
-    num_epochs: int = 20
-    batch_size: int = 128
-    optimizer: Optimizer = optimizers.adam
-    gradient: str = "autodiff"
-    log_every: int = 1
-    steps_per_epoch: int | None = None
-    after_update: Callable[..., Any] | None = None
-    on_nonfinite: str = "stop"
-    diagnostics: bool = True
-    monitor: str = "validation/loss"
-    patience: int | None = None
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float | None = 10.0
-    keep_checkpoints: int = 2
-    memory_budget: int = 2**30
+    num_epochs: int = _host_setting(20, _positive_int)
+    batch_size: int = setting(128, _positive_int)
+    optimizer: Optimizer = setting(optimizers.adam, _check_optimizer)
+    gradient: str = setting("autodiff", choices=("autodiff", "manual"))
+    log_every: int = setting(1, _positive_int)
+    steps_per_epoch: int | None = setting(None, _optional(_positive_int))
+    after_update: Callable[..., Any] | None = setting(
+        None, _optional(_check_after_update)
+    )
+    on_nonfinite: str = setting("stop", choices=("stop", "skip"))
+    diagnostics: bool = setting(True, _check_bool, in_program=False)
+    monitor: str = setting("validation/loss", _check_metric, in_program=False)
+    patience: int | None = _host_setting(None, _optional(_positive_int))
+    checkpoint_steps: int | None = _host_setting(None, _optional(_positive_int))
+    checkpoint_minutes: float | None = _host_setting(10.0, _check_minutes)
+    keep_checkpoints: int = _host_setting(2, _positive_int)
+    memory_budget: int = _host_setting(2**30, _positive_int)
 
     def __post_init__(self):
-        self._as_ints("num_epochs", "batch_size", "log_every", "keep_checkpoints")
-        self._as_ints("memory_budget")
-        optional = ("steps_per_epoch", "patience", "checkpoint_steps")
-        self._as_ints(*(name for name in optional if getattr(self, name) is not None))
-        if isinstance(self.optimizer, str):
-            object.__setattr__(self, "optimizer", optimizers.get(self.optimizer))
-        if not callable(self.optimizer):
-            raise ValueError(
-                "optimizer must be a function hparams -> optax.GradientTransformation "
-                "such as jaxae.optimizers.adam, or the name of one, got "
-                f"{self.optimizer!r}."
-            )
-        if not (self.after_update is None or callable(self.after_update)):
-            raise ValueError(
-                "after_update must be a function (state, p) -> state or None, got "
-                f"{self.after_update!r}."
-            )
-        _check_choice("gradient", self.gradient, GRADIENTS)
-        _check_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
-        if not isinstance(self.diagnostics, bool):
-            raise ValueError(
-                f"diagnostics must be True or False, got {self.diagnostics!r}."
-            )
-        if not isinstance(self.monitor, str):
-            raise ValueError(
-                "monitor must be a metric's name such as 'validation/loss', got "
-                f"{self.monitor!r}."
-            )
-        if not (self.checkpoint_minutes is None or _is_time(self.checkpoint_minutes)):
-            raise ValueError(
-                "checkpoint_minutes must be a number of minutes of at least 0, or "
-                f"None, got {self.checkpoint_minutes!r}."
-            )
-
-    def _as_ints(self, *names: str) -> None:
-        for name in names:
-            value = _checks.positive_int(name, getattr(self, name))
+        for name, about in settings().items():
+            value = about.check(name, getattr(self, name))
             object.__setattr__(self, name, value)
 
     def program(self) -> "TrainConfig":
-        """The same, with what the compiled program does not depend on set aside."""
-        fields = dataclasses.fields(self)
-        aside: Any = {
-            field.name: field.default for field in fields if field.name in _HOST
-        }
-        return dataclasses.replace(self, **aside)
+        """What the compiled program depends on; other fields have their defaults.
+
+        Two configurations for which it is equal share one compiled program.
+        """
+        names = [name for name, about in settings().items() if about.in_program]
+        return TrainConfig(**{name: getattr(self, name) for name in names})
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        first, second = choices
-        raise ValueError(f"{name} must be {first!r} or {second!r}, got {value!r}.")
-
-
-def _is_time(value: Any) -> bool:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+@functools.cache
+def settings() -> Mapping[str, Setting]:
+    """What is known of each field of `TrainConfig`, in their order."""
+    fields = dataclasses.fields(TrainConfig)
+    return MappingProxyType({f.name: f.metadata["setting"] for f in fields})

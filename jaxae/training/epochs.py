@@ -4,6 +4,7 @@ They read no clock, no global state and no random state; the optimiser is built 
 them from traced hyperparameters.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -301,20 +302,28 @@ def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
 
 def batches(
     state: TrainState, i, hparams, data: Data, order, config: TrainConfig
-) -> Callable:
-    """`j -> batch j` of the epoch of whose step i this is the state."""
+) -> jax.tree_util.Partial:
+    """`j -> batch j` of the epoch of whose step i this is the state.
+
+    It is a pytree, so that a compiled program can take it as an argument.
+    """
     if callable(data):
         order_key, _ = _epoch_keys(state.key, state.step - i)
-        return lambda j: data(jax.random.fold_in(order_key, j), hparams)
+        draw = functools.partial(_batch_of_source, data)
+        return jax.tree_util.Partial(draw, order_key, hparams)
+    num_batches = len(order) // config.batch_size
+    rows = order[: num_batches * config.batch_size].reshape(num_batches, -1)
     data = jax.tree.map(jnp.asarray, data)
+    return jax.tree_util.Partial(_batch_of_rows, data, rows)
 
-    def batch_at(j):
-        rows = jax.lax.dynamic_slice_in_dim(
-            order, j * config.batch_size, config.batch_size
-        )
-        return jax.tree.map(lambda leaf: leaf[rows], data)
 
-    return batch_at
+def _batch_of_source(source, order_key, hparams, j):
+    return source(jax.random.fold_in(order_key, j), hparams)
+
+
+def _batch_of_rows(data, rows: Int32[Array, "num_batches B"], j):
+    batch_rows = jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
+    return jax.tree.map(lambda leaf: leaf[batch_rows], data)
 
 
 def num_rows(data: Any) -> int:

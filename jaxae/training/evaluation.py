@@ -1,126 +1,100 @@
-"""What is looked at when an epoch has ended."""
+"""The metrics of an epoch that has ended."""
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae import _checks
 from jaxae import data as data_module
 from jaxae.training import diagnostics, epochs
-from jaxae.training.config import TrainConfig
-from jaxae.training.progress import Best, Progress
+from jaxae.training.epochs import Means, TrainState
 
-PROBE_ROWS = 10_000  # of the training data, so many are looked at
+if TYPE_CHECKING:
+    from jaxae.training.loop import PreparedRun
+
+PROBE_ROWS = 10_000  # of the training data, at most, of which diagnostics are computed
 _PROBE_BATCHES = 8  # of a source
-_DEFAULT = TrainConfig().monitor
 
 
 class Evaluator:
-    """Ends an epoch: the means of its steps, and a look at the model that they made.
+    """Computes the metrics of an epoch: the means of its steps, and an evaluation.
 
-    The model is looked at on the validation data, and on the same rows of the training
-    data every time: all, or some `PROBE_ROWS` spread over them. The gradient is that of
-    the first `batch_size` of these, with the same noise every time.
+    The model is evaluated on the validation data and, with config.diagnostics, on the
+    probe: the same rows of the training data after every epoch (`probe`). The gradient
+    norms are those of the probe's first batch, with the same noise every time.
     """
 
-    def __init__(self, job: Any):
-        self._job = job
-        self._probe = (
-            probe(job.data, job.key, job.hparams) if job.config.diagnostics else None
-        )
+    def __init__(self, prepared: "PreparedRun"):
+        self._prepared = prepared
+        self._probe = None
+        if prepared.config.diagnostics:
+            self._probe = probe(prepared.data, prepared.key, prepared.hparams)
 
-    def end_epoch(self, progress: Progress) -> Progress:
-        """With one more row of history, and its best epoch."""
-        row: dict[str, Any] = _prefixed("train", progress.means.read(self._job.config))
-        if self._job.config.diagnostics:
-            row |= self._diagnose(progress.state)
-        if self._job.validation is not None:
-            scores = self._evaluate(self._job.validation, progress.state)
-            row |= _prefixed("validation", scores)
-        row = {name: float(value) for name, value in row.items()}
-        history = (*progress.history, row)
-        return progress._replace(
-            means=jax.tree.map(jnp.zeros_like, progress.means),
-            history=history,
-            best=self._better(progress, row, len(history)),
-        )
+    def metrics(self, state: TrainState, means: Means) -> dict[str, float]:
+        """By name: "train/loss", "validation/loss", ...
 
-    def _better(self, progress: Progress, row: dict, epoch: int) -> Best | None:
-        self._check_monitor(row)
-        value, best = row.get(self._job.config.monitor, math.nan), progress.best
-        if math.isnan(value) or (best is not None and not value < best.value):
-            return best
-        # A copy: the state goes on, and is donated.
-        return Best(epoch, value, jax.tree.map(jnp.copy, progress.state.params))
-
-    def _check_monitor(self, row: dict) -> None:
-        """Refuse a metric that there is not, once their names are known.
-
-        The default one may be missing: without validation data nothing is kept, and
-        nobody asked for it.
+        Args:
+          state: the state after the epoch.
+          means: of the epoch's steps.
         """
-        config = self._job.config
-        is_asked_for = config.patience is not None or config.monitor != _DEFAULT
-        if is_asked_for and config.monitor not in row:
-            raise ValueError(
-                f"monitor must be a metric of the run, got {config.monitor!r}"
-                f"{_checks.closest(config.monitor, row)}; known: {', '.join(row)}."
-            )
+        metrics = _prefixed("train", means.read(self._prepared.config))
+        if self._probe is not None:
+            metrics |= self._diagnostics(state)
+        if self._prepared.validation is not None:
+            scores = self._evaluate(self._prepared.validation, state)
+            metrics |= _prefixed("validation", scores)
+        return {name: float(value) for name, value in metrics.items()}
 
-    def _diagnose(self, state) -> dict[str, Any]:
-        job, size = self._job, self._job.config.batch_size
-        seen = self._evaluate(self._probe, state)
-        # Of these "train/" has the epoch's own means.
-        for name in ("loss", "reconstruction", *map(str, job.objective.penalties)):
-            del seen[name]
-        batch = jax.tree.map(lambda part: part[:size], self._probe)
+    def _diagnostics(self, state: TrainState) -> dict[str, Any]:
+        objective, config = self._prepared.objective, self._prepared.config
+        scores = self._evaluate(self._probe, state)
+        # For these, "train/" is the mean over the epoch's steps.
+        for name in diagnostics.names_of_step(objective):
+            del scores[name]
+        batch = jax.tree.map(lambda rows: rows[: config.batch_size], self._probe)
         norms = diagnostics.of_step(
             state,
             batch,
             state.key,
-            job.hparams,
-            objective=job.objective,
-            config=job.config,
+            self._prepared.hparams,
+            objective=objective,
+            config=config,
         )
-        return {**_prefixed("train", seen), **norms}
+        return {**_prefixed("train", scores), **norms}
 
-    def _evaluate(self, X: Any, state) -> dict[str, float]:
-        job = self._job
-        return diagnostics.evaluate(
-            job.objective, state.params, X, job.hparams, state.state
-        )
+    def _evaluate(self, X: Any, state: TrainState) -> dict[str, float]:
+        objective, hparams = self._prepared.objective, self._prepared.hparams
+        return diagnostics.evaluate(objective, state.params, X, hparams, state.state)
 
 
-def _prefixed(part: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {f"{part}/{name}": value for name, value in metrics.items()}
+def _prefixed(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
 def probe(data: Any, key, hparams) -> Any:
-    """The rows of the training data that are looked at, on the device."""
+    """At most `PROBE_ROWS` rows spread evenly over the training data, on the device."""
     if callable(data):
-        return _drawn(key, hparams, source=data)
+        return _draw_probe(key, hparams, source=data)
     every = math.ceil(epochs.num_rows(data) / PROBE_ROWS)
-    rows = np.arange(0, epochs.num_rows(data), every)
+    numbers = np.arange(0, epochs.num_rows(data), every)
 
-    def chosen(part):
-        is_here = isinstance(part, jax.Array)
-        return part[rows] if is_here else data_module.take(part, rows)
+    def take(rows):
+        if isinstance(rows, jax.Array):
+            return rows[numbers]
+        return jnp.asarray(data_module.take(rows, numbers))
 
-    parts = data if isinstance(data, tuple) else (data,)
-    probes = tuple(jnp.asarray(chosen(part)) for part in parts)
-    return probes if isinstance(data, tuple) else probes[0]
+    return jax.tree.map(take, data)
 
 
 @functools.partial(jax.jit, static_argnames="source")
-def _drawn(key, hparams, *, source) -> Any:
+def _draw_probe(key, hparams, *, source) -> Any:
     keys = jax.random.split(key, _PROBE_BATCHES)
     batches = [source(key, hparams) for key in keys]
 
-    def joined(*parts):  # each an array, or a list that stands for one
-        return jnp.concatenate(list(map(jnp.asarray, parts)))
+    def concatenate(*arrays):  # each an array, or a list that stands for one
+        return jnp.concatenate(list(map(jnp.asarray, arrays)))
 
-    return jax.tree.map(joined, *batches, is_leaf=lambda part: isinstance(part, list))
+    return jax.tree.map(concatenate, *batches, is_leaf=lambda a: isinstance(a, list))

@@ -1,4 +1,4 @@
-"""What makes a run the one it is, in plain words: what a resumed run must share."""
+"""The fingerprint of a run: the values that a resumed run must share with it."""
 
 import functools
 import hashlib
@@ -13,16 +13,15 @@ from jaxae._keys import generator_of
 from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
 from jaxae.data import column_stats
-from jaxae.training.config import TrainConfig
+from jaxae.training.config import TrainConfig, settings
 
 
 def fingerprint(objective, config: TrainConfig, hparams, key, params, data, validation):
-    """JSON values that two runs share if they are to make the same, to the bit.
+    """JSON values that are equal for two runs whose results are to be bit-identical.
 
-    How many epochs, how often to save and where the data lie are not among them. A
-    function is known by its name only, data by their bytes.
+    Settings that may change on resume are left out, such as the number of epochs. A
+    function is identified by its name only, data by their SHA-256.
     """
-    program = config.program()
     return {
         "version": {
             "jaxae": __version__,
@@ -34,27 +33,27 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "corruption": _name(objective.corruption),
         "compute_dtype": objective.compute_dtype,
         "penalties": [penalty.name for penalty in objective.penalties],
-        "config": {
-            "batch_size": program.batch_size,
-            "optimizer": _name(program.optimizer),
-            "gradient": program.gradient,
-            "log_every": program.log_every,
-            "steps_per_epoch": program.steps_per_epoch,
-            "on_nonfinite": program.on_nonfinite,
-            "diagnostics": config.diagnostics,
-            "monitor": config.monitor,
-        },
+        "config": _config(config),
         "hparams": {name: str(value) for name, value in sorted(hparams.items())},
         "generator": generator_of(key),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "params": None if params is None else _tree(params),
+        "params": None if params is None else _sha256(params),
         "data": _data(data),
         "validation": None if validation is None else _data(validation),
     }
 
 
+def _config(config: TrainConfig) -> dict[str, Any]:
+    values = {
+        name: getattr(config, name)
+        for name, about in settings().items()
+        if not about.may_change_on_resume
+    }
+    return {name: _name(v) if callable(v) else v for name, v in values.items()}
+
+
 def _name(part: Any) -> str | None:
-    """Of a function where it is written, of a record its own name, else its type's."""
+    """Module and name of a function; the name of a record, else that of its type."""
     if part is None:
         return None
     if isinstance(part, functools.partial):
@@ -69,16 +68,16 @@ def _data(data: Any) -> Any:
     if callable(data):
         return _name(data)
     if isinstance(data, tuple):
-        return [_data(part) for part in data]
-    found = column_stats(data)
+        return [_data(array) for array in data]
+    stats = column_stats(data)
     return {
-        "shape": [found.num_rows, found.num_columns],
-        "dtype": str(found.dtype),
-        "sha256": found.sha256,
+        "shape": [stats.num_rows, stats.num_columns],
+        "dtype": str(stats.dtype),
+        "sha256": stats.sha256,
     }
 
 
-def _tree(params: Any) -> str:
+def _sha256(params: Any) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         array = np.ascontiguousarray(leaf)
