@@ -470,12 +470,12 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
     )
     lanes, again, other = draw(KEY), draw(KEY), draw(jax.random.key(1))
     assert len(lanes) == 512
-    chex.assert_trees_all_equal(lanes.numbers, again.numbers)
-    assert (lanes.numbers["l1"] != other.numbers["l1"]).all()
+    chex.assert_trees_all_equal(lanes.hparams, again.hparams)
+    assert (lanes.hparams["l1"] != other.hparams["l1"]).all()
     # The same points for each value of a list.
-    np.testing.assert_array_equal(lanes.numbers["l1"][:256], lanes.numbers["l1"][256:])
-    u = (np.log10(lanes.numbers["learning_rate"][:256]) + 4) / 3
-    v = (lanes.numbers["l1"][:256] + 1) / 4
+    np.testing.assert_array_equal(lanes.hparams["l1"][:256], lanes.hparams["l1"][256:])
+    u = (np.log10(lanes.hparams["learning_rate"][:256]) + 4) / 3
+    v = (lanes.hparams["l1"][:256] + 1) / 4
     assert ((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)).all()
     counts = np.histogram2d(u, v, bins=8, range=[[0, 1], [0, 1]])[0]
     if sampler == "sobol":
@@ -501,7 +501,7 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
     )
     for power in range(log + 1):
         bins = 2**power, 2 ** (log - power)
-        points = lanes.numbers["x"], lanes.numbers["y"]
+        points = lanes.hparams["x"], lanes.hparams["y"]
         counts = np.histogram2d(*points, bins, [[0, 1], [0, 1]])[0]
         assert (counts == 1).all()
 
@@ -709,7 +709,7 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
     assert chosen.seconds == 16 * 1000
     again = plans.schedule_of(
-        group, trial, 1000, block_seconds=1e9, alike=chosen, **given
+        group, trial, 1000, block_seconds=1e9, reuse=chosen, **given
     )
     assert again == chosen._replace(tried=())  # known, so that nothing else is tried
     short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)

@@ -13,7 +13,7 @@ from jaxae.autoencoder.model import LATENT_DIM
 from jaxae.objective import Objective
 from jaxae.sweeps import layouts
 from jaxae.sweeps.layouts import Layout
-from jaxae.sweeps.spaces import STATIC_AXES, Lanes
+from jaxae.sweeps.spaces import Lanes, with_static_values
 from jaxae.training import TrainConfig, checks, epochs
 from jaxae.training.epochs import INIT_SCALE, Data
 
@@ -102,12 +102,12 @@ def groups_of(
         out of range, or widths that the model cannot have as padding.
     """
     members: dict[tuple, list[int]] = {}
-    for lane, choices in enumerate(lanes.choices):
+    for lane, choices in enumerate(lanes.static):
         members.setdefault(choices, []).append(lane)
     checked = checks.as_hparams(hparams, jnp.float32)
     shared = {name: np.float32(value) for name, value in checked.items()}
-    given = {**shared, **{name: values[0] for name, values in lanes.numbers.items()}}
-    chosen = [_chosen(objective, config, choices) for choices in members]
+    given = {**shared, **{name: values[0] for name, values in lanes.hparams.items()}}
+    chosen = [with_static_values(objective, config, choices) for choices in members]
     read = [
         checks.names_read(its_objective, its_config, data, given, key)
         for its_objective, its_config in chosen
@@ -160,12 +160,6 @@ def _check_names(given: Mapping, read: list[str]) -> None:
         )
 
 
-def _chosen(objective: Objective, config: TrainConfig, choices: tuple):
-    for name, value in choices:
-        objective, config = STATIC_AXES[name].apply(objective, config, value)
-    return objective, config
-
-
 def _group(
     objective, config, lanes: Lanes, mine, shared, wanted, data: Data, key
 ) -> Group:
@@ -173,8 +167,8 @@ def _group(
     objective = with_width(objective, int(widths.max()))
     with np.errstate(over="ignore"):  # refused below, lane by lane
         numbers = {
-            name: lanes.numbers[name][mine].astype(np.float32)
-            if name in lanes.numbers
+            name: lanes.hparams[name][mine].astype(np.float32)
+            if name in lanes.hparams
             else np.full(len(mine), shared[name])
             for name in wanted
         }
@@ -182,7 +176,7 @@ def _group(
         _check_padding(objective)
         numbers[LATENT_DIM] = widths.astype(np.int32)
     limits = [with_width(objective, int(w)).ae.init_limit for w in widths]
-    first = {name: lanes.axes[name][mine[0]] for name, _ in lanes.choices[mine[0]]}
+    first = {name: lanes.axes[name][mine[0]] for name, _ in lanes.static[mine[0]]}
     vmapped, generator = _vmapped(objective, config, wanted, data, key)
     return Group(
         name=", ".join(f"{name} {value}" for name, value in first.items()),
