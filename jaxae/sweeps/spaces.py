@@ -274,8 +274,9 @@ def check_space(space, hparams: Collection[str] = (), *, source="space") -> dict
             raise ValueError(
                 f"{source}'s keys must be names, or tuples of names, got {key!r}."
             )
+    axes = {key: check_axis(key, axis, source=source) for key, axis in space.items()}
     _check_names(names_of(space), hparams, source)
-    return {key: check_axis(key, axis, source=source) for key, axis in space.items()}
+    return axes
 
 
 def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
