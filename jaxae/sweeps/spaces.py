@@ -105,7 +105,9 @@ STATIC_AXES = {
 }
 
 
-def with_static_values(objective: Objective, config: TrainConfig, values):
+def with_static_values(
+    objective: Objective, config: TrainConfig, values
+) -> tuple[Objective, TrainConfig]:
     """The objective and the config with the (name, value) of each static axis."""
     for name, value in values:
         field, owner = {name: value}, STATIC_AXES[name].owner
