@@ -132,10 +132,6 @@ class Contestant(NamedTuple):
 # ---- ours ----------------------------------------------------------------------------
 
 
-class _Planned(Exception):
-    """Ends a sweep before it trains."""
-
-
 def objective_of(case: Case) -> jaxae.Objective:
     """The model of a case, and what it minimises."""
     ae = jaxae.Autoencoder(
@@ -160,27 +156,21 @@ def config_of(case: Case, num_epochs: int | None = None) -> jaxae.TrainConfig:
 def sweep(case: Case, device: str) -> Contestant:
     """One call of `jaxae.sweep`, with the plan that a long one makes."""
     del device
-    X, objective, plans = case.data(), objective_of(case), []
+    arguments = objective_of(case), case.data(), case.space
     key = jax.random.key(0)
-    call = functools.partial(jaxae.sweep, objective, X, case.space, key=key)
-
-    def keep(plan):
-        plans.append(plan)
-        raise _Planned
-
-    begun = time.perf_counter()
-    try:
-        call(config=config_of(case, num_epochs=100_000), on_plan=keep)
-    except _Planned:
-        pass
-    at_once = plans[0].schedules[0].lanes_at_once
+    start = time.perf_counter()
+    long_config = config_of(case, num_epochs=100_000)
+    plan = jaxae.sweeps.plan(*arguments, key=key, config=long_config)
+    at_once = plan.schedules[0].lanes_at_once
 
     def run():
-        made = call(config=config_of(case), lanes_at_once=at_once)
-        return made.metrics["train/loss"][:, -1]
+        results = jaxae.sweep(
+            *arguments, key=key, config=config_of(case), lanes_at_once=at_once
+        )
+        return results.metrics["train/loss"][:, -1]
 
     run()
-    return Contestant(run, f"{at_once} at once", time.perf_counter() - begun)
+    return Contestant(run, f"{at_once} at once", time.perf_counter() - start)
 
 
 def train(case: Case, device: str) -> Contestant:

@@ -17,7 +17,6 @@ from jaxae import data
 from jaxae.cli import data_splits
 from jaxae.cli.options import TrainOptions
 from jaxae.observations._base import refuse_unless
-from jaxae.sweeps import host as sweeps_host
 from jaxae.training import host
 
 X = np.random.default_rng(0).uniform(size=(300, 4)).astype(np.float32)
@@ -139,26 +138,10 @@ def trained_on(given, validation=None):
     return job.data, job.validation
 
 
-class Planned(Exception):
-    """A sweep was planned, so its data were accepted."""
-
-
 def swept_on(given):
     """All that `sweep` does to its data before it plans."""
-    placed = []
-
-    def place(groups, rows, validation):
-        placed.append(place_data(groups, rows, validation))
-        return placed[-1]
-
-    def stop(plan):
-        raise Planned
-
-    place_data, space = sweeps_host._placed, {"seed": [0, 1]}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Planned):
-        patch.setattr(sweeps_host, "_placed", place)
-        jaxae.sweep(OBJECTIVE, given, space, **GIVEN, lanes_at_once=1, on_plan=stop)
-    return placed
+    (run,) = jaxae.sweeps.prepare(OBJECTIVE, given, {"seed": [0, 1]}, **GIVEN).runs
+    return run.data, run.validation
 
 
 SCALING = data.fit_scaling("standardize", data.column_stats(X))

@@ -30,12 +30,14 @@ def sweep(**changes):
         OBJECTIVE,
         X,
         SPACE,
-        config=jaxae.TrainConfig(num_epochs=4, batch_size=8),
-        key=KEY,
-        validation=X[:20],
-        lanes_at_once=2,
-        memory_budget=10_000,
-        **changes,
+        **{
+            "config": jaxae.TrainConfig(num_epochs=4, batch_size=8),
+            "key": KEY,
+            "validation": X[:20],
+            "lanes_at_once": 2,
+            "memory_budget": 10_000,
+            **changes,
+        },
     )
 
 
@@ -68,10 +70,10 @@ def test_a_cluster_makes_what_one_process_makes(cluster):
 
 def test_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
     killed = []
-    put = store.Store.put
+    write = store.Store.write
 
-    def put_and_kill(self, *arguments):
-        put(self, *arguments)
+    def write_and_kill(self, *arguments):
+        write(self, *arguments)
         if not killed:
             killed.extend(workers())
             for pid in killed:
@@ -79,10 +81,12 @@ def test_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
 
     if not Path("/proc").exists():
         pytest.skip("finds its workers in /proc")
-    monkeypatch.setattr(store.Store, "put", put_and_kill)
-    found = sweep(engine="ray", out=tmp_path)
+    monkeypatch.setattr(store.Store, "write", write_and_kill)
+    # Long enough that another block is training while the first one is written.
+    config = jaxae.TrainConfig(num_epochs=200, batch_size=8)
+    result = sweep(engine="ray", out=tmp_path, config=config)
     assert killed
-    assert found.table.equals(sweep().table)
+    assert result.table.equals(sweep(config=config).table)
 
 
 def workers() -> list[int]:
@@ -110,7 +114,7 @@ class Local:
 
 def test_blocks_of_more_than_a_minute_come_back_each_minute(monkeypatch, tmp_path):
     engine = object.__new__(ray_engine.Engine)
-    engine._ray, engine._puts = Local(), {}
+    engine._ray, engine._descriptions = Local(), {}
     calls, train_block = [], ray_engine._train_block
 
     def counting(*arguments):
@@ -119,7 +123,7 @@ def test_blocks_of_more_than_a_minute_come_back_each_minute(monkeypatch, tmp_pat
 
     monkeypatch.setattr(ray_engine, "_train_block", counting)
     monkeypatch.setattr(ray_engine, "Engine", lambda: engine)
-    monkeypatch.setattr(running, "BLOCK_SECONDS", 0.0)  # every part is a minute
+    monkeypatch.setattr(running, "BLOCK_SECONDS", 0.0)  # every block lasts a minute
     found, expected = sweep(engine="ray", out=tmp_path), sweep()
     assert len(calls) > 3 * len(list(tmp_path.glob("lanes/*")))
     assert found.table.equals(expected.table)

@@ -50,9 +50,9 @@ def counted(monkeypatch):
     trained = []
     train_block = running.GroupRun._train_block
 
-    def counting(self, kept, block, rung, tell):
-        trained.append(sorted(block.lanes()))
-        return train_block(self, kept, block, rung, tell)
+    def counting(self, results, layout, rung, report_progress):
+        trained.append(sorted(layout.lanes()))
+        return train_block(self, results, layout, rung, report_progress)
 
     monkeypatch.setattr(running.GroupRun, "_train_block", counting)
     return trained
@@ -63,18 +63,18 @@ def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkey
     whole = sweep(halving=halving)
     num_blocks = len(counted)
     assert num_blocks > 1
-    put, calls = store.Store.put, []
+    write, calls = store.Store.write, []
 
     def dying(self, *arguments):
         if len(calls) == num_blocks // 2:
             raise KeyboardInterrupt
         calls.append(arguments)
-        put(self, *arguments)
+        write(self, *arguments)
 
-    monkeypatch.setattr(store.Store, "put", dying)
+    monkeypatch.setattr(store.Store, "write", dying)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path / "out", halving=halving)
-    monkeypatch.setattr(store.Store, "put", put)
+    monkeypatch.setattr(store.Store, "write", write)
     counted.clear()
     assert_same(sweep(tmp_path / "out", halving=halving), whole)
     assert len(counted) == num_blocks - num_blocks // 2
@@ -114,7 +114,7 @@ STEP_SECONDS = 8.0
 
 def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkeypatch):
     """By a clock that moves with the steps: a block takes 192 s, an epoch 48."""
-    now, saved_at, run, put = [0.0], [0.0], program.run, store.Store.put
+    now, saved_at, run, write = [0.0], [0.0], program.run, store.Store.write
     clock = types.SimpleNamespace(
         monotonic=lambda: now[0], perf_counter=time.perf_counter
     )
@@ -125,9 +125,9 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
             raise KeyboardInterrupt
         return run(state, means, hparams, seed_of, shared, first, last, **static)
 
-    def timed_put(*arguments):
+    def timed_write(*arguments):
         saved_at.append(now[0])
-        put(*arguments)
+        write(*arguments)
 
     arguments = {"lanes_at_once": 12, "memory_budget": None}
     whole = sweep(**arguments)
@@ -135,7 +135,7 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
         patch.setattr(running, "time", clock)
         patch.setattr(checkpointing, "time", clock)
         patch.setattr(program, "run", timed)
-        patch.setattr(store.Store, "put", timed_put)
+        patch.setattr(store.Store, "write", timed_write)
         with pytest.raises(KeyboardInterrupt):
             sweep(tmp_path, **arguments)
     assert max(np.diff([*saved_at, now[0]])) <= 60 + 2 * STEP_SECONDS

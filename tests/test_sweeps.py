@@ -16,7 +16,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import activations, corruptions, penalties, sweeps
-from jaxae.sweeps import groups, layouts, plans, program
+from jaxae.sweeps import groups, plans, program, running
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -141,7 +141,7 @@ def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient)
         run = single_run(found, lane, validation=X[:20])
         assert_lane_is(run, found, lane, rtol=1e-5)
     # What is not there stays exactly 0, and is no part of any number.
-    stacked = found._ledgers[0].params
+    stacked = found._results[0].params
     assert not stacked.W_enc[0, 3:].any() and not stacked.W_dec[1, 3:].any()
     assert not stacked.b_enc[0, 3:].any()
 
@@ -245,9 +245,9 @@ def test_a_plan_says_why_it_is_not_what_was_asked_for(given, at_once, reason):
     assert (schedule.lanes_at_once, schedule.reason) == (at_once, reason)
     said = str(plans.Plan(("",), (96,), (schedule,), 1))
     assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in said
-    again = functools.partial(plans.as_begun, schedule, group, 1)
+    again = functools.partial(plans.as_saved, schedule, group, 1)
     assert again(None) == again(given["asked"]) == schedule
-    assert again(2).reason == "not 2: the sweep goes on as it was begun"
+    assert again(2).reason == "not 2: a resumed sweep keeps its schedule"
 
 
 def test_what_changes_the_program_is_a_group_of_its_own():
@@ -305,7 +305,7 @@ def test_seed_is_0_unless_swept_whatever_the_lane():
 
 
 def test_one_compilation_a_group_whatever_the_values():
-    for each in (program.run, program.begin, program.look):
+    for each in (program.run, program.begin, program.evaluate_block):
         each.clear_cache()
     config = dataclasses.replace(CONFIG, diagnostics=True)
     given = {"validation": X[:20], "config": config}
@@ -470,12 +470,12 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
     )
     lanes, again, other = draw(KEY), draw(KEY), draw(jax.random.key(1))
     assert len(lanes) == 512
-    chex.assert_trees_all_equal(lanes.numbers, again.numbers)
-    assert (lanes.numbers["l1"] != other.numbers["l1"]).all()
+    chex.assert_trees_all_equal(lanes.hparams, again.hparams)
+    assert (lanes.hparams["l1"] != other.hparams["l1"]).all()
     # The same points for each value of a list.
-    np.testing.assert_array_equal(lanes.numbers["l1"][:256], lanes.numbers["l1"][256:])
-    u = (np.log10(lanes.numbers["learning_rate"][:256]) + 4) / 3
-    v = (lanes.numbers["l1"][:256] + 1) / 4
+    np.testing.assert_array_equal(lanes.hparams["l1"][:256], lanes.hparams["l1"][256:])
+    u = (np.log10(lanes.hparams["learning_rate"][:256]) + 4) / 3
+    v = (lanes.hparams["l1"][:256] + 1) / 4
     assert ((u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)).all()
     counts = np.histogram2d(u, v, bins=8, range=[[0, 1], [0, 1]])[0]
     if sampler == "sobol":
@@ -501,7 +501,7 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
     )
     for power in range(log + 1):
         bins = 2**power, 2 ** (log - power)
-        points = lanes.numbers["x"], lanes.numbers["y"]
+        points = lanes.hparams["x"], lanes.hparams["y"]
         counts = np.histogram2d(*points, bins, [[0, 1], [0, 1]])[0]
         assert (counts == 1).all()
 
@@ -526,7 +526,7 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
         (lambda: sweep(halving=sweeps.Halving()), "no validation data"),
         (
             lambda: sweep(config=dataclasses.replace(CONFIG, patience=2)),
-            "patience is for train",
+            "patience stops a single run early",
         ),
         (
             lambda: sweep(
@@ -583,7 +583,7 @@ def test_every_lane_has_one_place_beside_those_of_its_seed(
     seeds, lanes_at_once, num_devices, num_chunks
 ):
     seeds = np.array(seeds)
-    found = layouts.layout(seeds, lanes_at_once, num_devices)
+    found = groups.layout_of(seeds, lanes_at_once, num_devices)
     assert found.lanes_at_once <= lanes_at_once
     assert len(found.slots) % num_devices == 0
     assert sorted(found.lanes()) == list(range(len(seeds)))
@@ -657,6 +657,38 @@ def test_the_best_go_on_and_are_what_they_would_have_been():
 # ---- schedules and memory ------------------------------------------------------------
 
 
+def test_a_plan_is_that_of_the_sweep_and_prepares_without_training(monkeypatch):
+    """By the sizes alone: with lanes_at_once nothing is timed."""
+    arguments = {"hparams": {"l1": 0.1}, "config": CONFIG, "key": KEY}
+    space = {**SPACE, "tied": [True, False]}
+    expected = sweep(space, lanes_at_once=2, memory_budget=50_000).plan
+
+    def train(*arguments, **keywords):
+        raise AssertionError("a plan trained lanes")
+
+    for name in ("train_blocks", "_train_block"):
+        monkeypatch.setattr(running.GroupRun, name, train)
+    plan = sweeps.plan(
+        OBJECTIVE, X, space, **arguments, lanes_at_once=2, memory_budget=50_000
+    )
+    assert plan == expected and len(plan.schedules) == 2
+    task = sweeps.prepare(OBJECTIVE, X, space, **arguments)
+    assert [len(run.group.lanes) for run in task.runs] == [6, 6]
+    assert task.rungs == [range(3)] and task.lanes_at_once is None
+
+
+def test_a_plan_tries_what_is_fastest_and_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"hparams": {"l1": 0.1}, "key": KEY}
+    config = dataclasses.replace(CONFIG, num_epochs=10_000_000)
+    plan = sweeps.plan(OBJECTIVE, X, SPACE, config=config, **arguments)
+    (schedule,) = plan.schedules
+    assert len(schedule.tried) > 1 and schedule.seconds > 0
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="lacks learning_rate"):
+        sweeps.plan(OBJECTIVE, X, {"seed": [0, 1]}, config=config, **arguments)
+
+
 def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
     shapes = []
     run = program.run
@@ -696,7 +728,7 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     lanes = np.arange(16)
     group = (
         sweep({"learning_rate": [0.1]})
-        ._ledgers[0]
+        ._results[0]
         .group._replace(lanes=lanes, seeds=0 * lanes)
     )
 
@@ -709,7 +741,7 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
     assert chosen.seconds == 16 * 1000
     again = plans.schedule_of(
-        group, trial, 1000, block_seconds=1e9, alike=chosen, **given
+        group, trial, 1000, block_seconds=1e9, reuse=chosen, **given
     )
     assert again == chosen._replace(tried=())  # known, so that nothing else is tried
     short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)

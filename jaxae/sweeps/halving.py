@@ -1,4 +1,4 @@
-"""Successive halving: most lanes stop early, the best go on.
+"""Successive halving: most lanes stop early, and the best continue.
 
 References:
   Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter
@@ -11,26 +11,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxae import _checks
+from jaxae.sweeps.results import LaneResults
 
 
 @dataclass(frozen=True)
 class Halving:
-    """After `first` epochs, and after `factor` times as many, and so on, lanes stop.
+    """Stop the worse lanes after first, first x factor, first x factor^2, ... epochs.
 
-    Of those that are left the ceil(1 / factor) best go on, by a metric of which less is
-    better; a lane that diverged comes last. Lanes are compared with those of the same
-    observation only, for losses of different ones say nothing of each other.
+    The best 1 / factor of the remaining lanes continue, rounded up: those with the
+    smallest metric; a diverged lane ranks last. Lanes are compared only with lanes of
+    the same observation, since losses of different observations are not comparable.
 
     Attributes:
-      first: epochs until the first rung.
-      factor: by which lanes become fewer and epochs more.
+      first: the epochs of the first rung.
+      factor: divides the number of lanes and multiplies the epochs at each rung.
       metric: "validation/loss", or any metric that every epoch has.
 
     Raises:
       ValueError: for first < 1 or factor < 2.
     """
 
-    # jaxtyping leaves this constructor alone: it refuses bad fields in its own words.
+    # jaxtyping leaves this constructor alone, so that bad fields raise our messages.
     __no_type_check__ = True
 
     first: int = 1
@@ -46,10 +47,10 @@ class Halving:
 
 
 def rungs_of(halving, num_epochs: int, validation) -> list[range]:
-    """The epochs between which nothing is decided.
+    """The epochs of each rung; lanes may stop between two rungs.
 
     Raises:
-      ValueError: where the metric needs validation data and there are none.
+      ValueError: if the metric needs validation data and there are none.
     """
     if halving is None:
         return [range(num_epochs)]
@@ -70,7 +71,7 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
 
 
 def check_metric(halving: Halving, names: list[str]) -> None:
-    """Refuse to compare by what no epoch has.
+    """Check that every epoch has the metric.
 
     Raises:
       ValueError: listing the names.
@@ -82,22 +83,24 @@ def check_metric(halving: Halving, names: list[str]) -> None:
         )
 
 
-def survivors(halving: Halving, ledgers, alive: list[np.ndarray], rung: range):
-    """Which lanes of each group go on after a rung."""
-    kept = [np.zeros(len(led.group.lanes), bool) for led in ledgers]
-    kinds = [str(led.group.objective.ae.observation) for led in ledgers]
-    for kind in dict.fromkeys(kinds):
-        mine = [g for g, other in enumerate(kinds) if other == kind]
-        places = [(g, int(i)) for g in mine for i in alive[g]]
-        values = [_value(halving, ledgers[g], i, rung) for g, i in places]
-        number = math.ceil(len(places) / halving.factor)
-        # Stable: of equals the first go on, whatever the machine.
-        for at in np.argsort(values, kind="stable")[:number]:
-            g, i = places[at]
-            kept[g][i] = True
-    return [np.flatnonzero(keep) for keep in kept]
+def survivors(
+    halving: Halving, results: list[LaneResults], alive: list[np.ndarray], rung: range
+) -> list[np.ndarray]:
+    """The lanes of each group that continue after a rung, of those still alive."""
+    continues = [np.zeros(len(of_group.step), bool) for of_group in results]
+    observations = [str(r.group.objective.ae.observation) for r in results]
+    for observation in dict.fromkeys(observations):
+        groups = [g for g, other in enumerate(observations) if other == observation]
+        lanes = [(g, int(i)) for g in groups for i in alive[g]]
+        values = [_value(halving, results[g], i, rung) for g, i in lanes]
+        num_survivors = math.ceil(len(lanes) / halving.factor)
+        # Stable: of equal lanes the first continue, on every machine.
+        for rank in np.argsort(values, kind="stable")[:num_survivors]:
+            g, i = lanes[rank]
+            continues[g][i] = True
+    return [np.flatnonzero(mask) for mask in continues]
 
 
-def _value(halving: Halving, ledger, i: int, rung: range) -> float:
-    value = ledger.metrics[halving.metric][i, rung.stop - 1]
-    return math.inf if ledger.stopped_at[i] >= 0 or math.isnan(value) else value
+def _value(halving: Halving, results: LaneResults, i: int, rung: range) -> float:
+    value = results.metrics[halving.metric][i, rung.stop - 1]
+    return math.inf if results.stopped_at[i] >= 0 or math.isnan(value) else value

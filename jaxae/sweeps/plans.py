@@ -1,4 +1,4 @@
-"""How lanes are to be run, found by measuring, and said before anything runs."""
+"""How the lanes of each group are run: the fastest way that trying finds."""
 
 import math
 import os
@@ -10,24 +10,23 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxae.sweeps.groups import Group
-from jaxae.sweeps.layouts import Layout
+from jaxae.sweeps.groups import Group, Layout
 
-_PAYS = 4.0  # another schedule is tried where the whole takes so many compilations
+_MIN_PAYOFF = 4.0  # the training time over a trial's, for another trial to pay
 _SAMPLE_SECONDS = 0.05
-_NUM_TURNS = 3
+_NUM_ROUNDS = 3
 
 
 class Schedule(NamedTuple):
     """How the lanes of one group are run.
 
     Attributes:
-      lanes_at_once: in one vmap; 1 for lanes in sequence.
-      num_chunks: of so many lanes, in one call of the program.
-      bytes: that one call needs, about.
-      seconds: that the group is expected to take; nan if not measured.
-      tried: seconds a step of a lane, by lanes_at_once.
-      reason: why lanes_at_once is less than was asked for, or than would fit.
+      lanes_at_once: the lanes of a chunk, in one vmap; 1 for lanes in sequence.
+      num_chunks: the chunks of a block, in one call of the program.
+      bytes: the memory of one call, estimated.
+      seconds: the training time of the group, estimated; nan if not measured.
+      tried: (lanes_at_once, measured seconds a step of a lane) of each trial.
+      reason: why lanes_at_once is less than requested, or than would fit.
     """
 
     lanes_at_once: int
@@ -39,7 +38,14 @@ class Schedule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Of every group, what it varies, how many lanes it has, and its schedule."""
+    """How a sweep is run.
+
+    Attributes:
+      names: the static axes of each group.
+      num_lanes: of each group.
+      schedules: of each group.
+      num_devices: over which the chunks of a block are spread.
+    """
 
     names: tuple[str, ...]
     num_lanes: tuple[int, ...]
@@ -47,11 +53,13 @@ class Plan(NamedTuple):
     num_devices: int
 
     def __str__(self) -> str:
-        total = sum(self.num_lanes)
-        head = f"{_lanes(total)} in {len(self.names)} compiled program"
-        head += "s" * (len(self.names) > 1)
-        head += f", {self.num_devices} device{'s' * (self.num_devices > 1)}"
-        return "\n".join([head, *map(self._line, range(len(self.names)))])
+        num_groups, num_devices = len(self.names), self.num_devices
+        head = (
+            f"{_lanes(sum(self.num_lanes))} in {num_groups} compiled "
+            f"program{'s' * (num_groups > 1)}, "
+            f"{num_devices} device{'s' * (num_devices > 1)}"
+        )
+        return "\n".join([head, *map(self._line, range(num_groups))])
 
     def _line(self, g: int) -> str:
         schedule = self.schedules[g]
@@ -87,7 +95,7 @@ def _duration(seconds: float) -> str:
 
 
 def budget_of(device: jax.Device) -> int:
-    """Bytes that a sweep may use: most of what the device has free."""
+    """The bytes that a sweep may use: most of the device's free memory."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
@@ -99,36 +107,36 @@ def budget_of(device: jax.Device) -> int:
 
 
 def bytes_of_lane(group: Group) -> tuple[int, int]:
-    """What a lane keeps, and what it needs beside that while it is trained, about."""
+    """The bytes of a lane's state, and of its training besides; both estimated."""
     ae = group.objective.ae
     hparams = {name: np.float32(1) for name in group.hparams}
 
-    def state(key):
+    def init(key):
         params = ae.init(key)
         return params, group.config.optimizer(hparams).init(params)
 
-    shapes = jax.tree.leaves(jax.eval_shape(state, jax.random.key(0)))
-    kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
+    shapes = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
+    state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
     activations = group.config.batch_size * (4 * ae.latent_dim + 6 * ae.input_dim) * 4
-    return kept, kept + activations
+    return state, state + activations
 
 
-def fitting(group: Group, budget: int, num_devices: int) -> int:
-    """As many lanes at once as fit, on each device.
+def max_lanes_at_once(group: Group, budget: int, num_devices: int) -> int:
+    """The most lanes at once that fit the memory of each device.
 
     Raises:
-      ValueError: if none does.
+      ValueError: if not even one does.
     """
-    kept, working = bytes_of_lane(group)
-    most = budget // (2 * kept + working)
-    if most < 1:
+    state, working = bytes_of_lane(group)
+    fitting = budget // (2 * state + working)
+    if fitting < 1:
         raise ValueError(
             f"memory_budget is {_mebibytes(budget)} a device, but a lane of "
             f"{group.name or 'this sweep'} with {group.objective.ae.latent_dim:,} "
-            f"latents needs about {_mebibytes(2 * kept + working)}; give more, or "
+            f"latents needs about {_mebibytes(2 * state + working)}; give more, or "
             "sweep smaller models."
         )
-    return min(most, math.ceil(len(group.lanes) / num_devices), group.most_at_once)
+    return min(fitting, math.ceil(len(group.lanes) / num_devices), group.max_at_once)
 
 
 def _mebibytes(size: int) -> str:
@@ -137,7 +145,7 @@ def _mebibytes(size: int) -> str:
 
 # ---- time ----------------------------------------------------------------------------
 
-Trial = Callable[[Layout, int], float]  # (block, steps) -> seconds
+Trial = Callable[[Layout, int], float]  # (block, num_steps) -> seconds
 
 
 def schedule_of(
@@ -151,126 +159,141 @@ def schedule_of(
     block_seconds: float,
     reuse: Schedule | None = None,
 ) -> Schedule:
-    """The fastest way to run a group's lanes, of those that it pays to try.
+    """The fastest schedule of a group, of those that are worth trying.
 
-    Another number of lanes at once is tried while the whole takes several times what
-    the trial does, which is mostly compilation.
+    Another number of lanes at once is tried only if training takes several times as
+    long as the trial, most of which is compilation.
 
     Args:
       group: whose lanes.
-      trial: `(block, steps) -> seconds` that these steps of all its lanes take.
-      num_steps: of the whole.
+      trial: `(block, num_steps) -> seconds` that these steps of all its lanes take.
+      num_steps: the steps of each lane in the whole sweep.
       budget: bytes on a device.
       num_devices: of them.
-      lanes_at_once: if it is not to be chosen.
-      block_seconds: a block is to take no longer, where it can be shorter.
-      reuse: of a group of the same size, for which more than one was tried; what is
-        fastest depends on sizes much more than on parts, and trying takes compilations.
+      lanes_at_once: the number requested, instead of the fastest.
+      block_seconds: a block takes no longer than this, where it can be shorter.
+      reuse: the schedule of another group of the same size, for which several were
+        tried. Speed depends on sizes much more than on the parts of the model.
     """
-    most = fitting(group, budget, num_devices)
+    most = max_lanes_at_once(group, budget, num_devices)
     if lanes_at_once is not None:
         schedule = _schedule(group, min(lanes_at_once, most), budget, num_devices)
-        return schedule._replace(
-            reason=_reason(
-                group, schedule.lanes_at_once, num_devices, lanes_at_once, most
-            )
-        )
-    candidates = _candidates(most)
-    if reuse is not None:
-        candidates = [min(reuse.lanes_at_once, most)]
-    samples: dict[int, Callable[[], float]] = {}
-    tried: dict[int, float] = {}
-    for at_once in candidates:
-        begun = time.perf_counter()
-        schedule = _schedule(group, at_once, budget, num_devices)
-        samples[at_once] = _sampler(group, schedule, trial, num_devices)
-        tried[at_once] = samples[at_once]()
-        cost = time.perf_counter() - begun
-        if min(tried.values()) * len(group.lanes) * num_steps < _PAYS * cost:
-            break
-    # In turns, so that a slow moment of the machine strikes all of them.
-    for _ in range(_NUM_TURNS if len(samples) > 1 else 0):
-        for at_once, sample in samples.items():
-            tried[at_once] = min(tried[at_once], sample())
+        at_once = schedule.lanes_at_once
+        reason = _reason(group, at_once, num_devices, lanes_at_once, most)
+        return schedule._replace(reason=reason)
+    tried = _try(
+        group,
+        _candidates(most) if reuse is None else [min(reuse.lanes_at_once, most)],
+        trial,
+        num_steps,
+        budget,
+        num_devices,
+    )
     best = min(tried, key=tried.__getitem__)
     schedule = _schedule(group, best, budget, num_devices)
-    chunk = tried[best] * best * num_devices * num_steps
-    most = int(min(schedule.num_chunks, num_devices * block_seconds / max(chunk, 1e-9)))
-    num_chunks = _even(schedule.num_chunks, max(1, most), num_devices)
+    chunk_seconds = tried[best] * best * num_devices * num_steps
+    in_block_seconds = num_devices * block_seconds / max(chunk_seconds, 1e-9)
+    most_chunks = max(1, int(min(schedule.num_chunks, in_block_seconds)))
     return schedule._replace(
-        num_chunks=num_chunks,
+        num_chunks=_even(schedule.num_chunks, most_chunks, num_devices),
         seconds=tried[best] * len(group.lanes) * num_steps,
         tried=tuple(tried.items()) if len(tried) > 1 else (),
         reason=_reason(group, schedule.lanes_at_once, num_devices),
     )
 
 
-def _reason(
-    group: Group,
-    at_once: int,
-    num_devices: int,
-    asked: int | None = None,
-    most: int | None = None,
-) -> str:
-    """Why fewer lanes are at once than were asked for, or than the generator allows."""
-    num_lanes = math.ceil(len(group.lanes) / num_devices)
-    wanted = min(asked or num_lanes, num_lanes)
-    if at_once == wanted:
-        return ""
-    if most is not None and most < min(wanted, group.most_at_once):
-        why = f"memory_budget holds {most}"
-    elif group.most_at_once < wanted:
-        kind = "of one seed" if group.vmapped == "seed" else "in sequence"
-        why = f"{group.generator} keys are not vmap-invariant, so lanes are {kind}"
-    elif asked is None:
-        return ""
-    else:
-        why = "chunks are of one size"
-    return why if asked is None else f"not {asked}: {why}"
-
-
-def as_begun(
-    schedule: Schedule, group: Group, num_devices: int, asked: int | None
-) -> Schedule:
-    """The schedule of a sweep that goes on; it says so where another is asked for."""
-    most = math.ceil(len(group.lanes) / num_devices)
-    if asked is None or schedule.lanes_at_once == min(asked, most):
-        return schedule
-    if schedule.reason.startswith(f"not {asked}: "):
-        return schedule
-    return schedule._replace(reason=f"not {asked}: the sweep goes on as it was begun")
-
-
 def _candidates(most: int) -> list[int]:
-    """All, 1, and what lies between in steps of four."""
+    """The most lanes at once, 1, and numbers between them in steps of four."""
     between = [most // 4**i for i in range(1, 20) if most // 4**i > 1]
     return list(dict.fromkeys([most, 1, *between]))
 
 
-def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Schedule:
-    whole = group.layout(at_once, num_devices)
-    kept, working = bytes_of_lane(group)
-    at_once = whole.lanes_at_once
-    room = budget - at_once * working
-    most = max(1, room // max(1, 2 * kept * at_once)) * num_devices
-    num_chunks = _even(len(whole.slots), most, num_devices)
-    used = num_chunks // num_devices * at_once * 2 * kept + at_once * working
-    return Schedule(at_once, num_chunks, int(used))
-
-
-def _even(num_chunks: int, most: int, num_devices: int) -> int:
-    """Chunks in a block: at most so many, and blocks as even as they come."""
-    num_blocks = math.ceil(num_chunks / most)
-    return math.ceil(num_chunks / num_blocks / num_devices) * num_devices
+def _try(
+    group: Group, candidates, trial: Trial, num_steps, budget, num_devices
+) -> dict[int, float]:
+    """The seconds a step of a lane takes, by lanes at once, for those worth trying."""
+    samples: dict[int, Callable[[], float]] = {}
+    tried: dict[int, float] = {}
+    for at_once in candidates:
+        start = time.perf_counter()
+        schedule = _schedule(group, at_once, budget, num_devices)
+        samples[at_once] = _sampler(group, schedule, trial, num_devices)
+        tried[at_once] = samples[at_once]()
+        trial_seconds = time.perf_counter() - start
+        training_seconds = min(tried.values()) * len(group.lanes) * num_steps
+        if training_seconds < _MIN_PAYOFF * trial_seconds:
+            break
+    # In turns, so that a slow moment of the machine affects every candidate.
+    for _ in range(_NUM_ROUNDS if len(samples) > 1 else 0):
+        for at_once, sample in samples.items():
+            tried[at_once] = min(tried[at_once], sample())
+    return tried
 
 
 def _sampler(
     group: Group, schedule: Schedule, trial: Trial, num_devices: int
 ) -> Callable[[], float]:
-    """Compiles; what is called then takes a moment, and tells seconds a lane's step."""
-    whole = group.layout(schedule.lanes_at_once, num_devices)
-    block = whole.blocks(schedule.num_chunks)[0]
+    """Compile; return a function that measures the seconds a step of a lane takes."""
+    layout = group.layout(schedule.lanes_at_once, num_devices)
+    block = layout.blocks(schedule.num_chunks)[0]
     trial(block, 1)  # compiles
     seconds = trial(block, 1)
-    steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
-    return lambda: trial(block, steps) / steps / len(block.lanes())
+    num_steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
+    return lambda: trial(block, num_steps) / num_steps / len(block.lanes())
+
+
+def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Schedule:
+    layout = group.layout(at_once, num_devices)
+    state, working = bytes_of_lane(group)
+    at_once = layout.lanes_at_once
+    free = budget - at_once * working
+    most_chunks = max(1, free // max(1, 2 * state * at_once)) * num_devices
+    num_chunks = _even(len(layout.slots), most_chunks, num_devices)
+    used = num_chunks // num_devices * at_once * 2 * state + at_once * working
+    return Schedule(at_once, num_chunks, int(used))
+
+
+def _even(num_chunks: int, most: int, num_devices: int) -> int:
+    """The chunks of a block, at most `most`, so that blocks are about equally long."""
+    num_blocks = math.ceil(num_chunks / most)
+    return math.ceil(num_chunks / num_blocks / num_devices) * num_devices
+
+
+# ---- why a schedule is not the one requested -----------------------------------------
+
+
+def _reason(
+    group: Group,
+    at_once: int,
+    num_devices: int,
+    requested: int | None = None,
+    fitting: int | None = None,
+) -> str:
+    """Why at_once is less than was requested, or than all lanes; empty if it is not."""
+    num_lanes = math.ceil(len(group.lanes) / num_devices)
+    wanted = min(requested or num_lanes, num_lanes)
+    if at_once == wanted:
+        return ""
+    if fitting is not None and fitting < min(wanted, group.max_at_once):
+        why = f"memory_budget holds {fitting}"
+    elif group.max_at_once < wanted:
+        kind = "of one seed" if group.vmapped == "seed" else "in sequence"
+        why = f"{group.generator} keys are not vmap-invariant, so lanes are {kind}"
+    elif requested is None:
+        return ""
+    else:
+        why = "chunks are of one size"
+    return why if requested is None else f"not {requested}: {why}"
+
+
+def as_saved(
+    schedule: Schedule, group: Group, num_devices: int, requested: int | None
+) -> Schedule:
+    """The saved schedule of a resumed sweep, with why it is not the one requested."""
+    num_lanes = math.ceil(len(group.lanes) / num_devices)
+    if requested is None or schedule.lanes_at_once == min(requested, num_lanes):
+        return schedule
+    if schedule.reason.startswith(f"not {requested}: "):
+        return schedule
+    reason = f"not {requested}: a resumed sweep keeps its schedule"
+    return schedule._replace(reason=reason)

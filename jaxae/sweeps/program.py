@@ -1,9 +1,9 @@
 """The compiled program of a sweep: chunks of lanes, one chunk after another.
 
-What is traced for a lane is what is traced for a single run: `training.epochs`. Lanes
-are `[C, S, M]`, as in a `Layout`: C chunks in sequence, in each S seeds at once, and M
-lanes of each seed, which see the same batches. With several devices each has chunks of
-its own, and nothing is exchanged.
+A lane is traced from the same functions as a single run: `training.epochs`. Lanes are
+`[C, S, M]`, as in a `Layout`: C chunks in sequence, in each chunk S seeds at once, and
+M lanes of each seed, which see the same batches. Each of several devices runs chunks of
+its own, without communication.
 """
 
 import functools
@@ -23,7 +23,7 @@ from jaxae.training.epochs import Means, TrainState
 
 
 class LaneState(NamedTuple):
-    """A `TrainState` without what lanes share: their seed's key, and the step."""
+    """A `TrainState` without the key and the step, which lanes of one seed share."""
 
     params: Any
     opt_state: Any
@@ -32,7 +32,7 @@ class LaneState(NamedTuple):
 
 
 def to_train_state(state: LaneState, key, step) -> TrainState:
-    """With what lanes share."""
+    """The `TrainState` of a lane, with the shared key and step."""
     return TrainState(
         params=state.params,
         opt_state=state.opt_state,
@@ -44,18 +44,19 @@ def to_train_state(state: LaneState, key, step) -> TrainState:
 
 
 def to_lane_state(state: TrainState) -> LaneState:
-    """What each lane has of its own."""
+    """A `TrainState` without the shared key and step."""
     return LaneState(state.params, state.opt_state, state.state, state.stopped_at)
 
 
 class Shared(NamedTuple):
-    """What lanes share.
+    """What the lanes of a block share.
 
     Attributes:
-      keys: `[U]`, of data order and noise, by seed.
-      orders: `[U, N]`, of the rows in this epoch, by seed; None for a source.
-      data: on the device; None for a source.
-      step: steps begun before this call.
+      keys: `[U]`, the key of data order and noise of each seed.
+      orders: `[U, N]`, the order of the rows in this epoch for each seed; None for a
+        source.
+      data: the dataset, on the device; None for a source.
+      step: the steps begun before this call.
     """
 
     keys: Any
@@ -75,11 +76,11 @@ def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> La
     Args:
       hparams: `[C, S, M]` by name.
       limits: `[C, S, M]`, the `init_limit` of each lane's own model.
-      keys: `[U]`, of the lanes, by seed.
-      seed_of: `[C, S]`.
+      keys: `[U]`, the key of each seed.
+      seed_of: `[C, S]`, indices into keys.
       objective: as wide as the widest lane.
-      config: the optimizer counts.
-      mesh: the devices, where there are several.
+      config: only the optimizer is used.
+      mesh: the devices, if there are several.
     """
 
     def lane(limit, hparams, key):
@@ -87,15 +88,15 @@ def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> La
         state = epochs.init_state(objective, hparams, key, config=config, params=params)
         return to_lane_state(state)
 
-    def chunk(keys, mine):
-        limits, hparams, seed_of = mine
+    def chunk(keys, of_chunk):
+        limits, hparams, seed_of = of_chunk
         return _at_once(lane, (0, 0, None), (limits, hparams, keys[seed_of]))
 
     return _in_sequence(chunk, keys, (limits, hparams, seed_of), mesh)
 
 
 def _draw(ae, hparams, limit, key):
-    """As the lane's own model draws; zeros in the padding."""
+    """The params that the lane's own model draws, with zeros in the padding."""
     scale = hparams.get(epochs.INIT_SCALE, 1.0)
     params = ae.init(jax.random.split(key)[0], limit=limit * scale)
     is_latent = latent_mask(ae, hparams)
@@ -127,11 +128,11 @@ def run(
     source: Callable | None = None,
     mesh=None,
 ) -> tuple[LaneState, Means]:
-    """Steps first, ..., last - 1 of an epoch, of every lane `[C, S, M]`."""
+    """Run steps first, ..., last - 1 of an epoch, of every lane `[C, S, M]`."""
     axes = (LaneState(0, 0, 0, 0), 0, 0, None, None)
 
-    def chunk(shared, mine):
-        state, means, hparams, seed_of = mine
+    def chunk(shared, of_chunk):
+        state, means, hparams, seed_of = of_chunk
         data = source if shared.data is None else shared.data
 
         def lane(state, means, hparams, key, order):
@@ -167,20 +168,23 @@ def evaluate_block(
             state.params, batch, hparams, state.state, objective=objective
         )
 
-    def chunk(batch, mine):
-        return _at_once(functools.partial(lane, batch=batch), (0, 0), mine)
+    def chunk(batch, of_chunk):
+        return _at_once(functools.partial(lane, batch=batch), (0, 0), of_chunk)
 
     return _in_sequence(chunk, batch, (state, hparams), mesh)
 
 
 @jax.jit
 def keys_of(key, seeds):
-    """`[U]`: the keys with which runs of these seeds are begun."""
+    """`[U]`: the keys of single runs with these seeds, fold_in(key, seed)."""
     return jax.vmap(one_by_one(jax.random.fold_in), (None, 0))(key, seeds)
 
 
 def keys_and_orders(key, seeds, step, num_rows: int | None):
-    """`[U]` and `[U, N]`: of the epoch that begins at that step; None for a source."""
+    """The keys `[U]` and orders `[U, N]` of an epoch, which begins at that step.
+
+    The orders are None for a source, which has no rows.
+    """
     keys, bits = _keys_and_bits(key, seeds, step, num_rows=num_rows)
     if bits is None:
         return keys, None
@@ -205,12 +209,12 @@ _sorted_rows = jax.jit(jax.vmap(epochs.sorted_rows))
 
 
 def _at_once(lane: Callable, in_axes: tuple, arguments: tuple):
-    """The lanes `[S, M]` of a chunk; in_axes are those of the M lanes of a seed."""
+    """Map `lane` over the lanes `[S, M]` of a chunk; in_axes are for the M lanes."""
     num_seeds, num_lanes = jax.tree.leaves(arguments[0])[0].shape[:2]
     is_shared = [axis is None for axis in in_axes]
     if num_lanes > 1:
         of_seed = jax.vmap(lane, in_axes)
-    else:  # no axis is better than one of length 1: it is then the single run
+    else:  # without an axis of length 1, a lane is bit-identical to a single run
         of_seed = _without_axis(lane, is_shared)
     if num_seeds > 1:
         return jax.vmap(of_seed)(*arguments)
@@ -218,7 +222,7 @@ def _at_once(lane: Callable, in_axes: tuple, arguments: tuple):
 
 
 def _without_axis(function: Callable, is_shared: list[bool]) -> Callable:
-    """Of arguments whose first axis has length 1, but for those that are shared."""
+    """The function for arguments whose first axis, unless shared, has length 1."""
 
     def called(*arguments):
         squeezed = [
@@ -230,19 +234,19 @@ def _without_axis(function: Callable, is_shared: list[bool]) -> Callable:
     return called
 
 
-def _in_sequence(chunk: Callable, shared: Any, mine: Any, mesh: Mesh | None):
-    """Each chunk after the one before; on each device its own."""
+def _in_sequence(chunk: Callable, shared: Any, chunks: Any, mesh: Mesh | None):
+    """Map `chunk` over the first axis of chunks, in a loop on each device."""
 
-    def all_of(shared, mine):
-        if len(jax.tree.leaves(mine)[0]) == 1:
-            one = jax.tree.map(lambda leaf: leaf[0], mine)
-            made = chunk(shared, one)
-            return jax.tree.map(lambda leaf: leaf[None], made)
-        return jax.lax.map(functools.partial(chunk, shared), mine)
+    def loop(shared, chunks):
+        if len(jax.tree.leaves(chunks)[0]) == 1:
+            only = jax.tree.map(lambda leaf: leaf[0], chunks)
+            results = chunk(shared, only)
+            return jax.tree.map(lambda leaf: leaf[None], results)
+        return jax.lax.map(functools.partial(chunk, shared), chunks)
 
     if mesh is None:
-        return all_of(shared, mine)
+        return loop(shared, chunks)
     split = jax.shard_map(
-        all_of, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
+        loop, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
     )
-    return split(shared, mine)
+    return split(shared, chunks)

@@ -1,28 +1,29 @@
-"""Blocks of lanes as tasks of a Ray cluster: retried where a worker dies.
+"""Blocks of lanes as tasks of a Ray cluster, retried if a worker dies.
 
-A task needs nothing of another, so that a dead worker costs one block, and the blocks
-that come back are kept by whoever asked for them. Workers need this package, and as
-many devices as tasks that run at once share.
+Tasks are independent, so that a dead worker costs one block; the blocks that are back
+are safe with the caller. Workers need this package, and a device for each task that
+runs at once.
 """
 
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 
 from jaxae import _checks
+from jaxae.sweeps.groups import Layout
 from jaxae.sweeps.plans import Schedule
-from jaxae.sweeps.running import GroupRun, ResumeState
-from jaxae.sweeps.store import LaneBlock
+from jaxae.sweeps.results import LaneBlock, LaneResults
+from jaxae.sweeps.running import GroupRun
 
 _RETRIES = 3  # of a block whose worker died
 
 
 class Engine:
-    """Trains the lanes of groups on a Ray cluster: the one that is connected to.
+    """Trains the lanes of groups on the Ray cluster that is connected.
 
     If none is, `ray.init()` connects to RAY_ADDRESS or starts one on this machine.
 
@@ -38,40 +39,44 @@ class Engine:
         self._ray = ray
         if not ray.is_initialized():
             with warnings.catch_warnings():
-                # It forks to start other programs at once, which JAX warns of.
+                # It forks only to start other programs; JAX warns of any fork.
                 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
                 ray.init(include_dashboard=False, log_to_driver=False)
-        self._puts: dict[int, Any] = {}
+        self._descriptions: dict[int, Any] = {}
 
     def train(
-        self, run: GroupRun, ledger, lanes, rung: range, schedule: Schedule, tell
+        self,
+        run: GroupRun,
+        results: LaneResults,
+        lanes,
+        rung: range,
+        schedule: Schedule,
+        report_progress,
     ) -> Iterator[LaneBlock]:
-        """As `GroupRun.train`, in whatever order the blocks come back.
+        """As `GroupRun.train`; blocks come back in any order.
 
-        A task ends when a minute has passed, and another goes on with its block, so
-        that a dead worker costs no more than that.
+        A task ends after a minute, and another one resumes its block, so that a dead
+        worker costs no more than that.
         """
+        task, description = self._task(), self._description(run)
 
-        def submitted(blocks):
-            fields = {name: getattr(ledger, name) for name in ResumeState._fields}
-            kept = self._ray.put(ResumeState(**fields))
-            left = [block for block in blocks if run.is_left(ledger, block, rung)]
-            return {
-                task.remote(self._described(run), kept, block, rung): block
-                for block in left
-            }
+        def submit(layouts: Iterable[Layout]) -> dict[Any, Layout]:
+            tasks = {}
+            for layout in layouts:
+                for part in run.unfinished(results, layout, rung):
+                    start = results.block(part.lanes())._replace(metrics={})
+                    tasks[task.remote(description, start, part, rung)] = part
+            return tasks
 
-        task = self._task()
-        waiting = submitted(run.blocks(lanes, schedule))
-        while waiting:
-            ready, _ = self._ray.wait(list(waiting))
+        running = submit(run.layouts(lanes, schedule))
+        while running:
+            ready, _ = self._ray.wait(list(running))
             for done in ready:
-                for part in self._ray.get(done):
-                    tell(
-                        part.step * len(part.indices) - ledger.step[part.indices].sum()
-                    )
-                    yield part
-                waiting |= submitted([waiting.pop(done)])
+                for block in self._ray.get(done):
+                    steps_before = results.step[block.indices]
+                    report_progress(int((block.step - steps_before).sum()))
+                    yield block
+                running |= submit([running.pop(done)])
 
     def _task(self):
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": _RETRIES}
@@ -79,37 +84,41 @@ class Engine:
             options["num_gpus"] = 1
         return self._ray.remote(**options)(_train_block)
 
-    def _described(self, run: GroupRun) -> Any:
+    def _description(self, run: GroupRun) -> Any:
         """The description of a group on the cluster, sent there once."""
-        if id(run) not in self._puts:
-            self._puts[id(run)] = self._ray.put(run.described())
-        return self._puts[id(run)]
+        if id(run) not in self._descriptions:
+            self._descriptions[id(run)] = self._ray.put(run.description())
+        return self._descriptions[id(run)]
 
 
-def _train_block(described, kept, block, rung) -> list[LaneBlock]:
-    """In a worker: the lanes of a block, until they are done or a minute has passed."""
-    run, parts = _run_of(_Key(described)), []
-    for part in run.train_blocks(kept, [block], rung, lambda steps: None):
-        parts.append(part)
-        if part.step < rung.stop * run.num_steps:
+def _train_block(description, start: LaneBlock, layout, rung) -> list[LaneBlock]:
+    """In a worker: train a block until it is finished or a minute has passed."""
+    run = _run_of(_Description(description))
+    results, blocks = LaneResults(run.group), []
+    results.add(start)
+    for block in run.train_blocks(results, [layout], rung, lambda steps: None):
+        results.add(block)
+        blocks.append(block)
+        if block.step < rung.stop * run.num_steps:
             break
-    return parts
+    return blocks
 
 
-class _Key:
-    """A description, compared by what it is of: a worker compiles once a group."""
+class _Description:
+    """A description, hashed by its token, so that a worker compiles once a group."""
 
-    def __init__(self, described: dict[str, Any]):
-        self.described = described
+    def __init__(self, fields: dict[str, Any]):
+        self.fields = fields
 
     def __hash__(self) -> int:
-        return hash(self.described["token"])
+        return hash(self.fields["token"])
 
     def __eq__(self, other: Any) -> bool:
-        return self.described["token"] == other.described["token"]
+        return self.fields["token"] == other.fields["token"]
 
 
 @functools.lru_cache(maxsize=2)
-def _run_of(key: _Key) -> GroupRun:
+def _run_of(description: _Description) -> GroupRun:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    return GroupRun.of(key.described, devices=jax.local_devices()[:1])
+    devices = jax.local_devices()[:1]
+    return GroupRun.from_description(description.fields, devices)

@@ -1,10 +1,12 @@
-"""What a sweep made: a table, and what each lane was."""
+"""The lanes of a sweep: as they are trained, their progress, and the final table."""
 
 import dataclasses
 import functools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,84 +15,178 @@ import numpy as np
 from jaxae import _checks
 from jaxae.sweeps.groups import Group
 from jaxae.sweeps.plans import Plan
-from jaxae.sweeps.store import LaneBlock
 
 FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
 
 
-class LaneResults:
-    """What is known of the lanes of one group, `[n]`, as far as they have come."""
+class LaneBlock(NamedTuple):
+    """Lanes of one group that have all taken the same number of steps.
 
-    def __init__(self, group: Group, num_epochs: int):
-        self.group = group
+    The one record of trained lanes: training yields it and resumes from it, a folder
+    holds it, and a cluster receives and returns it.
+
+    Attributes:
+      indices: `[n]`, the lanes, as indices into the group.
+      params: their parameters, `[n, ...]`; None before the first step.
+      carry: the rest of what training resumes from, `[n, ...]`: the optimizer's state,
+        the objective's state, and the means of the epoch.
+      step: the steps begun.
+      num_epochs: the epochs that have ended.
+      stopped_at: `[n]`, the step that failed; -1 while all is finite.
+      metrics: their metrics in the last of these epochs, `[n, epochs]` by name.
+      final: their diagnostics after the last epoch of all, `[n]` by name.
+    """
+
+    indices: np.ndarray
+    params: Any
+    carry: Any
+    step: int
+    num_epochs: int
+    stopped_at: np.ndarray
+    metrics: dict[str, np.ndarray]
+    final: dict[str, np.ndarray]
+
+
+class LaneResults:
+    """The lanes `[n]` of one group, collected from blocks; as in `LaneBlock`."""
+
+    def __init__(self, group: Group):
         n = len(group.lanes)
+        self.group = group
+        self.params: Any = None
+        self.carry: Any = None
+        self.step = np.zeros(n, int)
+        self.num_epochs = np.zeros(n, int)
+        self.stopped_at = np.full(n, -1)
         self.metrics: dict[str, np.ndarray] = {}
         self.final: dict[str, np.ndarray] = {}
-        self.stopped_at = np.full(n, -1)
-        self.step = np.zeros(n, int)  # steps begun
-        self.num_epochs = np.zeros(n, int)  # that have ended
-        self.params: Any = None  # [n, ...]
-        self.rest: Any = None  # [n, ...]: what else training goes on from
-        self._shape = n, num_epochs
 
-    def add(self, part: LaneBlock) -> int:
-        """What became of some lanes; return how many steps are new, of all of them."""
-        i, first = part.indices, part.num_epochs - part.num_rows
-        self.params = self._written(self.params, part.params, i)
-        self.rest = self._written(self.rest, part.rest, i)
-        for name, values in part.rows.items():
-            whole = self.metrics.setdefault(name, np.full(self._shape, np.nan))
-            whole[i, first : part.num_epochs] = values
-        if part.num_epochs == self._shape[1]:  # or else it is of a shorter sweep
-            for name, values in part.final.items():
-                whole = self.final.setdefault(name, np.full(self._shape[0], np.nan))
-                whole[i] = values
-        num_new = part.step * len(i) - int(self.step[i].sum())
-        self.stopped_at[i] = part.stopped_at
-        self.step[i], self.num_epochs[i] = part.step, part.num_epochs
-        return num_new
+    def add(self, block: LaneBlock) -> int:
+        """Store a block; return how many steps it is ahead, summed over its lanes."""
+        i, num_lanes = block.indices, len(self.step)
+        self.params = _stored(self.params, block.params, i, num_lanes)
+        self.carry = _stored(self.carry, block.carry, i, num_lanes)
+        num_epochs = self.group.config.num_epochs
+        for name, values in block.metrics.items():
+            if name not in self.metrics:
+                self.metrics[name] = np.full((num_lanes, num_epochs), np.nan)
+            first_epoch = block.num_epochs - values.shape[1]
+            self.metrics[name][i, first_epoch : block.num_epochs] = values
+        if block.num_epochs == num_epochs:  # otherwise it is of a shorter sweep
+            for name, values in block.final.items():
+                self.final.setdefault(name, np.full(num_lanes, np.nan))[i] = values
+        num_new_steps = int((block.step - self.step[i]).sum())
+        self.stopped_at[i] = block.stopped_at
+        self.step[i], self.num_epochs[i] = block.step, block.num_epochs
+        return num_new_steps
 
-    def part(self, indices, rung: range) -> LaneBlock:
-        """Lanes that stand at one step of a rung, with all its epochs that ended."""
+    def block(self, indices, first_epoch: int = 0) -> LaneBlock:
+        """Lanes that have taken equally many steps; metrics from first_epoch on."""
         of_lanes = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
         num_epochs = int(self.num_epochs[indices[0]])
-        final = self.final if num_epochs == self._shape[1] else {}
+        final = self.final if num_epochs == self.group.config.num_epochs else {}
         return LaneBlock(
             indices=indices,
             params=of_lanes(self.params),
-            rest=of_lanes(self.rest),
+            carry=of_lanes(self.carry),
             step=int(self.step[indices[0]]),
             num_epochs=num_epochs,
             stopped_at=self.stopped_at[indices],
-            rows={
-                name: values[indices, rung.start : num_epochs]
+            metrics={
+                name: values[indices, first_epoch:num_epochs]
                 for name, values in self.metrics.items()
             },
             final={name: values[indices] for name, values in final.items()},
         )
 
-    def _written(self, whole: Any, part: Any, indices) -> Any:
-        if not jax.tree.leaves(part):  # sgd's state has none, but a structure
-            return part if whole is None else whole
-        if whole is None:
-            n = self._shape[0]
-            whole = jax.tree.map(
-                lambda leaf: np.zeros((n, *leaf.shape[1:]), leaf.dtype), part
+
+def _stored(stacked: Any, new: Any, indices, num_lanes: int) -> Any:
+    """A pytree `[num_lanes, ...]` with the new leaves `[n, ...]` at these indices."""
+    if not jax.tree.leaves(new):  # sgd's state has a structure, but no leaves
+        return new if stacked is None else stacked
+    if stacked is None:
+        stacked = jax.tree.map(
+            lambda leaf: np.zeros((num_lanes, *leaf.shape[1:]), leaf.dtype), new
+        )
+    for leaf, new_leaf in zip(*map(jax.tree.leaves, (stacked, new)), strict=True):
+        leaf[indices] = new_leaf
+    return stacked
+
+
+# ---- progress ------------------------------------------------------------------------
+
+
+class Progress(NamedTuple):
+    """The progress of a sweep.
+
+    Attributes:
+      lanes_done: the lanes that will not be trained further.
+      num_lanes: of the sweep.
+      steps: the steps so far, summed over the lanes.
+      num_steps: the steps of the whole sweep, summed over the lanes.
+      seconds: since training began.
+      steps_kept: those of `steps` that were read from disk instead of trained.
+    """
+
+    lanes_done: int
+    num_lanes: int
+    steps: int
+    num_steps: int
+    seconds: float
+    steps_kept: int = 0
+
+
+class ProgressReporter:
+    """Counts the steps and lanes of a sweep, and calls on_progress if there is one."""
+
+    def __init__(
+        self,
+        on_progress: Callable[[Progress], Any] | None,
+        results: list[LaneResults],
+        num_steps: int,
+    ):
+        self._on_progress, self._results = on_progress, results
+        self._num_steps, self._start = num_steps, time.perf_counter()
+        self._steps = self._steps_kept = self._num_halved = 0
+
+    def __call__(self, num_new_steps: int = 0, is_saved: bool = False) -> None:
+        """Report new steps, which were trained or, if is_saved, read from disk."""
+        self._steps += num_new_steps
+        self._steps_kept += num_new_steps if is_saved else 0
+        if self._on_progress is None:
+            return
+        is_done = [r.num_epochs == r.group.config.num_epochs for r in self._results]
+        self._on_progress(
+            Progress(
+                lanes_done=int(sum(map(np.sum, is_done))) + self._num_halved,
+                num_lanes=sum(map(len, is_done)),
+                steps=self._steps,
+                num_steps=self._num_steps,
+                seconds=time.perf_counter() - self._start,
+                steps_kept=self._steps_kept,
             )
-        for old, new in zip(*map(jax.tree.leaves, (whole, part)), strict=True):
-            old[indices] = new
-        return whole
+        )
+
+    def end_rung(self, alive: list[np.ndarray], num_steps_left: int) -> None:
+        """Report that only some lanes are still alive."""
+        num_lanes = sum(len(of_group.step) for of_group in self._results)
+        self._num_halved = num_lanes - sum(map(len, alive))
+        self._num_steps = self._steps + num_steps_left
+        self()
+
+
+# ---- at the end ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep made; lane i is one trial.
+    """The results of a sweep; lane i is one trial.
 
     Attributes:
-      axes: one entry a lane of everything in the space, by name.
+      axes: `[L]` of everything in the space, by name.
       metrics: `[L, num_epochs]` by name, "train/loss", "validation/loss", ...; nan
-        after a lane was halved away.
-      status: "finished", "diverged" or "halved", one a lane.
+        after a lane was halved.
+      status: `[L]`, "finished", "diverged" or "halved".
       plan: how the lanes were run.
     """
 
@@ -98,8 +194,8 @@ class Sweep:
     metrics: dict[str, np.ndarray]
     status: np.ndarray
     plan: Plan
-    _ledgers: tuple[LaneResults, ...]
-    _places: np.ndarray  # [L, 2]: of each lane, its group and its place in it
+    _results: tuple[LaneResults, ...]
+    _places: np.ndarray  # [L, 2]: each lane's group, and its index in the group
     _key: Any
 
     def __len__(self) -> int:
@@ -109,9 +205,9 @@ class Sweep:
     def table(self):
         """A pandas frame: one row a lane, its axes, final metrics, status, stopped_at.
 
-        With them "epochs", how many it ran; of a lane that was halved away, the
-        metrics are those of the last of these. One that diverged stands still from
-        stopped_at on, and its epochs count.
+        The column "epochs" is the number of epochs that a lane ran. The metrics of a
+        halved lane are those of its last epoch. A diverged lane does not change after
+        stopped_at; its later epochs count.
 
         Raises:
           ImportError: where pandas is not installed.
@@ -124,25 +220,27 @@ class Sweep:
         frame["epochs"] = self._gather("num_epochs")
         frame["status"] = self.status
         frame["stopped_at"] = pd.array(
-            [None if at < 0 else int(at) for at in self._gather("stopped_at")],
+            [None if step < 0 else int(step) for step in self._gather("stopped_at")],
             dtype="Int64",
         )
         return frame.rename_axis("lane")
 
     @property
     def final(self) -> dict[str, np.ndarray]:
-        """The metrics `[L]` of each lane's last epoch, by name."""
+        """The metrics `[L]` after each lane's last epoch, by name."""
         last = self._gather("num_epochs") - 1
         of_epochs = {n: v[np.arange(len(self)), last] for n, v in self.metrics.items()}
-        names = dict.fromkeys(name for led in self._ledgers for name in led.final)
-        looked = {
+        names = dict.fromkeys(
+            name for results in self._results for name in results.final
+        )
+        diagnostics = {
             name: np.array([self._final(name, lane) for lane in range(len(self))])
             for name in names
         }
-        return {**of_epochs, **looked}
+        return {**of_epochs, **diagnostics}
 
     def best(self, metric="validation/loss") -> int:
-        """The finished lane whose metric is the smallest at its end.
+        """The finished lane whose final metric is the smallest.
 
         Raises:
           ValueError: for an unknown metric, or where no lane has a number.
@@ -159,20 +257,19 @@ class Sweep:
         return int(np.nanargmin(values))
 
     def params(self, lane) -> Any:
-        """The plain params of one lane, of its own width."""
-        ledger, i = self._place(lane)
-        params = ledger.group.params_of(ledger.params, i)
+        """The params of one lane, without padding."""
+        results, i = self._place(lane)
+        params = results.group.params_of(results.params, i)
         return jax.tree.map(jnp.asarray, params)
 
     def trial(self, lane) -> dict[str, Any]:
         """The keyword arguments with which `train(data=..., **...)` repeats a lane."""
-        ledger, i = self._place(lane)
-        group = ledger.group
-        config = dataclasses.replace(group.config, num_epochs=int(ledger.num_epochs[i]))
+        results, i = self._place(lane)
+        group, num_epochs = results.group, int(results.num_epochs[i])
         return {
             "objective": group.objective_of(i),
             "hparams": group.hparams_of(i),
-            "config": config,
+            "config": dataclasses.replace(group.config, num_epochs=num_epochs),
             "key": jax.random.fold_in(self._key, group.seeds[i]),
         }
 
@@ -182,29 +279,30 @@ class Sweep:
             raise ValueError(
                 f"lane must be an integer below {len(self)}, got {lane!r}."
             )
-        group, i = self._places[int(lane)]
-        return self._ledgers[group], int(i)
+        g, i = self._places[int(lane)]
+        return self._results[g], int(i)
 
     def _gather(self, name: str) -> np.ndarray:
-        return np.array([getattr(self._ledgers[g], name)[i] for g, i in self._places])
+        return np.array([getattr(self._results[g], name)[i] for g, i in self._places])
 
     def _final(self, name: str, lane: int) -> float:
-        ledger, i = self._place(lane)
-        return float(ledger.final[name][i]) if name in ledger.final else math.nan
+        results, i = self._place(lane)
+        return float(results.final[name][i]) if name in results.final else math.nan
 
 
-def gathered(ledgers, lanes, num_epochs: int, plan: Plan, key) -> Sweep:
-    """A sweep's result, from what is known of each group."""
-    places = np.zeros((len(lanes), 2), int)
-    for g, ledger in enumerate(ledgers):
-        places[ledger.group.lanes] = [(g, i) for i in range(len(ledger.group.lanes))]
-    names = dict.fromkeys(name for ledger in ledgers for name in ledger.metrics)
-    metrics = {name: np.full((len(lanes), num_epochs), np.nan) for name in names}
-    status = np.full(len(lanes), FINISHED, dtype="<U8")
-    for ledger in ledgers:
-        mine = ledger.group.lanes
-        for name, values in ledger.metrics.items():
-            metrics[name][mine] = values
-        status[mine[ledger.num_epochs < num_epochs]] = HALVED
-        status[mine[ledger.stopped_at >= 0]] = DIVERGED
-    return Sweep(lanes.axes, metrics, status, plan, tuple(ledgers), places, key)
+def as_sweep(results: list[LaneResults], axes, plan: Plan, key) -> Sweep:
+    """The results of all groups, in the order of the sweep's lanes."""
+    num_lanes = sum(plan.num_lanes)
+    num_epochs = results[0].group.config.num_epochs
+    places = np.zeros((num_lanes, 2), int)
+    names = dict.fromkeys(name for of_group in results for name in of_group.metrics)
+    metrics = {name: np.full((num_lanes, num_epochs), np.nan) for name in names}
+    status = np.full(num_lanes, FINISHED, dtype="<U8")
+    for g, of_group in enumerate(results):
+        lanes = of_group.group.lanes
+        places[lanes] = [(g, i) for i in range(len(lanes))]
+        for name, values in of_group.metrics.items():
+            metrics[name][lanes] = values
+        status[lanes[of_group.num_epochs < num_epochs]] = HALVED
+        status[lanes[of_group.stopped_at >= 0]] = DIVERGED
+    return Sweep(axes, metrics, status, plan, tuple(results), places, key)

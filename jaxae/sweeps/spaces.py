@@ -1,11 +1,11 @@
-"""A space of hyperparameters, and the lanes that it means."""
+"""A space of hyperparameters, and the lanes that it describes."""
 
 import dataclasses
 import itertools
 import math
 import numbers
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,31 +13,31 @@ import numpy as np
 
 from jaxae import _checks, activations, corruptions, observations, optimizers
 from jaxae.objective import Objective
-from jaxae.optimizers import name_of
 from jaxae.training import TrainConfig
 
 SEED, LATENT_DIM = "seed", "latent_dim"
 RESERVED = ("k",)  # changes what an activation is, and no activation has one yet
 SAMPLERS = ("sobol", "random")
-MAX_LANES = 2**20  # a kilobyte of bookkeeping each
+MAX_LANES = 2**20  # each takes a kilobyte on the host
+_MIN_AND_BITS = {SEED: (0, 32), LATENT_DIM: (1, 31)}
 
 
 class Range(NamedTuple):
-    """Numbers between low and high, of which a sweep draws some."""
+    """The numbers between low and high; a sweep samples some of them."""
 
     low: float
     high: float
     is_log: bool
 
     def at(self, u: np.ndarray) -> np.ndarray:
-        """The numbers a fraction u of the way, in logarithms where is_log."""
+        """The numbers at the fractions u of the range, of its logarithm if is_log."""
         if not self.is_log:
             return self.low + u * (self.high - self.low)
         return np.exp(math.log(self.low) + u * math.log(self.high / self.low))
 
 
 def uniform(low, high) -> Range:
-    """Numbers spread evenly over [low, high], in a space; needs num_samples.
+    """An axis of numbers distributed uniformly on [low, high]; needs num_samples.
 
     Raises:
       ValueError: unless low < high, both finite.
@@ -46,7 +46,7 @@ def uniform(low, high) -> Range:
 
 
 def log_uniform(low, high) -> Range:
-    """Numbers whose logarithms spread evenly over [low, high]; needs num_samples.
+    """An axis of numbers whose logarithm is uniform on [low, high]; needs num_samples.
 
     Raises:
       ValueError: unless 0 < low < high, both finite.
@@ -58,85 +58,88 @@ def _range(low, high, is_log: bool) -> Range:
     is_number = all(
         isinstance(v, numbers.Real) and not isinstance(v, bool) for v in (low, high)
     )
-    given = f"{_checks.describe(low)} and {_checks.describe(high)}"
+    bounds = f"{_checks.describe(low)} and {_checks.describe(high)}"
     low, high = map(_as_float, (low, high)) if is_number else (math.nan, math.nan)
     if not (-math.inf < low < high < math.inf):
-        raise ValueError(f"a range needs finite low < high, got {given}.")
+        raise ValueError(f"a range needs finite low < high, got {bounds}.")
     if is_log and low <= 0:
-        raise ValueError(f"a range on a log scale needs low > 0, got {given}.")
+        raise ValueError(f"a range on a log scale needs low > 0, got {bounds}.")
     return Range(low, high, is_log)
 
 
-# ---- what changes the program --------------------------------------------------------
+# ---- static axes: what changes the program -------------------------------------------
 
 
 class StaticAxis(NamedTuple):
-    """A fixed choice that a space may vary, at one compilation a value.
+    """A static choice that a space may vary; each value takes a compilation.
 
     Attributes:
-      apply: `(objective, config, value) -> (objective, config)` with that choice.
+      owner: what has the field of that name: "model", "objective" or "config".
       named: the part of a given name, where a string is not the value itself.
       label: how a value is written in a table.
+      check: `(argument, value)`, raises a ValueError that names the argument.
     """
 
-    apply: Callable[[Objective, TrainConfig, Any], tuple[Objective, TrainConfig]]
+    owner: str
     named: Callable[[str], Any] | None = None
     label: Callable[[Any], Any] = lambda value: value
+    check: Callable[[str, Any], Any] = lambda argument, value: None
 
 
-def _of_model(name: str, named=None, label: Callable = str) -> StaticAxis:
-    def apply(objective, config, value):
-        ae = dataclasses.replace(objective.ae, **{name: value})
-        return dataclasses.replace(objective, ae=ae), config
-
-    return StaticAxis(apply, named, label)
-
-
-def _of_objective(name: str, named=None) -> StaticAxis:
-    def apply(objective, config, value):
-        return dataclasses.replace(objective, **{name: value}), config
-
-    return StaticAxis(apply, named, str)
+def _check_flag(argument: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(
+            f"{argument} must be True or False, got {_checks.describe(value)}."
+        )
 
 
-def _of_config(name: str, named=None, label: Callable = lambda v: v) -> StaticAxis:
-    def apply(objective, config, value):
-        return objective, dataclasses.replace(config, **{name: value})
-
-    return StaticAxis(apply, named, label)
-
-
-STATIC_AXES: dict[str, StaticAxis] = {
-    "activation": _of_model("activation", activations.get),
-    "observation": _of_model("observation", observations.get),
-    "tied": _of_model("tied", label=bool),
-    "bias": _of_model("bias", label=bool),
-    "corruption": _of_objective("corruption", corruptions.get),
-    "optimizer": _of_config("optimizer", optimizers.get, name_of),
-    "batch_size": _of_config("batch_size"),
-    "gradient": _of_config("gradient"),
+STATIC_AXES = {
+    "activation": StaticAxis("model", named=activations.get, label=str),
+    "observation": StaticAxis("model", named=observations.get, label=str),
+    "tied": StaticAxis("model", label=bool, check=_check_flag),
+    "bias": StaticAxis("model", label=bool, check=_check_flag),
+    "corruption": StaticAxis("objective", named=corruptions.get, label=str),
+    "optimizer": StaticAxis("config", named=optimizers.get, label=optimizers.name_of),
+    "batch_size": StaticAxis("config", check=_checks.positive_int),
+    "gradient": StaticAxis("config"),
 }
+
+
+def with_static_values(
+    objective: Objective, config: TrainConfig, values
+) -> tuple[Objective, TrainConfig]:
+    """The objective and the config with the (name, value) of each static axis."""
+    for name, value in values:
+        field, owner = {name: value}, STATIC_AXES[name].owner
+        if owner == "model":
+            ae = dataclasses.replace(objective.ae, **field)
+            objective = dataclasses.replace(objective, ae=ae)
+        elif owner == "objective":
+            objective = dataclasses.replace(objective, **field)
+        else:
+            config = dataclasses.replace(config, **field)
+    return objective, config
 
 
 # ---- lanes ---------------------------------------------------------------------------
 
 
 class Lanes(NamedTuple):
-    """What each lane is.
+    """The settings of every lane.
 
     Attributes:
-      axes: one entry a lane of everything in the space, as tables show it.
-      numbers: `[L]` of every hyperparameter in the space.
+      axes: `[L]` of everything in the space, by name, as tables show it.
+      hparams: `[L]` of every hyperparameter in the space, by name.
       seeds: `[L]`; 0 unless in the space.
-      widths: `[L]`, latent_dim; the model's own unless in the space.
-      choices: of each lane, its values of what changes the program.
+      widths: `[L]`, each lane's latent_dim; the model's own unless in the space.
+      static: of each lane, the (name, value) of every static axis.
     """
 
     axes: dict[str, np.ndarray]
-    numbers: dict[str, np.ndarray]
+    hparams: dict[str, np.ndarray]
     seeds: np.ndarray
     widths: np.ndarray
-    choices: list[tuple[tuple[str, Any], ...]]
+    static: list[tuple[tuple[str, Any], ...]]
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -145,58 +148,53 @@ class Lanes(NamedTuple):
 def lanes_of(
     space, hparams: Mapping, latent_dim: int, key, *, num_samples=None, sampler="sobol"
 ) -> Lanes:
-    """Every combination of the lists in a space, and of the points of its ranges.
+    """Every combination of the axes of a space.
 
-    The axes are in the space's order, the last one fastest; all ranges are one axis of
-    num_samples points, in the place of the first of them. A key that is a tuple of
-    names is one axis whose values are tuples: these go together.
+    The axes are in the space's order, the last one fastest. All ranges together are one
+    axis of num_samples points, in the place of the first of them. A key that is a tuple
+    of names is one axis whose values are tuples (the names are zipped).
 
     Raises:
-      ValueError: for a space that is none, a name in both space and hparams, bad
-        values, ranges without num_samples, or more than MAX_LANES lanes.
+      ValueError: as `check_space`; for ranges without num_samples, or more than
+        MAX_LANES lanes.
     """
-    _check_space(space, hparams)
-    columns = _columns(space, key, num_samples, sampler)
-    wanted = math.prod(map(len, columns))
-    if wanted > MAX_LANES:
+    axes = check_space(space, hparams)
+    ranges = {name: axis for name, axis in axes.items() if isinstance(axis, Range)}
+    _check_sampling(ranges, num_samples, sampler)
+    columns = _columns(axes, ranges, key, num_samples, sampler)
+    num_lanes = math.prod(map(len, columns))
+    if num_lanes > MAX_LANES:
         raise ValueError(
-            f"space has {wanted:,} combinations, more than the {MAX_LANES:,} lanes of "
-            "a sweep; take shorter lists, or num_samples of ranges."
+            f"space has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes "
+            "of a sweep; take shorter lists, or num_samples of ranges."
         )
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
-    values = {name: [row[name] for row in rows] for name in _names(space)}
-    num_lanes = len(rows)
-    seeds = np.asarray(values.get(SEED, np.zeros(num_lanes)), np.uint32)
-    widths = np.asarray(values.get(LATENT_DIM, np.full(num_lanes, latent_dim)), int)
-    chosen = [name for name in values if name in STATIC_AXES]
-    shown = {
-        name: np.array([STATIC_AXES[name].label(v) for v in column])
-        if name in STATIC_AXES
-        else np.array(column)
-        for name, column in values.items()
-    }
-    numbers_ = {
-        name: np.asarray(column, np.float64)
-        for name, column in values.items()
-        if name not in (SEED, LATENT_DIM, *STATIC_AXES)
-    }
-    choices = [tuple((n, values[n][i]) for n in chosen) for i in range(num_lanes)]
-    return Lanes(shown, numbers_, seeds, widths, choices)
+    values = {name: [row[name] for row in rows] for name in names_of(space)}
+    static_names = [name for name in values if name in STATIC_AXES]
+    labels = {n: [STATIC_AXES[n].label(v) for v in values[n]] for n in static_names}
+    return Lanes(
+        axes={n: np.array(column) for n, column in (values | labels).items()},
+        hparams={
+            name: np.asarray(column, np.float64)
+            for name, column in values.items()
+            if name not in (SEED, LATENT_DIM, *STATIC_AXES)
+        },
+        seeds=np.asarray(values.get(SEED, np.zeros(num_lanes)), np.uint32),
+        widths=np.asarray(values.get(LATENT_DIM, np.full(num_lanes, latent_dim)), int),
+        static=[tuple((n, row[n]) for n in static_names) for row in rows],
+    )
 
 
-def _columns(space, key, num_samples, sampler) -> list[list[dict]]:
-    """The entries of each axis: dicts by name."""
-    ranges = {name: axis for name, axis in space.items() if isinstance(axis, Range)}
-    _check_sampling(ranges, num_samples, sampler)
+def _columns(axes, ranges, key, num_samples, sampler) -> list[list[dict]]:
+    """The points of each axis, each a dict by name."""
     columns = []
-    for name, axis in space.items():
-        if name in ranges:
-            if name == next(iter(ranges)):
-                columns.append(_draw(ranges, num_samples, sampler, key))
-        elif isinstance(name, tuple):
-            columns.append(_zipped(name, axis))
-        else:
-            columns.append([{name: value} for value in _axis(name, axis)])
+    for name, axis in axes.items():
+        if isinstance(name, tuple):
+            columns.append([dict(zip(name, row, strict=True)) for row in axis])
+        elif name not in ranges:
+            columns.append([{name: value} for value in axis])
+        elif name == next(iter(ranges)):
+            columns.append(_draw(ranges, num_samples, sampler, key))
     return columns
 
 
@@ -208,10 +206,10 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
         u: np.ndarray = rng.random(shape)
     else:
         points = _sobol(num_samples, len(ranges))
-        # Moved by exclusive or, so that the key counts and no point is a corner: a sum
-        # would not keep what is even about them, a point in each half of each half.
-        moves = rng.integers(2**32, size=len(ranges), dtype=np.uint64)
-        codes = (points[:num_samples] * 2.0**32).astype(np.uint64) ^ moves[None]
+        # A digital shift: the points depend on the key, none is a corner, and unlike
+        # a sum, exclusive or keeps them balanced (one point in each half of each half).
+        shifts = rng.integers(2**32, size=len(ranges), dtype=np.uint64)
+        codes = (points[:num_samples] * 2.0**32).astype(np.uint64) ^ shifts[None]
         u = (codes + 0.5) / 2.0**32
     columns = {name: axis.at(u[:, i]) for i, (name, axis) in enumerate(ranges.items())}
     return [
@@ -221,7 +219,7 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
 
 
 def _sobol(num_points: int, num_columns: int) -> np.ndarray:
-    """The first points of the Sobol sequence, a power of 2 of them, `[N, columns]`."""
+    """The first points of the Sobol sequence `[N, columns]`, N the next power of 2."""
     try:
         from scipy.stats import qmc  # slow to import
     except ImportError as error:
@@ -230,161 +228,9 @@ def _sobol(num_points: int, num_columns: int) -> np.ndarray:
     return qmc.Sobol(num_columns, scramble=False).random_base2(log)
 
 
-def _zipped(names: tuple[str, ...], rows: Any) -> list[dict]:
-    rows = _listed(names, rows)
-    if not rows or any(not _is_row(row, len(names)) for row in rows):
-        raise ValueError(
-            f"space[{names!r}] must be a list of tuples of {len(names)} values each."
-        )
-    columns = {
-        name: _axis(name, [row[i] for row in rows]) for i, name in enumerate(names)
-    }
-    return [
-        {name: column[i] for name, column in columns.items()} for i in range(len(rows))
-    ]
-
-
-def _is_row(row: Any, length: int) -> bool:
-    is_array = isinstance(row, np.ndarray) and row.ndim > 0
-    return (is_array or isinstance(row, tuple | list)) and len(row) == length
-
-
-def _axis(name: str, axis: Any) -> list:
-    if name in STATIC_AXES:
-        return _choices(name, axis)
-    kind = "integer" if name in (SEED, LATENT_DIM) else "number"
-    values: list[Any] = [_number(value, kind) for value in _listed(name, axis)]
-    if not values or None in values:
-        raise ValueError(
-            f"space[{name!r}] must be a list of at least one {kind}, got "
-            f"{_checks.describe(axis)}."
-        )
-    if name == SEED and not (0 <= min(values) and max(values) < 2**32):
-        raise ValueError(
-            "space['seed'] must lie between 0 and 2**32 - 1, got "
-            f"{_checks.describe(axis)}."
-        )
-    if name == LATENT_DIM and not (1 <= min(values) and max(values) < 2**31):
-        raise ValueError(
-            "space['latent_dim'] must lie between 1 and 2**31 - 1, got "
-            f"{_checks.describe(axis)}."
-        )
-    if not all(map(math.isfinite, values)):
-        raise ValueError(
-            f"space[{name!r}] must be finite, got {_checks.describe(axis)}."
-        )
-    return values
-
-
-def _number(value: Any, kind: str) -> int | float | None:
-    """A value as Python's own number; None where it is none of that kind."""
-    if type(value) is int:  # of any size, which NumPy's are not
-        return value if kind == "integer" or abs(value) < 2**53 else _as_float(value)
-    if value is np.ma.masked:  # NumPy would make it 0
-        return None
-    try:
-        array = np.asarray(value)
-    except Exception:  # of any library's making
-        return None
-    kinds = "iu" if kind == "integer" else "fiu"
-    return array.item() if array.ndim == 0 and array.dtype.kind in kinds else None
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _choices(name: str, axis: Any) -> list:
-    values = _listed(name, axis)
-    if not values:
-        raise ValueError(
-            f"space[{name!r}] must be a list of at least one {name}, got "
-            f"{_checks.describe(axis)}."
-        )
-    for value in values:
-        if not _is_hashable(value):
-            raise ValueError(
-                f"space[{name!r}] must be a list of values of {name}, and "
-                f"{_checks.describe(value)} is none."
-            )
-    named = STATIC_AXES[name].named
-    return [named(v) if named and isinstance(v, str) else v for v in values]
-
-
-def _listed(name: Any, axis: Any) -> list:
-    """The entries of an axis; none where it is no list."""
-    is_part = isinstance(axis, tuple) and type(axis) is not tuple  # an Activation
-    if isinstance(axis, str | bytes) or is_part:
-        return []
-    try:
-        values = list(itertools.islice(axis, MAX_LANES + 1))
-    except TypeError:  # among others, of an array without axes
-        return []
-    if len(values) > MAX_LANES:
-        raise ValueError(
-            f"space[{name!r}] has more values than the {MAX_LANES:,} lanes of a "
-            "sweep; take a shorter list."
-        )
-    return values
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _names(space: Mapping) -> list[str]:
-    return [
-        name for key in space for name in (key if isinstance(key, tuple) else (key,))
-    ]
-
-
-def _check_space(space: Any, hparams: Mapping) -> None:
-    if not isinstance(space, Mapping) or not space:
-        raise ValueError(
-            "space must be a dict of at least one axis, such as "
-            "{'learning_rate': [0.1, 0.01]}."
-        )
-    for key, axis in space.items():
-        _check_key(key, axis)
-    names = _names(space)
-    for name in names:
-        if name in RESERVED:
-            raise ValueError(
-                f"space[{name!r}] changes what an activation is; give "
-                "space['activation'] a list of activations."
-            )
-        if name in hparams:
-            raise ValueError(f"{name} is in space and in hparams; leave one out.")
-        if names.count(name) > 1:
-            raise ValueError(f"{name} is in space twice; leave one out.")
-
-
-def _check_key(key: Any, axis: Any) -> None:
-    _checks.refuse_masked(f"space[{key!r}]", axis)
-    together = key if isinstance(key, tuple) else (key,)
-    if not together or not all(isinstance(name, str) for name in together):
-        raise ValueError(
-            f"space's keys must be names, or tuples of names, got {key!r}."
-        )
-    if isinstance(key, tuple) and isinstance(axis, Range):
-        raise ValueError(
-            f"space[{key!r}] must be a list of tuples; give each range its own name."
-        )
-
-
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be 'sobol' or 'random', got {sampler!r}.")
-    integers = [name for name in ranges if name in (SEED, LATENT_DIM, *STATIC_AXES)]
-    if integers:
-        raise ValueError(f"space[{integers[0]!r}] must be a list, not a range.")
     if ranges and num_samples is None:
         raise ValueError(
             f"num_samples must say how many points of {', '.join(ranges)} to draw."
@@ -397,3 +243,185 @@ def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
                 f"num_samples must be at most the {MAX_LANES:,} lanes of a sweep, got "
                 f"{_checks.describe(num_samples)}."
             )
+
+
+# ---- the rules of a space ------------------------------------------------------------
+
+
+def check_space(space, hparams: Collection[str] = (), *, source="space") -> dict:
+    """The axes of a space, checked, by its keys.
+
+    Args:
+      space: a dict of axes by name. An axis is a `Range` of a hyperparameter, or a list
+        of values; under a tuple of names, a list of tuples (the names are zipped).
+      hparams: the names of the hyperparameters that all lanes share.
+      source: what error messages call the space, such as the path of its file.
+
+    Returns:
+      Each axis as a `Range`, a list of Python values, or a list of tuples of such. A
+      string that names a part has become the part.
+
+    Raises:
+      ValueError: for a space without axes, a name that is there twice, in hparams or
+        reserved, and as `check_axis`.
+    """
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError(
+            f"{source} must be a dict of at least one axis, such as "
+            "{'learning_rate': [0.1, 0.01]}."
+        )
+    for key in space:
+        names = key if isinstance(key, tuple) else (key,)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"{source}'s keys must be names, or tuples of names, got {key!r}."
+            )
+    axes = {key: check_axis(key, axis, source=source) for key, axis in space.items()}
+    _check_names(names_of(space), hparams, source)
+    return axes
+
+
+def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(
+                f"{source}[{name!r}] changes what an activation is; give "
+                f"{source}['activation'] a list of activations."
+            )
+        if name in hparams:
+            raise ValueError(f"{name} is in {source} and in hparams; leave one out.")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is in {source} twice; leave one out.")
+
+
+def names_of(space: Mapping) -> list[str]:
+    """The names of everything that a space varies, those of a tuple one by one."""
+    return [
+        name for key in space for name in (key if isinstance(key, tuple) else (key,))
+    ]
+
+
+def check_axis(key: str | tuple[str, ...], axis: Any, *, source: str = "space") -> Any:
+    """One axis of a space, as `check_space` returns it.
+
+    Raises:
+      ValueError: for a range of what is no hyperparameter, an axis that is no list,
+        or a value that the name cannot have.
+    """
+    argument = f"{source}[{key!r}]"
+    _checks.refuse_masked(argument, axis)
+    if isinstance(key, tuple):
+        return _check_zip(key, axis, source)
+    if not isinstance(axis, Range):
+        check_values = _check_static if key in STATIC_AXES else _check_numbers
+        return check_values(key, axis, argument)
+    if key in (SEED, LATENT_DIM, *STATIC_AXES):
+        raise ValueError(f"{argument} must be a list, not a range.")
+    return axis
+
+
+def _check_zip(names: tuple[str, ...], axis: Any, source: str) -> list[tuple]:
+    argument = f"{source}[{names!r}]"
+    if isinstance(axis, Range):
+        raise ValueError(
+            f"{argument} must be a list of tuples; give each range its own name."
+        )
+    rows = _as_list(axis, argument)
+    if not rows or any(not _is_row(row, len(names)) for row in rows):
+        raise ValueError(
+            f"{argument} must be a list of tuples of {len(names)} values each."
+        )
+    columns = [
+        check_axis(name, [row[i] for row in rows], source=source)
+        for i, name in enumerate(names)
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _is_row(row: Any, length: int) -> bool:
+    is_array = isinstance(row, np.ndarray) and row.ndim > 0
+    return (is_array or isinstance(row, tuple | list)) and len(row) == length
+
+
+def _check_numbers(name: str, axis: Any, argument: str) -> list:
+    kind = "integer" if name in _MIN_AND_BITS else "number"
+    values: list[Any] = [_number(value, kind) for value in _as_list(axis, argument)]
+    if not values or None in values:
+        raise ValueError(
+            f"{argument} must be a list of at least one {kind}, got "
+            f"{_checks.describe(axis)}."
+        )
+    if name in _MIN_AND_BITS:
+        minimum, bits = _MIN_AND_BITS[name]
+        if min(values) < minimum or max(values) >= 2**bits:
+            raise ValueError(
+                f"{argument} must lie between {minimum} and 2**{bits} - 1, got "
+                f"{_checks.describe(axis)}."
+            )
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{argument} must be finite, got {_checks.describe(axis)}.")
+    return values
+
+
+def _number(value: Any, kind: str) -> int | float | None:
+    """A value as Python's own number; None if it is none of that kind."""
+    if type(value) is int:  # of any size, which NumPy's are not
+        return value if kind == "integer" or abs(value) < 2**53 else _as_float(value)
+    if value is np.ma.masked:  # NumPy would make it 0
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # other libraries' values may raise anything
+        return None
+    kinds = "iu" if kind == "integer" else "fiu"
+    return array.item() if array.ndim == 0 and array.dtype.kind in kinds else None
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _check_static(name: str, axis: Any, argument: str) -> list:
+    values, static_axis = _as_list(axis, argument), STATIC_AXES[name]
+    if not values:
+        raise ValueError(
+            f"{argument} must be a list of at least one {name}, got "
+            f"{_checks.describe(axis)}."
+        )
+    for value in values:
+        if not _is_hashable(value):
+            raise ValueError(
+                f"{argument} must be a list of values of {name}, and "
+                f"{_checks.describe(value)} is none."
+            )
+        static_axis.check(argument, value)
+    get = static_axis.named
+    return [get(v) if get is not None and isinstance(v, str) else v for v in values]
+
+
+def _as_list(axis: Any, argument: str) -> list:
+    """The values of an axis; empty if it is no list."""
+    is_part = isinstance(axis, tuple) and type(axis) is not tuple  # an Activation
+    if isinstance(axis, str | bytes) or is_part:
+        return []
+    try:
+        values = list(itertools.islice(axis, MAX_LANES + 1))
+    except TypeError:  # not iterable, or an array without axes
+        return []
+    if len(values) > MAX_LANES:
+        raise ValueError(
+            f"{argument} has more values than the {MAX_LANES:,} lanes of a sweep; "
+            "take a shorter list."
+        )
+    return values
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

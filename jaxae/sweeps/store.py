@@ -1,4 +1,4 @@
-"""Lanes on disk, as far as they have come: what a killed sweep goes on from."""
+"""The lanes of a sweep on disk, from which an interrupted sweep resumes."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,43 +17,13 @@ from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import LANES_FILE, add_checksum, verify_checksum
 from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
+from jaxae.sweeps.results import LaneBlock
 from jaxae.sweeps.spaces import Lanes
 from jaxae.training.fingerprint import fingerprint
 
-_Broken = safetensors.SafetensorError
-
-
-class LaneBlock(NamedTuple):
-    """Lanes of one group as far as they have come, all to the same step.
-
-    Attributes:
-      indices: `[n]`, their places in the group.
-      params: their parameters, `[n, ...]`.
-      rest: what else training goes on from, `[n, ...]`.
-      step: steps that they have begun.
-      num_epochs: epochs that have ended.
-      stopped_at: `[n]`.
-      rows: their metrics in the last of these epochs, `[n, epochs]` by name.
-      final: what was looked at at their end, `[n]` by name.
-    """
-
-    indices: np.ndarray
-    params: Any
-    rest: Any
-    step: int
-    num_epochs: int
-    stopped_at: np.ndarray
-    rows: dict[str, np.ndarray]
-    final: dict[str, np.ndarray]
-
-    @property
-    def num_rows(self) -> int:
-        """The number of epochs that `rows` has."""
-        return next((values.shape[1] for values in self.rows.values()), 0)
-
 
 def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):
-    """JSON values that two sweeps share if their tables are to be the same."""
+    """JSON values that two sweeps share if their results are to be the same."""
     single = fingerprint(objective, config, hparams, key, None, data, validation)
     return json.loads(
         json.dumps(
@@ -68,15 +38,15 @@ def fingerprint_of(objective, config, hparams, key, data, validation, lanes, hal
 
 
 def _space(lanes: Lanes) -> dict[str, Any]:
-    def words(column: np.ndarray):
+    def summary(column: np.ndarray):
         distinct = list(dict.fromkeys(column.tolist()))
         text = json.dumps(distinct)
         return distinct if len(text) < 200 else f"{len(distinct)} values, {_hash(text)}"
 
-    every = json.dumps([column.tolist() for column in lanes.axes.values()])
-    values = {name: words(column) for name, column in lanes.axes.items()}
-    # What two spaces of the same values may still differ in: how these go together.
-    return {**values, "lanes": f"{len(lanes)}, {_hash(every)}"}
+    columns = json.dumps([column.tolist() for column in lanes.axes.values()])
+    values = {name: summary(column) for name, column in lanes.axes.items()}
+    # Two spaces with the same values may still combine them differently.
+    return {**values, "lanes": f"{len(lanes)}, {_hash(columns)}"}
 
 
 def _hash(text: str) -> str:
@@ -84,27 +54,30 @@ def _hash(text: str) -> str:
 
 
 class Store:
-    """A folder of one sweep: what it is, how it is run, and its lanes so far.
+    """The folder of one sweep.
 
-    `sweep.json` says the first two; `lanes/` holds a file for each block of lanes.
+    `sweep.json` has its fingerprint and its schedules; `lanes/` has a file for each
+    block of lanes.
     """
 
     def __init__(self, directory: Path, fingerprint: dict):
-        self._directory, self._identity = directory, fingerprint
+        self._directory, self._fingerprint = directory, fingerprint
 
     def schedules(self) -> list[Schedule] | None:
-        """How this sweep was begun; None if it was not.
+        """The schedules of the sweep in this folder; None if there is none yet.
 
         Raises:
-          ValueError: if another sweep was, naming the field, or the file is damaged.
+          ValueError: if the folder holds another sweep, naming the field, or the file
+            is damaged.
         """
         path = self._directory / LANES_FILE
         if not path.exists():
             return None
         try:
             saved = json.loads(path.read_text())
-            fingerprint, asked = saved["identity"], self._identity["num_epochs"]
-            num_epochs = int(fingerprint["num_epochs"])
+            fingerprint = saved["identity"]
+            saved_epochs = int(fingerprint["num_epochs"])
+            num_epochs = self._fingerprint["num_epochs"]
             schedules = [
                 Schedule(**{**s, "tried": tuple(map(tuple, s["tried"]))})
                 for s in saved["schedules"]
@@ -114,72 +87,71 @@ class Store:
                 f"{path} is damaged ({error}); restore it, choose another folder, or "
                 "remove this one."
             ) from None
-        if num_epochs < asked:  # the lanes go on
-            fingerprint = {**fingerprint, "num_epochs": asked}
-        for name, found, wanted in differences(fingerprint, self._identity):
+        if saved_epochs < num_epochs:  # a resumed sweep may have more epochs
+            fingerprint = {**fingerprint, "num_epochs": num_epochs}
+        for name, there, here in differences(fingerprint, self._fingerprint):
             raise ValueError(
-                f"out {self._directory} holds another sweep: {name} is {found} there "
-                f"and {wanted} here; sweep the same, or choose another folder."
+                f"out {self._directory} holds another sweep: {name} is {there} there "
+                f"and {here} here; sweep the same, or choose another folder."
             )
         return schedules
 
     def begin(self, schedules: list[Schedule]) -> None:
-        """Write down what this sweep is, and how it is run.
+        """Write the fingerprint, and the schedules unless the folder has some.
 
         Raises:
           OSError: if the folder cannot be written.
         """
-        kept = {
-            "identity": self._identity,
-            "schedules": [s._asdict() for s in schedules],
+        schedules = self.schedules() or schedules
+        content = {
+            "identity": self._fingerprint,
+            "schedules": [schedule._asdict() for schedule in schedules],
         }
         (self._directory / "lanes").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(kept, indent=2).encode()
+        text = json.dumps(content, indent=2).encode()
         write_atomically(self._directory / LANES_FILE, text)
 
-    def put(self, rung: int, group: int, part: LaneBlock) -> None:
-        """Keep lanes as far as they have come in a rung, in place of what they were.
+    def write(self, rung: int, group: int, block: LaneBlock) -> None:
+        """Save a block of lanes of a rung, in place of its file before.
 
         Raises:
           OSError: if the folder cannot be written.
         """
+        # The names in the files are older than those of LaneBlock's fields.
         tensors = {
-            "indices": part.indices,
-            "reached": np.array([part.step, part.num_epochs]),
-            "stopped_at": part.stopped_at,
-            **_numbered("params", part.params),
-            **_numbered("rest", part.rest),
-            **{f"rows/{name}": values for name, values in part.rows.items()},
-            **{f"final/{name}": values for name, values in part.final.items()},
+            "indices": block.indices,
+            "reached": np.array([block.step, block.num_epochs]),
+            "stopped_at": block.stopped_at,
+            **_numbered("params", block.params),
+            **_numbered("rest", block.carry),
+            **{f"rows/{name}": values for name, values in block.metrics.items()},
+            **{f"final/{name}": values for name, values in block.final.items()},
         }
         tensors = {name: np.ascontiguousarray(v) for name, v in tensors.items()}
-        # The names in their order, so that a table is the same when read back.
-        kind: dict[str, Any] = {"rung": rung, "group": group}
-        kind |= {"rows": list(part.rows), "final": list(part.final)}
+        # The metrics' names in order, so that the columns of a table stay in order.
+        header: dict[str, Any] = {"rung": rung, "group": group}
+        header |= {"rows": list(block.metrics), "final": list(block.final)}
         content = safetensors.numpy.save(
-            tensors, {"jaxae": add_checksum(kind, tensors)}
+            tensors, {"jaxae": add_checksum(header, tensors)}
         )
-        name = f"{rung}-{group}-{min(part.indices)}-{max(part.indices)}.safetensors"
-        write_atomically(self._directory / "lanes" / name, content)
+        first, last = min(block.indices), max(block.indices)
+        path = self._directory / "lanes" / f"{rung}-{group}-{first}-{last}.safetensors"
+        write_atomically(path, content)
 
-    def parts(self, rung: int, group: int, params, rest) -> list[LaneBlock]:
-        """What is kept of a group's rung; a damaged file is told of, and passed over.
+    def read(self, rung: int, group: int, params, carry) -> list[LaneBlock]:
+        """The saved blocks of a group's rung, those with the most steps last.
 
-        Lanes that are in several files, since blocks were made anew, are the furthest
-        in the last of these.
+        A lane is in several files if blocks were laid out anew; the last one counts. A
+        damaged file is skipped with a warning.
 
         Args:
           rung, group: their numbers.
-          params, rest: of the structure that is expected.
+          params, carry: pytrees of the structure of a block's.
         """
-        return sorted(
-            self._parts(rung, group, params, rest), key=lambda part: part.step
-        )
-
-    def _parts(self, rung: int, group: int, params, rest) -> Iterator[LaneBlock]:
+        blocks = []
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
-                yield _read(path, params, rest)
+                blocks.append(_read(path, params, carry))
             except (
                 ValueError,
                 KeyError,
@@ -192,14 +164,15 @@ class Store:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+        return sorted(blocks, key=lambda block: block.step)
 
 
 @contextlib.contextmanager
 def opened(out, fingerprint: dict) -> Iterator[Store | None]:
-    """The folder, held while a sweep runs; None without one.
+    """The folder of a sweep, locked while the sweep runs; None if `out` is None.
 
     Raises:
-      ValueError: if another process holds it.
+      ValueError: if another process has locked it.
       OSError: if it cannot be made.
     """
     if out is None:
@@ -216,27 +189,27 @@ def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
     return {f"{prefix}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
-def _read(path: Path, params, rest) -> LaneBlock:
+def _read(path: Path, params, carry) -> LaneBlock:
     with safetensors.safe_open(path, framework="numpy") as file:
-        kind = json.loads((file.metadata() or {}).get("jaxae", "null"))
+        header = json.loads((file.metadata() or {}).get("jaxae", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    kind = verify_checksum(kind, tensors)
+    header = verify_checksum(header, tensors)
 
-    def tree(prefix, like):
-        leaves = range(jax.tree.structure(like).num_leaves)
-        found = [tensors[f"{prefix}/{i}"] for i in leaves]
-        return jax.tree.unflatten(jax.tree.structure(like), found)
+    def tree(prefix, structure):
+        treedef = jax.tree.structure(structure)
+        leaves = [tensors[f"{prefix}/{i}"] for i in range(treedef.num_leaves)]
+        return jax.tree.unflatten(treedef, leaves)
 
-    def named(part):
-        return {name: tensors[f"{part}/{name}"] for name in kind[part]}
+    def by_name(prefix):
+        return {name: tensors[f"{prefix}/{name}"] for name in header[prefix]}
 
     return LaneBlock(
         indices=tensors["indices"],
         params=tree("params", params),
-        rest=tree("rest", rest),
+        carry=tree("rest", carry),
         step=int(tensors["reached"][0]),
         num_epochs=int(tensors["reached"][1]),
         stopped_at=tensors["stopped_at"],
-        rows=named("rows"),
-        final=named("final"),
+        metrics=by_name("rows"),
+        final=by_name("final"),
     )
