@@ -709,7 +709,7 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
     assert chosen.seconds == 16 * 1000
     again = plans.schedule_of(
-        group, trial, 1000, block_seconds=1e9, alike=chosen, **given
+        group, trial, 1000, block_seconds=1e9, reuse=chosen, **given
     )
     assert again == chosen._replace(tried=())  # known, so that nothing else is tried
     short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)
