@@ -445,6 +445,13 @@ print(run.status, len(seen))
 """
 
 
+def interrupted(run, number, handler="default"):
+    """A process that sends itself the signal after its second epoch."""
+    code = INTERRUPTED.format(tests=os.path.dirname(__file__))
+    command = [sys.executable, "-c", code, str(run), number, handler]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.parametrize(
     "handler, number",
     [
@@ -457,15 +464,20 @@ print(run.status, len(seen))
 def test_a_signal_waits_for_the_state_and_then_has_its_effect(
     tmp_path, whole, number, handler
 ):
-    code = INTERRUPTED.format(tests=os.path.dirname(__file__))
-    command = [sys.executable, "-c", code, str(tmp_path / "run"), number, handler]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = interrupted(tmp_path / "run", number, handler)
     if handler == "handled":
         assert done.stdout.split() == ["handled", "interrupted", "2"], done.stderr
     elif number == "SIGTERM":
         assert done.returncode == -signal.SIGTERM
     else:
         assert "KeyboardInterrupt" in done.stderr
+    assert os.listdir(tmp_path / "run") != []
+    assert_same(train(tmp_path / "run"), whole)
+
+
+def test_a_run_goes_on_after_a_kill(tmp_path, whole):
+    done = interrupted(tmp_path / "run", "SIGKILL")
+    assert done.returncode == -signal.SIGKILL
     assert os.listdir(tmp_path / "run") != []
     assert_same(train(tmp_path / "run"), whole)
 
