@@ -18,11 +18,11 @@ test-all: $(INSTALLED)  ## pairs and triples of parts, and the slow studies as w
 
 # Tests that compare numbers of two programs, or with an oracle to a few roundings, or
 # that decide by such numbers: these depend on the processor. The others compare to the
-# bit what one machine computes, or with a wide tolerance. XLA's emitters are the default
-# ones here; `make test` has others, which compile faster (tests/conftest.py).
+# bit what one machine computes, or with a wide tolerance. XLA compiles with its defaults
+# here; `make test` has flags that make it compile faster (tests/conftest.py).
 SENSITIVE := $(patsubst %,tests/test_%.py,activations contracts diagnostics experiments \
   gradcheck manual metrics observations precision superposition sweeps training)
-PYTEST_SENSITIVE := $(BIN)/python -m pytest -n auto --default-emitters $(SENSITIVE)
+PYTEST_SENSITIVE := $(BIN)/python -m pytest -n auto --default-compiler $(SENSITIVE)
 test-portable: $(INSTALLED)  ## those tests as on other x86 processors, half an hour
 	$(PYTEST_SENSITIVE)
 	XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_max_isa=AVX2" $(PYTEST_SENSITIVE)

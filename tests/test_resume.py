@@ -457,6 +457,13 @@ print(run.status, len(seen))
 """
 
 
+def interrupted(run, number, handler="default"):
+    """A process that sends itself the signal after its second epoch."""
+    code = INTERRUPTED.format(tests=os.path.dirname(__file__))
+    command = [sys.executable, "-c", code, str(run), number, handler]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.parametrize(
     "handler, number",
     [
@@ -469,9 +476,7 @@ print(run.status, len(seen))
 def test_a_signal_waits_until_the_state_is_saved(
     tmp_path, uninterrupted, number, handler
 ):
-    code = INTERRUPTED.format(tests=os.path.dirname(__file__))
-    command = [sys.executable, "-c", code, str(tmp_path / "run"), number, handler]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = interrupted(tmp_path / "run", number, handler)
     if handler == "handled":
         assert done.stdout.split() == ["handled", "interrupted", "2"], done.stderr
     elif number == "SIGTERM":
@@ -480,6 +485,13 @@ def test_a_signal_waits_until_the_state_is_saved(
         assert "KeyboardInterrupt" in done.stderr
     assert os.listdir(tmp_path / "run") != []
     assert_same(train(tmp_path / "run"), uninterrupted)
+
+
+def test_a_run_goes_on_after_a_kill(tmp_path, whole):
+    done = interrupted(tmp_path / "run", "SIGKILL")
+    assert done.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path / "run") != []
+    assert_same(train(tmp_path / "run"), whole)
 
 
 # ---- bfloat16 products ---------------------------------------------------------------
