@@ -6,9 +6,8 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all test-portable soak lint format studies bench-env clean
 
-demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
-	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
-	  --learning-rate 1e-2 --weight-decay 3e-3 --out runs/demo --overwrite
+demo: $(INSTALLED)  ## two autoencoders beside PCA on real digits; results in runs/demo
+	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)  ## the suite, minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal
