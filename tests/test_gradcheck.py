@@ -49,7 +49,7 @@ def sum_of_sines(p):
     return jnp.sum(jnp.sin(p))
 
 
-# --- What is right is found correct -----------------------------------------------
+# --- Right claims are correct -----------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 2000])
@@ -91,7 +91,7 @@ def test_float64_claims_are_judged_to_the_resolution_of_differences():
     assert verdicts(wrong) == {"W": "correct", "b": "wrong", "c": "correct"}
 
 
-def test_numpy_and_python_params_are_judged_at_the_point_jax_sees():
+def test_numpy_and_python_params_are_checked_at_the_point_that_jax_reads():
     params = {"w": np.linspace(0.1, 1, 5), "scale": 1.3}
     report = gradcheck.check(lambda p: p["scale"] * sum_of_sines(p["w"]), params)
     assert report.ok
@@ -126,8 +126,8 @@ def test_complex_leaves_are_judged_by_the_convention_of_jax():
 
     def claim(p):
         grads = jax.grad(fn)(p)
-        astray = grads["big"].at[3, 7].mul(1.1)
-        return grads | {"z": jnp.conj(grads["z"]), "big": astray}
+        big = grads["big"].at[3, 7].mul(1.1)
+        return grads | {"z": jnp.conj(grads["z"]), "big": big}
 
     report = gradcheck.check(fn, params, grad=claim)
     assert verdicts(report) == {"z": "wrong", "w": "correct", "big": "wrong"}
@@ -159,21 +159,21 @@ def test_a_complex_number_and_a_complex_factor():
         ("bfloat16", (40, 5)),
     ],
 )
-def test_casts_inside_are_measured_as_noise_and_said(dtype, shape):
+def test_casts_inside_are_measured_as_noise_and_noted(dtype, shape):
     def fn(p, X):
         a = X.astype(dtype) @ p["W"].astype(dtype).T
         return jnp.mean(jnp.sum(a.astype(jnp.float32) ** 2, axis=1)) + jnp.sum(
-            p["b"] ** 2  # smooth beside it
+            p["b"] ** 2  # a term without a cast
         )
 
     params = {"W": normal(*shape), "b": normal(5)}
     report = gradcheck.check(fn, params, normal(32, shape[1], seed=1))
-    if dtype == "float32":  # to the precision of the params: no rounding of its own
+    if dtype == "float32":  # the params' own precision: the cast does not round
         assert report.ok and not report.notes, str(report)
         return
-    for leaf in report.leaves.values():  # half precision may drown a gradient
-        is_drowned = leaf.verdict == "undecided" and leaf.hint.endswith("too noisy")
-        assert leaf.ok or is_drowned, str(report)
+    for leaf in report.leaves.values():  # the noise of half precision may be too large
+        is_too_noisy = leaf.verdict == "undecided" and leaf.hint.endswith("too noisy")
+        assert leaf.ok or is_too_noisy, str(report)
     assert "rounds to less than float64 inside" in report.notes[0]
 
 
@@ -263,7 +263,7 @@ def test_a_cast_to_less_than_the_params_precision_shows_as_noise():
 
 
 def rounding_case(input_dim, seed):
-    """x_hat - x cancels, and by far the most of the error comes from it."""
+    """A model in which x_hat - x cancels, the main source of rounding error."""
     ae = jaxae.Autoencoder(input_dim=input_dim, latent_dim=1)
     x = np.random.default_rng(seed).uniform(size=input_dim).astype(np.float32)
     return ae, ae.init(jax.random.key(seed)), x
@@ -293,7 +293,7 @@ def test_rounding_does_not_excuse_a_thousandth():
     assert verdicts(check(1.001)) == expected
 
 
-# --- What is wrong is found, in its own leaf only ---------------------------------
+# --- Wrong claims are wrong, in their own leaf only -------------------------------
 
 
 def wrong_sign(params, X):
@@ -344,7 +344,7 @@ def test_a_mutant_is_wrong_in_its_own_leaf_only(mutant):
     assert leaf.slope is None or leaf.slope < 1.5
 
 
-def test_three_mutants_at_once_are_told_apart_in_a_tiny_model():
+def test_three_mutants_at_once_have_their_own_hints_in_a_tiny_model():
     def grad(params, X):
         W, b = no_encoder_path(params, X).W, one_percent(params, X).b
         return Params(W, b, wrong_sign(params, X).c)
@@ -388,7 +388,7 @@ def test_a_single_cause_is_named(bug, hint):
     assert report.leaves[""].hint == hint
 
 
-def test_one_wrong_entry_among_392000_is_found_and_the_rest_is_correct():
+def test_one_wrong_entry_among_392000_is_detected_in_its_own_leaf_only():
     params, X = tied_case((784, 500, 64))
     report = gradcheck.check(tied_loss, params, X, grad=one_entry)
     assert verdicts(report) == {"W": "wrong", "b": "correct", "c": "correct"}
@@ -408,29 +408,29 @@ def _steep_sine_jvp(primals, tangents):
     return jnp.sum(jnp.sin(p)), jnp.sum(1.5 * jnp.cos(p) * dp)
 
 
-def test_a_rule_too_steep_is_found_at_600_inputs():
+def test_a_rule_too_steep_is_detected_at_600_inputs():
     leaf = gradcheck.check(steep_sine, normal(600)).leaves[""]
     assert leaf.verdict == "surrogate" and not leaf.ok
     assert leaf.hint == "off by a factor 1.500"
 
 
 @jax.custom_vjp
-def one_entry_astray(p):
+def one_wrong_entry(p):
     return jnp.sum(p**2)
 
 
-one_entry_astray.defvjp(
+one_wrong_entry.defvjp(
     lambda p: (jnp.sum(p**2), p), lambda p, dy: ((2 * p * dy).at[123].add(2.0),)
 )
 
 
-def test_directions_see_one_entry_that_autodiff_has_wrong_too():
+def test_directions_detect_an_entry_that_autodiff_has_wrong_too():
     flat = 1 + 0.1 * normal(5000)  # no entry stands out
-    claim = jax.grad(one_entry_astray)
-    small_at_123 = flat.at[123].set(-1.0)  # the claim there is 0: nobody looks
-    leaf = gradcheck.check(one_entry_astray, small_at_123, grad=claim).leaves[""]
+    claim = jax.grad(one_wrong_entry)
+    params = flat.at[123].set(-1.0)  # the claim there is 0: it is not selected
+    leaf = gradcheck.check(one_wrong_entry, params, grad=claim).leaves[""]
     assert leaf.verdict == "surrogate" and leaf.error > leaf.resolution
-    assert leaf.worst.index == (123,)  # found by halving
+    assert leaf.worst.index == (123,)  # found by bisection
     assert leaf.worst.true == pytest.approx(-2.0, rel=1e-6)
 
 
@@ -438,7 +438,7 @@ def test_a_gradient_that_cancels_along_every_direction_is_judged_by_its_entries(
     def fn(p):
         return jax.lax.stop_gradient(jnp.sum(p[:2])) + 0.0 * jnp.sum(p)
 
-    # Under this key the first two signs differ in all of the directions.
+    # With this key, the first two signs differ in every direction.
     report = gradcheck.check(fn, jnp.ones(100), key=jax.random.key(7))
     assert verdicts(report) == {"": "surrogate"}
 
@@ -457,7 +457,7 @@ def test_a_small_leaf_does_not_hide_behind_a_large_one():
 
 
 def test_a_leaf_is_judged_as_well_beside_a_term_of_1e9():
-    """Steps of its own size, 1e-3, move the function by less than its last bits."""
+    """Steps of the leaf's size, 1e-3, change the function by less than its last bit."""
 
     def staircase(w):
         return 2 * jnp.sum(w + jax.lax.stop_gradient(jnp.round(w) - w))
@@ -505,33 +505,33 @@ def test_a_leaf_is_judged_as_well_beside_a_term_of_1e9():
         (lambda t: 0.0, 0.0, 0.1),
     ],
 )
-def test_steps_grow_as_far_as_noise_demands_and_no_further(f, slope, resolution):
+def test_steps_grow_only_as_far_as_the_noise_requires(f, slope, resolution):
     def value(t):
         with np.errstate(invalid="ignore"):
             return float(1e9 + f(t))
 
     noise = np.spacing(1e9) / np.sqrt(12)  # of rounding to nearest
-    found = slopes_along([Line(value, value(0.0), noise, 1e-3)], 1e-7)
-    assert abs(found.slope[0] - slope) <= found.resolution[0] < resolution
+    slopes = slopes_along([Line(value, value(0.0), noise, 1e-3)], 1e-7)
+    assert abs(slopes.slope[0] - slope) <= slopes.resolution[0] < resolution
 
 
-@pytest.mark.parametrize("loud", [1e12, 1e13])
-def test_long_steps_see_no_kinks_or_stairs_at_0(loud):
-    """Beside a smooth entry, which they resolve: what is beside 0 is not at 0."""
+@pytest.mark.parametrize("offset", [1e12, 1e13])
+def test_long_steps_report_no_kinks_or_stairs_at_0(offset):
+    """Long steps resolve a smooth entry. A kink or a stair beside 0 is not at 0."""
 
     def line(f):
         def value(t):
-            return float(loud + f(t))
+            return float(offset + f(t))
 
-        return Line(value, value(0.0), np.spacing(loud) / np.sqrt(12), 1e-3)
+        return Line(value, value(0.0), np.spacing(offset) / np.sqrt(12), 1e-3)
 
     entries = (lambda t: np.sin(1e-3 + t), lambda t: abs(1e-3 + t), np.round)
-    found = slopes_along(list(map(line, entries)), 1e-7)
-    assert found.resolution[0] < 0.1 and min(found.resolution[1:]) > 1
-    assert not np.any(found.jump)
+    slopes = slopes_along(list(map(line, entries)), 1e-7)
+    assert slopes.resolution[0] < 0.1 and min(slopes.resolution[1:]) > 1
+    assert not np.any(slopes.jump)
 
 
-# --- Kinks, surrogates, and what cannot be decided --------------------------------
+# --- Kinks, surrogates and undecided leaves ---------------------------------------
 
 
 @pytest.mark.parametrize("n", [3, 300])
@@ -617,7 +617,7 @@ def test_a_wrong_claim_is_not_excused_by_a_declared_surrogate():
 
 
 def test_a_declared_surrogate_has_to_follow_autodiff():
-    def fn(p, X):  # a target that takes no part in the gradient
+    def fn(p, X):  # a target with a stopped gradient
         return jnp.mean((X @ p - jax.lax.stop_gradient(p[0])) ** 2)
 
     def attached(p, X):
@@ -632,7 +632,7 @@ def test_a_declared_surrogate_has_to_follow_autodiff():
 
 
 @pytest.mark.parametrize("n", [30, 200, 5000])
-def test_many_kinks_of_which_few_are_looked_at(n):
+def test_many_kinks_of_which_few_are_measured(n):
     w = normal(n).at[::3].set(0.0)
 
     def fn(p):
@@ -677,7 +677,7 @@ def test_kinks_do_not_excuse_errors_elsewhere(bug, hint):
 
 
 @pytest.mark.parametrize("num_kinks", [5, 100])
-def test_a_rule_wrong_in_few_entries_is_found_beside_kinks(num_kinks):
+def test_a_rule_wrong_in_few_entries_is_detected_beside_kinks(num_kinks):
     weights = 1 + jnp.arange(300.0) / 300
 
     @jax.custom_vjp
@@ -722,7 +722,7 @@ def test_at_an_optimum_the_gradient_is_zero(n):
     assert verdicts(report) == {"": "correct"}, str(report)
 
 
-def test_arrays_among_args_are_jaxs_wherever_fn_is_evaluated():
+def test_arrays_among_args_are_jax_arrays_wherever_fn_is_evaluated():
     def fn(p, x):
         assert isinstance(x, jax.Array)
         return jnp.sum(p * x)
@@ -764,7 +764,7 @@ def test_a_claim_that_is_not_deterministic_is_undecided():
     assert leaf.verdict == "undecided" and "claim is not deterministic" in leaf.hint
 
 
-def test_the_settings_of_jax_do_not_reach_the_referees():
+def test_the_callers_jax_settings_do_not_affect_the_reference():
     def fn(x):
         return jnp.sum(x * jnp.log(x))
 
@@ -789,9 +789,9 @@ def test_a_factor_near_1_shows_its_distance():
     assert leaf.hint == "off by a factor 1 + 1.0e-04"
 
 
-def test_random_numbers_that_differ_in_float64_are_named_as_the_trouble():
+def test_random_numbers_that_differ_in_float64_are_named_as_the_cause():
     def fn(p, key):
-        scale = 2 if p[0] > -9 else 3  # so that Python has to run again
+        scale = 2 if p[0] > -9 else 3  # a Python branch, which cannot be traced
         return jnp.sum(scale * p * jax.random.normal(key, p.shape))
 
     leaf = gradcheck.check(fn, normal(5), jax.random.key(0)).leaves[""]

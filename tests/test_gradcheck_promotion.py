@@ -1,4 +1,4 @@
-"""The judged function is the caller's program, promoted to float64."""
+"""The function checked is the caller's program, promoted to float64."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from jaxae import gradcheck
-from jaxae.gradcheck.functions import Referee
+from jaxae.gradcheck.functions import Float64Function
 
 
 def normal(*shape, seed=0):
@@ -67,8 +67,8 @@ def loops_and_branches(p, _):
     ],
     ids=["one after another", "loops and branches"],
 )
-def test_the_callers_program_is_judged(terms):
-    """Each in one leaf with a right claim, in another with one that is wrong."""
+def test_the_callers_program_is_checked(terms):
+    """Each term has one leaf with a right claim and one with a wrong claim."""
 
     def fn(p, key):
         leaves = {name: jnp.stack(list(pair.values())) for name, pair in p.items()}
@@ -78,9 +78,9 @@ def test_the_callers_program_is_judged(terms):
 
     def claim(p, key):
         grads = jax.grad(fn)(p, key)
-        for of_term in grads.values():
-            k = jnp.argmax(jnp.abs(of_term["wrong"]))
-            of_term["wrong"] = of_term["wrong"].at[k].mul(1.001)
+        for term_grads in grads.values():
+            k = jnp.argmax(jnp.abs(term_grads["wrong"]))
+            term_grads["wrong"] = term_grads["wrong"].at[k].mul(1.001)
         return grads
 
     params = {f.__name__: {"right": normal(6), "wrong": normal(6)} for f in terms}
@@ -91,7 +91,7 @@ def test_the_callers_program_is_judged(terms):
     assert not report.notes
 
 
-def test_the_callers_custom_rules_are_judged():
+def test_the_callers_custom_rules_are_checked():
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
     def square(x, factor):
         return jnp.sum(factor * x**2)
@@ -133,19 +133,19 @@ def test_promoted_values_are_those_of_numpy_in_float64():
 
         y = lax.while_loop(lambda c: c[0] < steps, step, (0, floats["p"]))[1]
         loss = jnp.mean(jnp.exp(y.astype(jnp.float32)))
-        # Programs within operations: a solver's, a scatter's.
+        # A solve and a scatter hold programs of their own.
         matrix = jnp.eye(3).at[0, 1].add(y[0]) * 3
         return {"y": y, "loss": loss, "solved": jnp.linalg.solve(matrix, y)}
 
     p = normal(3, seed=1)
-    referee = Referee(fn, {"p": p}, ())
+    promoted = Float64Function(fn, {"p": p}, ())
     y = expected = np.asarray(p, np.float64)
     for _ in range(steps):
-        wide = np.asarray(weights, np.float64)
-        y = np.tanh(wide.T @ (wide @ y)) * np.float64(np.float32(0.7))
+        weights64 = np.asarray(weights, np.float64)
+        y = np.tanh(weights64.T @ (weights64 @ y)) * np.float64(np.float32(0.7))
     with jax.enable_x64(True):
-        out = referee({"p": expected})
-    assert out["y"].dtype == out["loss"].dtype == np.float64 and not referee.note
+        out = promoted({"p": expected})
+    assert out["y"].dtype == out["loss"].dtype == np.float64 and not promoted.note
     np.testing.assert_allclose(out["y"], y, rtol=1e-12)  # some 100 roundings
     np.testing.assert_allclose(out["loss"], np.mean(np.exp(y)), rtol=1e-12)
     matrix = 3 * (np.eye(3) + np.outer([1, 0, 0], [0, y[0], 0]))
@@ -160,19 +160,19 @@ def test_random_numbers_are_those_that_the_caller_draws():
 
     shift = normal(5, seed=1)
     expected = jax.jit(lambda: jax.random.normal(KEY, (5,)) * 0.1 + shift)()
-    referee = Referee(gradient, {"p": normal(5)}, (shift,), jnp.float32(1))
+    promoted = Float64Function(gradient, {"p": normal(5)}, (shift,), jnp.float32(1))
     with jax.enable_x64(True):
-        found = referee({"p": np.zeros(5)}, np.float64(1))
-    np.testing.assert_allclose(found, expected, rtol=3e-7)  # a fused multiply-add
+        draw = promoted({"p": np.zeros(5)}, np.float64(1))
+    np.testing.assert_allclose(draw, expected, rtol=3e-7)  # a fused multiply-add
 
 
-def test_what_cannot_be_promoted_is_run_again_and_said():
+def test_a_function_that_cannot_be_promoted_is_run_again_with_a_note():
     def branch(p):
         return jnp.sum(p**2) if p[0] > -9 else p[0]
 
     def on_the_host(p):
-        like = jax.ShapeDtypeStruct(p.shape, p.dtype)
-        return jnp.sum(jax.pure_callback(lambda p: 2 * np.asarray(p), like, p))
+        shape = jax.ShapeDtypeStruct(p.shape, p.dtype)
+        return jnp.sum(jax.pure_callback(lambda p: 2 * np.asarray(p), shape, p))
 
     for fn, grad, reason in (
         (branch, None, "boolean conversion"),

@@ -1,4 +1,4 @@
-"""Rules in isolation: check_vjp and check_jvp."""
+"""Checks of rules in isolation: check_vjp and check_jvp."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def verdicts(report):
     return {path: leaf.verdict for path, leaf in report.leaves.items()}
 
 
-def bad(report):
+def failed(report):
     return {path for path, leaf in report.leaves.items() if not leaf.ok}
 
 
@@ -37,7 +37,7 @@ def fused(p, X):
 
 
 def _fused_bwd(residuals, cotangents):
-    p, X = residuals  # the bug: the cotangent of pre_acts goes nowhere
+    p, X = residuals  # the bug: the cotangent of pre_acts is ignored
     _, pull = jax.vjp(lambda p, X: top_k(p, X)["z"], p, X)
     return pull(cotangents["z"])
 
@@ -53,7 +53,7 @@ def right_jvp(p, X, tangents):
     return jax.jvp(lambda p: top_k(p, X), (p,), (tangents,))[1]
 
 
-# --- Transposes -------------------------------------------------------------------
+# --- Vector-Jacobian products -----------------------------------------------------
 
 
 @pytest.mark.parametrize("vjp", [None, right_vjp], ids=["its own", "claimed"])
@@ -65,18 +65,18 @@ def test_every_output_of_a_right_rule_is_correct(vjp):
     }
 
 
-def test_an_ignored_cotangent_is_found_and_the_other_output_is_correct():
+def test_an_ignored_cotangent_is_detected_and_the_other_output_is_correct():
     report = check_vjp(fused, PARAMS, X)
-    assert bad(report) == {"pre_acts -> W", "pre_acts -> b", "all -> W", "all -> b"}
+    assert failed(report) == {"pre_acts -> W", "pre_acts -> b", "all -> W", "all -> b"}
     assert report.leaves["pre_acts -> W"].hint == "zero"
     claimed = check_vjp(
         top_k, PARAMS, X, vjp=lambda p, X, dy: _fused_bwd((p, X), dy)[0]
     )
-    assert bad(claimed) == bad(report)
+    assert failed(claimed) == failed(report)
     assert set(verdicts(claimed).values()) == {"correct", "wrong"}
 
 
-def test_a_rule_right_for_each_output_but_not_for_both_is_found():
+def test_a_rule_right_for_each_output_but_not_for_both_is_detected():
     def fn(x):
         return jnp.sin(x), x**2
 
@@ -85,10 +85,10 @@ def test_a_rule_right_for_each_output_but_not_for_both_is_found():
         both = jnp.any(first != 0) & jnp.any(second != 0)
         return jnp.cos(x) * first + 2 * x * second * jnp.where(both, 0.5, 1.0)
 
-    assert bad(check_vjp(fn, normal(5), vjp=vjp)) == {"all -> params"}
+    assert failed(check_vjp(fn, normal(5), vjp=vjp)) == {"all -> params"}
 
 
-def test_one_output_and_one_leaf_go_by_the_leafs_own_path():
+def test_one_output_and_one_leaf_are_keyed_by_the_leafs_path():
     report = check_vjp(jnp.sin, normal(5), vjp=lambda x, dy: dy * jnp.cos(x))
     assert report.ok and set(report.leaves) == {""}
     wrong = check_vjp(jnp.sin, normal(5), vjp=lambda x, dy: 1.01 * dy * jnp.cos(x))
@@ -105,7 +105,7 @@ def test_a_declared_straight_through_output_is_ok():
     assert check_vjp(fn, x, surrogate=[""]).ok
 
 
-# --- Tangents ---------------------------------------------------------------------
+# --- Jacobian-vector products -----------------------------------------------------
 
 
 @pytest.mark.parametrize("jvp", [None, right_jvp], ids=["its own", "claimed"])
@@ -119,17 +119,19 @@ def test_every_leaf_of_a_right_jvp_is_correct(jvp):
     }
 
 
-def test_an_ignored_tangent_is_found():
+def test_an_ignored_tangent_is_detected():
     def jvp(p, X, tangents):
         return right_jvp(p, X, tangents | {"b": jnp.zeros_like(tangents["b"])})
 
     report = check_jvp(top_k, PARAMS, X, jvp=jvp)
     outputs = ("z", "pre_acts")
-    assert bad(report) == {f"{leaf} -> {o}" for leaf in ("b", "all") for o in outputs}
+    assert failed(report) == {
+        f"{leaf} -> {o}" for leaf in ("b", "all") for o in outputs
+    }
     assert report.leaves["b -> z"].hint == "zero"
 
 
-def test_one_wrong_output_among_2000_is_found():
+def test_one_wrong_output_among_2000_is_detected():
     def jvp(x, dx):
         return (jnp.cos(x) * dx).at[77].add(0.01)
 
@@ -138,7 +140,7 @@ def test_one_wrong_output_among_2000_is_found():
     assert leaf.verdict == "wrong" and leaf.worst.index == (77,)
 
 
-def test_a_steep_custom_rule_is_found_at_any_size():
+def test_a_steep_custom_rule_is_detected_at_any_size():
     @jax.custom_jvp
     def sine(x):
         return jnp.sin(x)
@@ -176,7 +178,7 @@ def test_a_jump_in_a_tangent_is_a_kink():
     assert inside.ok and not outside.ok
 
 
-# --- Complex numbers, other leaves, refusals --------------------------------------
+# --- Complex numbers, other leaves, errors ----------------------------------------
 
 Z = jnp.asarray(normal(4) + 1j * normal(4, seed=1), jnp.complex64)
 
@@ -218,7 +220,7 @@ def on_the_host(p):
     return jax.pure_callback(np.sum, jax.ShapeDtypeStruct((), p.dtype), p)
 
 
-def test_each_refusal_is_one_sentence():
+def test_each_error_is_one_sentence():
     x = normal(3)
     for function, arguments, options, message in [
         (check_vjp, (3, x), {}, "fn must be a function"),

@@ -1,4 +1,4 @@
-"""The cases of the study gradient_bugs: wrong where they say so, right elsewhere."""
+"""The cases of the study gradient_bugs: each is wrong in the leaves it names only."""
 
 import functools
 import sys
@@ -14,12 +14,12 @@ from _gradient_cases import CASES, Size, published
 
 SIZES = (Size(5, 3, 4), Size(20, 10, 8))
 BUGS = [name for name, case in CASES.items() if case.kind == "bug"]
-# Right ones for which autodiff is no oracle; each has a test of its own below.
-APART = {"|w| at exactly 0", "gradient exactly 0", "AuxK, residual detached"}
-RIGHT = [name for name in CASES if name not in {*BUGS, *APART}]
+# Right gradients for which autodiff is no oracle. Each has a test of its own below.
+NO_ORACLE = {"|w| at exactly 0", "gradient exactly 0", "AuxK, residual detached"}
+RIGHT = [name for name in CASES if name not in {*BUGS, *NO_ORACLE}]
 
 
-def wide(leaf):
+def to_float64(leaf):
     leaf = np.asarray(leaf)
     is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
     return leaf.astype(np.float64) if is_real else leaf
@@ -27,7 +27,7 @@ def wide(leaf):
 
 def problem(name, size, seed):
     inputs = CASES[name].function.inputs(np.random.default_rng(seed), size)
-    return jax.tree.map(wide, inputs)
+    return jax.tree.map(to_float64, inputs)
 
 
 def by_path(tree):
@@ -37,7 +37,7 @@ def by_path(tree):
 
 
 def errors(name, size, seed):
-    """Of each leaf of the claim, relative to the leaf's largest entry, in float64."""
+    """The error of each leaf of the claim, relative to the leaf's largest entry."""
     case = CASES[name]
     params, *args = problem(name, size, seed)
     claim = case.grad(params, *args)
@@ -57,34 +57,34 @@ def test_there_are_enough_distinct_causes():
     assert sum(bool(case.source) for case in CASES.values()) >= 10
 
 
-def some(names):
-    """Every fourth, as the quick study takes; all by --slow."""
+def every_fourth(names):
+    """Every fourth name, as in the quick study; all with --slow."""
     return [
         pytest.param(name, marks=[pytest.mark.slow] * bool(i % 4))
         for i, name in enumerate(names)
     ]
 
 
-@pytest.mark.parametrize("name", some(BUGS))
+@pytest.mark.parametrize("name", every_fourth(BUGS))
 def test_a_bug_is_wrong_in_its_own_leaves_only(name, x64):
     for seed in range(2):
-        found = errors(name, SIZES[0], seed)
-        assert CASES[name].wrong and set(CASES[name].wrong) <= set(found)
-        for path, error in found.items():
+        leaf_errors = errors(name, SIZES[0], seed)
+        assert CASES[name].wrong and set(CASES[name].wrong) <= set(leaf_errors)
+        for path, error in leaf_errors.items():
             assert error > 1e-4 if path in CASES[name].wrong else error < 1e-12
 
 
-@pytest.mark.parametrize("name", some(RIGHT))
+@pytest.mark.parametrize("name", every_fourth(RIGHT))
 def test_a_right_gradient_is_that_of_autodiff_in_float64(name, x64):
     assert not CASES[name].wrong
     for seed in range(2):
-        # x_hat - x cancels in one of them, sigm(-a) in another.
+        # The tolerance allows for cases in which x_hat - x or sigm(-a) cancels.
         assert max(errors(name, SIZES[0], seed).values()) < 1e-9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS + RIGHT)
-def test_the_same_for_every_seed_and_size(name, x64):
+def test_cases_are_wrong_or_right_for_every_seed_and_size(name, x64):
     for size in SIZES:
         for seed in range(10):
             for path, error in errors(name, size, seed).items():
@@ -100,7 +100,7 @@ def test_at_zero_weights_any_number_between_minus_one_and_one_is_right(x64):
     np.testing.assert_allclose(penalty, np.sign(params.W), atol=1e-12)
 
 
-def test_a_softmax_does_not_see_a_shift(x64):
+def test_the_gradient_of_a_softmax_by_a_shift_is_zero(x64):
     params, v = problem("gradient exactly 0", SIZES[1], 0)
     grads = CASES["gradient exactly 0"].grad(params, v)
     s = np.exp(params["x"]) / np.sum(np.exp(params["x"]))
@@ -110,7 +110,7 @@ def test_a_softmax_does_not_see_a_shift(x64):
 
 
 def auxk_by_hand(p, X):
-    """In NumPy, an example at a time; to the second term the residual e is constant."""
+    """The gradient in NumPy, by example; the second term's residual e is constant."""
     H, k = len(p.b_enc), max(len(p.b_enc) // 8, 1)
     num_live = H - H // 2
     grads = jax.tree.map(np.zeros_like, p)
@@ -133,8 +133,8 @@ def auxk_by_hand(p, X):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_auxk_with_its_residual_detached_is_that_of_numpy(size, x64):
     params, X = problem("AuxK, residual detached", size, 0)
-    found = CASES["AuxK, residual detached"].grad(params, X)
-    for leaf, expected in zip(found, auxk_by_hand(params, X)):
+    grads = CASES["AuxK, residual detached"].grad(params, X)
+    for leaf, expected in zip(grads, auxk_by_hand(params, X)):
         np.testing.assert_allclose(leaf, expected, atol=1e-12)
 
 
@@ -145,8 +145,8 @@ def test_auxk_with_its_residual_detached_is_that_of_numpy(size, x64):
         ("gated loss leaks into the decoder", "gate/b_dec"),
     ],
 )
-def test_what_was_not_detached_is_the_derivative_of_the_function(name, path, x64):
-    """So that no difference of the function tells the bug: the declaration must."""
+def test_a_missing_stop_gradient_gives_the_derivative_of_the_function(name, path, x64):
+    """Finite differences cannot detect this bug; declaring a surrogate does."""
     params, X = problem(name, SIZES[0], 0)
     leaves, structure = jax.tree.flatten(params)
     at = list(by_path(params)).index(path)
@@ -161,7 +161,7 @@ def test_what_was_not_detached_is_the_derivative_of_the_function(name, path, x64
     assert claim == pytest.approx(float(slope), rel=1e-6)
 
 
-def test_fewer_latents_than_k_are_positive_for_some_example():
+def test_some_example_has_fewer_than_k_positive_latents():
     params, X = problem("fused encoder's relu forgotten", SIZES[0], 0)
     active = jax.vmap(lambda x: published.pre_acts(params, x) > 0)(X)
     assert np.min(np.sum(active, axis=1)) < len(params.b_enc) - 1

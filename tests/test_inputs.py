@@ -1,4 +1,4 @@
-"""Odd inputs by entrances: each is taken as its array is, or refused in a sentence."""
+"""Unusual inputs to every function that takes data: converted, or one clear error."""
 
 import re
 import tempfile
@@ -16,17 +16,17 @@ import jaxae
 from jaxae import data
 from jaxae.cli import data_splits
 from jaxae.cli.options import TrainOptions
-from jaxae.observations._base import refuse_unless
+from jaxae.observations._base import check_values
 from jaxae.training import host
 
 X = np.random.default_rng(0).uniform(size=(300, 4)).astype(np.float32)
 AE = jaxae.Autoencoder(input_dim=4, latent_dim=3)
 OBJECTIVE = jaxae.Objective(AE)
-GIVEN = {"hparams": {"learning_rate": 1e-2}, "key": jax.random.key(0)}
+ARGUMENTS = {"hparams": {"learning_rate": 1e-2}, "key": jax.random.key(0)}
 
 
 class Tensor:
-    """What torch's tensors refuse to NumPy, and the methods by which they do not."""
+    """The methods of a torch tensor that convert it, and its errors."""
 
     def __init__(self, values, dtype="torch.float32", requires_grad=False):
         self.values, self.dtype, self.requires_grad = values, dtype, requires_grad
@@ -58,13 +58,8 @@ class Tensor:
         return self.numpy()
 
 
-def stored(array, path):
-    np.save(path, array)
-    return path
-
-
-# Each with the array that it means.
-TAKEN = {
+# Each with the array to which it is converted.
+ACCEPTED = {
     "frame": (pd.DataFrame(X), X),
     "frame of named columns": (pd.DataFrame(X, columns=list("abcd")), X),
     "frame of shuffled labels": (
@@ -85,8 +80,8 @@ TAKEN = {
     "list of tensors": ([Tensor(x, requires_grad=True) for x in X], X),
 }
 
-# With what the sentence says.
-REFUSED = {
+# Each with a pattern of the error.
+REJECTED = {
     "masked": (np.ma.array(X, mask=X > 0.9), r"masked array.*X\.filled\(value\)"),
     "masked nowhere": (np.ma.array(X), "masked array"),
     "list of masked rows": (list(np.ma.array(X, mask=X > 0.9)), "masked array"),
@@ -132,122 +127,123 @@ REFUSED = {
 }
 
 
-def trained_on(given, validation=None):
-    """All that `train` does before it trains."""
-    job = host.prepare(OBJECTIVE, given, validation=validation, **GIVEN)
+def prepare_training(rows, validation=None):
+    """The data of `train` after its checks, before it trains."""
+    job = host.prepare(OBJECTIVE, rows, validation=validation, **ARGUMENTS)
     return job.data, job.validation
 
 
-def swept_on(given):
-    """All that `sweep` does to its data before it plans."""
-    (run,) = jaxae.sweeps.prepare(OBJECTIVE, given, {"seed": [0, 1]}, **GIVEN).runs
+def prepare_sweep(rows):
+    """The data of `sweep` after its checks, before it trains."""
+    space = {"seed": [0, 1]}
+    (run,) = jaxae.sweeps.prepare(OBJECTIVE, rows, space, **ARGUMENTS).runs
     return run.data, run.validation
+
+
+def options(path):
+    return TrainOptions(data=str(path))
+
+
+def load_file(array):
+    """The data of the command line, from a file of the array."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "data.npy")
+        np.save(path, array)
+        return data_splits.load(options(path), jaxae.observations.bernoulli)
 
 
 SCALING = data.fit_scaling("standardize", data.column_stats(X))
 PARAMS = AE.init(jax.random.key(0))
-# With the argument that the sentence names.
-ENTRANCES = {
-    "train": (trained_on, "data"),
-    "inputs": (lambda given: trained_on((given, X)), "data"),
-    "targets": (lambda given: trained_on((X, given)), "data"),
-    "validation": (lambda given: trained_on(X, given), "validation"),
-    "sweep": (swept_on, "data"),
+# Every function that takes data, and the argument that its errors name.
+FUNCTIONS = {
+    "train": (prepare_training, "data"),
+    "inputs": (lambda rows: prepare_training((rows, X)), "data"),
+    "targets": (lambda rows: prepare_training((X, rows)), "data"),
+    "validation": (lambda rows: prepare_training(X, rows), "validation"),
+    "sweep": (prepare_sweep, "data"),
     "column_stats": (data.column_stats, "data"),
-    "fit_scaling": (lambda given: data.fit_scaling("unit", given), "data"),
-    "View": (lambda given: data.View(given)[:], "rows"),
+    "fit_scaling": (lambda rows: data.fit_scaling("unit", rows), "data"),
+    "View": (lambda rows: data.View(rows)[:], "rows"),
     "apply": (SCALING.apply, "X"),
-    "take": (lambda given: data.take(given, [2, 0, 2]), "data|index"),
-    "split": (lambda given: data.split(given, 0.2, 0.1, seed=1), "X|rows"),
-    "evaluate": (lambda given: OBJECTIVE.evaluate(PARAMS, given, {}), "batch"),
+    "take": (lambda rows: data.take(rows, [2, 0, 2]), "data|index"),
+    "split": (lambda rows: data.split(rows, 0.2, 0.1, seed=1), "X|rows"),
+    "evaluate": (lambda rows: OBJECTIVE.evaluate(PARAMS, rows, {}), "batch"),
+    "file": (load_file, "data"),
 }
-
-
-def load_saved(given):
-    """An array, saved to a file and read by the command line."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "data.npy")
-        np.save(path, given)
-        return data_splits.load(options(path), jaxae.observations.bernoulli)
-
-
-def options(path, **given):
-    return TrainOptions(data=str(path), **given)
-
-
-ENTRANCES["file"] = load_saved, "data"
-# Rows are chosen whatever they hold, and scaled whatever their axes.
-CHOSEN = {"objects", "complex", "fields", "bfloat16 as NumPy stores it", "no columns"}
-CHOSEN |= {"tokens", "images", "column"}
-TAKEN_TOO = {
-    "take": CHOSEN,
-    "split": CHOSEN,
+# Rows of any dtype are selected, and arrays of any number of axes are scaled.
+SELECTABLE = {"objects", "complex", "fields", "bfloat16 as NumPy stores it"}
+SELECTABLE |= {"no columns", "tokens", "images", "column"}
+EXCEPTIONS = {
+    "take": SELECTABLE,
+    "split": SELECTABLE,
     "apply": {"tokens", "no rows"},
     "View": {"no rows", "no columns"},
     "validation": {"None"},
     "file": {
         "tokens",
-        *(n for n, (X, _) in REFUSED.items() if type(X) is not np.ndarray),
+        *(n for n, (X, _) in REJECTED.items() if type(X) is not np.ndarray),
     },
 }
 
 
-def leaves_of(found):
-    """The numbers and hashes in what an entrance gave."""
-    leaves = map(np.asarray, jax.tree.leaves(found))
+def leaves_of(result):
+    """The numbers and hashes in the result of a function."""
+    leaves = map(np.asarray, jax.tree.leaves(result))
     return [leaf for leaf in leaves if leaf.dtype.kind in "biufU"]
 
 
-@pytest.mark.parametrize("entrance", sorted(ENTRANCES.keys() - {"file"}))
-def test_what_means_an_array_is_taken_as_that_array(entrance):
-    function, _ = ENTRANCES[entrance]
-    for name, (given, array) in TAKEN.items():
-        expected = leaves_of(function(array))
-        for found, other in zip(leaves_of(function(given)), expected, strict=True):
-            np.testing.assert_array_equal(found, other, err_msg=name)
+@pytest.mark.parametrize("function", sorted(FUNCTIONS.keys() - {"file"}))
+def test_frames_and_tensors_give_the_results_of_their_arrays(function):
+    call, _ = FUNCTIONS[function]
+    for name, (value, array) in ACCEPTED.items():
+        expected = leaves_of(call(array))
+        for leaf, other in zip(leaves_of(call(value)), expected, strict=True):
+            np.testing.assert_array_equal(leaf, other, err_msg=name)
 
 
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_what_means_no_array_is_refused_in_one_sentence(entrance):
-    function, argument = ENTRANCES[entrance]
-    for name in REFUSED.keys() - TAKEN_TOO.get(entrance, set()):
-        given, says = REFUSED[name]
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_everything_else_is_rejected_in_one_sentence(function):
+    call, argument = FUNCTIONS[function]
+    for name in REJECTED.keys() - EXCEPTIONS.get(function, set()):
+        value, message = REJECTED[name]
         with pytest.raises(ValueError) as e:
-            function(given)
+            call(value)
         sentence = str(e.value)
         assert "\n" not in sentence and sentence.endswith("."), (name, sentence)
         assert re.search(rf"\b({argument})\b", sentence), (name, sentence)
-        assert entrance == "evaluate" or re.search(says, sentence), (name, sentence)
+        assert function == "evaluate" or re.search(message, sentence), (name, sentence)
 
 
 def test_training_on_a_frame_is_training_on_its_array():
-    """Of so many rows that it once was read row by row, as columns."""
+    """A regression test with a frame of many rows, whose columns were read as rows."""
     rows = np.random.default_rng(1).uniform(size=(1000, 4)).astype(np.float32)
     frame = pd.DataFrame(rows, index=np.arange(1000)[::-1])
     config = jaxae.TrainConfig(num_epochs=1, batch_size=64)
     frames, arrays = (
-        jaxae.train(OBJECTIVE, given, validation=given, config=config, **GIVEN)
-        for given in (frame, rows)
+        jaxae.train(OBJECTIVE, value, validation=value, config=config, **ARGUMENTS)
+        for value in (frame, rows)
     )
     assert frames.metrics == arrays.metrics
-    # Columns are attributes of a frame: their names do not make it something else.
+    # Columns are attributes of a frame, which must not make it look like a tensor.
     frame.columns = ["dtype", "toarray", "detach", "shape"]
-    chosen = np.array([1, 5])  # which a frame itself would take for columns
-    np.testing.assert_array_equal(data.take(frame, chosen), rows[chosen])
-    for one, other in zip(frames.params[:3], arrays.params[:3], strict=True):
-        np.testing.assert_array_equal(one, other)
+    index = np.array([1, 5])  # frame[index] would select columns
+    np.testing.assert_array_equal(data.take(frame, index), rows[index])
+    for leaf, other in zip(frames.params[:3], arrays.params[:3], strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 def test_a_saved_run_is_the_same_whether_it_is_given_a_frame_or_its_array():
     frames, arrays = (
-        host.prepare(OBJECTIVE, given, validation=given, **GIVEN, has_checkpoints=True)
+        host.prepare(
+            OBJECTIVE, given, validation=given, **ARGUMENTS, has_checkpoints=True
+        )
         for given in (pd.DataFrame(X), X)
     )
-    assert frames.identity == arrays.identity
+    assert frames.fingerprint == arrays.fingerprint
 
 
-def test_rows_of_masked_arrays_are_refused_when_they_are_read():
-    """As netCDF4 gives them."""
+def test_rows_that_are_masked_arrays_are_rejected_when_they_are_read():
+    """netCDF4 gives masked arrays."""
 
     class Variable:
         def __len__(self):
@@ -261,10 +257,10 @@ def test_rows_of_masked_arrays_are_refused_when_they_are_read():
             read(Variable())
 
 
-def test_masked_numbers_are_refused_wherever_numbers_are():
+def test_masked_numbers_are_rejected_by_every_function():
     masked = np.ma.array(0.1, mask=True)
     rate = {"learning_rate": masked}
-    refused = {
+    calls = {
         r"hparams\['learning_rate'\]": lambda: jaxae.train(
             OBJECTIVE, X, hparams=rate, key=jax.random.key(0)
         ),
@@ -278,22 +274,22 @@ def test_masked_numbers_are_refused_wherever_numbers_are():
             OBJECTIVE,
             X,
             params=PARAMS._replace(b_dec=np.ma.array(np.zeros(4, np.float32))),
-            **GIVEN,
+            **ARGUMENTS,
         ),
         "x": lambda: AE.encode(PARAMS, np.ma.array(X[0])),
         "x_hat": lambda: jaxae.metrics.fvu(X, np.ma.array(X)),
         "data_mean": lambda: AE.init(jax.random.key(0), data_mean=np.ma.array(X[0])),
     }
-    for name, function in refused.items():
+    for name, call in calls.items():
         with pytest.raises(ValueError, match=f"^{name} must not be a masked array"):
-            function()
+            call()
 
 
 # Integers.
 
 
 def validate_counts(X):
-    refuse_unless((X >= 0) & (X == np.round(X)), X, "must be counts")
+    check_values((X >= 0) & (X == np.round(X)), X, "must be counts")
 
 
 COUNTS = jaxae.observations.from_log_prob(
@@ -332,26 +328,26 @@ INTEGERS = {"pixels": PIXELS, "ages": AGES, "flags": FLAGS, "depths": DEPTHS}
 
 
 @pytest.mark.parametrize(("observation", "values"), ADVICE)
-def test_integers_are_refused_with_what_makes_floats_of_them(observation, values):
-    """And what it says, done, is accepted."""
-    made, X = OBSERVATIONS[observation], INTEGERS[values]
-    ae = jaxae.Autoencoder(input_dim=4, latent_dim=3, observation=made)
+def test_the_error_for_integers_says_how_to_convert_them(observation, values):
+    """The converted values are accepted."""
+    likelihood, X = OBSERVATIONS[observation], INTEGERS[values]
+    ae = jaxae.Autoencoder(input_dim=4, latent_dim=3, observation=likelihood)
     advice = ADVICE[observation, values]
     sentence = f"data must be real floating point, got {X.dtype}: convert it: {advice}."
-    for given in (X, pd.DataFrame(X), jnp.asarray(X), (PIXELS / 255, X)):
+    for value in (X, pd.DataFrame(X), jnp.asarray(X), (PIXELS / 255, X)):
         with pytest.raises(ValueError) as e:
-            host.prepare(jaxae.Objective(ae), given, **GIVEN)
+            host.prepare(jaxae.Objective(ae), value, **ARGUMENTS)
         assert str(e.value).replace("int32", str(X.dtype)) == sentence
     names = {"X": X, "View": data.View, "fit_scaling": data.fit_scaling}
-    for one in re.split(r", (?=X|fit)", advice):
-        made.validate(eval(one.split(" for ")[0], names))
+    for conversion in re.split(r", (?=X|fit)", advice):
+        likelihood.validate(eval(conversion.split(" for ")[0], names))
 
 
-def test_integers_that_are_rows_are_told_of_views(tmp_path):
+def test_the_error_for_integer_rows_suggests_a_view(tmp_path):
     np.save(tmp_path / "X.npy", AGES)
     for rows in (list(AGES), data.load(tmp_path / "X.npy", memory_budget=0).train):
         with pytest.raises(ValueError) as e:
-            trained_on(rows)
+            prepare_training(rows)
         view = "View(X, scaling=fit_scaling('unit', View(X)))"
         assert str(e.value).endswith(f"got int64: convert it: {view}.")
         with pytest.raises(
@@ -363,7 +359,7 @@ def test_integers_that_are_rows_are_told_of_views(tmp_path):
 # Files.
 
 
-def test_sparse_files_are_refused_by_what_they_hold(tmp_path):
+def test_files_of_sparse_matrices_are_rejected(tmp_path):
     for name in ("csr", "csc", "coo", "bsr", "dia"):
         path = tmp_path / f"{name}.npz"
         scipy.sparse.save_npz(path, scipy.sparse.csr_matrix(np.eye(4)).asformat(name))
@@ -372,26 +368,26 @@ def test_sparse_files_are_refused_by_what_they_hold(tmp_path):
                 data.load(path, array=array)
 
 
-def test_bfloat16_files_are_refused_with_the_line_that_reads_them(tmp_path):
-    path, stored = tmp_path / "X.npy", X.astype(jnp.bfloat16)
-    np.save(path, stored)
+def test_the_error_for_a_bfloat16_file_has_the_line_that_reads_it(tmp_path):
+    path, bfloat16_values = tmp_path / "X.npy", X.astype(jnp.bfloat16)
+    np.save(path, bfloat16_values)
     with pytest.raises(ValueError, match=r"\|V2, as which NumPy stores bfloat16") as e:
         data.load(path)
-    line = re.search(r"are (np\.load.*\('float32'\));", str(e.value))[1]
+    line = re.search(r"by (np\.load.*\('float32'\));", str(e.value))[1]
     read = eval(line, {"np": np, "jax": jax, "path": path})
-    np.testing.assert_array_equal(read, stored.astype(np.float32))
+    np.testing.assert_array_equal(read, bfloat16_values.astype(np.float32))
 
 
 @pytest.mark.parametrize(
-    "given", [["X.npy", "Y.npy"], X, pd.DataFrame(X), None, b"X.npy", 3]
+    "value", [["X.npy", "Y.npy"], X, pd.DataFrame(X), None, b"X.npy", 3]
 )
-def test_what_is_no_path_cannot_be_loaded(given):
+def test_load_rejects_values_that_are_no_path(value):
     with pytest.raises(ValueError, match="^name_or_path must be one name or path") as e:
-        data.load(given)
+        data.load(value)
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
-def test_the_command_line_says_that_a_file_is_taken_as_images(tmp_path, capsys):
+def test_the_command_line_says_that_a_file_is_read_as_images(tmp_path, capsys):
     np.save(tmp_path / "tokens.npy", X.reshape(30, 10, 4))
     data_splits.load(options(tmp_path / "tokens.npy"), jaxae.observations.bernoulli)
     assert capsys.readouterr().err == (
@@ -417,7 +413,7 @@ def test_the_command_line_says_that_a_file_is_taken_as_images(tmp_path, capsys):
         ),
     ],
 )
-def test_the_command_line_says_which_option_makes_floats(
+def test_the_command_line_names_the_option_that_converts_integers(
     values, observation, advice, tmp_path
 ):
     np.save(tmp_path / "X.npy", INTEGERS[values])

@@ -15,13 +15,13 @@ X = np.random.default_rng(0).uniform(size=(20, 24))
 def assert_is_the_only_picture(path):
     assert path.read_bytes().startswith(PNG)
     assert 1_000 < path.stat().st_size < 400_000
-    assert list(path.parent.iterdir()) == [path], "a temporary file is left"
+    assert list(path.parent.iterdir()) == [path], "a temporary file remains"
 
 
 def pixels(path):
-    import matplotlib.output_range
+    import matplotlib.image
 
-    return matplotlib.output_range.imread(path)
+    return matplotlib.image.imread(path)
 
 
 ALL_METRICS = {
@@ -43,7 +43,7 @@ ALL_METRICS = {
         "validation/dead_fraction",
     )
 } | {"gradient/decoder/b_enc": np.zeros(40)}
-DRAWN = {
+PLOTS = {
     "filters-images": lambda path: plots.filters(X, path, (4, 6)),
     "filters-heat-map": lambda path: plots.filters(X, path),
     "filters-one": lambda path: plots.filters(X[:1], path, (6, 4)),
@@ -104,21 +104,21 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN.keys())
-def test_a_picture_is_written_whole_and_its_path_returned(draw, tmp_path):
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS.keys())
+def test_one_file_is_written_and_its_path_returned(draw, tmp_path):
     path = draw(tmp_path / "picture.png")
     assert path == tmp_path / "picture.png"
     assert_is_the_only_picture(path)
 
 
-def test_paths_may_be_strings_and_old_pictures_are_replaced(tmp_path):
+def test_paths_may_be_strings_and_old_files_are_replaced(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(b"old")
     assert plots.filters(X, str(path)) == path
     assert_is_the_only_picture(path)
 
 
-def test_a_failed_drawing_leaves_the_old_picture_and_no_temporary_file(tmp_path):
+def test_a_failed_plot_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "picture.nonsense"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="nonsense"):
@@ -144,7 +144,7 @@ def test_only_the_largest_filters_are_drawn(tmp_path):
     np.testing.assert_array_equal(drawn, again)
 
 
-def test_losses_alone_make_the_one_panel_whatever_else_is_measured(tmp_path):
+def test_curves_have_a_panel_for_each_kind_of_metric(tmp_path):
     losses = {name: v for name, v in ALL_METRICS.items() if name.endswith("/loss")}
     alone = pixels(plots.curves(losses, tmp_path / "a.png"))
     others = {
@@ -154,14 +154,14 @@ def test_losses_alone_make_the_one_panel_whatever_else_is_measured(tmp_path):
     }
     again = pixels(plots.curves({**losses, **others}, tmp_path / "b.png"))
     np.testing.assert_array_equal(alone, again)
-    whole = pixels(plots.curves(ALL_METRICS, tmp_path / "c.png"))
-    assert whole.shape[0] > 1.5 * alone.shape[0]  # two rows of panels
+    complete = pixels(plots.curves(ALL_METRICS, tmp_path / "c.png"))
+    assert complete.shape[0] > 1.5 * alone.shape[0]  # two rows of panels
     two = {**losses, "validation/fvu": [0.5]}
     beside = pixels(plots.curves(two, tmp_path / "d.png"))
     assert beside.shape[1] > 1.5 * alone.shape[1] and beside.shape[0] < 550
 
 
-def test_panels_are_of_what_is_there_and_paths_of_leaves_that_both_reach():
+def test_panels_show_the_available_metrics_and_both_paths_of_a_leaf():
     labels = {
         panel.ylabel: [label for label, *_ in panel.lines]
         for panel in runs._panels(ALL_METRICS)
@@ -182,17 +182,17 @@ def test_panels_are_of_what_is_there_and_paths_of_leaves_that_both_reach():
     assert [len(panel.lines) for panel in by_losses] == [1, 0, 0, 0]
 
 
-def test_the_usage_of_latents_knows_neither_their_order_nor_their_sign(tmp_path):
+def test_latent_usage_is_invariant_to_order_and_sign(tmp_path):
     Z = X * (np.arange(24) % 3 > 0)
     drawn = pixels(plots.latent_usage(Z, tmp_path / "a.png"))
     again = pixels(plots.latent_usage(-Z[::-1, ::-1], tmp_path / "b.png"))
     np.testing.assert_allclose(drawn, again, atol=1e-6)
 
 
-def test_usage_counts_who_is_never_and_who_is_always_active(tmp_path, monkeypatch):
+def test_latent_usage_counts_dead_and_always_active_latents(tmp_path, monkeypatch):
     figures, save = [], drawing.save
     monkeypatch.setattr(drawing, "save", lambda *a: figures.append(a[0]) or save(*a))
-    # Active is above 1% of the largest, as 0.011 is; dead is 0, which 0.009 is not.
+    # 0.011 is active: it is above 1% of the largest. 0.009 is neither active nor dead.
     Z = np.array([[1.0, 0.0, 0.009, 0.011], [1.0, 0.0, -0.009, 0.011], [0, 0, 0, 1.0]])
     assert metrics.dead_fraction(Z) == 1 / 4
     plots.latent_usage(Z, tmp_path / "a.png")
@@ -224,7 +224,7 @@ def test_square_shape(input_dim, shape):
     assert plots.square_shape(input_dim) == shape
 
 
-def test_refusals_say_what_was_found(tmp_path):
+def test_errors_name_the_argument_and_its_shape(tmp_path):
     path = tmp_path / "picture.png"
     with pytest.raises(ValueError, match=r"W must be \[N, D\].*\(24,\)"):
         plots.filters(X[0], path)
@@ -262,7 +262,7 @@ def test_matplotlib_is_imported_where_used_and_pyplot_never():
 
 
 def grid(**axes):
-    """The table of a sweep whose loss is known: least at learning_rate 0.01."""
+    """The table of a sweep with a known loss, which is least at learning_rate 0.01."""
     import pandas as pd
 
     columns = np.meshgrid(*map(np.arange, map(len, axes.values())), indexing="ij")
@@ -283,15 +283,15 @@ RATES, SEEDS = [1e-4, 1e-3, 1e-2, 1e-1], range(3)
 GRID = {"learning_rate": RATES, "l1": [0.0, 0.01, 0.1], "seed": SEEDS}
 
 
-def with_fates(table):
-    """Some lanes of it diverged, or were halved away."""
+def with_stopped_lanes(table):
+    """The table with some lanes diverged, and others stopped early by halving."""
     table.loc[table["learning_rate"] > 0.05, "status"] = "diverged"
     table.loc[table.index[0], ["status", "validation/loss"]] = ["diverged", np.nan]
     table.loc[table["learning_rate"] < 5e-4, "status"] = "halved"
     return table
 
 
-def drawn_points():
+def random_points():
     table = grid(learning_rate=np.geomspace(1e-4, 1e-1, 20), tied=[True, False])
     table["l1"] = np.repeat(np.random.default_rng(0).uniform(size=20), 2)
     return table
@@ -299,12 +299,12 @@ def drawn_points():
 
 TABLES = {
     "grid": lambda: grid(**GRID),
-    "fates": lambda: with_fates(grid(**GRID)),
-    "drawn": drawn_points,
+    "stopped-lanes": lambda: with_stopped_lanes(grid(**GRID)),
+    "random": random_points,
     "all-diverged": lambda: grid(**GRID).assign(status="diverged"),
     "many-settings": lambda: grid(learning_rate=RATES, l1=range(5), latent_dim=[1, 2]),
 }
-SWEEP_PICTURES = {
+SWEEP_PLOTS = {
     "curves": lambda t, path: plots.sweep_curves(t, "learning_rate", path),
     "curves-l1": lambda t, path: plots.sweep_curves(t, "l1", path, "train/loss"),
     "map": lambda t, path: plots.sweep_map(t, "learning_rate", "l1", path),
@@ -313,8 +313,8 @@ SWEEP_PICTURES = {
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-@pytest.mark.parametrize("draw", SWEEP_PICTURES.values(), ids=SWEEP_PICTURES)
-def test_every_sweep_is_drawn_to_one_file(tmp_path, draw, table):
+@pytest.mark.parametrize("draw", SWEEP_PLOTS.values(), ids=SWEEP_PLOTS)
+def test_every_sweep_is_plotted_to_one_file(tmp_path, draw, table):
     path = tmp_path / "picture.png"
     assert draw(table(), path) == path
     assert_is_the_only_picture(path)
@@ -327,7 +327,7 @@ def figure_of(monkeypatch, tmp_path, draw):
     return figures[0]
 
 
-def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_all(tmp_path, monkeypatch):
+def test_a_line_is_the_mean_over_seeds_and_its_band_the_range(tmp_path, monkeypatch):
     table = grid(learning_rate=RATES, l1=[0.0, 0.1], seed=SEEDS)
     table.loc[table["l1"] > 0, "validation/loss"] += 1
     figure = figure_of(
@@ -347,8 +347,8 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_all(tmp_path, monkey
     assert words == ["l1 0", "l1 0.1", "least to largest of 3 seeds"]
 
 
-def test_what_diverged_or_was_halved_is_shown_and_not_averaged(tmp_path, monkeypatch):
-    table = with_fates(grid(**GRID))
+def test_diverged_and_halved_lanes_are_shown_but_not_averaged(tmp_path, monkeypatch):
+    table = with_stopped_lanes(grid(**GRID))
     figure = figure_of(
         monkeypatch, tmp_path, lambda p: plots.sweep_curves(table, "learning_rate", p)
     )
@@ -358,7 +358,7 @@ def test_what_diverged_or_was_halved_is_shown_and_not_averaged(tmp_path, monkeyp
     assert "stopped early by halving (8 lanes)" in words
 
 
-def test_a_cell_of_a_map_is_the_best_of_the_rest(tmp_path, monkeypatch):
+def test_a_cell_of_a_map_is_the_best_of_the_other_axes(tmp_path, monkeypatch):
     table = grid(learning_rate=RATES, l1=[0.0, 0.1], latent_dim=[2, 4], seed=SEEDS)
     table.loc[table["latent_dim"] == 2, "validation/loss"] += 1
     table.loc[table["learning_rate"] > 0.05, "status"] = "diverged"
@@ -378,7 +378,7 @@ def test_a_cell_of_a_map_is_the_best_of_the_rest(tmp_path, monkeypatch):
     assert figure.axes[1].get_ylabel().endswith("best over latent_dim")
 
 
-def test_pictures_take_a_sweep_as_well_as_its_table(tmp_path):
+def test_plots_take_a_sweep_or_its_table(tmp_path):
     class Sweep:
         table = grid(**GRID)
 
@@ -387,7 +387,7 @@ def test_pictures_take_a_sweep_as_well_as_its_table(tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_refusals_of_sweeps_say_what_would_do(tmp_path):
+def test_errors_of_sweep_plots_say_what_would_do(tmp_path):
     path, table = tmp_path / "picture.png", grid(**GRID)
     with pytest.raises(ValueError, match=r"axis must be .*learning_rate, l1, got 'lr'"):
         plots.sweep_curves(table, "lr", path)

@@ -43,7 +43,7 @@ def tied_case():
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, X))
 
 
-# --- What each precision costs, where it is known ----------------------------------
+# --- Deviations with a known value -------------------------------------------------
 
 
 def test_rounding_the_params_is_measured_exactly():
@@ -99,12 +99,12 @@ def test_cancellation_flips_signs():
 def test_error_and_cosine_agree_with_numpy_in_an_autoencoder():
     params, X = tied_case()
     grad = jax.jit(jax.grad(tied_loss))
-    found = gradcheck.precision(tied_loss, params, X, grad=grad)
+    result = gradcheck.precision(tied_loss, params, X, grad=grad)
     true = tied_grad_in_numpy(params, X)
     for mode in ("bfloat16", "float16", "float32"):
         cast = optax.tree.cast((params, X), mode)
         grads = jax.tree.map(lambda g: np.asarray(g, np.float64), grad(*cast))
-        for path, modes in found.leaves.items():
+        for path, modes in result.leaves.items():
             g, t = grads[path].ravel(), true[path].ravel()
             error = np.max(np.abs(g - t)) / np.max(np.abs(t))
             cosine = np.dot(g, t) / np.linalg.norm(g) / np.linalg.norm(t)
@@ -115,8 +115,8 @@ def test_error_and_cosine_agree_with_numpy_in_an_autoencoder():
 
 @pytest.mark.float16
 def test_a_finer_precision_comes_closer():
-    found = gradcheck.precision(tied_loss, *tied_case())
-    for modes in found.leaves.values():
+    result = gradcheck.precision(tied_loss, *tied_case())
+    for modes in result.leaves.values():
         for mode, unit in (("bfloat16", 2**-8), ("float16", 2**-11)):
             assert unit / 64 < modes[mode].error < 64 * unit
         # On a CPU, matrix products are in full precision by default.
@@ -124,29 +124,29 @@ def test_a_finer_precision_comes_closer():
             assert 0 < modes[mode].error < 64 * 2**-24
 
 
-# --- Leaves with nothing to be relative to -----------------------------------------
+# --- Zero, empty and tiny gradients ------------------------------------------------
 
 
 @pytest.mark.float16
 def test_a_zero_gradient_has_an_absolute_error():
     def grad(p):
-        astray = 1e-3 if p["found"].dtype == jnp.float16 else 0.0
-        return {"found": jnp.full_like(p["found"], astray), "zero": 0 * p["zero"]}
+        error = 1e-3 if p["wrong"].dtype == jnp.float16 else 0.0
+        return {"wrong": jnp.full_like(p["wrong"], error), "right": 0 * p["right"]}
 
-    params = {"found": jnp.ones(2), "zero": jnp.ones(2)}
-    found = gradcheck.precision(half_square, params, grad=grad)
-    assert set(found.leaves["zero"].values()) == {EXACT}
-    assert found.leaves["found"]["float32"] == EXACT
+    params = {"wrong": jnp.ones(2), "right": jnp.ones(2)}
+    result = gradcheck.precision(half_square, params, grad=grad)
+    assert set(result.leaves["right"].values()) == {EXACT}
+    assert result.leaves["wrong"]["float32"] == EXACT
     error = pytest.approx(1e-3, rel=1e-3)
-    assert found.leaves["found"]["float16"] == EXACT._replace(error=error, cosine=0.0)
+    assert result.leaves["wrong"]["float16"] == EXACT._replace(error=error, cosine=0.0)
 
 
 def test_empty_scalar_and_ignored_leaves():
     params = {"e": jnp.zeros((0, 3)), "n": 3, "s": 1.3, "x": None}
-    found = gradcheck.precision(lambda p: p["s"] ** 2 / 2 + jnp.sum(p["e"]), params)
-    assert set(found.leaves) == {"e", "s"} and found.ignored == ("n", "x")
-    assert set(found.leaves["e"].values()) == {EXACT}
-    assert found.leaves["s"]["float32"] == EXACT
+    result = gradcheck.precision(lambda p: p["s"] ** 2 / 2 + jnp.sum(p["e"]), params)
+    assert set(result.leaves) == {"e", "s"} and result.ignored == ("n", "x")
+    assert set(result.leaves["e"].values()) == {EXACT}
+    assert result.leaves["s"]["float32"] == EXACT
 
 
 def test_a_gradient_whose_squares_underflow_in_float64_still_has_a_direction():
@@ -159,20 +159,20 @@ def test_a_gradient_whose_squares_underflow_in_float64_still_has_a_direction():
     assert modes["bfloat16"].cosine == pytest.approx(1)
 
 
-# --- What is evaluated, and in what ------------------------------------------------
+# --- Casts of params and arguments -------------------------------------------------
 
 
-def test_params_and_real_arrays_are_cast_and_everything_else_is_left_alone():
-    seen = []
+def test_params_and_real_arrays_are_cast_and_nothing_else_is():
+    calls = []
 
     def grad(p, x, labels, scale, name):
         assert type(scale) is float and name == "sum" and labels.dtype == jnp.int32
-        seen.append((p.dtype, x.dtype, jax.config.jax_default_matmul_precision))
+        calls.append((p.dtype, x.dtype, jax.config.jax_default_matmul_precision))
         return p
 
     args = np.ones(3), jnp.arange(3), 0.5, "sum"
     gradcheck.precision(half_square, jnp.ones(2), *args, grad=grad)
-    oracle, *modes = [(str(p), str(x), matmul) for p, x, matmul in seen]
+    oracle, *modes = [(str(p), str(x), matmul) for p, x, matmul in calls]
     assert oracle[:2] == ("float64", "float64")
     assert modes == [
         ("bfloat16", "bfloat16", "highest"),
@@ -183,7 +183,7 @@ def test_params_and_real_arrays_are_cast_and_everything_else_is_left_alone():
 
 
 @pytest.mark.parametrize("fn", [lambda p, x: half_square(p), lambda p, x: p @ x])
-def test_numpy_arrays_are_those_that_jax_sees(fn):
+def test_numpy_arrays_are_read_as_jax_reads_them(fn):
     x = np.linspace(0.1, 1, 7)
 
     def error_in_float32():
@@ -213,8 +213,8 @@ def test_branches_in_python_keys_and_aux_work():
             p = 2 * p
         return jnp.sum(jnp.where(keep, p, 0) ** 2), {"keep": keep}
 
-    found = gradcheck.precision(fn, jnp.ones(3), jax.random.key(1), 3, has_aux=True)
-    assert found.leaves[""]["float16"].error == 0 and not found.unavailable
+    result = gradcheck.precision(fn, jnp.ones(3), jax.random.key(1), 3, has_aux=True)
+    assert result.leaves[""]["float16"].error == 0 and not result.unavailable
 
 
 def test_a_mode_that_fails_is_reported_with_its_reason():
@@ -223,13 +223,13 @@ def test_a_mode_that_fails_is_reported_with_its_reason():
             raise TypeError("no float16 here\nand much more")
         return half_square(p)
 
-    found = gradcheck.precision(fn, jnp.ones(2))
-    assert found.unavailable == {"float16": "TypeError: no float16 here"}
-    assert set(found.leaves[""]) == set(MODES) - {"float16"}
-    assert "no float16: TypeError: no float16 here" in str(found)
+    result = gradcheck.precision(fn, jnp.ones(2))
+    assert result.unavailable == {"float16": "TypeError: no float16 here"}
+    assert set(result.leaves[""]) == set(MODES) - {"float16"}
+    assert "no float16: TypeError: no float16 here" in str(result)
 
 
-def test_a_function_that_fails_in_float64_says_what_was_tried():
+def test_the_error_of_a_function_that_fails_in_float64_has_a_note():
     def fn(p):
         return jax.lax.fori_loop(0, 3, lambda _, y: y * jnp.sum(p), jnp.float32(1))
 
@@ -238,7 +238,7 @@ def test_a_function_that_fails_in_float64_says_what_was_tried():
     assert "float64 params and args" in caught.value.__notes__[-1]
 
 
-# --- Refusals and the report -------------------------------------------------------
+# --- Errors and the table ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,8 @@ def test_the_table_has_a_row_for_each_leaf_and_mode():
         return 1e-9 * half_square(p["a"]) + half_square(p["b"])
 
     params = {"a": jnp.ones(2), "b": jnp.ones(3), "n": 1}
-    found = gradcheck.precision(fn, params)
-    title, head, *rows, ignored = str(found).splitlines()
+    result = gradcheck.precision(fn, params)
+    title, head, *rows, ignored = str(result).splitlines()
     assert title.startswith("precision") and ignored.endswith(": n")
     assert head.split() == ["leaf", "precision", *Deviation._fields]
     assert len(rows) == 8
@@ -293,11 +293,11 @@ def test_the_result_as_json():
     def fn(p):
         return jnp.sum(p["w"] * jnp.asarray(1e6, p["w"].dtype))
 
-    found = gradcheck.precision(fn, {"w": jnp.ones(2), "n": 1})
-    read = json.loads(found.to_json())
+    result = gradcheck.precision(fn, {"w": jnp.ones(2), "n": 1})
+    read = json.loads(result.to_json())
     float16 = read["leaves"]["w"].pop("float16")
     assert float16["error"] == "inf" and float16["cosine"] == "nan"
     assert float16["not_finite"] == 1
     for mode, deviation in read["leaves"]["w"].items():
-        assert Deviation(**deviation) == found.leaves["w"][mode]
+        assert Deviation(**deviation) == result.leaves["w"][mode]
     assert read["ignored"] == ["n"] and read["unavailable"] == {}

@@ -1,4 +1,4 @@
-"""Data of any size: rows, views of them, splits, and the one pass over them."""
+"""Data of any size: Rows, views, splits and column statistics."""
 
 import hashlib
 import os
@@ -18,10 +18,10 @@ INDEX = [5, 3, 3, 96, 0, 17, 5]
 
 
 class Records:
-    """Rows by Python int only, as grain's RandomAccessDataSource; it counts them."""
+    """Rows by Python int only, as grain's RandomAccessDataSource; records the calls."""
 
     def __init__(self, X):
-        self.X, self.asked = X, []
+        self.X, self.calls = X, []
 
     def __len__(self):
         return len(self.X)
@@ -29,15 +29,15 @@ class Records:
     def __getitem__(self, record):
         if type(record) is not int:
             raise TypeError(f"record keys are ints, got {record!r}")
-        self.asked.append(record)
+        self.calls.append(record)
         return self.X[record]
 
 
 class Increasing:
-    """Rows by slice or strictly increasing ints, as an HDF5 data set; it counts."""
+    """Rows by slice or strictly increasing ints, as HDF5 datasets; counts the reads."""
 
     def __init__(self, X):
-        self.X, self.most, self.num_reads = X, 0, 0
+        self.X, self.max_rows, self.num_reads = X, 0, 0
 
     def __len__(self):
         return len(self.X)
@@ -45,13 +45,14 @@ class Increasing:
     def __getitem__(self, rows):
         if not isinstance(rows, slice):
             assert rows.dtype.kind == "i" and (np.diff(rows) > 0).all()
-        found = self.X[rows]
-        self.most, self.num_reads = max(self.most, len(found)), self.num_reads + 1
-        return found
+        block = self.X[rows]
+        self.max_rows = max(self.max_rows, len(block))
+        self.num_reads += 1
+        return block
 
 
 class Zarr:
-    """A shape and no length, as zarr's arrays."""
+    """An array with a shape and no length, as zarr's."""
 
     def __init__(self, X):
         self.X, self.shape = X, X.shape
@@ -60,11 +61,11 @@ class Zarr:
         return self.X[rows]
 
 
-class Answers:
-    """What has a length and answers everything alike."""
+class FakeRows:
+    """Rows that always give the same value, or raise it if it is an error."""
 
-    def __init__(self, answer, length=4):
-        self.answer, self.length = answer, length
+    def __init__(self, value, length=4):
+        self.value, self.length = value, length
 
     def __len__(self):
         if isinstance(self.length, Exception):
@@ -72,17 +73,17 @@ class Answers:
         return self.length
 
     def __getitem__(self, rows):
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
 
 
 @pytest.fixture
 def memmap(tmp_path):
-    return map_of(X, tmp_path / "X.npy")
+    return memory_map(X, tmp_path / "X.npy")
 
 
-def map_of(array, path):
+def memory_map(array, path):
     np.save(path, array)
     return data.load(path, memory_budget=0).train
 
@@ -92,7 +93,7 @@ SOURCES = {
     "fortran": lambda path: np.asfortranarray(X),
     "strided": lambda path: np.repeat(X, 2, axis=0)[::2],
     "jax": lambda path: jnp.asarray(X),
-    "memmap": lambda path: map_of(X, path),
+    "memmap": lambda path: memory_map(X, path),
     "list": lambda path: list(X),
     "records": lambda path: Records(X),
     "increasing": lambda path: Increasing(X),
@@ -106,11 +107,11 @@ def _source(request, tmp_path):
     return SOURCES[request.param](tmp_path / "X.npy")
 
 
-# What are rows.
+# Rows, and `take`.
 
 
-def test_arrays_in_memory_are_no_rows_and_all_else_that_meets_the_protocol_is(memmap):
-    for other in (
+def test_everything_that_meets_the_protocol_is_rows_but_arrays_in_memory(memmap):
+    for value in (
         X,
         jnp.asarray(X),
         np.float32(1),
@@ -121,34 +122,34 @@ def test_arrays_in_memory_are_no_rows_and_all_else_that_meets_the_protocol_is(me
         3,
         len,
     ):
-        assert not data.is_rows(other)
+        assert not data.is_rows(value)
     for rows in (memmap, list(X), Records(X), data.View(X), data.View(memmap)):
         assert data.is_rows(rows) and isinstance(rows, data.Rows)
 
 
-def test_take_gives_the_rows_in_the_order_asked(source):
+def test_take_gives_rows_in_the_order_of_the_index(source):
     for index in (INDEX, np.array(INDEX, np.uint8), [4, 5, 6], [4, 6], [6, 5, 4], [9]):
-        found = data.take(source, index)
-        assert type(found) is np.ndarray and found.dtype == np.float32
-        np.testing.assert_array_equal(found, X[np.asarray(index)])
+        rows = data.take(source, index)
+        assert type(rows) is np.ndarray and rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, X[np.asarray(index)])
 
 
-def test_take_of_nothing_has_the_width_and_dtype(source):
+def test_take_of_no_rows_has_the_width_and_dtype(source):
     for index in ([], np.zeros(0, int)):
-        found = data.take(source, index)
-        assert found.shape == (0, 5) and found.dtype == np.float32
+        rows = data.take(source, index)
+        assert rows.shape == (0, 5) and rows.dtype == np.float32
 
 
 def test_take_reads_each_row_once_and_in_increasing_order():
     records, increasing = Records(X), Increasing(X)
     data.take(records, INDEX)
-    assert records.asked == [0, 3, 5, 17, 96]
+    assert records.calls == [0, 3, 5, 17, 96]
     data.take(increasing, INDEX)
-    assert increasing.most == 5 and increasing.num_reads == 1
+    assert increasing.max_rows == 5 and increasing.num_reads == 1
 
 
 @pytest.mark.parametrize(
-    ("index", "found"),
+    ("index", "message"),
     [
         ([-1], "rows 0 to 96, got -1 to -1; count from 0"),
         ([0, 97], "rows 0 to 96, got 0 to 97"),
@@ -158,8 +159,8 @@ def test_take_reads_each_row_once_and_in_increasing_order():
         ([[0]], r"ints \[n\]"),
     ],
 )
-def test_take_refuses_what_is_no_row_number(index, found, source):
-    with pytest.raises(ValueError, match=f"^index must .*{found}"):
+def test_take_rejects_an_index_that_is_not_row_numbers(index, message, source):
+    with pytest.raises(ValueError, match=f"^index must .*{message}"):
         data.take(source, index)
 
 
@@ -168,8 +169,8 @@ def test_take_refuses_what_is_no_row_number(index, found, source):
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_take_is_fancy_indexing(index, kind):
-    found = data.take(SOURCES[kind](None), index)
-    np.testing.assert_array_equal(found, X[np.array(index, int)])
+    rows = data.take(SOURCES[kind](None), index)
+    np.testing.assert_array_equal(rows, X[np.array(index, int)])
 
 
 # Views.
@@ -201,21 +202,21 @@ def test_views_of_views_select_and_scale_in_turn(source):
 
 def test_a_view_of_integers_gives_what_scaled_gives(tmp_path):
     images = np.arange(256, dtype=np.uint8).reshape(16, 4, 4)
-    mapped = map_of(images, tmp_path / "images.npy")
+    mapped = memory_map(images, tmp_path / "images.npy")
     view = data.View(mapped, scaling=data.divide(255))
     np.testing.assert_array_equal(view[:], data.scaled(images.reshape(16, 16), 255))
     assert data.View(mapped).dtype == np.float32
     assert data.View(mapped, dtype=None)[:].dtype == np.uint8
 
 
-def test_a_view_reads_what_is_asked_for_only():
+def test_a_view_reads_only_the_selected_rows():
     rows = Increasing(X)
     view = data.View(rows, scaling=data.divide(2))
     view[10:20], view[[0, 50, 90]], len(view), view.shape, repr(view)
-    assert rows.most == 10
+    assert rows.max_rows == 10
 
 
-def test_a_view_keeps_its_index_whatever_becomes_of_the_callers():
+def test_a_change_of_the_callers_index_does_not_change_a_view():
     index = np.array([1, 2])
     view = data.View(X, index)
     index[:] = 0
@@ -232,12 +233,11 @@ def test_a_view_is_frozen_hashable_and_short_to_print(memmap):
         view.index = None
 
 
-def test_a_view_becomes_an_array_where_one_is_asked_for():
+def test_a_view_converts_to_an_array():
     view = data.View(X, [1, 2])
     assert jnp.asarray(view).shape == (2, 5)
     assert np.asarray(view, np.float64).dtype == np.float64
-    whole = data.View(X)
-    np.array(whole)[:] = 0
+    np.array(data.View(X))[:] = 0
     assert X.any() and [row.shape for row in view] == [(5,), (5,)]
 
 
@@ -248,7 +248,7 @@ def test_an_empty_view_is_still_a_view():
     assert scaled[:].shape == (0, 5) and scaled[:].dtype == np.float32
 
 
-def test_what_overflows_a_views_dtype_is_inf():
+def test_overflow_in_the_dtype_of_a_view_gives_inf():
     assert data.View(np.array([[1e300]]))[:] == np.inf
 
 
@@ -277,71 +277,74 @@ BAD_VIEWS = {
 }
 
 
-@pytest.mark.parametrize(("make", "found"), BAD_VIEWS.values(), ids=BAD_VIEWS.keys())
-def test_views_of_nonsense_are_refused_when_made(make, found):
-    with pytest.raises(ValueError, match=found):
+@pytest.mark.parametrize(("make", "message"), BAD_VIEWS.values(), ids=BAD_VIEWS.keys())
+def test_bad_arguments_of_a_view_raise_on_construction(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 # Splits.
 
 
-def test_rows_split_as_arrays_do_into_views(source):
-    parts = data.split(source, 0.2, 0.1, seed=3)
-    for part, expected in zip(parts, data.split(X, 0.2, 0.1, seed=3), strict=True):
-        assert isinstance(part, data.View) == data.is_rows(source)
-        assert part.dtype == np.float32
-        np.testing.assert_array_equal(np.asarray(part), expected)
+def test_rows_are_split_like_arrays_but_into_views(source):
+    subsets = data.split(source, 0.2, 0.1, seed=3)
+    for subset, expected in zip(subsets, data.split(X, 0.2, 0.1, seed=3), strict=True):
+        assert isinstance(subset, data.View) == data.is_rows(source)
+        assert subset.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(subset), expected)
 
 
 def test_a_split_of_a_map_keeps_its_integers_and_copies_nothing(tmp_path):
-    mapped = map_of(np.arange(60, dtype=np.uint8).reshape(20, 3), tmp_path / "X.npy")
-    rest, none = data.split(mapped, 0)
-    assert rest.dtype == np.uint8 and rest.rows is mapped and none.shape == (0, 3)
-    assert sorted(rest[:][:, 0]) == list(range(0, 60, 3))
+    mapped = memory_map(
+        np.arange(60, dtype=np.uint8).reshape(20, 3), tmp_path / "X.npy"
+    )
+    remainder, empty = data.split(mapped, 0)
+    assert remainder.dtype == np.uint8 and remainder.rows is mapped
+    assert empty.shape == (0, 3)
+    assert sorted(remainder[:][:, 0]) == list(range(0, 60, 3))
 
 
-# Surveys.
+# Column statistics.
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 1000, 2**26])
-def test_a_survey_measures_as_numpy_does_in_float64(source, block_bytes):
-    found = data.column_stats(source, block_bytes=block_bytes)
-    wide = X.astype(np.float64)
-    assert (found.num_rows, found.num_columns, found.dtype) == (97, 5, np.float32)
-    np.testing.assert_array_equal(found.low, X.min(0))
-    np.testing.assert_array_equal(found.high, X.max(0))
-    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(found.variance, wide.var(0), rtol=1e-13)
-    square_norm = (wide**2).sum(1).mean()
-    assert found.mean_square_norm == pytest.approx(square_norm, rel=1e-14)
-    assert {part.dtype for part in found[4:]} == {np.dtype(np.float64)}
-    assert found.sha256 == hashlib.sha256(X.tobytes()).hexdigest()
+def test_column_stats_are_those_of_numpy_in_float64(source, block_bytes):
+    stats = data.column_stats(source, block_bytes=block_bytes)
+    X64 = X.astype(np.float64)
+    assert (stats.num_rows, stats.num_columns, stats.dtype) == (97, 5, np.float32)
+    np.testing.assert_array_equal(stats.low, X.min(0))
+    np.testing.assert_array_equal(stats.high, X.max(0))
+    np.testing.assert_allclose(stats.mean, X64.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(stats.variance, X64.var(0), rtol=1e-13)
+    square_norm = (X64**2).sum(1).mean()
+    assert stats.mean_square_norm == pytest.approx(square_norm, rel=1e-14)
+    assert {column.dtype for column in stats[4:]} == {np.dtype(np.float64)}
+    assert stats.sha256 == hashlib.sha256(X.tobytes()).hexdigest()
 
 
-def test_a_survey_agrees_with_scikit_learn():
+def test_column_stats_agree_with_scikit_learn():
     sklearn = pytest.importorskip("sklearn.preprocessing")
-    found, oracle = (
+    stats, oracle = (
         data.column_stats(X, block_bytes=64),
         sklearn.StandardScaler().fit(X),
     )
-    np.testing.assert_allclose(found.mean, oracle.mean_, rtol=1e-6)
-    np.testing.assert_allclose(found.variance, oracle.var_, rtol=1e-6)
+    np.testing.assert_allclose(stats.mean, oracle.mean_, rtol=1e-6)
+    np.testing.assert_allclose(stats.variance, oracle.var_, rtol=1e-6)
 
 
 def test_variance_is_stable_far_from_zero():
     far = np.random.default_rng(1).normal(1e6, 1, size=(20000, 3))
     for block_bytes in (240, 2**26):
-        found = data.column_stats(far, block_bytes=block_bytes)
-        np.testing.assert_allclose(found.mean, far.mean(0), rtol=1e-14)
-        np.testing.assert_allclose(found.variance, far.var(0), rtol=1e-9)
+        stats = data.column_stats(far, block_bytes=block_bytes)
+        np.testing.assert_allclose(stats.mean, far.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(stats.variance, far.var(0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.1, -1 / 3, 1e300])
 @pytest.mark.parametrize("block_bytes", [24, 2**26])
-def test_a_constant_column_has_variance_zero_and_its_value_for_mean(value, block_bytes):
-    found = data.column_stats(np.full((4999, 3), value), block_bytes=block_bytes)
-    assert found.variance.tolist() == [0] * 3 and found.mean.tolist() == [value] * 3
+def test_a_constant_column_has_variance_zero_and_its_value_as_mean(value, block_bytes):
+    stats = data.column_stats(np.full((4999, 3), value), block_bytes=block_bytes)
+    assert stats.variance.tolist() == [0] * 3 and stats.mean.tolist() == [value] * 3
 
 
 def test_one_row_or_one_column_is_enough():
@@ -353,7 +356,7 @@ def test_one_row_or_one_column_is_enough():
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", ">f8", jnp.bfloat16])
-def test_the_hash_is_of_the_bytes_in_their_dtype_whatever_their_order(dtype):
+def test_the_hash_does_not_depend_on_byte_order_or_memory_order(dtype):
     cast = X.astype(dtype)
     expected = hashlib.sha256(cast.astype(cast.dtype.newbyteorder("<")).tobytes())
     expected = expected.hexdigest()
@@ -362,15 +365,15 @@ def test_the_hash_is_of_the_bytes_in_their_dtype_whatever_their_order(dtype):
     assert data.column_stats(cast).dtype == np.dtype(dtype)
 
 
-def test_overflowing_squares_are_infinite_and_no_warning():
-    found = data.column_stats(np.array([[1e200], [-1e200], [3.0]]))
-    assert found.variance == np.inf and found.high == 1e200
+def test_overflowing_squares_are_infinite_without_a_warning():
+    stats = data.column_stats(np.array([[1e200], [-1e200], [3.0]]))
+    assert stats.variance == np.inf and stats.high == 1e200
 
 
-def test_bad_values_are_placed_in_the_whole_and_counted_in_their_block(tmp_path):
+def test_bad_values_are_located_in_the_data_and_counted_in_their_block(tmp_path):
     bad = X.copy()
     bad[50, 3], bad[50, 4], bad[96, 0] = np.nan, np.inf, -np.inf
-    for source in (map_of(bad, tmp_path / "X.npy"), bad, list(bad)):
+    for source in (memory_map(bad, tmp_path / "X.npy"), bad, list(bad)):
         with pytest.raises(ValueError) as e:
             data.column_stats(source, "inputs", block_bytes=200)
         assert str(e.value) == (
@@ -382,16 +385,16 @@ def test_bad_values_are_placed_in_the_whole_and_counted_in_their_block(tmp_path)
 
 
 @pytest.mark.parametrize("X", [np.array([[np.inf]]), np.array([[-np.inf, np.nan]])])
-def test_infinities_alone_are_found(X):
+def test_infinities_alone_are_detected(X):
     with pytest.raises(ValueError, match="row 0, column 0 .* is -?inf"):
         data.column_stats(X)
 
 
-def test_validation_speaks_of_the_row_of_the_whole(tmp_path):
+def test_errors_of_validate_name_the_row_of_the_data(tmp_path):
     inside = np.full((97, 5), 0.5)
     inside[50, 3] = inside[51, 0] = 2.0
     validate = observations.bernoulli.validate
-    for source in (inside, map_of(inside, tmp_path / "X.npy")):
+    for source in (inside, memory_map(inside, tmp_path / "X.npy")):
         with pytest.raises(ValueError) as e:
             data.column_stats(source, "inputs", validate=validate, block_bytes=400)
         assert str(e.value) == (
@@ -406,22 +409,22 @@ def test_validation_speaks_of_the_row_of_the_whole(tmp_path):
 BAD_ROWS = {
     "nothing": (None, "must be a NumPy or JAX array, or have a length"),
     "pair": ((X, X), "got a tuple"),
-    "zarr": (Zarr(X), r"no length, wrap: View\(X\)"),
+    "zarr": (Zarr(X), r"no length, such as zarr's, in View\(X\)"),
     "length": (
-        Answers(X, OSError("lost")),
-        "have a length, but len gave OSError: lost",
+        FakeRows(X, OSError("lost")),
+        "have a length, but len raised OSError: lost",
     ),
-    "negative": (Answers(X, -1), "have a length, but len gave"),
+    "negative": (FakeRows(X, -1), "have a length, but len raised"),
     "no rows": ([], r"must be \[N, D\], N and D >= 1, got no rows"),
     "scalar": (np.float64(3), "got a float64"),
     "0-d": (np.array(3.0), r"shape \(\)"),
     "example": (
         X[0],
-        r"shape \(5,\): of one example make X\[None\], of one column X\[",
+        r"shape \(5,\): reshape one example by X\[None\], one column by X\[",
     ),
     "images": (
         X[None],
-        r"\(1, 97, 5\): of tokens .*\(-1, 5\), of .* X.reshape\(len\(X\)",
+        r"\(1, 97, 5\): reshape tokens .*\(-1, 5\), images .* X.reshape\(len\(X\)",
     ),
     "no columns": (np.ones((3, 0)), r"shape \(3, 0\)"),
     "no columns of rows": ([np.ones(0)] * 3, r"shape \(1, 0\)"),
@@ -437,19 +440,22 @@ BAD_ROWS = {
     "bool rows": (list(X > 0), r"got bool: convert it: View\(X\)"),
     "complex rows": (list(X * 1j), "got complex64: give real parts only"),
     "text rows": ([["a"]], "got <U1: give numbers, one a column"),
-    "fails": (Answers(OSError("disk\nburns")), r"gave no row 0 \(OSError: disk\): X\["),
+    "fails": (
+        FakeRows(OSError("disk\nburns")),
+        r"gave no row 0 \(OSError: disk\): X\[",
+    ),
     "deep": (
-        Answers(RecursionError("deep")),
+        FakeRows(RecursionError("deep")),
         r"gave no row 0 \(RecursionError: deep\)",
     ),
-    "dict": (Answers({"x": [1.0]}), r"must give \[1, D\] for row 0, got \{'x'"),
-    "none": (Answers(None), r"must give \[1, D\] for row 0, got None"),
+    "dict": (FakeRows({"x": [1.0]}), r"must give \[1, D\] for row 0, got \{'x'"),
+    "none": (FakeRows(None), r"must give \[1, D\] for row 0, got None"),
     "one for all": (
-        Answers(X[:1]),
+        FakeRows(X[:1]),
         r"must give \[4, D\] for rows 0 to 3, got float32\[1",
     ),
     "cube": (
-        Answers(X[None]),
+        FakeRows(X[None]),
         r"must give \[1, D\] for row 0, got float32\[1, 97, 5\]",
     ),
     "ragged": ([X[0], X[0, :2]], r"gave no rows 0 to 1 \(setting an array element"),
@@ -457,15 +463,15 @@ BAD_ROWS = {
 }
 
 
-@pytest.mark.parametrize(("rows", "found"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
-def test_what_is_no_data_is_refused_in_one_sentence(rows, found):
-    with pytest.raises(ValueError, match=f"^inputs .*{found}") as e:
+@pytest.mark.parametrize(("rows", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_bad_data_are_rejected_in_one_sentence(rows, message):
+    with pytest.raises(ValueError, match=f"^inputs .*{message}") as e:
         data.column_stats(rows, "inputs")
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
-class Breaks:
-    """Row 0 can be read; then the disk is gone."""
+class FailingRows:
+    """Rows that raise an error for any row but the first."""
 
     def __init__(self, error):
         self.error, self.num_reads = error, 0
@@ -481,8 +487,8 @@ class Breaks:
 
 
 @pytest.mark.parametrize("num_views", [0, 1, 3])
-def test_what_fails_is_said_once_through_views_and_chained(num_views):
-    rows = source = Breaks(RuntimeError("disk gone"))
+def test_an_error_of_rows_is_reported_once_through_views_and_chained(num_views):
+    rows = source = FailingRows(RuntimeError("disk gone"))
     for _ in range(num_views):
         rows = data.View(rows)
     sentence = (
@@ -494,29 +500,29 @@ def test_what_fails_is_said_once_through_views_and_chained(num_views):
     assert e.value.__cause__ is source.error and source.num_reads == 1
 
 
-def test_what_is_ragged_is_said_once_through_views():
+def test_ragged_rows_are_reported_once_through_views():
     view = data.View([*X[:5], np.ones((2, 2))])
     with pytest.raises(ValueError, match="^inputs gave no rows 0 to 5 .setting") as e:
         data.column_stats(view, "inputs")
     assert str(e.value).count("gave no") == 1
 
 
-def test_widths_that_change_between_blocks_are_refused():
+def test_widths_that_change_between_blocks_are_rejected():
     rows = [*X, *X[:, :2]]
     with pytest.raises(ValueError, match=r"row 0 is float32\[5\] and rows from 97 on"):
         data.column_stats(rows, block_bytes=20)
 
 
-def test_blocks_are_as_large_as_asked():
+def test_blocks_have_the_size_of_block_bytes():
     rows = Increasing(X)
     data.column_stats(rows, block_bytes=200)
-    assert rows.most == 10 and rows.num_reads == 1 + 10
+    assert rows.max_rows == 10 and rows.num_reads == 1 + 10
     for bad in (0, -1, True):
         with pytest.raises(ValueError, match="block_bytes must be an integer"):
             data.column_stats(X, block_bytes=bad)
 
 
-def test_a_file_cut_under_its_map_is_refused_and_not_a_crash(tmp_path):
+def test_a_file_truncated_under_its_map_is_an_error_and_not_a_crash(tmp_path):
     code = (
         "import sys, os; from jaxae import data; path = sys.argv[1]; "
         "X = data.load(path, memory_budget=0).train; view = data.View(X, [999]); "
@@ -535,7 +541,7 @@ def test_a_file_cut_under_its_map_is_refused_and_not_a_crash(tmp_path):
     )
     sentence = (
         f"data is a map of 24128 bytes of {tmp_path / 'X.npy'}, which now has 5000: "
-        "the file was cut or replaced; load it again."
+        "the file was truncated or replaced; load it again."
     )
     assert done.stdout.splitlines() == [sentence] * 3
 

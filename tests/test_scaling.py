@@ -1,4 +1,4 @@
-"""From the data's units to those of training, back, and to a file."""
+"""Scalings: fitted, applied, inverted, saved and loaded."""
 
 import contextlib
 import functools
@@ -17,8 +17,8 @@ from jaxae import data
 
 X = np.random.default_rng(0).normal([0, 3, -5, 1e4], [1, 0.1, 20, 3], (200, 4))
 X = X.astype(np.float32)
-SURVEY = data.column_stats(X)
-SCALINGS = {name: data.fit_scaling(name, SURVEY) for name in data.SCALINGS}
+STATS = data.column_stats(X)
+SCALINGS = {name: data.fit_scaling(name, STATS) for name in data.SCALINGS}
 SCALINGS["divide"] = data.divide(255)
 
 
@@ -27,7 +27,7 @@ def scaling(request):
     return SCALINGS[request.param]
 
 
-# What each does.
+# The values of each scaling.
 
 
 def test_none_leaves_values_and_only_casts():
@@ -39,56 +39,56 @@ def test_none_leaves_values_and_only_casts():
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, jnp.bfloat16])
 @pytest.mark.parametrize("number", [255, 16.0, 0.1, 1e-3])
 @pytest.mark.parametrize("kind", ["u1", "f4", ">f8"])
-def test_divide_is_scaled_bit_for_bit(dtype, number, kind):
+def test_divide_is_bit_identical_to_scaled(dtype, number, kind):
     stored = np.abs(X[:50] / 100).astype(kind)
-    found = data.divide(number).apply(stored, dtype)
+    scaled = data.divide(number).apply(stored, dtype)
     expected = data.scaled(stored, number, dtype)
     with np.errstate(over="ignore"):
         divided = stored.astype(dtype) / np.asarray(number, dtype)
-    assert found.dtype == expected.dtype == np.dtype(dtype)
-    assert found.tobytes() == expected.tobytes() == divided.tobytes()
+    assert scaled.dtype == expected.dtype == np.dtype(dtype)
+    assert scaled.tobytes() == expected.tobytes() == divided.tobytes()
 
 
-def test_unit_is_scikit_learns_min_max():
+def test_unit_is_the_min_max_scaler_of_scikit_learn():
     sklearn = pytest.importorskip("sklearn.preprocessing")
-    found = SCALINGS["unit"].apply(X, np.float64)
+    scaled = SCALINGS["unit"].apply(X, np.float64)
     oracle = sklearn.MinMaxScaler().fit_transform(X.astype(float))
-    np.testing.assert_allclose(found, oracle, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scaled, oracle, rtol=1e-12, atol=1e-12)
     for dtype in (np.float16, np.float32, np.float64, jnp.bfloat16):
-        found = SCALINGS["unit"].apply(X, dtype)
-        assert (found.min(0) == 0).all() and (found.max(0) == 1).all()
+        scaled = SCALINGS["unit"].apply(X, dtype)
+        assert (scaled.min(0) == 0).all() and (scaled.max(0) == 1).all()
 
 
 @pytest.mark.parametrize("name", ["none", "unit", "standardize", "center"])
-def test_rows_are_surveyed_where_no_survey_is_given(name):
+def test_a_scaling_is_fitted_to_data_or_to_their_statistics(name):
     for source in (X, jnp.asarray(X), list(X), data.View(X)):
-        found = data.fit_scaling(name, source)
-        for part in ("shift", "scale", "clip"):
-            expected = getattr(SCALINGS[name], part)
-            np.testing.assert_array_equal(getattr(found, part), expected)
+        fitted = data.fit_scaling(name, source)
+        for field in ("shift", "scale", "clip"):
+            expected = getattr(SCALINGS[name], field)
+            np.testing.assert_array_equal(getattr(fitted, field), expected)
     with pytest.raises(ValueError, match="data must be real floating point, got uint8"):
         data.fit_scaling(name, X.astype("u1"))
     with pytest.raises(ValueError, match="data must be a NumPy or JAX array, or have"):
         data.fit_scaling(name, None)
 
 
-def test_unit_clips_what_lies_outside_the_survey():
-    beyond = np.stack([SURVEY.low - 1, SURVEY.high + 1])
+def test_unit_clips_values_outside_the_range_of_the_statistics():
+    beyond = np.stack([STATS.low - 1, STATS.high + 1])
     np.testing.assert_array_equal(SCALINGS["unit"].apply(beyond), [[0] * 4, [1] * 4])
 
 
-def test_standardize_is_scikit_learns():
+def test_standardize_is_the_standard_scaler_of_scikit_learn():
     sklearn = pytest.importorskip("sklearn.preprocessing")
-    found = SCALINGS["standardize"].apply(X, np.float64)
+    scaled = SCALINGS["standardize"].apply(X, np.float64)
     oracle = sklearn.StandardScaler().fit_transform(X.astype(float))
-    np.testing.assert_allclose(found, oracle, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scaled, oracle, rtol=1e-9, atol=1e-12)
 
 
-def test_center_keeps_proportions_and_makes_the_mean_square_norm_d():
-    found = SCALINGS["center"].apply(X, np.float64)
-    np.testing.assert_allclose(found.mean(0), 0, atol=1e-12)
-    assert (found**2).sum(1).mean() == pytest.approx(4, rel=1e-12)
-    ratios = found.std(0) / X.astype(float).std(0)
+def test_center_keeps_relative_scales_and_gives_mean_square_norm_d():
+    scaled = SCALINGS["center"].apply(X, np.float64)
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-12)
+    assert (scaled**2).sum(1).mean() == pytest.approx(4, rel=1e-12)
+    ratios = scaled.std(0) / X.astype(float).std(0)
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-9)
     assert SCALINGS["center"].scale.shape == ()
 
@@ -115,50 +115,50 @@ def test_one_example_or_one_column_can_be_scaled(scaling):
             assert np.isfinite(one.apply(small)).all()
 
 
-def test_digits_far_from_zero_survive_in_float32():
+def test_values_far_from_zero_keep_their_digits_in_float32():
     far = np.random.default_rng(0).normal(1e6, 1, (500, 2))
     standardize = data.fit_scaling("standardize", data.column_stats(far))
     oracle = (far - far.mean(0)) / far.std(0)
     np.testing.assert_allclose(standardize.apply(far), oracle, atol=1e-6)
 
 
-# Its promises.
+# Properties of all scalings.
 
 
 def test_invert_undoes_apply_where_nothing_was_clipped(scaling):
-    wide = X.astype(float)
-    found = scaling.invert(scaling.apply(wide, np.float64))
-    np.testing.assert_allclose(found, wide, rtol=1e-9)
+    X64 = X.astype(float)
+    inverted = scaling.invert(scaling.apply(X64, np.float64))
+    np.testing.assert_allclose(inverted, X64, rtol=1e-9)
     assert scaling.invert(scaling.apply(X), np.float32).dtype == np.float32
     assert scaling.invert(jnp.zeros((2, 4))).dtype == np.float64
 
 
 @given(st.lists(st.integers(0, 199), min_size=1, max_size=40), st.sampled_from("fd"))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_a_rows_bits_depend_on_neither_block_nor_order(index, kind):
+def test_a_scaled_row_is_bit_identical_in_any_block_and_order(index, kind):
     for scaling in SCALINGS.values():
-        whole = scaling.apply(X, kind)
+        expected = scaling.apply(X, kind)[index]
         for source in (X[index], np.asfortranarray(X[index]), list(X[index])):
-            assert scaling.apply(source, kind).tobytes() == whole[index].tobytes()
+            assert scaling.apply(source, kind).tobytes() == expected.tobytes()
 
 
-def test_the_input_is_left_alone_and_the_output_is_new(scaling):
+def test_the_input_is_unchanged_and_the_output_is_a_new_array(scaling):
     before = X.copy()
-    found = scaling.apply(X)
-    found[:] = 7
+    scaled = scaling.apply(X)
+    scaled[:] = 7
     np.testing.assert_array_equal(X, before)
 
 
-def test_jax_arrays_and_memory_maps_are_scaled_alike(scaling, tmp_path):
+def test_jax_arrays_and_memory_maps_give_bit_identical_results(scaling, tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = data.load(tmp_path / "X.npy", memory_budget=0).train
     expected = scaling.apply(X)
     for source in (jnp.asarray(X), mapped):
-        found = scaling.apply(source)
-        assert type(found) is np.ndarray and found.tobytes() == expected.tobytes()
+        scaled = scaling.apply(source)
+        assert type(scaled) is np.ndarray and scaled.tobytes() == expected.tobytes()
 
 
-def test_other_widths_are_refused(scaling):
+def test_other_widths_are_rejected(scaling):
     for call in (scaling.apply, scaling.invert):
         if scaling.shift.ndim:
             with pytest.raises(ValueError, match=r"4 columns.* got shape \(200, 1\)"):
@@ -167,11 +167,11 @@ def test_other_widths_are_refused(scaling):
                 call(1.0)
 
 
-def test_a_scale_for_each_column_is_held_to_its_width_without_a_shift_too():
-    mine = data.Scaling("mine", np.array(0.0), np.arange(1.0, 5))
-    np.testing.assert_array_equal(mine.apply(X), X / np.arange(1, 5, dtype="f4"))
-    with pytest.raises(ValueError, match="4 columns, as what 'mine'"):
-        mine.apply(X[:, :2])
+def test_the_width_of_a_scale_without_a_shift_is_checked_too():
+    custom = data.Scaling("custom", np.array(0.0), np.arange(1.0, 5))
+    np.testing.assert_array_equal(custom.apply(X), X / np.arange(1, 5, dtype="f4"))
+    with pytest.raises(ValueError, match="4 columns, as what 'custom'"):
+        custom.apply(X[:, :2])
 
 
 @pytest.mark.parametrize(
@@ -179,35 +179,35 @@ def test_a_scale_for_each_column_is_held_to_its_width_without_a_shift_too():
     [X.astype(str), X * 1j, X.astype(object), X.astype("S9")],
     ids=lambda values: values.dtype.kind,
 )
-def test_what_is_no_real_numbers_is_refused(scaling, values):
+def test_values_that_are_not_real_numbers_are_rejected(scaling, values):
     for call in (scaling.apply, scaling.invert):
         with pytest.raises(ValueError, match="must hold real numbers, got .*200, 4"):
             call(values)
 
 
-def test_scalings_print_short_and_say_their_numbers():
+def test_the_repr_of_a_scaling_has_its_numbers():
     assert repr(data.divide(255)) == "Scaling('divide', shift 0.0, scale 255.0)"
     assert repr(SCALINGS["standardize"]).startswith("Scaling('standardize', shift ")
 
 
-# What is refused.
+# Errors.
 
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(
         ValueError, match="unknown scaling 'units' .*'unit'.* standardize"
     ):
-        data.fit_scaling("units", SURVEY)
+        data.fit_scaling("units", STATS)
 
 
 @pytest.mark.parametrize("number", [0, -255, float("nan"), float("inf")])
-def test_divisors_that_are_not_positive_and_finite_are_refused(number):
+def test_divisors_that_are_not_positive_and_finite_are_rejected(number):
     with pytest.raises(ValueError, match="scaling 'divide' must have a finite shift"):
         data.divide(number)
 
 
 @pytest.mark.parametrize("name", ["unit", "standardize", "center"])
-def test_ranges_that_overflow_are_refused(name):
+def test_ranges_that_overflow_are_rejected(name):
     stats = data.column_stats(np.array([[1.7e308, 0.0], [-1.7e308, 1.0]]))
     with pytest.raises(ValueError, match=f"scaling {name!r} must have a finite"):
         data.fit_scaling(name, stats)
@@ -217,20 +217,23 @@ def test_ranges_that_overflow_are_refused(name):
 # Files.
 
 
-def test_a_saved_scaling_is_loaded_bit_for_bit(scaling, tmp_path):
+def test_a_loaded_scaling_is_bit_identical_to_the_saved_one(scaling, tmp_path):
     data.save_scaling(tmp_path / "new" / "folder", scaling)
-    found = data.load_scaling(str(tmp_path / "new" / "folder"))
-    assert (found.name, found.clip) == (scaling.name, scaling.clip)
-    for part, expected in ((found.shift, scaling.shift), (found.scale, scaling.scale)):
-        assert part.dtype == np.float64 and part.shape == expected.shape
-        assert part.tobytes() == expected.tobytes()
-    assert found.apply(X).tobytes() == scaling.apply(X).tobytes()
+    loaded = data.load_scaling(str(tmp_path / "new" / "folder"))
+    assert (loaded.name, loaded.clip) == (scaling.name, scaling.clip)
+    for array, expected in (
+        (loaded.shift, scaling.shift),
+        (loaded.scale, scaling.scale),
+    ):
+        assert array.dtype == np.float64 and array.shape == expected.shape
+        assert array.tobytes() == expected.tobytes()
+    assert loaded.apply(X).tobytes() == scaling.apply(X).tobytes()
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [
         "scaling.safetensors"
     ]
 
 
-def test_a_save_replaces_and_a_failed_one_leaves_what_was(tmp_path):
+def test_a_save_replaces_the_file_and_a_failed_save_leaves_it_unchanged(tmp_path):
     data.save_scaling(tmp_path, data.divide(2))
     data.save_scaling(tmp_path, data.divide(3))
     with pytest.raises(ValueError, match="finite"):
@@ -238,13 +241,13 @@ def test_a_save_replaces_and_a_failed_one_leaves_what_was(tmp_path):
     assert data.load_scaling(tmp_path).scale == 3
 
 
-def test_strided_parts_are_saved_as_they_read(tmp_path):
+def test_strided_arrays_are_saved_by_value(tmp_path):
     shift = np.arange(8.0)[::2]
-    data.save_scaling(tmp_path, data.Scaling("mine", shift, shift + 1))
+    data.save_scaling(tmp_path, data.Scaling("custom", shift, shift + 1))
     np.testing.assert_array_equal(data.load_scaling(tmp_path).shift, shift)
 
 
-def test_a_missing_scaling_says_what_writes_it(tmp_path):
+def test_the_error_for_a_missing_scaling_says_what_writes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist; save_scaling\("):
         data.load_scaling(tmp_path)
     (tmp_path / "file").touch()
@@ -292,7 +295,7 @@ def test_damaged_scalings_are_one_sentence(name, tmp_path):
     assert "\n" not in str(e.value) and str(e.value).endswith("again.")
 
 
-def test_the_kind_is_readable_by_any_reader_of_safetensors(tmp_path):
+def test_the_metadata_are_readable_by_any_reader_of_safetensors(tmp_path):
     data.save_scaling(tmp_path, SCALINGS["unit"])
     with safetensors.safe_open(tmp_path / "scaling.safetensors", "numpy") as file:
         kind = json.loads(file.metadata()["scaling"])
@@ -300,42 +303,42 @@ def test_the_kind_is_readable_by_any_reader_of_safetensors(tmp_path):
     assert (kind["name"], kind["clip"]) == ("unit", True)
 
 
-def test_a_flipped_bit_never_gives_other_numbers(tmp_path):
+def test_a_flipped_bit_never_changes_the_numbers(tmp_path):
     scaling = SCALINGS["standardize"]
     data.save_scaling(tmp_path, scaling)
     path = tmp_path / "scaling.safetensors"
-    whole = path.read_bytes()
-    tensors = len(whole) - 8 * 8  # where the shift and the scale of 4 columns begin
-    for place in range(len(whole)):
+    contents = path.read_bytes()
+    tensors = len(contents) - 8 * 8  # where the shift and the scale of 4 columns begin
+    for place in range(len(contents)):
         for bit in (0, 3) if place < tensors else range(8):
-            flipped = bytearray(whole)
+            flipped = bytearray(contents)
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
             try:
-                found = data.load_scaling(tmp_path)
+                loaded = data.load_scaling(tmp_path)
             except ValueError as error:
                 assert str(error).startswith(f"Cannot read {path}: ")
             else:
                 assert place < tensors, (place, bit)
-                assert found.apply(X).tobytes() == scaling.apply(X).tobytes()
+                assert loaded.apply(X).tobytes() == scaling.apply(X).tobytes()
 
 
-def test_a_scaling_without_a_digest_is_read_as_before(tmp_path):
+def test_a_scaling_saved_without_a_checksum_is_loaded(tmp_path):
     (tmp_path / "scaling.safetensors").write_bytes(content(scale=3.0))
     assert data.load_scaling(tmp_path).scale == 3
 
 
 @functools.cache
 def scratch():
-    return tempfile.TemporaryDirectory()  # one for all of hypothesis' examples
+    return tempfile.TemporaryDirectory()  # one for all examples of hypothesis
 
 
 def load_bytes(contents):
     (Path(scratch().name) / "scaling.safetensors").write_bytes(contents)
     with contextlib.suppress(ValueError):
-        found = data.load_scaling(scratch().name)
-        assert np.isfinite(found.shift).all() and (found.scale > 0).all()
-        assert found.shift.shape in ((), found.scale.shape, (2,))
+        loaded = data.load_scaling(scratch().name)
+        assert np.isfinite(loaded.shift).all() and (loaded.scale > 0).all()
+        assert loaded.shift.shape in ((), loaded.scale.shape, (2,))
 
 
 VALID = [content(), content([1.0, 2], [3.0, 4]), content([1.0, 2], 3.0)]

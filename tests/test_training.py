@@ -458,7 +458,7 @@ def bad(value, row=3, column=2):
         ({"data": bad(1.5)}, r"\[0, 1\] for bernoulli, found 1.5 at row 3, column 2"),
         ({"data": (255 * X).astype("u1")}, "floating point, got uint8.*X / 255"),
         ({"data": X.astype(complex)}, "real floating point, got complex"),
-        ({"data": X[0]}, r"of one example make X\[None\], of one column"),
+        ({"data": X[0]}, r"reshape one example by X\[None\], one column"),
         ({"data": X[:0]}, r"N and D >= 1"),
         (
             {"data": X[:, :5]},

@@ -1,4 +1,4 @@
-"""The user's own `.npy` and `.npz` files: read or mapped, never unpickled."""
+"""The user's `.npy` and `.npz` files: read or memory-mapped, never unpickled."""
 
 import hashlib
 import io
@@ -11,22 +11,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.rows import two_axes
+from jaxae.data.rows import reshape_advice
 
 PathLike = str | os.PathLike[str]
 
 
 class Dataset(NamedTuple):
-    """Rows of a data set as they were stored, with where they came from."""
+    """A dataset as stored, with its source."""
 
     name: str
-    train: np.ndarray  # [N, D] raw values; np.memmap where they exceed the budget
-    test: np.ndarray | None  # [M, D], where the set comes with its own test split
-    scale: float  # train / scale lies in [0, 1]; 1.0 for the user's own files
-    image_shape: tuple[int, int] | None  # a row is an image of this height and width
+    train: np.ndarray  # [N, D] raw values; np.memmap if they exceed the memory budget
+    test: np.ndarray | None  # [M, D] if the dataset has a test split
+    scale: float  # train / scale is in [0, 1]; 1.0 for the user's own files
+    image_shape: tuple[int, int] | None  # height and width, if a row is an image
     source: str
     licence: str
-    sha256: str  # of the IDX file, uncompressed; of the user's file; of digits' bytes
+    sha256: str  # of the uncompressed IDX file, the user's file or the digits' bytes
 
 
 def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
@@ -36,17 +36,18 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
       ValueError, FileNotFoundError: as `load`.
     """
     if not os.path.isfile(path):
-        found = ", but a folder" if os.path.isdir(path) else ""
+        is_folder = ", but a folder" if os.path.isdir(path) else ""
         raise FileNotFoundError(
-            f"There is no file {path}{found}: give the path of an array."
+            f"There is no file {path}{is_folder}: give the path of an array."
         )
     with _checks.reading(
         path, "store real numbers, [N, D] or images [N, h, w], by np.save"
     ):
-        is_npz = path.suffix.lower() == ".npz"
         with path.open("rb") as file:
-            read = _read_npz if is_npz else _read_npy
-            X = read(file, array, memory_budget)
+            if path.suffix.lower() == ".npz":
+                X = _read_npz(file, array, memory_budget)
+            else:
+                X = _read_npy(file, memory_budget)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     image_shape = (X.shape[1], X.shape[2]) if X.ndim == 3 else None
@@ -61,21 +62,21 @@ class _Header(NamedTuple):
     offset: int  # of the first value in the file
 
 
-_LONGEST_HEADER = 2**16  # NumPy itself refuses headers of more than 10,000 characters
+_MAX_HEADER_SIZE = 2**16  # bytes; NumPy rejects headers of over 10,000 characters
+_SPARSE_MEMBERS = {"format", "shape", "data"}  # of scipy.sparse.save_npz, any format
 
 
-def _read_npy(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
-    del array
+def _read_npy(file: Any, memory_budget: int) -> np.ndarray:
     num_bytes = os.fstat(file.fileno()).st_size
-    header = _parse_header(file.read(_LONGEST_HEADER), num_bytes)
+    header = _parse_header(file.read(_MAX_HEADER_SIZE), num_bytes)
     if num_bytes - header.offset > memory_budget:
         return _map(file, header)
     file.seek(0)
-    return _as_array(file.read(), header)
+    return _to_array(file.read(), header)
 
 
 def _map(file: Any, header: _Header) -> np.memmap:
-    if header.order == "F":  # a row would be read from every page of the file
+    if header.order == "F":  # reading one row would touch every page of the file
         raise ValueError(
             "it is in Fortran order and larger than memory_budget, so its rows cannot "
             "be read from the disk one by one: store np.ascontiguousarray(X)"
@@ -84,59 +85,56 @@ def _map(file: Any, header: _Header) -> np.memmap:
 
 
 def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
-    _refuse_over_budget("it", os.fstat(file.fileno()).st_size, memory_budget)
-    # Of a file in memory no more can be read than is there, whatever it declares.
+    _check_budget("it", os.fstat(file.fileno()).st_size, memory_budget)
+    # In memory, so that reading ends with the file whatever sizes it declares.
     with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
         members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-        if _SPARSE <= set(members):
+        if _SPARSE_MEMBERS <= set(members):
             raise ValueError(
-                "it holds a sparse matrix, and rows are dense here: they are "
+                "it holds a sparse matrix: convert it by "
                 "scipy.sparse.load_npz(path).toarray()"
             )
         names = list(members) if array is None else [array]
         if len(names) != 1 or names[0] not in members:
-            held = ", ".join(members) or "no array"
-            lacks = "" if array is None else f", and no {array!r}"
-            raise ValueError(f"it holds {held}{lacks}; choose one by array=NAME")
+            available = ", ".join(members) or "no array"
+            missing = "" if array is None else f", and no {array!r}"
+            raise ValueError(f"it holds {available}{missing}; choose one by array=NAME")
         member = members[names[0]]
-        _refuse_over_budget(f"array {names[0]}", member.file_size, memory_budget)
+        _check_budget(f"array {names[0]}", member.file_size, memory_budget)
         raw = archive.read(member)
-    return _as_array(raw, _parse_header(raw[:_LONGEST_HEADER], len(raw)))
+    return _to_array(raw, _parse_header(raw[:_MAX_HEADER_SIZE], len(raw)))
 
 
-_SPARSE = {"format", "shape", "data"}  # of every format of scipy.sparse.save_npz
-
-
-def _refuse_over_budget(what: str, num_bytes: int, memory_budget: int) -> None:
+def _check_budget(subject: str, num_bytes: int, memory_budget: int) -> None:
     if num_bytes > memory_budget:
         raise ValueError(
-            f"{what} has {num_bytes} bytes, more than memory_budget={memory_budget}, "
-            "and only a .npy file can stay on the disk"
+            f"{subject} has {num_bytes} bytes, more than memory_budget={memory_budget};"
+            " only a .npy file can be read from the disk by rows"
         )
 
 
 def _parse_header(head: bytes, num_bytes: int) -> _Header:
-    """What `np.load` reads, but refused before anything of that size is allocated."""
+    """The header as `np.load` reads it, checked before memory is allocated."""
     file = io.BytesIO(head)
     version = "_".join(map(str, np.lib.format.read_magic(file)))
     # NumPy has no public reader for version 3.0, which only named fields need.
     read_header = getattr(np.lib.format, f"read_array_header_{version}")
     shape, is_fortran, dtype = read_header(file)
-    if dtype == np.dtype("V2"):  # as of any type of two bytes that NumPy lacks
+    if dtype == np.dtype("V2"):  # or another type of two bytes that NumPy lacks
         raise ValueError(
-            "its dtype is |V2, as which NumPy stores bfloat16: if it is, the numbers "
-            "are np.load(path).view(jax.numpy.bfloat16).astype('float32')"
+            "its dtype is |V2, as which NumPy stores bfloat16: convert it by "
+            "np.load(path).view(jax.numpy.bfloat16).astype('float32')"
         )
     if dtype.kind not in "biuf":
         raise ValueError(f"its dtype is {dtype}")
     if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"its shape is {shape}: {two_axes(shape)}")
-    declared, held = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
-    if declared != held:
-        raise ValueError(f"it declares {declared} bytes of data and holds {held}")
+        raise ValueError(f"its shape is {shape}: {reshape_advice(shape)}")
+    declared, actual = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
+    if declared != actual:
+        raise ValueError(f"it declares {declared} bytes of data and holds {actual}")
     return _Header(shape, dtype, "F" if is_fortran else "C", file.tell())
 
 
-def _as_array(raw: bytes, header: _Header) -> np.ndarray:
+def _to_array(raw: bytes, header: _Header) -> np.ndarray:
     X = np.frombuffer(raw, header.dtype, offset=header.offset)
     return np.ascontiguousarray(X.reshape(header.shape, order=header.order))

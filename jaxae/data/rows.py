@@ -1,4 +1,4 @@
-"""Rows: what has a length and gives the rows asked for, in memory or not."""
+"""Rows: data of any size that are read by blocks."""
 
 import os
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from jaxae import _checks
 
 @runtime_checkable
 class Rows(Protocol):
-    """A source of rows: memory map, HDF5 data set, list of rows, `View`, your own.
+    """A source of rows: memory map, HDF5 dataset, list of rows, `View`, or your own.
 
     `__getitem__` takes a slice or a strictly increasing int array of n row numbers and
-    returns `[n, D]`. Where that fails each row is asked for by a Python int, which
-    returns `[D]` and is slower.
+    returns `[n, D]`. If that raises an error, the rows are read one by one, which is
+    slower: `__getitem__` then takes a Python int and returns `[D]`.
     """
 
     def __len__(self) -> int: ...
@@ -25,14 +25,14 @@ class Rows(Protocol):
 
 
 def is_rows(X: Any) -> bool:
-    """Whether X is Rows to be read by blocks, and no array that lies in memory.
+    """Whether X is Rows to be read by blocks, and not an array in memory.
 
-    A memory map counts as Rows, a tuple as a pair of data, a mapping as columns, and a
-    data frame or a tensor as an array.
+    A memory map is Rows. A tuple (a pair of data), a mapping (columns), a data frame
+    and a tensor (arrays) are not.
     """
-    is_other = isinstance(X, str | bytes | tuple | Mapping)
+    is_excluded = isinstance(X, str | bytes | tuple | Mapping)
     is_array = is_in_memory(X) or _checks.is_table(X) or _checks.is_tensor(X)
-    return isinstance(X, Rows) and not is_other and not is_array
+    return isinstance(X, Rows) and not is_excluded and not is_array
 
 
 def is_in_memory(X: Any) -> bool:
@@ -41,14 +41,14 @@ def is_in_memory(X: Any) -> bool:
 
 
 def as_rows(X: Any, name: str = "data") -> Any:
-    """X as an array or Rows: a data frame and a tensor become NumPy arrays.
+    """X itself if it is an array or Rows; a data frame or tensor as a NumPy array.
 
     Raises:
       ValueError: for anything else.
     """
     X = _checks.as_array(name, X)
-    if is_in_memory(X) and X.ndim == 0:  # it has no length to be checked
-        refuse_shape(name, X.shape)
+    if is_in_memory(X) and X.ndim == 0:  # without a length for `check_rows`
+        check_shape(name, X.shape)
     check_rows(X, name)
     return X
 
@@ -62,24 +62,26 @@ def check_rows(X: Any, name: str = "data") -> int:
     if not (is_in_memory(X) or is_rows(X)):
         raise ValueError(
             f"{name} must be a NumPy or JAX array, or have a length and give X[rows], "
-            f"got a {type(X).__name__}; what has a shape, as zarr's arrays, but no "
-            "length, wrap: View(X)."
+            f"got a {type(X).__name__}; wrap an array that has a shape but no length, "
+            "such as zarr's, in View(X)."
         )
     try:
         return len(X)
-    except Exception as error:  # another's code may raise anything
-        found = _checks.first_line(error)
-        raise ValueError(f"{name} must have a length, but len gave {found}.") from error
+    except Exception as error:  # the user's code may raise anything
+        reason = _checks.first_line(error)
+        raise ValueError(
+            f"{name} must have a length, but len raised {reason}."
+        ) from error
 
 
 def take(X: Any, index: Any) -> np.ndarray:
-    """X[index], `[n, D]`, for any row numbers: unsorted, repeated, none.
+    """X[index], `[n, D]`, for any row numbers: unsorted, repeated or none.
 
-    Rows that are not in memory are read once each and in increasing order, as disks
-    prefer and HDF5 demands; what is one run of them in this order may share memory.
+    Rows that are not in memory are read once each and in increasing order, which disks
+    prefer and HDF5 requires. Consecutive rows of a memory map are not copied.
 
     Raises:
-      ValueError: an index that is not row numbers of X; rows that cannot be read.
+      ValueError: if index is not row numbers of X, or rows cannot be read.
     """
     X = as_rows(X)
     index = row_numbers(index, len(X))
@@ -89,127 +91,149 @@ def take(X: Any, index: Any) -> np.ndarray:
         return read(X, slice(0, 1))[:0]
     unique, inverse = np.unique(index, return_inverse=True)
     block = read(X, _as_slice(unique))
-    is_as_read = len(unique) == len(index) and bool((inverse[1:] > inverse[:-1]).all())
-    return block if is_as_read else block[inverse]
+    is_in_order = len(unique) == len(index) and bool((inverse[1:] > inverse[:-1]).all())
+    return block if is_in_order else block[inverse]
 
 
-def refuse_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Refuse an array that is not `[N, D]`, or is empty.
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Check that a shape is `[N, D]`, N and D >= 1.
 
     Raises:
-      ValueError: saying how the axes of this one become two.
+      ValueError: if it is not; the message says how to reshape the array.
     """
     if len(shape) != 2 or 0 in shape:
         raise ValueError(
             f"{name} must be [N, D], N and D >= 1, got shape {shape}: "
-            f"{two_axes(shape)}."
+            f"{reshape_advice(shape)}."
         )
 
 
-def two_axes(shape: tuple[int, ...]) -> str:
-    """How an array of another shape becomes `[N, D]`."""
+def reshape_advice(shape: tuple[int, ...]) -> str:
+    """How to reshape an array to `[N, D]`, in words."""
     if len(shape) == 1:
-        return "of one example make X[None], of one column X[:, None]"
+        return "reshape one example by X[None], one column by X[:, None]"
     if len(shape) == 3:
         return (
-            f"of tokens [N, T, D] make X.reshape(-1, {shape[-1]}), of images [N, h, w] "
-            "X.reshape(len(X), -1)"
+            f"reshape tokens [N, T, D] by X.reshape(-1, {shape[-1]}), images [N, h, w] "
+            "by X.reshape(len(X), -1)"
         )
     if len(shape) == 4 and shape[-1] < min(5, *shape[1:3]):
         return (
-            "of images with their channels last make X.reshape(len(X), -1), or take "
-            "one channel, X[..., 0]"
+            "reshape images with channels last by X.reshape(len(X), -1), or select one "
+            "channel by X[..., 0]"
         )
-    return "make X.reshape(len(X), -1)" if len(shape) > 3 else "one row an example"
+    if len(shape) > 3:
+        return "reshape it by X.reshape(len(X), -1)"
+    return "give one row per example"
 
 
 def row_numbers(index: Any, num_rows: int) -> np.ndarray:
-    """`index` as an int array `[n]`, refused where it names no row of `num_rows`."""
+    """`index` as an int array `[n]` of row numbers below `num_rows`.
+
+    Raises:
+      ValueError: if it is not.
+    """
     numbers = np.asarray(index)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise ValueError(
-            f"index must be row numbers, ints [n], got {_checks.describe(index)}; of a "
-            "mask, take np.flatnonzero(mask)."
+            f"index must be row numbers, ints [n], got {_checks.describe(index)}; for "
+            "a mask, give np.flatnonzero(mask)."
         )
     if numbers.size and (numbers.min() < 0 or numbers.max() >= num_rows):
         raise ValueError(
             f"index must hold rows 0 to {num_rows - 1}, got {numbers.min()} to "
-            f"{numbers.max()}; count from 0, and not from the end."
+            f"{numbers.max()}; count from 0, not from the end."
         )
     return numbers.astype(np.int64, copy=False)
 
 
 def _as_slice(increasing: np.ndarray) -> slice | np.ndarray:
     first, last = int(increasing[0]), int(increasing[-1])
-    # One run of the file, and for a memory map no copy.
+    # A slice reads consecutive rows at once, and does not copy those of a memory map.
     return slice(first, last + 1) if last - first < len(increasing) else increasing
 
 
 class UnreadableError(ValueError):
-    """Why rows cannot be read, said once, however many Views they are read through."""
+    """Rows cannot be read. The sentence is "NAME PROBLEM."
+
+    A View reports a problem of the rows that it reads under its own name.
+
+    Attributes:
+      problem: what is wrong, without the name of the argument.
+    """
+
+    def __init__(self, name: str, problem: str):
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}."
 
 
 def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
     """X[rows] as a NumPy array `[n, D]`, for a slice or increasing row numbers.
 
     Raises:
-      UnreadableError: where X fails, or gives something that is no array, or of another
-        shape; its cause is what X raised.
+      UnreadableError: if X[rows] fails, or is not an array of this shape; the cause is
+        the error that X raised.
     """
-    _refuse_shrunk(X, name)
+    _check_file_size(X, name)
     numbers = range(len(X))[rows] if isinstance(rows, slice) else rows
     try:
-        found = _ask(X, rows, numbers)
-        block = np.asarray(_as_block(found))
-    except UnreadableError as error:  # of a View, which calls its rows "data"
-        sentence = str(error).replace("data", name, 1)
-        raise UnreadableError(sentence) from error.__cause__
-    except Exception as error:  # another's code may raise anything
+        values = _get_rows(X, rows, numbers)
+        block = np.asarray(_to_array(values, name))
+    except UnreadableError as error:  # raised by X, a View
+        raise UnreadableError(name, error.problem) from error.__cause__
+    except Exception as error:  # the user's code may raise anything
         raise UnreadableError(
-            f"{name} gave no {_place(numbers)} ({_checks.first_line(error)}): "
-            "X[rows] must be [n, D] for a slice and for increasing row numbers."
+            name,
+            f"gave no {_describe_rows(numbers)} ({_checks.first_line(error)}): X[rows] "
+            "must be [n, D] for a slice and for increasing row numbers",
         ) from error
     if block.ndim != 2 or len(block) != len(numbers):
+        shape = _checks.describe(values if block.dtype == object else block)
         raise UnreadableError(
-            f"{name} must give [{len(numbers)}, D] for {_place(numbers)}, got "
-            f"{_checks.describe(found if block.dtype == object else block)}: one row "
-            "an example; write a few lines of __getitem__ that give it."
+            name,
+            f"must give [{len(numbers)}, D] for {_describe_rows(numbers)}, got {shape}:"
+            " implement a __getitem__ that gives one row per example",
         )
     return block
 
 
-def _ask(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
+def _get_rows(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
     try:
         return X[rows]
     except UnreadableError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, NotImplementedError):
-        # Lists, and sources of single records, know one int at a time.
+        # Lists, and sources of single records, take one int at a time.
         return [X[int(number)] for number in numbers]
 
 
-def _as_block(found: Any) -> Any:
-    """What X gave, an array or a list of rows, without what is refused as an array."""
+def _to_array(values: Any, name: str) -> Any:
+    """`_checks.as_array`, whose errors become UnreadableErrors."""
     try:
-        return _checks.as_array("data", found)
+        return _checks.as_array(name, values)
     except ValueError as error:
-        raise UnreadableError(str(error)) from error
+        problem = str(error).removeprefix(f"{name} ").removesuffix(".")
+        raise UnreadableError(name, problem) from error
 
 
-def _place(numbers: range | np.ndarray) -> str:
+def _describe_rows(numbers: range | np.ndarray) -> str:
     if len(numbers) == 1:
         return f"row {numbers[0]}"
     return f"rows {numbers[0]} to {numbers[-1]}" if len(numbers) else "rows"
 
 
-def _refuse_shrunk(X: Any, name: str) -> None:
-    """To read a map past the end of its file would end the process, without a word."""
+def _check_file_size(X: Any, name: str) -> None:
+    """Reading a memory map past the end of its file would crash the process."""
     path = getattr(X, "filename", None) if isinstance(X, np.memmap) else None
-    if path is None or not os.path.isfile(path):  # a deleted file stays mapped
+    if path is None or not os.path.isfile(path):  # the map of a deleted file is valid
         return
-    mapped, held = X.offset + X.nbytes, os.path.getsize(path)
-    if held < mapped:
+    mapped, size = X.offset + X.nbytes, os.path.getsize(path)
+    if size < mapped:
         raise UnreadableError(
-            f"{name} is a map of {mapped} bytes of {path}, which now has {held}: the "
-            "file was cut or replaced; load it again."
+            name,
+            f"is a map of {mapped} bytes of {path}, which now has {size}: the file was "
+            "truncated or replaced; load it again",
         )

@@ -1,4 +1,4 @@
-"""x' = (x - shift) / scale: from the data's units to what is trained on, and back."""
+"""Scalings x' = (x - shift) / scale between the data's units and training's."""
 
 import json
 from collections.abc import Callable
@@ -19,35 +19,35 @@ SCALING_FILE = "scaling.safetensors"
 
 
 class Scaling(NamedTuple):
-    """x' = (x - shift) / scale, clipped to [0, 1] where `clip`; elementwise.
+    """x' = (x - shift) / scale, clipped to [0, 1] if `clip`.
 
-    A row's bits are therefore the same in whichever block or order it is scaled.
+    Elementwise, so a scaled row is bit-identical in any block and order.
     """
 
     name: str
-    shift: np.ndarray  # float64 [D], or [] for one number
-    scale: np.ndarray  # float64 [D], or [] for one number
+    shift: np.ndarray  # float64 [D], or [] for all columns
+    scale: np.ndarray  # float64 [D], or [] for all columns
     clip: bool = False
 
     def apply(self, X: Any, dtype: Any = np.float32) -> np.ndarray:
-        """x' of each row `[..., D]`, as a new array of `dtype`; what overflows is inf.
+        """x' of each row `[..., D]`, as a new array of `dtype`; overflow gives inf.
 
         Raises:
-          ValueError: for what is no real numbers, or another number of columns than the
-            scaling's.
+          ValueError: if X does not hold real numbers, or has another number of columns
+            than the scaling.
         """
         self._check_width(X := real("X", X))
-        # A shift cancels leading digits, so they must not have been rounded off before.
-        wide = np.float64 if self.shift.ndim else dtype
+        # A shift cancels leading digits, so subtract before rounding to `dtype`.
+        intermediate = np.float64 if self.shift.ndim else dtype
         with np.errstate(over="ignore"):
-            x = X.astype(wide)
-            x -= self.shift.astype(wide)  # in place: memory is what this costs
-            x /= self.scale.astype(wide)
+            x = X.astype(intermediate)
+            x -= self.shift.astype(intermediate)  # in place, to save memory
+            x /= self.scale.astype(intermediate)
             x = x.astype(dtype, copy=False)
         return np.clip(x, 0, 1) if self.clip else x
 
     def invert(self, X_hat: Any, dtype: Any = np.float64) -> np.ndarray:
-        """x = x' scale + shift, `[..., D]` in the data's units; clipping is not undone.
+        """x = x' scale + shift, `[..., D]` in the data's units; not undoing clipping.
 
         Raises:
           ValueError: as `apply`.
@@ -70,9 +70,13 @@ class Scaling(NamedTuple):
 
 
 def real(name: str, X: Any) -> np.ndarray:
-    """X as an array of real numbers; NumPy would parse text, drop imaginary parts."""
+    """X as an array of real numbers, without parsing text or dropping imaginary parts.
+
+    Raises:
+      ValueError: if X does not hold real numbers.
+    """
     X = np.asarray(_checks.as_array(name, X))
-    if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # as bfloat16
+    if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # such as bfloat16
         raise ValueError(
             f"{name} must hold real numbers, got {_checks.describe(X)}: convert it."
         )
@@ -80,36 +84,41 @@ def real(name: str, X: Any) -> np.ndarray:
 
 
 def scaled(X: Any, scale: float | int, dtype: Any = np.float32) -> np.ndarray:
-    """X / scale, as a new array of `dtype`; what overflows is inf (`check_array`)."""
+    """X / scale, as a new array of `dtype`; overflow gives inf (see `check_array`)."""
     return Scaling("divide", _number(0), _number(scale)).apply(X, dtype)
 
 
 def divide(number: float | int) -> Scaling:
-    """x' = x / number: 255 for images' grey levels.
+    """x' = x / number, such as 255 for the grey levels of images.
 
     Raises:
-      ValueError: for a number that is not finite and positive.
+      ValueError: if the number is not finite and positive.
     """
-    return _checked(Scaling("divide", _number(0), _number(number)))
+    return _check_finite(Scaling("divide", _number(0), _number(number)))
 
 
 def fit_scaling(name: str, data: Any) -> Scaling:
-    """The scaling of that name, of `SCALINGS`, for what a `ColumnStats` found.
+    """Fit a scaling to data or to their column statistics.
 
-    An array or Rows `[N, D]` are surveyed first.
+    * "none": x' = x.
+    * "unit": maps each column's [low, high] to [0, 1] and clips values outside of it.
+    * "standardize": gives each column mean 0 and variance 1.
+    * "center": gives each column mean 0 and divides all columns by one number, so that
+      the mean of ||x'||^2 is D and the columns keep their relative scales.
 
-    "none" leaves values; "unit" maps each column's [low, high] to [0, 1] and clips what
-    lies outside; "standardize" gives columns mean 0 and variance 1; "center" gives them
-    mean 0 and divides all by one number, so that the mean of ||x'||^2 is D and columns
-    keep their proportions. A constant column is only shifted, to 0, and then clipped by
-    "unit".
+    A constant column becomes 0.
+
+    Args:
+      name: one of `SCALINGS`.
+      data: a `ColumnStats`, or an array or Rows `[N, D]`.
 
     Raises:
-      ValueError: an unknown name; values whose range or variance overflows; what
-        `column_stats` refuses.
+      ValueError: if the name is unknown, the range or the variance of the values
+        overflows, or `column_stats` raises.
     """
     fit = _checks.lookup("scaling", SCALINGS, name)
-    return _checked(fit(data if isinstance(data, ColumnStats) else column_stats(data)))
+    stats = data if isinstance(data, ColumnStats) else column_stats(data)
+    return _check_finite(fit(stats))
 
 
 def _none(stats: ColumnStats) -> Scaling:
@@ -118,18 +127,18 @@ def _none(stats: ColumnStats) -> Scaling:
 
 
 def _unit(stats: ColumnStats) -> Scaling:
-    with np.errstate(over="ignore"):  # refused by `_checked`
-        scale = _or_one(stats.high - stats.low)
+    with np.errstate(over="ignore"):  # `_check_finite` raises
+        scale = _zero_to_one(stats.high - stats.low)
     return Scaling("unit", stats.low, scale, clip=True)
 
 
 def _standardize(stats: ColumnStats) -> Scaling:
-    return Scaling("standardize", stats.mean, _or_one(np.sqrt(stats.variance)))
+    return Scaling("standardize", stats.mean, _zero_to_one(np.sqrt(stats.variance)))
 
 
 def _center(stats: ColumnStats) -> Scaling:
-    with np.errstate(over="ignore"):  # refused by `_checked`
-        scale = _or_one(np.sqrt(stats.variance.mean()))
+    with np.errstate(over="ignore"):  # `_check_finite` raises
+        scale = _zero_to_one(np.sqrt(stats.variance.mean()))
     return Scaling("center", stats.mean, scale)
 
 
@@ -141,7 +150,7 @@ SCALINGS: dict[str, Callable[[ColumnStats], Scaling]] = {
 }
 
 
-def _or_one(scale: Any) -> np.ndarray:
+def _zero_to_one(scale: Any) -> np.ndarray:
     return np.where(scale == 0, 1.0, scale)
 
 
@@ -149,14 +158,14 @@ def _number(value: Any) -> np.ndarray:
     return np.asarray(value, np.float64)
 
 
-def _checked(scaling: Scaling) -> Scaling:
+def _check_finite(scaling: Scaling) -> Scaling:
     shift, scale = scaling.shift, scaling.scale
     is_finite = np.isfinite(shift).all() and np.isfinite(scale).all()
     if not (is_finite and (scale > 0).all()):
         raise ValueError(
             f"scaling {scaling.name!r} must have a finite shift and a finite, positive "
             f"scale, got shift {_range(shift)} and scale {_range(scale)}; rescale the "
-            "data by hand first."
+            "data first."
         )
     return scaling
 
@@ -166,19 +175,19 @@ def _range(values: np.ndarray) -> str:
 
 
 def save_scaling(directory: PathLike, scaling: Scaling) -> None:
-    """Write `scaling.safetensors` to a folder, whole or not at all.
+    """Write `scaling.safetensors` to a folder, atomically.
 
     Raises:
-      ValueError: `directory` is a file; a shift or scale that is not finite.
+      ValueError: if `directory` is a file, or a shift or scale is not finite.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
-    _checked(scaling)
+    _check_finite(scaling)
     shift, scale = (np.asarray(x, order="C") for x in (scaling.shift, scaling.scale))
     tensors = {"shift": shift, "scale": scale}
-    kind = add_checksum({"name": scaling.name, "clip": scaling.clip}, tensors)
-    content = safetensors.numpy.save(tensors, metadata={"scaling": kind})
+    description = add_checksum({"name": scaling.name, "clip": scaling.clip}, tensors)
+    content = safetensors.numpy.save(tensors, metadata={"scaling": description})
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / SCALING_FILE, content)
 
@@ -187,8 +196,8 @@ def load_scaling(directory: PathLike) -> Scaling:
     """The scaling that `save_scaling` wrote to this folder.
 
     Raises:
-      FileNotFoundError: if it wrote none.
-      ValueError: for a file that is damaged or no scaling.
+      FileNotFoundError: if the folder holds no scaling.
+      ValueError: if the file is damaged or not a scaling.
     """
     path = Path(directory) / SCALING_FILE
     if not path.is_file():
@@ -196,27 +205,28 @@ def load_scaling(directory: PathLike) -> Scaling:
             f"{path} does not exist; save_scaling(directory, scaling) writes it."
         )
     with _checks.reading(path, "restore a copy, or fit and save the scaling again"):
-        return _checked(_read(path))
+        return _check_finite(_read(path))
 
 
 def _read(path: Path) -> Scaling:
     with safetensors.safe_open(path, framework="numpy") as file:
-        kind = json.loads((file.metadata() or {}).get("scaling", "null"))
+        description = json.loads((file.metadata() or {}).get("scaling", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    kind = verify_checksum(kind, tensors)
-    if not isinstance(kind, dict) or set(kind) != {"name", "clip"}:
-        raise ValueError("it does not say which scaling it is")
-    if not isinstance(kind["name"], str) or not isinstance(kind["clip"], bool):
-        raise ValueError(f"it says that it is the scaling {kind}")
+    description = verify_checksum(description, tensors)
+    if not isinstance(description, dict) or set(description) != {"name", "clip"}:
+        raise ValueError("its metadata do not describe a scaling")
+    name, clip = description["name"], description["clip"]
+    if not isinstance(name, str) or not isinstance(clip, bool):
+        raise ValueError(f"its metadata describe no scaling, but {description}")
     _check_tensors(tensors)
-    return Scaling(kind["name"], tensors["shift"], tensors["scale"], kind["clip"])
+    return Scaling(name, tensors["shift"], tensors["scale"], clip)
 
 
 def _check_tensors(tensors: dict[str, np.ndarray]) -> None:
-    found = {name: _checks.describe(tensor) for name, tensor in tensors.items()}
     is_expected = set(tensors) == {"shift", "scale"} and all(
         tensor.dtype == np.float64 and tensor.ndim <= 1 and tensor.size
         for tensor in tensors.values()
     )
     if not is_expected or tensors["scale"].shape not in ((), tensors["shift"].shape):
-        raise ValueError(f"it holds {found}, not a shift and a scale")
+        shapes = {name: _checks.describe(tensor) for name, tensor in tensors.items()}
+        raise ValueError(f"it holds {shapes}, not a shift and a scale")

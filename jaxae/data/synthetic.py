@@ -1,4 +1,4 @@
-"""Endless data drawn as they are needed: pure sources (key, hparams) -> batch."""
+"""Synthetic data drawn batch by batch: pure sources (key, hparams) -> batch."""
 
 import functools
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ DENSITY = "density"
 
 
 def sparse_features(num_features, batch_size):
-    """Features that are rarely there: x_i = 0, but with probability density U(0, 1).
+    """Sparse features: x_i ~ U(0, 1) with probability `density`, otherwise x_i = 0.
 
-    Each feature of each example by itself. The density is a traced number,
-    hparams["density"], so that a sweep may vary it; one key draws the same numbers
-    whatever the density, and more features are there where it is larger.
+    All features of all examples are independent. The density is the traced number
+    hparams["density"], which a sweep may vary. One key draws the same values for every
+    density; a larger density sets fewer of them to 0.
 
     Args:
       num_features: D.
       batch_size: B.
 
     Returns:
-      A source `(key, hparams) -> [B, D]` in float32; the same one for the same sizes.
+      A source `(key, hparams) -> [B, D]` in float32, one object for the same sizes.
 
     Raises:
-      ValueError: for a size below 1.
+      ValueError: if a size is below 1.
 
     Example:
       jaxae.train(objective, jaxae.data.sparse_features(20, 1024), hparams={"density":
@@ -47,7 +47,7 @@ def sparse_features(num_features, batch_size):
 
 @dataclass(frozen=True, repr=False)
 class _SparseFeatures:
-    """A record and not a closure: it prints, and pickles as what it was made of."""
+    """A record instead of a closure, so that it has a repr and can be pickled."""
 
     num_features: int
     batch_size: int
@@ -56,16 +56,16 @@ class _SparseFeatures:
         _checks.prng_key(key)
         shape = self.batch_size, self.num_features
         presence_key, value_key = jax.random.split(key)
-        # In float32, as corruptions are, so that one key means one batch.
+        # In float32, as for corruptions, so that a key determines the batch.
         u = jax.random.uniform(presence_key, shape, jnp.float32)
         values = jax.random.uniform(value_key, shape, jnp.float32)
         return jnp.where(u < hparams[DENSITY], values, 0)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Refuse a density out of range; for values that can be seen, before any work.
+        """Check that the density, which must not be traced, is in its range.
 
         Raises:
-          ValueError: naming it and its range.
+          ValueError: if it is not.
         """
         if not 0 < hparams[DENSITY] <= 1:
             raise ValueError(

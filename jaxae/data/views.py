@@ -1,4 +1,4 @@
-"""Some rows of anything, scaled as they are read; random splits."""
+"""Views: rows selected and scaled as they are read; and random splits."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,8 @@ from jaxae.data.rows import as_rows, check_rows, is_rows, read, row_numbers, tak
 from jaxae.data.scaling import Scaling, real
 
 
-class _Sized:
-    """What has a shape but no length, as zarr's arrays, with both."""
+class _WithLength:
+    """An array that has a shape but no length, such as zarr's, with a length."""
 
     def __init__(self, array: Any):
         self.array = array
@@ -25,22 +25,22 @@ class _Sized:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class View:
-    """Chosen rows of an array or Rows, scaled as they are read; itself Rows.
+    """Selected rows of an array or Rows, scaled as they are read. A View is Rows.
 
-    `view[rows]` reads those rows only; `np.asarray(view)` reads them all.
+    `view[rows]` reads those rows only; `np.asarray(view)` reads all rows.
 
     Attributes:
-      rows: an array, data frame, tensor or Rows `[N, D]`; of zarr, an array too, which
-        has no length.
+      rows: an array, data frame, tensor or Rows `[N, D]`, or an array without a length,
+        such as zarr's.
       index: row numbers `[n]` in any order; None for all.
-      scaling: applied to what is read.
-      dtype: of what is given; None for the rows' own.
+      scaling: applied to the rows that are read; None for none.
+      dtype: of the rows that the view gives; None for the dtype of `rows`.
       shape: (n, D).
 
     Raises:
-      ValueError: when made, for rows that cannot be read or are no real numbers, an
-        index that is not row numbers, a scaling of another width or with an integer
-        dtype.
+      ValueError: on construction, if the rows cannot be read or are not real numbers,
+        the index is not row numbers, or the scaling has another width or is used with
+        an integer dtype.
     """
 
     rows: Any
@@ -49,13 +49,13 @@ class View:
     dtype: Any = np.float32
     shape: tuple[int, int] = field(init=False)
 
-    # The sentences below come before those of a type checker.
+    # The checks below give better errors than a runtime type checker.
     __no_type_check__ = True
 
     def __post_init__(self):
         rows = _checks.as_array("rows", self.rows)
         if hasattr(rows, "shape") and not hasattr(rows, "__len__"):
-            rows = _Sized(rows)
+            rows = _WithLength(rows)
         object.__setattr__(self, "rows", rows)
         num_rows = check_rows(rows, "rows")
         first = read(self.rows, slice(0, 1), "rows")
@@ -65,7 +65,7 @@ class View:
         if self.scaling is not None:
             _check_scaling(self.scaling, first, dtype)
         if self.index is not None:
-            # A copy: what the caller does to theirs must not change the view.
+            # A copy, so that a change of the caller's array does not change the view.
             index = row_numbers(self.index, num_rows).copy()
             index.flags.writeable = False
             num_rows = len(index)
@@ -75,7 +75,7 @@ class View:
 
     @property
     def ndim(self) -> int:
-        """2, as of an array `[n, D]`."""
+        """2, as for an array `[n, D]`."""
         return 2
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class View:
             return self[[range(len(self))[rows]]][0]
         block = self._read(rows)
         if self.scaling is None:
-            with np.errstate(over="ignore"):  # what overflows is inf, as if scaled
+            with np.errstate(over="ignore"):  # overflow gives inf, as in a scaling
                 return block.astype(self.dtype, copy=False)
         return self.scaling.apply(block, self.dtype)
 
@@ -103,33 +103,39 @@ class View:
         return np.array(self[:], dtype, copy=copy)
 
     def __repr__(self) -> str:
-        kind = "" if self.scaling is None else f", {self.scaling.name}"
-        found = f"{self.dtype}{list(self.shape)} of {type(self.rows).__name__}"
-        return f"View({found}{kind})"
+        scaling = "" if self.scaling is None else f", {self.scaling.name}"
+        source = type(self.rows).__name__
+        return f"View({self.dtype}{list(self.shape)} of {source}{scaling})"
 
 
 def _check_scaling(scaling: Scaling, first: np.ndarray, dtype: np.dtype) -> None:
     if "float" not in dtype.name:
         raise ValueError(
-            f"dtype must be floating point for a scaling, got {dtype}: leave it out "
-            "for float32."
+            f"dtype must be floating point for a scaling, got {dtype}: omit it for "
+            "float32."
         )
     scaling.apply(first)
 
 
 def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
-    """(rest, part_1, part_2, ...): disjoint random rows of X `[N, D]`.
+    """Split X `[N, D]` at random into disjoint subsets: (remainder, subset_1, ...).
 
-    A part takes round(fraction * N) rows, at least one unless its fraction is 0. It
-    depends on the seed and on the fractions before it, not on those after it: changing
-    the validation split in `split(X, test, validation)` leaves the test rows alone.
-    Of an array, a data frame or a tensor the parts are arrays; of a memory map or other
-    Rows (`is_rows`) they are Views in its dtype, of the same rows, and nothing is
-    copied.
+    Subset i has round(fraction_i * N) rows, at least one unless its fraction is 0. It
+    depends on the seed and on the fractions up to its own, so that changing the
+    validation fraction in `split(X, test, validation)` does not change the test rows.
+
+    Args:
+      X: an array, data frame or tensor, or Rows.
+      fractions: the fraction of the rows in each subset after the first.
+      seed: seeds the permutation of the rows.
+
+    Returns:
+      Arrays if X is an array, data frame or tensor; Views in X's dtype, which copy
+      nothing, if X is a memory map or other Rows (`is_rows`).
 
     Raises:
-      ValueError: what is no array or Rows; a fraction outside [0, 1), a sum of 1 or
-        more, too few rows.
+      ValueError: if X is not an array or Rows, a fraction is outside [0, 1), their sum
+        is 1 or more, or there are too few rows.
     """
     X = as_rows(X, "X")
     if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
@@ -137,11 +143,13 @@ def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
     num_rows = len(X)
     sizes = [max(1, round(f * num_rows)) if f > 0 else 0 for f in fractions]
     if sum(sizes) >= num_rows:
-        raise ValueError(f"{num_rows} rows are too few for a rest beside {fractions}.")
+        raise ValueError(
+            f"{num_rows} rows are too few for fractions {fractions} and a remainder."
+        )
     rows = np.random.default_rng(seed).permutation(num_rows)
-    *parts, rest = np.split(rows, np.cumsum(sizes, dtype=int))
-    return tuple(_select(X, part) for part in (rest, *parts))
+    *subsets, remainder = np.split(rows, np.cumsum(sizes, dtype=int))
+    return tuple(_select(X, index) for index in (remainder, *subsets))
 
 
-def _select(X: Any, part: np.ndarray) -> Any:
-    return View(X, part, dtype=None) if is_rows(X) else X[part]
+def _select(X: Any, index: np.ndarray) -> Any:
+    return View(X, index, dtype=None) if is_rows(X) else X[index]

@@ -1,6 +1,5 @@
-"""All that is measured of the gradient in one leaf."""
+"""The measurements on the gradient in one leaf."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,88 +15,94 @@ from jaxae.gradcheck.differences import (
     slopes_along,
     taylor_order,
 )
-from jaxae.gradcheck.functions import Floats, Function
+from jaxae.gradcheck.functions import Floats, ReferenceFunction
 from jaxae.gradcheck.report import Leaf
 
-_SMALL = 64  # up to this size every entry of a leaf is differenced
-_NUM_TOP = 2  # beyond: this many entries from each place of interest,
-_NUM_SPREAD = 8  # this many from where claim and autodiff differ
-_NUM_SAMPLED = 4  # this many at random,
-_NUM_DIRECTIONS = 6  # and this many random sign vectors over the whole leaf
+_MAX_EXHAUSTIVE_SIZE = 64  # up to this size every entry of a leaf is differenced
+# Of a larger leaf:
+_NUM_TOP = 2  # the entries largest in each measure,
+_NUM_DIFFERING = 8  # entries in which claim and autodiff differ,
+_NUM_SAMPLED = 4  # random entries,
+_NUM_DIRECTIONS = 6  # and random sign vectors over the leaf
 
 
 class Rounding(NamedTuple):
-    """What rounding may do to a claim, from its dtypes and shapes alone."""
+    """The rounding error expected of a claim from its dtypes and shapes."""
 
     tolerance: float  # 8 u + sqrt(N) u32
-    batch_sizes: frozenset[int] = frozenset()  # lengths of first axes among the data
+    batch_sizes: frozenset[int] = frozenset()  # lengths of the data's first axes
 
     @property
     def rtol(self) -> float:
-        """How well slopes have to be known."""
+        """The accuracy to which slopes are needed."""
         return max(self.tolerance / 2, 1e-10)
 
 
 class Probe(NamedTuple):
-    """How the function can be moved to see the n derivatives of a leaf."""
+    """Access to the n derivatives of one leaf through function evaluations.
 
-    line: Callable[[np.ndarray, float], Line]  # whose slope is theirs along [n]
-    moved: Callable[[np.ndarray, float], Floats]  # the points t along [n]
-    sizes: np.ndarray  # [n] the length natural to a step along each
-    numbers: Callable[[np.ndarray], np.ndarray]  # [n] as the caller writes them
+    `direction` below is a vector [n] of weights of the derivatives.
+    """
+
+    line: Callable[[np.ndarray, float], Line]  # (direction, unit of steps)
+    point: Callable[[np.ndarray, float], Floats]  # (direction, t): the params there
+    units: np.ndarray  # [n] the natural length of a step along each axis
+    to_entries: Callable[[np.ndarray], np.ndarray]  # derivatives to (complex) numbers
 
 
 class Evidence(NamedTuple):
-    """All that is known of one leaf of n derivatives, flattened."""
+    """The measurements on one leaf of n derivatives, flattened."""
 
     leaf: Leaf  # still undecided
-    numbers: Callable[[np.ndarray], np.ndarray]  # as the caller writes them
+    to_entries: Callable[[np.ndarray], np.ndarray]  # derivatives to (complex) numbers
     rounding: Rounding
     claim: np.ndarray  # [n]
-    roundoff: np.ndarray  # [n] what rounding may do to the claim
+    roundoff: np.ndarray  # [n] rounding error of the claim
     autodiff: Any  # [n] in float64, or None
     autodiff_roundoff: Any
     is_smooth: Any  # [n] where autodiff does not jump, or None
-    looked_at: np.ndarray  # [m] entries differenced one by one
-    signs: np.ndarray  # [d, n] directions over the whole leaf, none if it is small
-    found: Slopes  # [m + d] of the function along those entries and directions
+    indices: np.ndarray  # [m] derivatives measured one by one
+    directions: np.ndarray  # [d, n] sign vectors; d = 0 for a small leaf
+    slopes: Slopes  # [m + d] of the function along those axes and directions
 
     @property
-    def num_parts(self) -> int:
-        """Derivatives to a number: 2 if it is complex."""
+    def derivatives_per_entry(self) -> int:
+        """2 for a complex leaf, 1 for a real one."""
         return self.claim.size // max(math.prod(self.leaf.shape), 1)
 
-    def along(self, gradient: np.ndarray) -> np.ndarray:
-        """Slopes [m + d] that a gradient stands for."""
-        return np.append(gradient[self.looked_at], self.signs @ gradient)
+    def slopes_of(self, gradient: np.ndarray) -> np.ndarray:
+        """Slopes [m + d] of a gradient along the same axes and directions."""
+        return np.append(gradient[self.indices], self.directions @ gradient)
 
 
-def probe_leaf(function: Function, path: str, numbers: Any) -> Probe:
-    """Moves one leaf of the params."""
-    point = function.points[path]
+def probe_leaf(function: ReferenceFunction, path: str, to_entries: Any) -> Probe:
+    """The probe of one leaf of the params."""
+    center = function.points[path]
 
-    def line(vector: np.ndarray, size: float) -> Line:
-        return function.line({path: vector.reshape(point.shape)}, size)
+    def line(direction: np.ndarray, unit: float) -> Line:
+        return function.line({path: direction.reshape(center.shape)}, unit)
 
-    def moved(vector: np.ndarray, t: float) -> Floats:
-        move = t * vector.reshape(point.shape)
-        return function.points | {path: point + move}
+    def point(direction: np.ndarray, t: float) -> Floats:
+        step = t * direction.reshape(center.shape)
+        return function.points | {path: center + step}
 
-    return Probe(line, moved, natural_sizes(point).ravel(), numbers)
+    return Probe(line, point, step_units(center).ravel(), to_entries)
 
 
-def natural_sizes(point: np.ndarray) -> np.ndarray:
-    """The length of a step that is natural to each entry."""
+def step_units(point: np.ndarray) -> np.ndarray:
+    """The natural length of a step in each entry: its size, at least the rms."""
     return np.asarray(np.maximum(np.abs(point), rms(point) or 1.0))
 
 
-def measure_noise(function: Function, rng: np.random.Generator) -> Function:
+def measure_noise(
+    function: ReferenceFunction, rng: np.random.Generator
+) -> ReferenceFunction:
     """The function with its noise, measured along a random direction."""
-    moves = {
+    direction = {
         path: rng.choice([-1.0, 1.0], p.shape) * np.where(p, np.abs(p), rms(p) or 1.0)
         for path, p in function.points.items()
     }
-    return function._replace(noise=float64_noise(function.line(moves)))
+    return function._replace(noise=float64_noise(function.line(direction)))
 
 
 def gather(
@@ -109,66 +114,68 @@ def gather(
     rounding: Rounding,
     rng: np.random.Generator,
 ) -> Evidence:
-    """The evidence on a leaf, from derivatives here and one last bit away."""
-    claim, roundoff = _spread(claims)
+    """The evidence on a leaf.
+
+    `claims` and `autodiffs` hold the derivatives at the params, then those of nearby
+    points; `derive` is autodiff in float64.
+    """
+    claim, roundoff = _estimate_roundoff(claims)
     autodiff, autodiff_roundoff, is_smooth = None, None, None
     if autodiffs and np.all(np.isfinite(autodiffs[0])):
-        autodiff, autodiff_roundoff = _spread(autodiffs)
-        is_smooth = _where_smooth(autodiff, probe, derive, rng)
-    parts = claim.size // max(math.prod(leaf.shape), 1)
-    looked_at = _where_to_look(claim, roundoff, autodiff, parts, rng)
-    num_directions = _NUM_DIRECTIONS if claim.size > _SMALL else 0
-    signs = rng.choice([-1.0, 1.0], (max(num_directions, 1), claim.size))
-    if is_smooth is not None:  # at kinks, slopes along directions do not add up
-        signs = signs * is_smooth
-    size = rms(probe.sizes)
-    along_axes = _with_own_noise(_axis(probe, k) for k in looked_at)
-    along_signs = _with_own_noise(probe.line(vector, size) for vector in signs)
-    blur = rounding.tolerance * _norm(claim) + _norm(roundoff)
-    slope = taylor_order(along_signs[0], float(signs[0] @ claim), blur)
-    e = Evidence(
-        leaf=replace(leaf, slope=slope),
-        numbers=probe.numbers,
+        autodiff, autodiff_roundoff = _estimate_roundoff(autodiffs)
+        is_smooth = _find_smooth(autodiff, probe, derive, rng)
+    per_entry = claim.size // max(math.prod(leaf.shape), 1)
+    indices = _select_indices(claim, roundoff, autodiff, per_entry, rng)
+    num_directions = _NUM_DIRECTIONS if claim.size > _MAX_EXHAUSTIVE_SIZE else 0
+    directions = rng.choice([-1.0, 1.0], (max(num_directions, 1), claim.size))
+    if is_smooth is not None:  # slopes at kinks do not add up along a direction
+        directions = directions * is_smooth
+    unit = rms(probe.units)
+    axis_lines = _measure_coarse_noise(_axis_line(probe, k) for k in indices)
+    lines = _measure_coarse_noise(probe.line(vector, unit) for vector in directions)
+    uncertainty = rounding.tolerance * _norm(claim) + _norm(roundoff)
+    order = taylor_order(lines[0], float(directions[0] @ claim), uncertainty)
+    evidence = Evidence(
+        leaf=replace(leaf, slope=order),
+        to_entries=probe.to_entries,
         rounding=rounding,
         claim=claim,
         roundoff=roundoff,
         autodiff=autodiff,
         autodiff_roundoff=autodiff_roundoff,
         is_smooth=is_smooth,
-        looked_at=looked_at,
-        signs=signs[:num_directions],
-        found=slopes_along(
-            itertools.chain(along_axes, along_signs[:num_directions]), rounding.rtol
-        ),
+        indices=indices,
+        directions=directions[:num_directions],
+        slopes=slopes_along([*axis_lines, *lines[:num_directions]], rounding.rtol),
     )
-    # Amid coarse rounding, halving leads astray.
-    is_coarse = along_signs[0].is_coarse
-    return e if is_coarse else _with_entry_behind(e, probe, rounding.rtol)
+    # Bisection is unreliable under coarse rounding.
+    is_coarse = lines[0].is_coarse
+    return evidence if is_coarse else _add_deviating_entry(evidence, probe)
 
 
-def _where_smooth(
+def _find_smooth(
     autodiff: np.ndarray,
     probe: Probe,
     derive: Callable[[Floats], Any],
     rng: np.random.Generator,
 ) -> Any:
-    """Entries whose derivative is the same a little to either side.
+    """A mask [n] of the derivatives that are the same a short step to either side.
 
-    None where hardly any is, since that is the noise of a coarse function.
+    None if hardly any is, since such changes are the noise of a coarse function.
     """
-    vector = rng.choice([-1.0, 1.0], autodiff.size) * probe.sizes
+    direction = rng.choice([-1.0, 1.0], autodiff.size) * probe.units
     change = np.zeros(autodiff.size)
     for t in (1e-6, -1e-6):
-        beside = np.asarray(derive(probe.moved(vector, t))).ravel()
-        change = np.fmax(change, np.abs(beside - autodiff))
-    is_smooth = change <= 1e-4 * largest(autodiff)
+        neighbor = np.asarray(derive(probe.point(direction, t))).ravel()
+        change = np.fmax(change, np.abs(neighbor - autodiff))
+    is_smooth = change <= 1e-4 * max_abs(autodiff)
     return is_smooth if np.sum(is_smooth) >= 0.1 * is_smooth.size else None
 
 
-def _with_own_noise(lines: Iterable[Line]) -> list[Line]:
-    """The same lines; of a function that rounds coarsely, with the noise along each.
+def _measure_coarse_noise(lines: Iterable[Line]) -> list[Line]:
+    """The lines; those of a function that rounds coarsely with their measured noise.
 
-    It is at least the typical one: what a sum is rounded to is the same for all.
+    The noise is at least the median: the rounding of a sum is the same along all lines.
     """
     lines = list(lines)
     if not lines or not lines[0].is_coarse:
@@ -181,98 +188,110 @@ def _with_own_noise(lines: Iterable[Line]) -> list[Line]:
     ]
 
 
-def _axis(probe: Probe, k: Any) -> Line:
-    return probe.line(np.arange(probe.sizes.size) == k, probe.sizes[k])
+def _axis_line(probe: Probe, k: Any) -> Line:
+    return probe.line(np.arange(probe.units.size) == k, probe.units[k])
 
 
-def _with_entry_behind(e: Evidence, probe: Probe, rtol: float) -> Evidence:
-    """Where directions see what no entry looked at shows, the entry that they see.
+def _add_deviating_entry(evidence: Evidence, probe: Probe) -> Evidence:
+    """The evidence with the entry of a deviation that only the directions show.
 
-    It is found by halving: the half whose slope deviates more from the claim's.
+    The entry is found by bisection of the direction that deviates most: each step keeps
+    the half whose slope deviates more from the claim's.
     """
-    m, parts = e.looked_at.size, e.num_parts
-    gap = e.along(e.claim) - e.found.slope
-    allowed = 2 * e.found.resolution + np.abs(e.found.jump)
-    tolerance = e.rounding.tolerance
-    allowed[:m] += tolerance * largest(e.claim) + largest(e.roundoff)
-    allowed[m:] += tolerance * _norm(e.claim) + _norm(e.roundoff)
-    stands_out = np.abs(gap) > allowed
-    if np.any(stands_out[:m]) or not np.any(stands_out[m:]):
-        return e
-    worst = m + int(np.argmax(np.abs(gap[m:])))
-    vector, size, total = e.signs[worst - m], rms(probe.sizes), gap[worst]
-    entries = np.arange(vector.size)
-    while entries.size > 1:
-        left, right = np.array_split(entries, 2)
-        part = np.zeros(vector.size)
-        part[left] = vector[left]
-        seen = slopes_along([probe.line(part, size)], rtol).slope[0]
-        in_left = float(e.claim @ part - seen)
-        is_left = abs(in_left) > abs(total - in_left)
-        entries, total = (left, in_left) if is_left else (right, total - in_left)
-    first = entries[0] // parts * parts
-    added = first + np.arange(parts)
-    here = slopes_along((_axis(probe, k) for k in added), rtol)
-    found = Slopes(*map(np.append, here, e.found))
-    return e._replace(looked_at=np.append(added, e.looked_at), found=found)
+    m, rtol = evidence.indices.size, evidence.rounding.rtol
+    deviations = evidence.slopes_of(evidence.claim) - evidence.slopes.slope
+    exceeds = np.abs(deviations) > _allowed_deviations(evidence)
+    if np.any(exceeds[:m]) or not np.any(exceeds[m:]):
+        return evidence
+    worst = int(np.argmax(np.abs(deviations[m:])))
+    direction, deviation = evidence.directions[worst], deviations[m + worst]
+    unit, candidates = rms(probe.units), np.arange(direction.size)
+    while candidates.size > 1:
+        left, right = np.array_split(candidates, 2)
+        half = np.zeros(direction.size)
+        half[left] = direction[left]
+        slope = slopes_along([probe.line(half, unit)], rtol).slope[0]
+        left_deviation = float(evidence.claim @ half - slope)
+        right_deviation = deviation - left_deviation
+        if abs(left_deviation) > abs(right_deviation):
+            candidates, deviation = left, left_deviation
+        else:
+            candidates, deviation = right, right_deviation
+    per_entry = evidence.derivatives_per_entry
+    added = candidates[0] // per_entry * per_entry + np.arange(per_entry)
+    added_slopes = slopes_along((_axis_line(probe, k) for k in added), rtol)
+    return evidence._replace(
+        indices=np.append(added, evidence.indices),
+        slopes=Slopes(*map(np.append, added_slopes, evidence.slopes)),
+    )
 
 
-def _spread(near: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The first, flat in float64, and entry by entry what rounding may do to it.
+def _allowed_deviations(evidence: Evidence) -> np.ndarray:
+    """[m + d] deviations of the claim from the slopes that rounding explains."""
+    claim, roundoff, m = evidence.claim, evidence.roundoff, evidence.indices.size
+    tolerance, slopes = evidence.rounding.tolerance, evidence.slopes
+    allowed = 2 * slopes.resolution + np.abs(slopes.jump)
+    allowed[:m] += tolerance * max_abs(claim) + max_abs(roundoff)
+    allowed[m:] += tolerance * _norm(claim) + _norm(roundoff)
+    return allowed
 
-    That is five standard deviations. The others have moved by 2 u where rounding to
-    nearest, uniform within u, has a standard deviation of u / sqrt(3).
+
+def _estimate_roundoff(derivatives: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The first derivatives, flat in float64, and the rounding error of each.
+
+    The error is five standard deviations. The other derivatives have been perturbed by
+    2 u, whereas the error of rounding to nearest is uniform within u, with a standard
+    deviation of u / sqrt(3).
     """
-    flat = [np.asarray(x).astype(np.float64).ravel() for x in near]
+    flat = [np.asarray(x).astype(np.float64).ravel() for x in derivatives]
     changes = [np.nan_to_num(np.abs(x - flat[0]), posinf=0.0) for x in flat[1:]]
     scale = 5 / (2 * math.sqrt(3))
     return flat[0], scale * np.sqrt(np.mean(np.square(changes), axis=0))
 
 
-def _where_to_look(
+def _select_indices(
     claim: np.ndarray,
     roundoff: np.ndarray,
     autodiff: Any,
-    parts: int,
+    per_entry: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Entries largest in claim, autodiff, their difference, roundoff; and samples.
+    """Indices of the derivatives to measure one by one.
 
-    One sample is of all entries, one of those where claim and autodiff differ, evenly
-    from the least to the most. Of a complex number, that is of two parts, both.
+    These are the largest in claim, roundoff, autodiff and claim - autodiff; a random
+    sample; and a sample of those in which claim and autodiff differ. Of a complex entry
+    both derivatives are selected.
     """
-    if claim.size <= _SMALL:
+    if claim.size <= _MAX_EXHAUSTIVE_SIZE:
         return np.arange(claim.size)
     measures = [claim, roundoff]
     if autodiff is not None:
         measures += [autodiff, claim - autodiff]
     sizes = [np.nan_to_num(np.abs(x)) for x in measures]
-    tops = [np.argpartition(-x, _NUM_TOP)[:_NUM_TOP] for x in sizes]
-    sample = rng.choice(claim.size, _NUM_SAMPLED, replace=False)
+    selected = [np.argpartition(-x, _NUM_TOP)[:_NUM_TOP] for x in sizes]
+    selected.append(rng.choice(claim.size, _NUM_SAMPLED, replace=False))
     if autodiff is not None:
-        tops.append(_evenly(sizes[-1], sizes[-1] > 1e-5 * largest(autodiff)))
-    first = np.unique(np.concatenate([*tops, sample]) // parts) * parts
-    return np.add.outer(first, np.arange(parts)).ravel()
+        differs = np.flatnonzero(sizes[-1] > 1e-5 * max_abs(autodiff))
+        selected.append(_sample_evenly(differs[np.argsort(sizes[-1][differs])]))
+    first = np.unique(np.concatenate(selected) // per_entry) * per_entry
+    return np.add.outer(first, np.arange(per_entry)).ravel()
+
+
+def _sample_evenly(indices: np.ndarray) -> np.ndarray:
+    """At most _NUM_DIFFERING of the indices, evenly spaced, the first and the last."""
+    count = min(indices.size, _NUM_DIFFERING)
+    return indices[np.linspace(0, indices.size - 1, count).astype(int)]
 
 
 def _norm(x: np.ndarray) -> float:
     return float(np.linalg.norm(x))
 
 
-def _evenly(sizes: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Some of the entries that a mask selects, evenly from the least to the largest."""
-    entries = np.flatnonzero(where)
-    order = entries[np.argsort(sizes[entries])]
-    return order[
-        np.linspace(0, order.size - 1, min(order.size, _NUM_SPREAD)).astype(int)
-    ]
-
-
-def largest(x: np.ndarray) -> float:
-    """max |x|, 0 if there is none."""
+def max_abs(x: np.ndarray) -> float:
+    """max |x|, 0 for an empty array."""
     return float(np.max(np.abs(x), initial=0.0))
 
 
 def rms(x: np.ndarray) -> float:
-    """Root mean square, 0 if there is none."""
+    """Root mean square, 0 for an empty array."""
     return math.sqrt(np.mean(x**2)) if x.size else 0.0

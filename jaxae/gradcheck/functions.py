@@ -1,4 +1,4 @@
-"""A function of the floating-point leaves, compiled, and the same in float64."""
+"""Functions of the floating-point leaves, compiled or evaluated in float64."""
 
 import functools
 import math
@@ -10,43 +10,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae.gradcheck.differences import Line
-from jaxae.gradcheck.promotion import promoted
+from jaxae.gradcheck.promotion import promote
 from jaxae.gradcheck.rounding import (
-    ROUNDINGS,
+    ROUNDING_FACTOR,
+    as_numpy,
     float_dtype,
     is_complex,
-    narrow,
     unit_roundoff,
 )
 from jaxae.gradcheck.stochastic import rounds_coarsely
 
-Floats = dict[str, Any]  # the floating-point leaves by path
+Floats = dict[str, Any]  # floating-point leaves by path
 _UNTRACEABLE = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
 _NOT_DETERMINISTIC = "fn is not deterministic: evaluated again, it differs"
 
 
 class UndecidableError(Exception):
-    """Says why nothing can be said of a function's gradient."""
+    """No verdict on the gradient of a function is possible; the message says why."""
 
 
-class Counted:
-    """A function that knows how often it was called."""
+class CallCounter:
+    """A function that counts its calls in `calls`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.calls = function, 0
 
     def __call__(self, *args: Any) -> Any:
-        """Call it once more."""
+        """Call the function."""
         out = self.function(*args)
         self.calls += 1
         return out
 
 
-class Referee:
-    """`function(floats, args, *seeds)` in float64, where it depends on floats or seeds.
+class Float64Function:
+    """`(floats, *seeds) -> function(floats, args, *seeds)` in float64.
 
-    It is made and traced as the caller has set up JAX, and called under x64. Where the
-    trace cannot be promoted, the function is run again as Python, and `note` says why.
+    Promoted is what depends on the floats or the seeds. Construct it under the caller's
+    configuration of JAX, for which the function is traced, and call it under x64. If
+    the trace cannot be promoted, the function is called again as Python, and `note`
+    says why.
     """
 
     def __init__(
@@ -57,84 +59,89 @@ class Referee:
         self._function = function
         self._promoted: Callable[..., Any] | None = None
         self._compiled: Callable[..., Any] | None = None
-        arrays = _placed(args)
+        arrays = _to_jax(args)
         try:
             program, out = jax.make_jaxpr(
                 lambda floats, *seeds: function(floats, arrays, *seeds),
                 return_shape=True,
             )(floats, *seeds)
-        except Exception as error:  # one of its own is raised when it is run again
-            self._run_again(error)
+        except Exception as error:  # the function's own is raised by the call as Python
+            self._fall_back_to_python(error)
             return
         self.shapes = [np.shape(leaf) for leaf in program.consts]
-        unit = unit_roundoff(*(narrow(leaf).dtype for leaf in floats.values()))
-        compute = promoted(program, unit)
+        unit = unit_roundoff(*(as_numpy(leaf).dtype for leaf in floats.values()))
+        compute = promote(program, unit)
 
         def run(constants: Any, *inputs: Any) -> Any:
             outputs = compute(constants, jax.tree.leaves(inputs))
             return jax.tree.unflatten(jax.tree.structure(out), outputs)
 
-        constants = list(map(_on_cpu, program.consts))
+        constants = list(map(_to_cpu, program.consts))
         self._promoted = functools.partial(run, constants)
         self._compiled = functools.partial(jax.jit(run), constants)
 
     def __call__(self, floats: Floats, *seeds: Any) -> Any:
-        """Its value in float64."""
+        """The value of the function in float64."""
         if self._promoted is not None:
             assert self._compiled is not None
             try:
                 return self._compiled(floats, *seeds)
             except Exception as error:  # an operation may fail in its own way
-                self._run_again(error)
+                self._fall_back_to_python(error)
         if self._compiled is None:
-            args = jax.tree.map(_widen, self.args)
-            run = compiled(self._of_inputs, (floats, *seeds), args)
+            args = jax.tree.map(_to_float64, self.args)
+            run = compile_function(
+                lambda inputs, args: self._function(inputs[0], args, *inputs[1:]),
+                (floats, *seeds),
+                args,
+            )
             self._compiled = lambda *inputs: run(inputs)
         return self._compiled(floats, *seeds)
 
     def is_coarse(self, floats: Floats) -> bool:
-        """Whether something in it rounds to less than float64, or is out of sight."""
+        """Whether an operation in it may round to less than float64."""
         run = self._promoted or functools.partial(
-            self._function, args=_placed(jax.tree.map(_widen, self.args))
+            self._function, args=_to_jax(jax.tree.map(_to_float64, self.args))
         )
         try:
             return rounds_coarsely(jax.make_jaxpr(run)(floats).jaxpr)
         except Exception:  # a function may fail on tracers in its own way
             return True
 
-    def _of_inputs(self, inputs: Any, args: Any) -> Any:
-        floats, *seeds = inputs
-        return self._function(floats, args, *seeds)
-
-    def _run_again(self, error: Exception) -> None:
+    def _fall_back_to_python(self, error: Exception) -> None:
         self._promoted = self._compiled = None
         reason = str(error).partition("\n")[0]
         self.note = f"run again as Python under x64: {reason:.120}"
 
 
-class Function(NamedTuple):
-    """A function of the leaves in float64."""
+class ReferenceFunction(NamedTuple):
+    """The scalar function in float64 at the point where it is differentiated."""
 
-    points: Floats  # where it is differentiated
-    placed: Floats  # the same on the device
-    value: Counted  # (floats) -> []
-    f0: float
-    noise: float = 0.0  # standard deviation of its rounding, once measured
-    is_coarse: bool = False  # rounds to less than float64 inside
+    points: Floats  # the point, by path
+    device_points: Floats  # the same on the device
+    value: CallCounter  # (floats) -> []
+    f0: float  # value(points)
+    noise: float = 0.0  # standard deviation of the rounding error, once measured
+    is_coarse: bool = False  # an operation in it rounds to less than float64
 
-    def line(self, moves: Floats, size: float = 1.0) -> Line:
-        """t -> f(points + t moves)."""
-        moves = jax.device_put({k: np.asarray(v, float) for k, v in moves.items()})
+    def line(self, direction: Floats, unit: float = 1.0) -> Line:
+        """t -> f(points + t direction)."""
+        direction = jax.device_put(
+            {path: np.asarray(leaf, float) for path, leaf in direction.items()}
+        )
 
         def value(t: float) -> float:
-            moved = {k: self.placed[k] + t * move for k, move in moves.items()}
-            return float(self.value(self.placed | moved))
+            shifted = {
+                path: self.device_points[path] + t * leaf
+                for path, leaf in direction.items()
+            }
+            return float(self.value(self.device_points | shifted))
 
-        return Line(value, self.f0, self.noise, size, self.is_coarse)
+        return Line(value, self.f0, self.noise, unit, self.is_coarse)
 
 
-def scalar(out: Any, has_aux: bool) -> jax.Array:
-    """The value among what `fn` returns."""
+def extract_scalar(out: Any, has_aux: bool) -> jax.Array:
+    """The scalar of what `fn` returned, with or without aux."""
     is_pair = isinstance(out, tuple) and len(out) == 2
     value = out[0] if has_aux and is_pair else out
     if has_aux != is_pair or float_dtype(value) is None or np.shape(value) != ():
@@ -145,13 +152,13 @@ def scalar(out: Any, has_aux: bool) -> jax.Array:
     return jnp.asarray(value)
 
 
-def compiled(
+def compile_function(
     function: Callable[..., Any], floats: Any, args: Any
 ) -> Callable[[Any], Any]:
     """`floats -> function(floats, args)`, compiled unless Python branches on values.
 
-    Arrays in `args` are traced; numbers and other objects stay as they are, since they
-    may choose shapes or branches.
+    Arrays in `args` are traced; numbers and other objects are static, since they may
+    determine shapes or branches.
     """
     arrays = jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, args)
 
@@ -166,90 +173,99 @@ def compiled(
         traced.eval_shape(floats, arrays)
     except _UNTRACEABLE:
         return lambda floats: function(jax.tree.map(jnp.asarray, floats), args)
-    placed = jax.device_put(arrays)
-    return lambda floats: traced(floats, placed)
+    device_arrays = jax.device_put(arrays)
+    return lambda floats: traced(floats, device_arrays)
 
 
-def own_derivative(
+def autodiff_claim(
     derivative: Callable[..., Any],
     function: Callable[..., Any],
     floats: Floats,
     args: Any,
     remedy: str,
 ) -> Callable[[Floats], Any]:
-    """`derivative(function)`, compiled; a ValueError names the leaf where JAX has none.
+    """`derivative(function)`, compiled; the claim that is checked by default.
 
-    What `function` itself raises stays what it is.
+    A ValueError names the leaf that JAX cannot differentiate by. An error raised by
+    `function` itself propagates.
     """
 
     @functools.cache
-    def derive() -> Callable[[Floats], Any]:
-        return compiled(derivative(function), floats, args)
+    def compiled_derivative() -> Callable[[Floats], Any]:
+        return compile_function(derivative(function), floats, args)
 
-    def claim(at: Floats) -> Any:
+    def claim(point: Floats) -> Any:
         try:
-            return derive()(at)
+            return compiled_derivative()(point)
         except Exception as error:
-            compiled(function, floats, args)(at)
-            path = _first_without(derivative, function, at, args) or "params"
-            line = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-            found = f"JAX says {line:.160}; "
+            compile_function(function, floats, args)(point)
+            path = _first_nondifferentiable(derivative, function, point, args)
+            message = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+            reason = f"JAX says {message:.160}; "
             if "nondiff_argnums" in str(error):
-                found = (
+                reason = (
                     "it is a nondiff argument of a custom rule; take it out of "
                     "nondiff_argnums, or "
                 )
             raise ValueError(
-                f"fn must be differentiable in leaf {path!r}, but {found}{remedy}."
+                f"fn must be differentiable in leaf {path or 'params'!r}, but "
+                f"{reason}{remedy}."
             ) from error
 
     return claim
 
 
-def _first_without(
-    derivative: Callable[..., Any], function: Callable[..., Any], at: Floats, args: Any
+def _first_nondifferentiable(
+    derivative: Callable[..., Any],
+    function: Callable[..., Any],
+    point: Floats,
+    args: Any,
 ) -> str:
-    """The first leaf by which the function has no derivative."""
-    for path, leaf in at.items():
+    """The path of the first leaf that JAX cannot differentiate the function by."""
+    for path, leaf in point.items():
         try:
-            by_leaf = derivative(lambda one, args: function(at | one, args))
+            by_leaf = derivative(lambda one, args: function(point | one, args))
             by_leaf({path: jnp.asarray(leaf)}, args)
         except Exception:
             return path
-    return ", ".join(at)
+    return ", ".join(point)
 
 
 def longest_sum(shapes: Iterable[tuple[int, ...]]) -> int:
-    """The product of all axes but the shortest, of the shape where it is largest."""
+    """The largest product, over all shapes, of all axes but the shortest."""
     return max(math.prod(sorted(shape)[1:] or shape) for shape in shapes)
 
 
-def in_float64(
-    value: Referee,
+def build_reference(
+    value: Float64Function,
     points: Floats,
     values: list[float],
     evaluate_again: Callable[[], float],
-) -> Function:
-    """The function in float64, unless it is another than the one with `values` nearby.
+) -> ReferenceFunction:
+    """The function in float64, checked against its values in the caller's precision.
 
-    `evaluate_again` is what the function is in the caller's precision, run once more.
+    `values` are those at `points` and one last bit away; `evaluate_again` evaluates the
+    function at `points` in the caller's precision once more. An UndecidableError is
+    raised if the two functions differ.
     """
     unit = unit_roundoff(*(point.dtype for point in points.values()))
-    blur = ROUNDINGS * unit * abs(values[0]) + np.max(np.abs(np.diff(values)))
+    uncertainty = ROUNDING_FACTOR * unit * abs(values[0])
+    uncertainty += np.max(np.abs(np.diff(values)))
     points = {path: point.astype(np.float64) for path, point in points.items()}
     try:
-        function = _evaluated(value, points)
+        function = _evaluate_reference(value, points)
     except UndecidableError:
         raise
     except Exception as error:
         error.add_note("gradcheck evaluates fn on float64 copies of params and args.")
         raise
-    if not abs(function.f0 - values[0]) > 100 * blur:
+    if not abs(function.f0 - values[0]) > 100 * uncertainty:
         return function
-    if abs(evaluate_again() - values[0]) > blur:  # a trace freezes Python's draws
+    # Random numbers drawn in Python are constants of a trace: call the function again.
+    if abs(evaluate_again() - values[0]) > uncertainty:
         raise UndecidableError(_NOT_DETERMINISTIC)
     if function.is_coarse and not value.note:
-        return function  # a compiler may leave out what is rounded in between
+        return function  # a compiler may skip a rounding between two operations
     remedy = (
         "give random numbers a dtype of their own, as bernoulli(key, "
         "jnp.float32(0.5)) has, or enable x64 if rounding ruins it"
@@ -262,33 +278,33 @@ def in_float64(
     )
 
 
-def _evaluated(value: Referee, points: Floats) -> Function:
-    counted = Counted(value)
+def _evaluate_reference(value: Float64Function, points: Floats) -> ReferenceFunction:
+    counted = CallCounter(value)
     first, second = float(counted(points)), float(counted(points))
     if not math.isfinite(first):
         raise UndecidableError(f"fn is {first} here")
     if first != second:
         raise UndecidableError(_NOT_DETERMINISTIC)
-    placed = jax.device_put(points)
+    device_points = jax.device_put(points)
     is_coarse = value.is_coarse(points)
-    return Function(points, placed, counted, first, is_coarse=is_coarse)
+    return ReferenceFunction(points, device_points, counted, first, is_coarse=is_coarse)
 
 
-def _placed(args: Any) -> Any:
-    """With JAX's arrays for NumPy's, as a compiled function sees them."""
+def _to_jax(args: Any) -> Any:
+    """The args with JAX arrays in place of NumPy arrays, as in a compiled function."""
     return jax.tree.map(lambda x: jnp.asarray(x) if _is_array(x) else x, args)
 
 
-def _widen(leaf: Any) -> Any:
+def _to_float64(leaf: Any) -> Any:
     if not _is_array(leaf):
         return leaf
     if is_complex(leaf):
         return np.asarray(leaf).astype(np.complex128)
     is_real = float_dtype(leaf) is not None
-    return np.asarray(leaf).astype(np.float64) if is_real else _on_cpu(leaf)
+    return np.asarray(leaf).astype(np.float64) if is_real else _to_cpu(leaf)
 
 
-def _on_cpu(leaf: Any) -> Any:
+def _to_cpu(leaf: Any) -> Any:
     is_jax = isinstance(leaf, jax.Array)
     return jax.device_put(leaf, jax.devices("cpu")[0]) if is_jax else leaf
 

@@ -1,10 +1,10 @@
-"""The single cause that explains how a wrong gradient deviates, where one does."""
+"""Hints: the single cause that explains the deviation of a wrong gradient."""
 
 import math
 
 import numpy as np
 
-from jaxae.gradcheck.evidence import largest
+from jaxae.gradcheck.evidence import max_abs
 
 
 def explain(
@@ -14,13 +14,13 @@ def explain(
     shape: tuple[int, ...],
     batch_sizes: frozenset[int],
 ) -> str:
-    """What turns `true` into `claim`, both flat, to within tolerance.
+    """The change that turns `true` into `claim`, both flat, to within the tolerance.
 
-    They hold all entries of a leaf of that shape, or those that were looked at.
+    The arrays hold all entries of a leaf of that shape, or those that were measured.
     """
 
     def explains(other: np.ndarray) -> bool:
-        return largest(claim - other) <= tolerance * largest(other)
+        return max_abs(claim - other) <= tolerance * max_abs(other)
 
     if not np.any(claim):
         return "zero"
@@ -30,20 +30,20 @@ def explain(
         return "conjugated"
     factor = _factor(claim, true, tolerance)
     if abs(factor - 1) > tolerance and explains(factor * true):
-        batch = _batch(factor, tolerance, batch_sizes)
-        return f"off by a factor {_in_digits(factor)}{batch}"
-    is_whole = claim.size == math.prod(shape)
-    if is_whole and len(shape) == 2 and explains(true.reshape(shape).T.ravel()):
+        cause = _batch_size_cause(factor, tolerance, batch_sizes)
+        return f"off by a factor {_format_factor(factor)}{cause}"
+    is_complete = claim.size == math.prod(shape)
+    if is_complete and len(shape) == 2 and explains(true.reshape(shape).T.ravel()):
         return "transposed"
-    deviates = np.abs(claim - true) > tolerance * largest(true)
-    if is_whole and np.sum(deviates) > 1 and (place := _place(deviates, shape)):
-        return place
-    seen = "" if is_whole else " looked at"
-    return f"in {np.sum(deviates)} of {claim.size} entries{seen}"
+    deviates = np.abs(claim - true) > tolerance * max_abs(true)
+    if is_complete and np.sum(deviates) > 1 and (line := _common_line(deviates, shape)):
+        return line
+    suffix = "" if is_complete else " looked at"
+    return f"in {np.sum(deviates)} of {claim.size} entries{suffix}"
 
 
 def _factor(claim: np.ndarray, true: np.ndarray, tolerance: float) -> float | complex:
-    """The number by which true has to be multiplied to come nearest to the claim."""
+    """The least-squares factor c of claim = c true."""
     square = np.vdot(true, true).real
     factor = complex(np.vdot(true, claim)) / square if square else 0j
     floor = tolerance * abs(factor)
@@ -51,17 +51,17 @@ def _factor(claim: np.ndarray, true: np.ndarray, tolerance: float) -> float | co
     return complex(real, imag) if imag else real
 
 
-def _in_digits(factor: float | complex) -> str:
-    """Four digits, of the distance from 1 where it is small."""
+def _format_factor(factor: float | complex) -> str:
+    """Four digits; for a factor close to 1, its distance from 1."""
     if isinstance(factor, float) and 0 < abs(factor - 1) < 1e-3:
         return f"1 {'-' if factor < 1 else '+'} {abs(factor - 1):.1e}"
     return f"{factor:#.4g}"
 
 
-def _batch(
+def _batch_size_cause(
     factor: float | complex, tolerance: float, batch_sizes: frozenset[int]
 ) -> str:
-    """Mean for sum, or sum for mean, over one of the first axes of the data."""
+    """Whether a sum and a mean over a batch were confused."""
     for size in sorted(batch_sizes):
         for word, expected in (("divided", 1 / size), ("multiplied", float(size))):
             if size > 1 and abs(factor - expected) <= tolerance * expected:
@@ -69,12 +69,12 @@ def _batch(
     return ""
 
 
-def _place(deviates: np.ndarray, shape: tuple[int, ...]) -> str:
-    """The one row or column in which all deviations lie, if they do."""
+def _common_line(deviates: np.ndarray, shape: tuple[int, ...]) -> str:
+    """The one row or column that holds all deviations, if there is one."""
     if len(shape) != 2:
         return ""
-    where = np.nonzero(deviates.reshape(shape))
-    for name, indices, size in zip(("row", "column"), where, shape, strict=True):
+    positions = np.nonzero(deviates.reshape(shape))
+    for name, indices, size in zip(("row", "column"), positions, shape, strict=True):
         if size > 1 and np.all(indices == indices[0]):
             return f"one {name}: {indices[0]}"
     return ""

@@ -1,7 +1,8 @@
-"""From a claim to the verdicts on it, whichever derivatives it is a claim of."""
+"""From a claim about derivatives to the report on it."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,157 +13,188 @@ from jaxae.gradcheck.evidence import (
     Probe,
     Rounding,
     gather,
-    largest,
+    max_abs,
     measure_noise,
 )
 from jaxae.gradcheck.functions import (
-    Counted,
+    CallCounter,
+    Float64Function,
     Floats,
-    Function,
-    Referee,
+    ReferenceFunction,
     UndecidableError,
-    compiled,
-    in_float64,
+    build_reference,
+    compile_function,
     longest_sum,
 )
 from jaxae.gradcheck.report import Leaf, Report
 from jaxae.gradcheck.rounding import (
-    ROUNDINGS,
+    ROUNDING_FACTOR,
+    as_numpy,
+    evaluate_nearby,
     float_dtype,
-    narrow,
-    nearby,
-    perturbed,
+    perturb_last_bits,
     tolerance,
     unit_roundoff,
 )
-from jaxae.gradcheck.stochastic import perturbed_claim
-from jaxae.gradcheck.verdicts import judge
+from jaxae.gradcheck.stochastic import perturb_rounding
+from jaxae.gradcheck.verdicts import judge_leaf
 
 _NUM_NEARBY = 8  # evaluations of the claim one last bit away
+_NOT_REPRODUCED = "the claim is not deterministic: evaluated again, it differs"
+_COARSE_NOTE = (
+    "fn rounds to less than float64 inside, or is out of sight: noise is allowed for"
+)
 
 
-def judged(
+def judge_claim(
     loss: Callable[..., Any],
     floats: Floats,
     args: Any,
     *,
-    given: dict[str, Leaf],
+    params: dict[str, Leaf],
     claim: Callable[[Floats], Floats],
     leaves: dict[str, Leaf],
-    probes: Callable[[Function], dict[str, Probe]],
-    autodiff: Referee,
+    probes: Callable[[ReferenceFunction], dict[str, Probe]],
+    autodiff: Float64Function,
     seeds: Sequence[Any],
     surrogate: Collection[str],
     rng: np.random.Generator,
 ) -> Report:
     """The report on a claim about derivatives of `loss(floats, args)`.
 
-    `given` are the leaves that it is a function of, as the caller wrote them; `leaves`
-    those of the claim, whose paths `probes` and `autodiff(points, *seeds)` share. The
-    claim is evaluated as the caller has set up JAX; all else in float64, on the CPU.
+    The claim is evaluated under the caller's configuration of JAX, everything else in
+    float64 on the CPU.
+
+    Args:
+      loss: a scalar function of the floats.
+      floats: the params by path, complex ones as real leaves.
+      args: passed on to `loss`.
+      params: the leaves of the params, undecided, with shape and dtype.
+      claim: `floats ->` the claimed derivatives by path.
+      leaves: the leaves of the claim, undecided, with shape and dtype.
+      probes: `function ->` a probe for each leaf of the claim.
+      autodiff: `(floats, *seeds) ->` the same derivatives by autodiff.
+      seeds: passed on to `autodiff`.
+      surrogate: paths of the leaves that are meant to follow autodiff.
+      rng: draws the perturbations, entries and directions.
     """
-    value = compiled(loss, floats, args)
-    values = list(map(float, nearby(value, floats, rng, count=_NUM_NEARBY)))
-    referee, is_x64 = Referee(loss, floats, args), float_dtype(0.0) == np.float64
+    value = compile_function(loss, floats, args)
+    values = list(map(float, evaluate_nearby(value, floats, rng, count=_NUM_NEARBY)))
+    loss_in_float64 = Float64Function(loss, floats, args)
+    is_x64 = float_dtype(0.0) == np.float64
 
     def evaluate_again() -> float:
         with jax.enable_x64(is_x64):
-            return float(compiled(loss, floats, args)(floats))
+            return float(compile_function(loss, floats, args)(floats))
 
-    claims = [claim(floats), claim(floats), *_shake(claim, floats, rng)]
-    first, again, *others = [jax.tree.map(narrow, found) for found in claims]
-    claims = [first, *others]
-    points = {path: narrow(leaf) for path, leaf in floats.items()}
-    allowed = _rounding(given, claims[0], referee.shapes)
-    cpu = jax.devices("cpu")[0]
-    # What is not finite is looked for, so NumPy need not warn of it.
-    with (
-        jax.enable_x64(True),
-        jax.default_device(cpu),
-        jax.debug_nans(False),
-        np.errstate(all="ignore"),
-    ):
+    claims, is_reproduced = _evaluate_claim(claim, floats, rng)
+    points = {path: as_numpy(leaf) for path, leaf in floats.items()}
+    rounding = _expected_rounding(params, claims[0], loss_in_float64.shapes)
+    derive = CallCounter(lambda points: autodiff(points, *seeds))
+    verdicts = {}
+    with _float64_on_cpu():
         try:
-            function = in_float64(referee, points, values, evaluate_again)
-            function = measure_noise(function, rng)
+            function = build_reference(loss_in_float64, points, values, evaluate_again)
         except UndecidableError as reason:
             hint = str(reason)
             return Report({k: replace(leaf, hint=hint) for k, leaf in leaves.items()})
-        derive = Counted(lambda points: autodiff(points, *seeds))
-        theirs, notes = _autodiff_nearby(derive, function.points, rng)
-        verdicts = {}
+        function = measure_noise(function, rng)
+        autodiffs, notes = _autodiff_nearby(derive, function.points, rng)
         for path, probe in probes(function).items():
-            e = gather(
+            evidence = gather(
                 probe,
                 leaves[path],
-                [found[path] for found in claims],
-                [found[path] for found in theirs],
-                functools.partial(_derive_one, derive, path),
-                allowed[path],
+                [grads[path] for grads in claims],
+                [grads[path] for grads in autodiffs],
+                functools.partial(_derive_leaf, derive, path),
+                rounding[path],
                 rng,
             )
-            verdicts[path] = judge(e, path in surrogate)
-            if not _is_same(first[path], again[path]):
-                hint = "the claim is not deterministic: evaluated again, it differs"
-                verdicts[path] = replace(leaves[path], hint=hint)
-    if referee.note:
-        notes.append(f"fn is {referee.note}")
-    elif theirs and autodiff.note:
+            verdicts[path] = judge_leaf(evidence, path in surrogate)
+            if not is_reproduced[path]:
+                verdicts[path] = replace(leaves[path], hint=_NOT_REPRODUCED)
+    if loss_in_float64.note:
+        notes.append(f"fn is {loss_in_float64.note}")
+    elif autodiffs and autodiff.note:
         notes.append(f"the derivative of fn is {autodiff.note}")
     if function.is_coarse:
-        notes.append(
-            "fn rounds to less than float64 inside, or is out of sight: noise is "
-            "allowed for"
-        )
-    counts = (function.value.calls, len(claims) + 1, derive.calls)
+        notes.append(_COARSE_NOTE)
+    num_claims = len(claims) + 1  # one of them twice
+    counts = (function.value.calls, num_claims, derive.calls)
     cost = dict(zip(("fn", "claim", "autodiff"), counts, strict=True))
     return Report(verdicts, notes=tuple(notes), cost=cost)
 
 
-def _derive_one(derive: Counted, path: str, points: Floats) -> Any:
+@contextlib.contextmanager
+def _float64_on_cpu() -> Iterator[None]:
+    with (
+        jax.enable_x64(True),
+        jax.default_device(jax.devices("cpu")[0]),
+        # Values that are not finite have verdicts of their own.
+        jax.debug_nans(False),
+        np.errstate(all="ignore"),
+    ):
+        yield
+
+
+def _derive_leaf(derive: CallCounter, path: str, points: Floats) -> Any:
     return derive(points)[path]
 
 
-def _is_same(claim: np.ndarray, again: np.ndarray) -> bool:
-    """Up to the order in which a device may add things up."""
-    unit = unit_roundoff(claim.dtype)
-    one, two = (np.nan_to_num(np.ravel(x).astype(np.float64)) for x in (claim, again))
-    return not np.any(np.abs(one - two) > ROUNDINGS * unit * largest(one))
+def _is_reproduced(first: np.ndarray, second: np.ndarray) -> bool:
+    """Equality up to the order in which a device may add the terms of a sum."""
+    unit = unit_roundoff(first.dtype)
+    a, b = (np.nan_to_num(np.ravel(x).astype(np.float64)) for x in (first, second))
+    return not np.any(np.abs(a - b) > ROUNDING_FACTOR * unit * max_abs(a))
 
 
-def _shake(
+def _evaluate_claim(
+    claim: Callable[[Floats], Floats], floats: Floats, rng: np.random.Generator
+) -> tuple[list[Floats], dict[str, bool]]:
+    """The claim at the params and perturbed; which leaves are equal when repeated."""
+    evaluations = [claim(floats), claim(floats), *_perturbed_claims(claim, floats, rng)]
+    first, second, *perturbed = [jax.tree.map(as_numpy, grads) for grads in evaluations]
+    is_reproduced = {path: _is_reproduced(first[path], second[path]) for path in first}
+    return [first, *perturbed], is_reproduced
+
+
+def _perturbed_claims(
     claim: Callable[[Floats], Floats], floats: Floats, rng: np.random.Generator
 ) -> list[Floats]:
-    """The claim with its params and all that it rounds moved by a last bit.
+    """The claim with its params and every rounded result perturbed by one last bit.
 
-    Where it cannot be traced, only its params move, by two.
+    Of a claim that cannot be traced only the params are perturbed, by two last bits.
     """
-    shake = perturbed_claim(claim, floats)
-    if shake is None:
-        return [claim(perturbed(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)]
+    perturbed_claim = perturb_rounding(claim, floats)
+    if perturbed_claim is None:
+        return [
+            claim(perturb_last_bits(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)
+        ]
     seeds = rng.integers(2**32, size=_NUM_NEARBY)
-    return [shake(perturbed(floats, rng), int(seed)) for seed in seeds]
+    return [
+        perturbed_claim(perturb_last_bits(floats, rng), int(seed)) for seed in seeds
+    ]
 
 
 def _autodiff_nearby(
-    derive: Counted, points: Floats, rng: np.random.Generator
+    derive: CallCounter, points: Floats, rng: np.random.Generator
 ) -> tuple[list[Floats], list[str]]:
-    """Autodiff in float64, what it gives here and one last bit away, or why nothing."""
+    """Autodiff in float64 at the point and one last bit away; a note if it fails."""
     try:
-        return nearby(derive, points, rng, count=2), []
+        return evaluate_nearby(derive, points, rng, count=2), []
     except Exception as error:  # a rule may fail in its own way; differences decide
         reason = str(error).partition("\n")[0]
         return [], [f"no float64 autodiff to compare with: {reason:.120}"]
 
 
-def _rounding(
-    given: dict[str, Leaf], claim: Floats, shapes: list[tuple[int, ...]]
+def _expected_rounding(
+    params: dict[str, Leaf], claim: Floats, shapes: list[tuple[int, ...]]
 ) -> dict[str, Rounding]:
-    """What rounding may do to each leaf of the claim, from dtypes and shapes alone."""
-    dtypes = [leaf.dtype for leaf in given.values()]
-    num_terms = longest_sum([leaf.shape for leaf in given.values()] + shapes)
+    """The rounding error expected of each leaf of the claim, by dtypes and shapes."""
+    dtypes = [leaf.dtype for leaf in params.values()]
+    num_terms = longest_sum([leaf.shape for leaf in params.values()] + shapes)
     batch_sizes = frozenset(shape[0] for shape in shapes if shape)
     return {
-        path: Rounding(tolerance([*dtypes, found.dtype], num_terms), batch_sizes)
-        for path, found in claim.items()
+        path: Rounding(tolerance([*dtypes, leaf.dtype], num_terms), batch_sizes)
+        for path, leaf in claim.items()
     }

@@ -1,4 +1,4 @@
-"""Programs that JAX traced: how they are evaluated, and what depends on what."""
+"""Traced programs (jaxprs): how to evaluate them, and what depends on the inputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 class Value(NamedTuple):
-    """An array, and whether it depends on the params."""
+    """An array, and whether it depends on the inputs of the outermost program."""
 
     array: Any
-    is_moving: bool
+    is_dependent: bool
 
 
 def evaluate(
@@ -20,11 +20,11 @@ def evaluate(
     inputs: Sequence[Value],
     apply: Callable[[Any, list[Value]], list[Value]],
 ) -> list[Value]:
-    """The outputs of a program whose equations are computed by `apply`."""
+    """The outputs of a program, each equation evaluated by `apply(eqn, operands)`."""
     jaxpr = program.jaxpr
     values = dict(zip(jaxpr.invars, inputs, strict=True))
-    still = (Value(const, False) for const in program.consts)
-    values.update(zip(jaxpr.constvars, still, strict=True))
+    constants = (Value(const, False) for const in program.consts)
+    values.update(zip(jaxpr.constvars, constants, strict=True))
 
     def read(atom: Any) -> Value:
         if not isinstance(atom, Literal):
@@ -37,8 +37,8 @@ def evaluate(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def bind(eqn: Any, arrays: Sequence[Any], params: Any) -> list[Any]:
-    """What an equation computes of other arrays."""
+def bind_primitive(eqn: Any, arrays: Sequence[Any], params: Any) -> list[Any]:
+    """The outputs of an equation's primitive for other arrays and parameters."""
     params = eqn.primitive.get_bind_params(params)
     outputs = eqn.primitive.bind(*arrays, **params)
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
@@ -47,23 +47,25 @@ def bind(eqn: Any, arrays: Sequence[Any], params: Any) -> list[Any]:
 def programs_in(eqn: Any) -> list[ClosedJaxpr]:
     """The programs among the parameters of an equation."""
     leaves = jax.tree.leaves(tuple(eqn.params.values()))
-    return [closed(leaf) for leaf in leaves if isinstance(leaf, Jaxpr | ClosedJaxpr)]
+    return [
+        close_jaxpr(leaf) for leaf in leaves if isinstance(leaf, Jaxpr | ClosedJaxpr)
+    ]
 
 
-def closed(program: Any) -> ClosedJaxpr:
-    """A program with its constants, of which one that is open has none."""
+def close_jaxpr(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
+    """The program as a ClosedJaxpr; an open one has no constants."""
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
-def called(eqn: Any) -> ClosedJaxpr | None:
-    """What `jit`, `remat` or a custom rule calls on the operands of its equation."""
-    inner = programs_in(eqn)
-    if eqn.primitive.name in _STRUCTURES or len(inner) != 1:
+def called_program(eqn: Any) -> ClosedJaxpr | None:
+    """The program that `jit`, `remat` or a custom rule applies to its operands."""
+    programs = programs_in(eqn)
+    if eqn.primitive.name in _CONTROL_FLOW or len(programs) != 1:
         return None
-    program = inner[0].jaxpr
-    is_call = _types(program.invars) == _types(eqn.invars)
-    is_call = is_call and _types(program.outvars) == _types(eqn.outvars)
-    return inner[0] if is_call else None
+    jaxpr = programs[0].jaxpr
+    is_call = _types(jaxpr.invars) == _types(eqn.invars)
+    is_call = is_call and _types(jaxpr.outvars) == _types(eqn.outvars)
+    return programs[0] if is_call else None
 
 
 def _types(atoms: Sequence[Any]) -> list[Any]:
@@ -74,15 +76,15 @@ def _types(atoms: Sequence[Any]) -> list[Any]:
     ]
 
 
-def follow(
-    jaxpr: Jaxpr, moving: Sequence[bool], visit: Callable[[Any], Any] = bool
+def propagate_dependence(
+    jaxpr: Jaxpr, dependent: Sequence[bool], visit: Callable[[Any], Any] = bool
 ) -> list[bool]:
-    """Which outputs depend on the inputs that are marked.
+    """Which outputs depend on the inputs marked `dependent`.
 
-    `visit` sees every operation, at any depth, that has an operand that does; loops,
-    branches and calls are seen by what is in them.
+    `visit` is called with every dependent operation, at any depth. For a loop, a branch
+    or a call these are the operations inside it.
     """
-    marks = dict(zip(jaxpr.invars, moving, strict=True))
+    marks = dict(zip(jaxpr.invars, dependent, strict=True))
 
     def read(atom: Any) -> bool:
         return not isinstance(atom, Literal) and marks.get(atom, False)
@@ -90,28 +92,28 @@ def follow(
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if any(operands):
-            outputs = outputs_that_move(eqn, operands, visit)
+            outputs = dependent_outputs(eqn, operands, visit)
             marks.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def outputs_that_move(
-    eqn: Any, moving: Sequence[bool], visit: Callable[[Any], Any] = bool
+def dependent_outputs(
+    eqn: Any, dependent: Sequence[bool], visit: Callable[[Any], Any] = bool
 ) -> list[bool]:
-    """Which outputs of an equation depend on the operands that are marked."""
-    inner = called(eqn)
-    if inner is not None:
-        return follow(inner.jaxpr, moving, visit)
-    if eqn.primitive.name in _STRUCTURES:
-        return _STRUCTURES[eqn.primitive.name](eqn.params, list(moving), visit)
+    """Which outputs of an equation depend on the operands marked `dependent`."""
+    program = called_program(eqn)
+    if program is not None:
+        return propagate_dependence(program.jaxpr, dependent, visit)
+    if eqn.primitive.name in _CONTROL_FLOW:
+        return _CONTROL_FLOW[eqn.primitive.name](eqn.params, list(dependent), visit)
     visit(eqn)
-    for inner in programs_in(eqn):
-        follow(inner.jaxpr, [True] * len(inner.jaxpr.invars), visit)
+    for program in programs_in(eqn):
+        propagate_dependence(program.jaxpr, [True] * len(program.jaxpr.invars), visit)
     return [True] * len(eqn.outvars)
 
 
-def carried(params: Any) -> tuple[int, int]:
-    """The first operand of a scan that is carried, and the first that is not."""
+def carry_range(params: Any) -> tuple[int, int]:
+    """The range of a scan's operands that are its carry: first, and last plus one."""
     if "ft_in" in params:  # from jax 0.12 on
         num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
     else:
@@ -119,38 +121,50 @@ def carried(params: Any) -> tuple[int, int]:
     return num_consts, num_consts + num_carry
 
 
-def _through_scan(params: Any, moving: list[bool], visit: Any) -> list[bool]:
-    first, last = carried(params)
-    carry = moving[first:last]
+def _through_scan(params: Any, dependent: list[bool], visit: Any) -> list[bool]:
+    first, last = carry_range(params)
+    body = close_jaxpr(params["jaxpr"]).jaxpr
+    carry = dependent[first:last]
     while True:
-        inputs = [*moving[:first], *carry, *moving[last:]]
-        outputs = follow(closed(params["jaxpr"]).jaxpr, inputs, visit)
-        after = [a or b for a, b in zip(carry, outputs, strict=False)]
-        if after == carry:
+        inputs = [*dependent[:first], *carry, *dependent[last:]]
+        outputs = propagate_dependence(body, inputs, visit)
+        next_carry = [a or b for a, b in zip(carry, outputs, strict=False)]
+        if next_carry == carry:
             return [*carry, *outputs[len(carry) :]]
-        carry = after
+        carry = next_carry
 
 
-def _through_while(params: Any, moving: list[bool], visit: Any) -> list[bool]:
-    """All that is carried depends on what decides how often the loop runs."""
+def _through_while(params: Any, dependent: list[bool], visit: Any) -> list[bool]:
+    """If the condition is dependent, so is the whole carry."""
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    carry = moving[last:]
+    condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
+    carry = dependent[last:]
     while True:
-        [decides] = follow(params["cond_jaxpr"].jaxpr, [*moving[:first], *carry], visit)
-        outputs = follow(
-            params["body_jaxpr"].jaxpr, [*moving[first:last], *carry], visit
-        )
-        after = [decides or a or b for a, b in zip(carry, outputs, strict=True)]
-        if after == carry:
+        inputs = [*dependent[:first], *carry]
+        [is_condition_dependent] = propagate_dependence(condition, inputs, visit)
+        inputs = [*dependent[first:last], *carry]
+        outputs = propagate_dependence(body, inputs, visit)
+        next_carry = [
+            is_condition_dependent or a or b
+            for a, b in zip(carry, outputs, strict=True)
+        ]
+        if next_carry == carry:
             return carry
-        carry = after
+        carry = next_carry
 
 
-def _through_cond(params: Any, moving: list[bool], visit: Any) -> list[bool]:
-    index, *operands = moving
-    branches = [follow(b.jaxpr, operands, visit) for b in params["branches"]]
+def _through_cond(params: Any, dependent: list[bool], visit: Any) -> list[bool]:
+    index, *operands = dependent
+    branches = [
+        propagate_dependence(branch.jaxpr, operands, visit)
+        for branch in params["branches"]
+    ]
     return [index or any(outputs) for outputs in zip(*branches, strict=True)]
 
 
-_STRUCTURES = {"scan": _through_scan, "while": _through_while, "cond": _through_cond}
+_CONTROL_FLOW = {
+    "scan": _through_scan,
+    "while": _through_while,
+    "cond": _through_cond,
+}

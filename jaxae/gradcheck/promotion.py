@@ -1,17 +1,19 @@
-"""The program that the caller traced, in float64.
+"""Promotion of a traced program to float64.
 
-A Python function that is run again under x64 may be another function: it draws other
-random numbers, and what it closes over keeps its dtype. So the function is traced once,
-in the caller's precision, and the equations of the trace are evaluated in two ways:
+A Python function called again under x64 may compute something else: it draws other
+random numbers, and arrays that it closes over keep their dtype. So the function is
+traced once, in the caller's precision, and the equations of the trace are evaluated in
+two ways:
 
-* Whatever depends on the params is float64. Constants and data that meet it are
-  converted, which is exact.
-* Everything else (random draws, what is computed from data alone) is computed as the
-  caller had it.
+* Values that depend on the params are float64. Constants and data that are combined
+  with them are converted, which is exact.
+* All other values (random numbers, results computed from data alone) are computed in
+  the caller's precision.
 
 Values less precise than every param stay so: a cast to bfloat16 in a function of
-float32 params is a rounding that the function means. Derivatives need no rule here: the
-gradient is itself a traced program, in which the caller's custom rules have been used.
+float32 params is a rounding that the function intends. Derivatives need no rule here:
+the gradient is itself a traced program, in which the caller's custom rules have already
+been applied.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,171 +26,183 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxae.gradcheck.programs import (
     Value,
-    bind,
-    called,
-    carried,
-    closed,
+    bind_primitive,
+    called_program,
+    carry_range,
+    close_jaxpr,
+    dependent_outputs,
     evaluate,
-    outputs_that_move,
 )
 from jaxae.gradcheck.rounding import unit_roundoff
 
 
 class NotPromotableError(Exception):
-    """Names the operation that has no counterpart in float64."""
+    """An operation, named in the message, has no counterpart in float64."""
 
 
-def promoted(
+def promote(
     program: ClosedJaxpr, unit: float
 ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-    """`(constants, inputs) -> outputs` of a program, to be called under x64.
+    """`(constants, inputs) -> outputs` of a program in float64; call it under x64.
 
-    What depends on its inputs is in float64, if its unit roundoff is at most `unit`.
+    Promoted are the values that depend on the inputs and whose unit roundoff is at most
+    `unit`.
     """
 
     def run(constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
         bound = ClosedJaxpr(program.jaxpr, constants)
-        moving = [Value(x, True) for x in inputs]
-        return [out.array for out in evaluate(bound, moving, _Promoter(unit).apply)]
+        values = [Value(x, True) for x in inputs]
+        return [out.array for out in evaluate(bound, values, _Promoter(unit).apply)]
 
     return run
 
 
 class _Promoter:
+    """Evaluates equations; a method for each kind of operation.
+
+    `dependent` and `outputs` mark the operands and the outputs that depend on the
+    params, which are the promoted ones.
+    """
+
     def __init__(self, unit: float) -> None:
         self.unit = unit
 
     def apply(self, eqn: Any, operands: list[Value]) -> list[Value]:
-        program = called(eqn)
+        program = called_program(eqn)
         if program is not None:
             return evaluate(program, operands, self.apply)
         arrays = [x.array for x in operands]
-        if not any(x.is_moving for x in operands):
-            return [Value(out, False) for out in bind(eqn, arrays, eqn.params)]
-        moving = [x.is_moving for x in operands]
-        rules = {"scan": self.scan, "while": self.loop, "cond": self.branch}
+        dependent = [x.is_dependent for x in operands]
+        if not any(dependent):
+            outputs = bind_primitive(eqn, arrays, eqn.params)
+            return [Value(out, False) for out in outputs]
+        rules = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
         rule = rules.get(eqn.primitive.name, self.operation)
-        outputs = outputs_that_move(eqn, moving)
-        return list(map(Value, rule(eqn, arrays, moving, outputs), outputs))
+        marks = dependent_outputs(eqn, dependent)
+        return list(map(Value, rule(eqn, arrays, dependent, marks), marks))
 
     def operation(
-        self, eqn: Any, arrays: list[Any], _: list[bool], __: list[bool]
+        self, eqn: Any, arrays: list[Any], dependent: list[bool], outputs: list[bool]
     ) -> list[Any]:
+        del dependent, outputs
         name = eqn.primitive.name
         if "callback" in name and not name.startswith("debug"):
             raise NotPromotableError(f"{name} leaves JAX")
         if name == "bitcast_convert_type" or any(map(_is_key, arrays)):
             dtypes = [atom.aval.dtype for atom in eqn.invars]
             arrays = list(map(_convert, arrays, dtypes))
-            return list(map(self.widen, bind(eqn, arrays, eqn.params)))
-        arrays = list(map(self.widen, arrays))
-        if name == "reduce_precision" and self.is_kept(eqn.params["mantissa_bits"]):
-            return arrays
-        params = {k: jax.tree.map(self.parameter, v) for k, v in eqn.params.items()}
-        outputs = bind(eqn, arrays, params)
-        for out, var in zip(outputs, eqn.outvars, strict=True):
-            if (out.shape, out.dtype) != (var.aval.shape, self.wide(var.aval.dtype)):
-                raise NotPromotableError(f"{name} stays {out.dtype}{list(out.shape)}")
-        return outputs
+            return list(map(self.promote, bind_primitive(eqn, arrays, eqn.params)))
+        arrays = list(map(self.promote, arrays))
+        if name == "reduce_precision":
+            unit = 2.0 ** -(eqn.params["mantissa_bits"] + 1)
+            if unit <= self.unit:  # to the params' precision or finer: no rounding
+                return arrays
+        params = {
+            k: jax.tree.map(self.promote_parameter, v) for k, v in eqn.params.items()
+        }
+        results = bind_primitive(eqn, arrays, params)
+        for result, var in zip(results, eqn.outvars, strict=True):
+            expected = (var.aval.shape, self.promoted_dtype(var.aval.dtype))
+            if (result.shape, result.dtype) != expected:
+                raise NotPromotableError(
+                    f"{name} stays {result.dtype}{list(result.shape)}"
+                )
+        return results
 
     def scan(
-        self, eqn: Any, arrays: list[Any], moving: list[bool], outputs: list[bool]
+        self, eqn: Any, arrays: list[Any], dependent: list[bool], outputs: list[bool]
     ) -> list[Any]:
-        params, (first, last) = eqn.params, carried(eqn.params)
+        params, (first, last) = eqn.params, carry_range(eqn.params)
         num_carry = last - first
-        moving = [*moving[:first], *outputs[:num_carry], *moving[last:]]
-        arrays = self.widen_where(moving, arrays)
+        dependent = [*dependent[:first], *outputs[:num_carry], *dependent[last:]]
+        arrays = self.promote_where(dependent, arrays)
+        body = close_jaxpr(params["jaxpr"])
 
         def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             inputs = [*arrays[:first], *carry, *x]
-            found = self.run(closed(params["jaxpr"]), inputs, moving, outputs)
-            return found[:num_carry], found[num_carry:]
+            results = self.run(body, inputs, dependent, outputs)
+            return results[:num_carry], results[num_carry:]
 
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
         carry, ys = jax.lax.scan(step, arrays[first:last], arrays[last:], **options)
         return [*carry, *ys]
 
-    def loop(
-        self, eqn: Any, arrays: list[Any], moving: list[bool], outputs: list[bool]
+    def while_loop(
+        self, eqn: Any, arrays: list[Any], dependent: list[bool], outputs: list[bool]
     ) -> list[Any]:
         first = eqn.params["cond_nconsts"]
         last = first + eqn.params["body_nconsts"]
 
-        def goes_on(carry: Any) -> Any:
-            inputs, marks = [*arrays[:first], *carry], [*moving[:first], *outputs]
+        def condition(carry: Any) -> Any:
+            inputs, marks = [*arrays[:first], *carry], [*dependent[:first], *outputs]
             return self.run(eqn.params["cond_jaxpr"], inputs, marks, [False])[0]
 
-        def step(carry: Any) -> Any:
+        def body(carry: Any) -> Any:
             inputs = [*arrays[first:last], *carry]
-            marks = [*moving[first:last], *outputs]
+            marks = [*dependent[first:last], *outputs]
             return self.run(eqn.params["body_jaxpr"], inputs, marks, outputs)
 
-        carry = self.widen_where(outputs, arrays[last:])
-        return list(jax.lax.while_loop(goes_on, step, carry))
+        carry = self.promote_where(outputs, arrays[last:])
+        return list(jax.lax.while_loop(condition, body, carry))
 
-    def branch(
-        self, eqn: Any, arrays: list[Any], moving: list[bool], outputs: list[bool]
+    def cond(
+        self, eqn: Any, arrays: list[Any], dependent: list[bool], outputs: list[bool]
     ) -> list[Any]:
-        def taken(program: ClosedJaxpr) -> Callable[..., list[Any]]:
-            return lambda *inputs: self.run(program, inputs, moving[1:], outputs)
+        def branch(program: ClosedJaxpr) -> Callable[..., list[Any]]:
+            return lambda *inputs: self.run(program, inputs, dependent[1:], outputs)
 
         index, *operands = arrays
-        return list(
-            jax.lax.switch(index, list(map(taken, eqn.params["branches"])), *operands)
-        )
+        branches = list(map(branch, eqn.params["branches"]))
+        return list(jax.lax.switch(index, branches, *operands))
 
     def run(
         self,
         program: ClosedJaxpr,
         inputs: Sequence[Any],
-        moving: Sequence[bool],
+        dependent: Sequence[bool],
         outputs: Sequence[bool],
     ) -> list[Any]:
-        """A program whose inputs and outputs are wide where they are marked."""
-        found = evaluate(program, list(map(Value, inputs, moving)), self.apply)
-        return self.widen_where(outputs, [out.array for out in found])
+        """The outputs of a program, promoted where `outputs` marks them."""
+        results = evaluate(program, list(map(Value, inputs, dependent)), self.apply)
+        return self.promote_where(outputs, [result.array for result in results])
 
-    def parameter(self, value: Any) -> Any:
-        """A parameter of an operation: dtypes and programs in it are wide."""
+    def promote_parameter(self, value: Any) -> Any:
+        """A parameter of an operation, promoted if it is a dtype or a program."""
         if isinstance(value, np.dtype):
-            return self.wide(value)
+            return self.promoted_dtype(value)
         if not isinstance(value, Jaxpr | ClosedJaxpr):
             return value
-        program = closed(value)
+        program = close_jaxpr(value)
         inputs = [
-            jax.ShapeDtypeStruct(x.aval.shape, self.wide(x.aval.dtype))
+            jax.ShapeDtypeStruct(x.aval.shape, self.promoted_dtype(x.aval.dtype))
             for x in program.jaxpr.invars
         ]
         marks = [True] * len(inputs), [True] * len(program.jaxpr.outvars)
-        wide = jax.make_jaxpr(lambda *arrays: self.run(program, arrays, *marks))(
+        promoted = jax.make_jaxpr(lambda *arrays: self.run(program, arrays, *marks))(
             *inputs
         )
-        return wide if isinstance(value, ClosedJaxpr) else wide.jaxpr
+        return promoted if isinstance(value, ClosedJaxpr) else promoted.jaxpr
 
-    def wide(self, dtype: Any) -> Any:
-        """float64, or complex128, for what is at least as precise as the params."""
+    def promoted_dtype(self, dtype: Any) -> Any:
+        """float64 or complex128 for a dtype at least as precise as the params."""
         if not jnp.issubdtype(dtype, jnp.inexact) or unit_roundoff(dtype) > self.unit:
             return dtype
         is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
         return np.dtype(np.complex128 if is_complex else np.float64)
 
-    def is_kept(self, mantissa_bits: int) -> bool:
-        """Whether rounding to so many bits is to the params' precision, or finer."""
-        return 2.0 ** -(mantissa_bits + 1) <= self.unit
+    def promote(self, array: Any) -> Any:
+        return _convert(array, self.promoted_dtype(array.dtype))
 
-    def widen(self, array: Any) -> Any:
-        return _convert(array, self.wide(array.dtype))
-
-    def widen_where(self, moving: Sequence[bool], arrays: Sequence[Any]) -> list[Any]:
+    def promote_where(self, marks: Sequence[bool], arrays: Sequence[Any]) -> list[Any]:
         return [
-            self.widen(array) if is_moving else array
-            for array, is_moving in zip(arrays, moving, strict=True)
+            self.promote(array) if is_marked else array
+            for array, is_marked in zip(arrays, marks, strict=True)
         ]
 
 
 def _convert(array: Any, dtype: Any) -> Any:
-    same = array.dtype == dtype
-    return array if same else jax.lax.convert_element_type(array, dtype)
+    is_same = array.dtype == dtype
+    return array if is_same else jax.lax.convert_element_type(array, dtype)
 
 
 def _is_key(array: Any) -> bool:

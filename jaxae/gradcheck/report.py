@@ -1,4 +1,4 @@
-"""What a check returns, and how it prints."""
+"""The result of a check, as records, as a table and as JSON."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae.gradcheck.rounding import canonical
+from jaxae.gradcheck.rounding import canonicalize
 
 
 class Worst(NamedTuple):
@@ -20,22 +20,22 @@ class Worst(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaf:
-    """What was found about one leaf of the params."""
+    """The verdict on one leaf of the params, with its measurements."""
 
     shape: tuple[int, ...]
     dtype: str  # of the parameter, in the caller's precision
     verdict: str = "undecided"  # or "correct", "wrong", "kink", "surrogate"
     ok: bool = False
     error: float = math.nan  # relative to the leaf; absolute if its gradient is zero
-    resolution: float = math.inf  # the smallest error that could have been seen
-    slope: float | None = None  # of the Taylor remainder: 2 if right, None in the noise
+    resolution: float = math.inf  # the smallest error that the check can detect
+    slope: float | None = None  # Taylor remainder's order: 2 if right, None if noise
     worst: Worst | None = None
     hint: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """The verdict on every leaf, by its path; `print` shows it as a table."""
+    """The verdicts on all leaves, by path; `print` shows them as a table."""
 
     leaves: dict[str, Leaf]
     ignored: tuple[str, ...] = ()  # paths of integer, bool, None and other leaves
@@ -44,11 +44,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every leaf is."""
+        """Whether every leaf is ok."""
         return all(leaf.ok for leaf in self.leaves.values())
 
     def assert_ok(self) -> None:
-        """Raise an AssertionError that shows the table unless `ok`."""
+        """Raise an AssertionError with the table, unless `ok`."""
         if not self.ok:
             raise AssertionError(str(self))
 
@@ -65,17 +65,17 @@ class Report:
 
     def __str__(self) -> str:
         """A table, one row a leaf."""
-        bad = [path or "params" for path, leaf in self.leaves.items() if not leaf.ok]
-        title = "leaf shape dtype verdict error resolution slope worst hint".split()
-        rows = [title, *(_row(path, leaf) for path, leaf in self.leaves.items())]
-        lines = aligned(rows)
-        lines.insert(0, f"gradcheck: {'not ok: ' + ', '.join(bad) if bad else 'ok'}")
+        failed = [path or "params" for path, leaf in self.leaves.items() if not leaf.ok]
+        header = "leaf shape dtype verdict error resolution slope worst hint".split()
+        rows = [header, *(_row(path, leaf) for path, leaf in self.leaves.items())]
+        summary = f"not ok: {', '.join(failed)}" if failed else "ok"
+        lines = [f"gradcheck: {summary}", *align_columns(rows)]
         if self.ignored:
             lines.append(f"ignored, not real numbers: {', '.join(self.ignored)}")
         lines.extend(self.notes)
         if self.cost:
-            parts = (f"{name} {count}" for name, count in self.cost.items())
-            lines.append(f"evaluations: {', '.join(parts)}")
+            counts = (f"{name} {count}" for name, count in self.cost.items())
+            lines.append(f"evaluations: {', '.join(counts)}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -88,16 +88,18 @@ def as_json(tree: Any) -> str:
     return json.dumps(finite, allow_nan=False)
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
-    """A line for each row, its cells in columns."""
+def align_columns(rows: list[list[str]]) -> list[str]:
+    """One line per row, with the cells padded to the width of their column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def described(leaf: Any) -> Leaf:
-    """A leaf of which nothing is known yet but what it is."""
-    seen = canonical(np.asarray(leaf) if isinstance(leaf, float | complex) else leaf)
-    return Leaf(np.shape(seen), str(seen.dtype))
+def describe_leaf(leaf: Any) -> Leaf:
+    """An undecided `Leaf` with the shape and dtype of an array or number."""
+    array = canonicalize(
+        np.asarray(leaf) if isinstance(leaf, float | complex) else leaf
+    )
+    return Leaf(np.shape(array), str(array.dtype))
 
 
 def _row(path: str, leaf: Leaf) -> list[str]:

@@ -1,4 +1,4 @@
-"""Real numbers in the caller's precision, and what rounding may do to them."""
+"""Dtypes as JAX reads them, unit roundoffs, and points one last bit away."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROUNDINGS = 8.0  # sqrt(64): see the package's docstring
-SINGLE = 2.0**-24  # unit roundoff of float32
+ROUNDING_FACTOR = 8.0  # sqrt(64): see the package's docstring
+FLOAT32_UNIT = 2.0**-24  # unit roundoff of float32
 
 
 def unit_roundoff(*dtypes: Any) -> float:
@@ -20,11 +20,14 @@ def unit_roundoff(*dtypes: Any) -> float:
 def tolerance(dtypes: list[Any], num_terms: int) -> float:
     """8 u + sqrt(N) u32, the last in u if that is less."""
     unit = unit_roundoff(*dtypes)
-    return ROUNDINGS * unit + math.sqrt(num_terms) * min(unit, SINGLE)
+    return ROUNDING_FACTOR * unit + math.sqrt(num_terms) * min(unit, FLOAT32_UNIT)
 
 
 def float_dtype(leaf: Any) -> Any:
-    """What JAX, as the caller has set it up, makes of a real leaf; None for others."""
+    """The dtype in which JAX, as configured by the caller, reads a real leaf.
+
+    None for a leaf that is no real floating-point array or number.
+    """
     dtype = np.float64 if type(leaf) is float else getattr(leaf, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         return None
@@ -32,48 +35,50 @@ def float_dtype(leaf: Any) -> Any:
 
 
 def is_complex(leaf: Any) -> bool:
-    """Whether its entries are complex numbers."""
+    """Whether the entries of a leaf are complex numbers."""
     dtype = complex if type(leaf) is complex else getattr(leaf, "dtype", None)
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
-def narrow(leaf: Any) -> np.ndarray:
-    """The values of a real leaf as JAX reads them."""
+def as_numpy(leaf: Any) -> np.ndarray:
+    """A real leaf as a NumPy array of the dtype in which JAX reads it."""
     return np.asarray(leaf).astype(float_dtype(leaf))
 
 
-def canonical(leaf: Any) -> Any:
-    """A NumPy array as JAX reads it: claim and function then see one point."""
+def canonicalize(leaf: Any) -> Any:
+    """A NumPy array in the dtype in which JAX reads it; any other leaf unchanged.
+
+    The claim and the function are then evaluated at the same point.
+    """
     if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "iufc":
         return leaf
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     return leaf if leaf.dtype == dtype else np.asarray(leaf).astype(dtype)
 
 
-def copied(leaf: Any) -> Any:
-    """A JAX array of its own; other leaves as they are."""
+def copy_array(leaf: Any) -> Any:
+    """A copy of a JAX array; any other leaf unchanged."""
     return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
-def nearby(
+def evaluate_nearby(
     function: Callable[[Any], Any], floats: Any, rng: np.random.Generator, count: int
 ) -> list[Any]:
-    """Its value at `floats`, then at `count` points that are one last bit away."""
-    near = [perturbed(floats, rng) for _ in range(count)]
-    return [function(point) for point in (floats, *near)]
+    """The values at `floats`, then at `count` random points one last bit away."""
+    points = [perturb_last_bits(floats, rng) for _ in range(count)]
+    return [function(point) for point in (floats, *points)]
 
 
-def perturbed(floats: Any, rng: np.random.Generator, bits: int = 1) -> Any:
-    """A point that is `bits` last bits away in every entry."""
-    return jax.tree.map(lambda x: _nudge(x, rng, bits), floats)
+def perturb_last_bits(floats: Any, rng: np.random.Generator, bits: int = 1) -> Any:
+    """x (1 + 2 u s bits) for every entry x, with a random sign s."""
+    return jax.tree.map(lambda leaf: _perturb_leaf(leaf, rng, bits), floats)
 
 
-def _nudge(leaf: Any, rng: np.random.Generator, bits: int) -> Any:
-    """x (1 + 2 u s bits), s = 1 or -1 at random."""
-    point = narrow(leaf)
+def _perturb_leaf(leaf: Any, rng: np.random.Generator, bits: int) -> Any:
+    point = as_numpy(leaf)
     signs = rng.choice([-1.0, 1.0], size=point.shape)
     factor = 1 + 2 * unit_roundoff(point.dtype) * bits * signs
-    moved = np.asarray(point.astype(np.float64) * factor).astype(point.dtype)
+    result = np.asarray(point.astype(np.float64) * factor).astype(point.dtype)
     if isinstance(leaf, jax.Array):
-        return jax.device_put(moved, leaf.sharding)
-    return float(moved) if type(leaf) is float else moved
+        return jax.device_put(result, leaf.sharding)
+    return float(result) if type(leaf) is float else result

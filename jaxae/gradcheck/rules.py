@@ -1,6 +1,7 @@
-"""A differentiation rule in isolation: its transposes and its tangents."""
+"""Checks of a differentiation rule in isolation: `check_vjp` and `check_jvp`."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -10,29 +11,34 @@ import numpy as np
 
 from jaxae.gradcheck.checking import check
 from jaxae.gradcheck.differences import Line, float64_noise
-from jaxae.gradcheck.evidence import Probe, natural_sizes
-from jaxae.gradcheck.functions import Floats, Function, Referee, own_derivative
-from jaxae.gradcheck.judging import judged
+from jaxae.gradcheck.evidence import Probe, step_units
+from jaxae.gradcheck.functions import (
+    Float64Function,
+    Floats,
+    ReferenceFunction,
+    autodiff_claim,
+)
+from jaxae.gradcheck.judging import judge_claim
 from jaxae.gradcheck.params import (
-    fill,
-    fill_tangents,
-    in_parts,
-    is_number,
+    build_tangents,
+    complex_to_real,
+    is_inexact,
     leaves_by_path,
-    read_like,
+    read_matching,
     read_params,
     read_seed,
     read_surrogate,
-    real_numbers,
+    replace_floats,
     require_callables,
-    tangent_numbers,
+    to_complex_tangent,
+    to_real_entries,
 )
-from jaxae.gradcheck.report import Report, described
-from jaxae.gradcheck.rounding import canonical, is_complex, narrow
+from jaxae.gradcheck.report import Report, describe_leaf
+from jaxae.gradcheck.rounding import as_numpy, canonicalize, is_complex
 
 _ALL = "all"
 _REMEDY = (
-    "pass tangents of your own as jvp=, or judge the transpose of a custom_vjp with "
+    "pass tangents of your own as jvp=, or check the transpose of a custom_vjp with "
     "check_vjp"
 )
 
@@ -45,21 +51,22 @@ def check_vjp(
     key: Any = None,
     surrogate: Collection[str] = (),
 ) -> Report:
-    """Judge whether `vjp` pulls the cotangents of every output of `fn` back.
+    """Check the vector-Jacobian product `vjp` of `fn`, output by output.
 
         vjp(params, *args, cotangents)  =?  sum_o cotangents_o  d fn_o / d params
 
-    Each output has a random cotangent of its own while those of all others are zero;
-    then all have one together. So a rule that ignores one of them is found.
+    The check is repeated with a random cotangent for one output at a time and zeros for
+    the others, then with random cotangents for all outputs. It thus detects a rule that
+    ignores one of the cotangents.
 
     Args:
       fn: `(params, *args) ->` any pytree of arrays; those that are not floating-point
         are ignored and listed.
       params, args, key, surrogate: as in `check`.
-      vjp: `(params, *args, cotangents) ->` a pytree like `params`. Cotangents are a
-        pytree like what `fn` returns, with zeros of dtype `float0` where that is no
-        floating-point array, as `jax.vjp` has it. None stands for the rule that
-        `fn` carries, which `jax.vjp` uses.
+      vjp: `(params, *args, cotangents) ->` a pytree like `params`. As for `jax.vjp`,
+        cotangents are a pytree like the output of `fn`, with zeros of dtype `float0`
+        for outputs that are not floating-point arrays. None stands for `jax.vjp`, which
+        applies the custom rules of `fn`.
 
     Returns:
       A `Report` whose leaves are keyed "output -> leaf", "all -> leaf" for all outputs
@@ -73,35 +80,35 @@ def check_vjp(
     """
     require_callables(fn, vjp, "vjp")
     rng = np.random.default_rng(read_seed(key))
-    args = jax.tree.map(canonical, args)
+    args = jax.tree.map(canonicalize, args)
     out = fn(params, *args)
-    outputs, ignored = _numbers(out)
+    outputs, ignored = _split_outputs(out)
 
-    def weighted(params: Any, cotangents: Floats, *args: Any) -> jax.Array:
-        return _weighted(fn(params, *args), cotangents)
+    def weighted_sum(params: Any, cotangents: Floats, *args: Any) -> jax.Array:
+        return _weighted_sum(fn(params, *args), cotangents)
 
-    def pulled_back(params: Any, cotangents: Floats, *args: Any) -> Any:
-        parts = jax.tree.map(in_parts, cotangents)
-        claim = vjp(params, *args, fill_tangents(out, parts))
-        read_like(claim, params, "vjp", "params")  # refuses what is not like them
+    def grad(params: Any, cotangents: Floats, *args: Any) -> Any:
+        floats = jax.tree.map(complex_to_real, cotangents)
+        claim = vjp(params, *args, build_tangents(out, floats))
+        read_matching(claim, params, "vjp", "params")  # raises if it does not match
         return claim
 
     reports = {}
-    for source, chosen in _each_and_all(outputs):
+    for source, paths in _sources(outputs):
         cotangents = {
-            path: _draw(leaf, rng) if path in chosen else jnp.zeros_like(leaf)
+            path: _random_like(leaf, rng) if path in paths else jnp.zeros_like(leaf)
             for path, leaf in outputs.items()
         }
         reports[source] = check(
-            weighted,
+            weighted_sum,
             params,
             cotangents,
             *args,
-            grad=None if vjp is None else pulled_back,
+            grad=None if vjp is None else grad,
             key=key,
             surrogate=surrogate,
         )
-    return _merged(reports, ignored, unnamed="params")
+    return _merge_reports(reports, ignored, unnamed="params")
 
 
 def check_jvp(
@@ -112,24 +119,24 @@ def check_jvp(
     key: Any = None,
     surrogate: Collection[str] = (),
 ) -> Report:
-    """Judge whether `jvp` pushes the tangents of every leaf of the params forward.
+    """Check the Jacobian-vector product `jvp` of `fn`, params leaf by params leaf.
 
         jvp(params, *args, tangents)  =?  sum_p (d fn / d p) tangents_p
 
-    Each leaf has a random tangent of its own while those of all others are zero; then
-    all have one together. Every entry of every output is judged as `check` judges the
-    entries of a gradient.
+    The check is repeated with a random tangent for one leaf at a time and zeros for the
+    others, then with random tangents for all leaves. Every entry of every output is
+    judged as `check` judges the entries of a gradient.
 
     Args:
       fn: `(params, *args) ->` any pytree of arrays; those that are not floating-point
         are ignored and listed.
       params, args, key: as in `check`.
-      jvp: `(params, *args, tangents) ->` a pytree like what `fn` returns. Tangents are
-        a pytree like `params`, with zeros of dtype `float0` where it has no
-        floating-point leaf, as `jax.jvp` has it. None stands for the rule that `fn`
-        carries, which `jax.jvp` uses.
+      jvp: `(params, *args, tangents) ->` a pytree like the output of `fn`. As for
+        `jax.jvp`, tangents are a pytree like `params`, with zeros of dtype `float0` for
+        leaves that are not floating-point. None stands for `jax.jvp`, which applies the
+        custom rules of `fn`.
       surrogate: paths of leaves of the params whose tangents are meant to follow
-        autodiff rather than the function; they take no part in "all".
+        autodiff instead of the function; "all" leaves them out.
 
     Returns:
       A `Report` whose leaves are keyed "leaf -> output", "all -> output" for all leaves
@@ -146,111 +153,118 @@ def check_jvp(
     seed = read_seed(key)
     floats, _ = read_params(params)
     surrogate = read_surrogate(surrogate, floats)
-    args = jax.tree.map(canonical, args)
-    out = fn(fill(params, floats), *args)
-    outputs, ignored = _numbers(out)
-    given = {path: described(leaves_by_path(params)[path]) for path in floats}
-    leaves = {path: described(leaf) for path, leaf in outputs.items()}
+    args = jax.tree.map(canonicalize, args)
+    out = fn(replace_floats(params, floats), *args)
+    outputs, ignored = _split_outputs(out)
     rng = np.random.default_rng(seed)
-    weights = {path: _draw(leaf, rng) for path, leaf in outputs.items()}
+    weights = {path: _random_like(leaf, rng) for path, leaf in outputs.items()}
 
-    def in_outputs(floats: Floats, args: Any) -> Floats:
-        found = leaves_by_path(fn(fill(params, floats), *args))
-        return {path: in_parts(found[path]) for path in outputs}
+    def output_floats(floats: Floats, args: Any) -> Floats:
+        leaves = leaves_by_path(fn(replace_floats(params, floats), *args))
+        return {path: complex_to_real(leaves[path]) for path in outputs}
 
     def loss(floats: Floats, args: Any) -> jax.Array:
-        return _weighted(fn(fill(params, floats), *args), weights)
+        return _weighted_sum(fn(replace_floats(params, floats), *args), weights)
 
-    push = functools.partial(_push_by_autodiff, in_outputs)
-    still = {path: np.zeros_like(narrow(leaf)) for path, leaf in floats.items()}
-    autodiff = Referee(push, floats, args, still)
-    in_float64 = Referee(in_outputs, floats, args)
+    def claim(tangents: Floats, floats: Floats) -> Floats:
+        filled = replace_floats(params, floats)
+        pushed = jvp(filled, *args, build_tangents(params, tangents))
+        leaves = read_matching(pushed, out, "jvp", "what fn returns")
+        return {path: complex_to_real(leaf) for path, leaf in leaves.items()}
+
+    def own_claim(tangents: Floats) -> Callable[[Floats], Floats]:
+        def derivative(function: Callable[..., Floats]) -> Callable[..., Floats]:
+            return functools.partial(_push_forward, function, tangents=tangents)
+
+        return autodiff_claim(derivative, output_floats, floats, args, _REMEDY)
+
+    zeros = {path: np.zeros_like(as_numpy(leaf)) for path, leaf in floats.items()}
+    push_forward = functools.partial(_push_forward, output_floats)
+    autodiff = Float64Function(push_forward, floats, args, zeros)
+    outputs_in_float64 = Float64Function(output_floats, floats, args)
+    originals = leaves_by_path(params)
     reports = {}
-    for source, chosen in _each_and_all(floats, without=surrogate):
-        tangents = still | {path: _tangent(floats[path], rng) for path in chosen}
-        wide = {path: move.astype(np.float64) for path, move in tangents.items()}
-        claimed = functools.partial(_push, jvp, fn, params, args, out, tangents)
-        derivative = functools.partial(_pusher, tangents)
-        own = own_derivative(derivative, in_outputs, floats, args, _REMEDY)
-        reports[source] = judged(
+    for source, paths in _sources(floats, without=surrogate):
+        tangents = zeros | {path: _random_tangent(floats[path], rng) for path in paths}
+        tangents64 = {path: leaf.astype(np.float64) for path, leaf in tangents.items()}
+        reports[source] = judge_claim(
             loss,
             floats,
             args,
-            given=given,
-            claim=own if jvp is None else claimed,
-            leaves=leaves,
-            probes=functools.partial(_probe_outputs, in_float64, wide, outputs),
+            params={path: describe_leaf(originals[path]) for path in floats},
+            claim=own_claim(tangents)
+            if jvp is None
+            else functools.partial(claim, tangents),
+            leaves={path: describe_leaf(leaf) for path, leaf in outputs.items()},
+            probes=functools.partial(
+                _probe_outputs, outputs_in_float64, tangents64, outputs
+            ),
             autodiff=autodiff,
-            seeds=[wide],
+            seeds=[tangents64],
             surrogate=outputs if source in surrogate else (),
             rng=rng,
         )
-    return _merged(reports, ignored, unnamed="output")
+    return _merge_reports(reports, ignored, unnamed="output")
 
 
-def _push(
-    jvp: Any, fn: Any, params: Any, args: Any, out: Any, tangents: Floats, at: Floats
+def _push_forward(
+    function: Callable[..., Floats], floats: Floats, args: Any, tangents: Floats
 ) -> Floats:
-    """What is claimed of the outputs' tangents."""
-    claim = jvp(fill(params, at), *args, fill_tangents(params, tangents))
-    found = read_like(claim, out, "jvp", "what fn returns")
-    return {path: in_parts(leaf) for path, leaf in found.items()}
-
-
-def _push_by_autodiff(
-    in_outputs: Callable[..., Floats], floats: Floats, args: Any, tangents: Floats
-) -> Floats:
-    moves = {k: jnp.asarray(tangents[k], leaf.dtype) for k, leaf in floats.items()}
-    return jax.jvp(lambda floats: in_outputs(floats, args), (floats,), (moves,))[1]
-
-
-def _pusher(tangents: Floats, in_outputs: Callable[..., Floats]) -> Any:
-    return functools.partial(_push_by_autodiff, in_outputs, tangents=tangents)
+    """The tangents of the outputs by autodiff."""
+    cast = {k: jnp.asarray(tangents[k], leaf.dtype) for k, leaf in floats.items()}
+    return jax.jvp(lambda floats: function(floats, args), (floats,), (cast,))[1]
 
 
 def _probe_outputs(
-    value: Referee, moves: Floats, outputs: dict[str, Any], function: Function
+    outputs_in_float64: Float64Function,
+    tangents: Floats,
+    outputs: dict[str, Any],
+    function: ReferenceFunction,
 ) -> dict[str, Probe]:
-    """Every output as a function of t at points + t moves."""
+    """A probe for each output, as a function of t at points + t tangents."""
 
-    @functools.lru_cache(maxsize=64)  # many entries ask for the same few t
-    def at(t: float) -> Floats:
+    def shift(t: float) -> Floats:
+        return {path: x + t * tangents[path] for path, x in function.points.items()}
+
+    @functools.lru_cache(maxsize=64)  # all entries of an output use the same few t
+    def evaluate(t: float) -> Floats:
         function.value.calls += 1
-        found = value({k: x + t * moves[k] for k, x in function.points.items()})
-        return {path: np.asarray(x).ravel() for path, x in found.items()}
+        values = outputs_in_float64(shift(t))
+        return {path: np.asarray(x).ravel() for path, x in values.items()}
 
     def probe(path: str) -> Probe:
-        def line(vector: np.ndarray, size: float) -> Line:
-            def project(t: float) -> float:
-                return float(vector @ at(float(t))[path])
+        def line(direction: np.ndarray, unit: float) -> Line:
+            def value(t: float) -> float:
+                return float(direction @ evaluate(float(t))[path])
 
-            line = Line(project, project(0.0), 0.0, size, function.is_coarse)
+            line = Line(value, value(0.0), 0.0, unit, function.is_coarse)
             return line._replace(noise=float64_noise(line))
 
-        numbers = tangent_numbers if is_complex(outputs[path]) else real_numbers
+        def point(direction: np.ndarray, t: float) -> Floats:
+            del direction  # the tangents alone determine the point
+            return shift(t)
 
-        def moved(vector: np.ndarray, t: float) -> Floats:
-            return {path: x + t * moves[path] for path, x in function.points.items()}
-
-        sizes = np.ones(at(0.0)[path].size)
-        return Probe(line, moved, sizes, numbers)
+        is_pair = is_complex(outputs[path])
+        to_entries = to_complex_tangent if is_pair else to_real_entries
+        units = np.ones(evaluate(0.0)[path].size)
+        return Probe(line, point, units, to_entries)
 
     return {path: probe(path) for path in outputs}
 
 
-def _numbers(out: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The floating-point arrays that a function returns, and the paths of all else."""
+def _split_outputs(out: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The floating-point outputs by path, and the paths of all other outputs."""
     leaves = leaves_by_path(out)
-    numbers = {path: leaf for path, leaf in leaves.items() if is_number(leaf)}
-    if not numbers:
+    outputs = {path: leaf for path, leaf in leaves.items() if is_inexact(leaf)}
+    if not outputs:
         raise ValueError(
             f"fn must return at least one floating-point array, got {out!r:.80}."
         )
-    return numbers, tuple(path for path in leaves if path not in numbers)
+    return outputs, tuple(path for path in leaves if path not in outputs)
 
 
-def _weighted(out: Any, weights: Floats) -> jax.Array:
-    """The sum of all outputs times their weights, its real part."""
+def _weighted_sum(out: Any, weights: Floats) -> jax.Array:
+    """The real part of the sum of all outputs times their weights."""
     leaves = leaves_by_path(out)
     return sum(
         (jnp.sum(jnp.real(w * leaves[path])) for path, w in weights.items()),
@@ -258,47 +272,46 @@ def _weighted(out: Any, weights: Floats) -> jax.Array:
     )
 
 
-def _each_and_all(
+def _sources(
     paths: Iterable[str], without: Collection[str] = ()
 ) -> list[tuple[str, list[str]]]:
-    """Names of sources, and the paths that each stands for."""
-    together = [path for path in paths if path not in without]
+    """(name, paths) of each path alone and, if there are several, of all together."""
     each = [(path, [path]) for path in paths]
+    together = [path for path in paths if path not in without]
     return each + ([(_ALL, together)] if len(together) > 1 else [])
 
 
-def _draw(leaf: Any, rng: np.random.Generator) -> jax.Array:
-    """Random numbers in place of a leaf's."""
-    parts = rng.normal(size=np.shape(leaf) + (2,) * is_complex(leaf))
-    numbers = parts[..., 0] + 1j * parts[..., 1] if is_complex(leaf) else parts
-    return jnp.asarray(numbers, canonical(leaf).dtype)
+def _random_like(leaf: Any, rng: np.random.Generator) -> jax.Array:
+    """Normal random numbers of the leaf's shape and dtype."""
+    draws = rng.normal(size=np.shape(leaf) + (2,) * is_complex(leaf))
+    numbers = draws[..., 0] + 1j * draws[..., 1] if is_complex(leaf) else draws
+    return jnp.asarray(numbers, canonicalize(leaf).dtype)
 
 
-def _tangent(leaf: Any, rng: np.random.Generator) -> np.ndarray:
-    """A random direction in which a step of 1 moves every entry by about its size."""
-    point = narrow(leaf)
-    sizes = natural_sizes(np.asarray(point, np.float64))
-    return (rng.normal(size=point.shape) * sizes).astype(point.dtype)
+def _random_tangent(leaf: Any, rng: np.random.Generator) -> np.ndarray:
+    """A random direction with a standard deviation of about each entry's size."""
+    point = as_numpy(leaf)
+    units = step_units(np.asarray(point, np.float64))
+    return (rng.normal(size=point.shape) * units).astype(point.dtype)
 
 
-def _merged(
+def _merge_reports(
     reports: dict[str, Report], ignored: tuple[str, ...], unnamed: str
 ) -> Report:
-    """One report on what each source says of each leaf."""
+    """One report with the leaves of all sources, keyed "source -> leaf"."""
     leaves = {
         path if len(reports) == 1 else f"{source} -> {path or unnamed}": leaf
         for source, report in reports.items()
         for path, leaf in report.leaves.items()
     }
     notes = [note for report in reports.values() for note in report.notes]
-    others = [path for report in reports.values() for path in report.ignored]
-    cost: dict[str, int] = {}
+    all_ignored = [*ignored, *(path for r in reports.values() for path in r.ignored)]
+    cost: Counter[str] = Counter()
     for report in reports.values():
-        for name, count in report.cost.items():
-            cost[name] = cost.get(name, 0) + count
+        cost.update(report.cost)
     return Report(
         leaves,
-        ignored=tuple(dict.fromkeys((*ignored, *others))),
+        ignored=tuple(dict.fromkeys(all_ignored)),
         notes=tuple(dict.fromkeys(notes)),
-        cost=cost,
+        cost=dict(cost),
     )

@@ -1,6 +1,7 @@
-"""A function in which whatever is rounded moves by its last bit.
+"""Monte Carlo arithmetic: a function with its rounding errors perturbed at random.
 
-Parker, "Monte Carlo arithmetic", 1997: what then changes is what rounding may change.
+Every rounded result is changed by one last bit, up or down. The change of the outputs
+then estimates their rounding error. Source: Parker, "Monte Carlo arithmetic", 1997.
 """
 
 import math
@@ -14,78 +15,80 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxae.gradcheck.programs import (
     Value,
-    bind,
-    called,
+    bind_primitive,
+    called_program,
     evaluate,
-    follow,
     programs_in,
+    propagate_dependence,
 )
 
-# The primitives that round; all others select, compare or rearrange, so that what is
-# equal stays equal. Loops and branches move as a whole, by what comes out of them.
+# The primitives that round. All others select, compare or rearrange values, so equal
+# values stay equal. Of a loop or a branch only the outputs are perturbed.
 _ROUNDING = frozenset(
     "acos acosh add add_any asin asinh atan atan2 atanh cbrt cond conv_general_dilated "
     "cos cosh cumlogsumexp cumprod cumsum digamma div dot_general erf erf_inv erfc exp "
     "exp2 expm1 integer_pow lgamma log log1p logistic mul pow reduce_prod reduce_sum "
     "rsqrt scan scatter-add sin sinh sqrt square sub tan tanh while".split()
 )
-_MANY = 500  # equations
+_MAX_COMPILED_EQUATIONS = 500  # compiling a longer program takes longer than running it
 
 
-def perturbed_claim(
+def perturb_rounding(
     function: Callable[[Any], Any], tree: Any
 ) -> Callable[[Any, int], Any] | None:
-    """`(tree, seed) -> function(tree)`, all that rounds in it moved at random.
+    """`(tree, seed) -> function(tree)` with the result of every rounding perturbed.
 
-    None if the function cannot be traced: Python's branches and NumPy look at values.
+    None if the function cannot be traced, as one that branches in Python on values.
     """
 
     def run(consts: list[Any], leaves: list[Any], seed: Any) -> list[Any]:
         inputs = [Value(leaf, True) for leaf in leaves]
-        bound = ClosedJaxpr(closed.jaxpr, consts)
-        outputs = evaluate(bound, inputs, _Shaker(jnp.uint32(seed)).apply)
+        bound = ClosedJaxpr(program.jaxpr, consts)
+        outputs = evaluate(bound, inputs, _Perturber(jnp.uint32(seed)).apply)
         return [out.array for out in outputs]
 
-    def shake(tree: Any, seed: int) -> Any:
-        outputs = compute(closed.consts, jax.tree.leaves(tree), np.uint32(seed))
+    def perturbed_function(tree: Any, seed: int) -> Any:
+        outputs = compute(program.consts, jax.tree.leaves(tree), np.uint32(seed))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     try:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(tree)
-        # Where there are very many operations, compiling them takes longest.
-        is_long = _num_equations(closed.jaxpr) > _MANY
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(tree)
+        is_long = _num_equations(program.jaxpr) > _MAX_COMPILED_EQUATIONS
         compute = run if is_long else jax.jit(run)
-        jax.eval_shape(run, closed.consts, jax.tree.leaves(tree), np.uint32(0))
+        jax.eval_shape(run, program.consts, jax.tree.leaves(tree), np.uint32(0))
     except Exception:  # a function may fail on tracers in its own way
         return None
-    return shake
+    return perturbed_function
 
 
-class _Shaker:
-    """Evaluates expressions; what depends on no moving value stays as it is.
+class _Perturber:
+    """Evaluates equations and perturbs the results that depend on the inputs.
 
-    So random numbers that are compared with a threshold draw the same mask.
+    Other results are exact, so random numbers below a threshold draw the same mask.
     """
 
     def __init__(self, seed: Any) -> None:
         self.salt = seed
 
     def apply(self, eqn: Any, operands: list[Value]) -> list[Value]:
-        program = called(eqn)
+        program = called_program(eqn)
         if program is not None:
             return evaluate(program, operands, self.apply)
-        outputs = bind(eqn, [x.array for x in operands], eqn.params)
-        is_moving = any(x.is_moving for x in operands)
-        if is_moving and eqn.primitive.name in _ROUNDING:
+        outputs = bind_primitive(eqn, [x.array for x in operands], eqn.params)
+        is_dependent = any(x.is_dependent for x in operands)
+        if is_dependent and eqn.primitive.name in _ROUNDING:
             bits = _last_bits(eqn)
-            outputs = [self.move(out, bits) for out in outputs]
-        return [Value(out, is_moving) for out in outputs]
+            outputs = [self.perturb(out, bits) for out in outputs]
+        return [Value(out, is_dependent) for out in outputs]
 
-    def move(self, x: Any, bits: float) -> Any:
-        """x (1 + 2 u bits s), s = 1 or -1 from a hash of a salt and the place."""
+    def perturb(self, x: Any, bits: float) -> Any:
+        """x (1 + 2 u bits s), with a sign s hashed from the salt and the index."""
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            parts = (self.move(part(x), bits) for part in (jnp.real, jnp.imag))
-            return jax.lax.complex(*parts)
+            real, imag = (
+                self.perturb(jnp.real(x), bits),
+                self.perturb(jnp.imag(x), bits),
+            )
+            return jax.lax.complex(real, imag)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         self.salt = self.salt * np.uint32(0x9E3779B1) + np.uint32(1)
@@ -98,9 +101,9 @@ class _Shaker:
 
 
 def _last_bits(eqn: Any) -> float:
-    """By how many last bits what an operation returns may be off: 1, more for sums.
+    """The rounding error of an operation's result in last bits: 1, more for sums.
 
-    A sum of N terms, added up in 16 lanes, is rounded N / 16 times in sequence.
+    A sum of N terms in 16 SIMD lanes is rounded N / 16 times in sequence.
     """
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -113,17 +116,17 @@ def _last_bits(eqn: Any) -> float:
 
 
 def rounds_coarsely(jaxpr: Jaxpr) -> bool:
-    """Whether what depends on its inputs is rounded to less than float64 somewhere."""
-    moving: list[Any] = []
-    follow(jaxpr, [True] * len(jaxpr.invars), moving.append)
-    return any(map(_is_coarse, moving))
+    """Whether any operation on the inputs may round to less than float64."""
+    dependent: list[Any] = []
+    propagate_dependence(jaxpr, [True] * len(jaxpr.invars), dependent.append)
+    return any(map(_is_coarse, dependent))
 
 
 def _is_coarse(eqn: Any) -> bool:
-    """Whether an operation rounds to less than float64, or leaves JAX."""
+    """Whether an operation rounds to less than float64, or is a call to the host."""
     is_rounded = eqn.params.get("mantissa_bits", math.inf) < 52
-    is_out_of_sight = "callback" in eqn.primitive.name and bool(eqn.outvars)
-    return is_rounded or is_out_of_sight or any(_is_narrow(v.aval) for v in eqn.outvars)
+    is_callback = "callback" in eqn.primitive.name and bool(eqn.outvars)
+    return is_rounded or is_callback or any(_is_narrow(v.aval) for v in eqn.outvars)
 
 
 def _is_narrow(aval: Any) -> bool:
@@ -132,5 +135,5 @@ def _is_narrow(aval: Any) -> bool:
 
 
 def _num_equations(jaxpr: Jaxpr) -> int:
-    inner = (part for eqn in jaxpr.eqns for part in programs_in(eqn))
-    return len(jaxpr.eqns) + sum(_num_equations(part.jaxpr) for part in inner)
+    programs = (program for eqn in jaxpr.eqns for program in programs_in(eqn))
+    return len(jaxpr.eqns) + sum(_num_equations(inner.jaxpr) for inner in programs)

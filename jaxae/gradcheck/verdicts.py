@@ -1,212 +1,254 @@
-"""What the evidence says of the true gradient in one leaf, and so of the claim."""
+"""From the evidence on a leaf: its true gradient, and the verdict on the claim."""
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae.gradcheck.evidence import Evidence, largest, rms
+from jaxae.gradcheck.evidence import Evidence, max_abs, rms
 from jaxae.gradcheck.hints import explain
 from jaxae.gradcheck.report import Leaf, Worst
-from jaxae.gradcheck.rounding import ROUNDINGS, SINGLE
+from jaxae.gradcheck.rounding import FLOAT32_UNIT, ROUNDING_FACTOR
 
-_COARSEST = 0.1  # a resolution worse than this decides nothing
-
-
-class Truth(NamedTuple):
-    """The gradient as far as it is known."""
-
-    known: np.ndarray  # [k] entries of which the truth is known
-    true: np.ndarray  # [k]
-    scale: float  # the largest entry
-    norm: float  # of the whole leaf
-    kinks: np.ndarray  # entries that have no derivative
-    has_kink: bool  # an entry or a direction
-    is_autodiff: bool  # confirmed, so that every entry is known
+_MAX_RESOLUTION = 0.1  # a verdict needs a better one
 
 
-def judge(e: Evidence, is_declared: bool) -> Leaf:
-    """The leaf with the verdict that the evidence supports.
+class TrueGradient(NamedTuple):
+    """The derivatives of the function, as far as they are known."""
 
-    One that is declared to follow autodiff rather than the function has to.
+    indices: np.ndarray  # [k] of the known derivatives
+    values: np.ndarray  # [k]
+    scale: float  # the largest derivative of the leaf
+    norm: float  # the norm of the leaf
+    kinks: np.ndarray  # indices at which the function has no derivative
+    has_kink: bool  # along an axis or a direction
+    is_autodiff: bool  # autodiff is confirmed, so all derivatives are known
+
+
+def judge_leaf(evidence: Evidence, is_declared: bool) -> Leaf:
+    """The leaf with its verdict.
+
+    A leaf declared a surrogate must follow autodiff instead of the function.
     """
-    leaf = _judge_by_function(e)
-    is_checked = leaf.verdict != "undecided" and is_declared and e.autodiff is not None
-    if is_checked and not _follows_autodiff(e):
-        return _not_as_declared(e)
-    is_meant = is_declared and leaf.verdict == "surrogate"
-    return replace(leaf, ok=leaf.ok or is_meant)
+    leaf = _judge_by_function(evidence)
+    is_checked = (
+        leaf.verdict != "undecided" and is_declared and evidence.autodiff is not None
+    )
+    if is_checked and not _follows_autodiff(evidence):
+        return _not_as_declared(evidence)
+    is_declared_surrogate = is_declared and leaf.verdict == "surrogate"
+    return replace(leaf, ok=leaf.ok or is_declared_surrogate)
 
 
-def _judge_by_function(e: Evidence) -> Leaf:
-    if not e.claim.size:
-        leaf = replace(e.leaf, error=0.0, resolution=0.0, hint="empty")
+def _judge_by_function(evidence: Evidence) -> Leaf:
+    if not evidence.claim.size:
+        leaf = replace(evidence.leaf, error=0.0, resolution=0.0, hint="empty")
         return replace(leaf, verdict="correct", ok=True)
-    bad = np.unique(np.flatnonzero(~np.isfinite(e.claim)) // e.num_parts)
-    if bad.size:
-        first = tuple(map(int, np.unravel_index(bad[0], e.leaf.shape)))
-        hint = f"{bad.size} claimed entries are not finite, the first at {first}"
-        return replace(e.leaf, hint=hint)
-    slope, jump, resolution = e.found
+    not_finite = np.flatnonzero(~np.isfinite(evidence.claim))
+    if not_finite.size:
+        count = np.unique(not_finite // evidence.derivatives_per_entry).size
+        first = _entry_index(evidence, not_finite[0])
+        hint = f"{count} claimed entries are not finite, the first at {first}"
+        return replace(evidence.leaf, hint=hint)
+    slope, jump, resolution = evidence.slopes
     if not np.all(np.isfinite(resolution)):
-        return replace(e.leaf, hint="fn is not finite around the params")
+        return replace(evidence.leaf, hint="fn is not finite around the params")
     if np.all(np.abs(slope) <= resolution) and not np.any(jump):
-        return _judge_zero(e)
-    return _judge_nonzero(e)
+        return _judge_zero(evidence)
+    return _judge_nonzero(evidence)
 
 
-def _not_as_declared(e: Evidence) -> Leaf:
-    """Wrong by the measure of autodiff."""
-    scale, k = largest(e.autodiff), int(np.argmax(np.abs(e.claim - e.autodiff)))
-    error, roundoff = largest(e.claim - e.autodiff), largest(e.roundoff)
+def _not_as_declared(evidence: Evidence) -> Leaf:
+    """A wrong leaf, with its error relative to autodiff."""
+    scale, k = (
+        max_abs(evidence.autodiff),
+        int(np.argmax(np.abs(evidence.claim - evidence.autodiff))),
+    )
+    error, roundoff = (
+        max_abs(evidence.claim - evidence.autodiff),
+        max_abs(evidence.roundoff),
+    )
     return replace(
-        e.leaf,
+        evidence.leaf,
         verdict="wrong",
         error=error / (scale or 1.0),
-        resolution=e.rounding.tolerance + roundoff / (scale or 1.0),
-        worst=Worst(_index(e, k), _number(e, e.claim, k), _number(e, e.autodiff, k)),
+        resolution=evidence.rounding.tolerance + roundoff / (scale or 1.0),
+        worst=Worst(
+            _entry_index(evidence, k),
+            _entry(evidence, evidence.claim, k),
+            _entry(evidence, evidence.autodiff, k),
+        ),
         hint="declared a surrogate, but not what autodiff says",
     )
 
 
-def _judge_zero(e: Evidence) -> Leaf:
-    """Where no difference stands out of the noise, errors can only be absolute.
+def _judge_zero(evidence: Evidence) -> Leaf:
+    """The verdict on a leaf in which no slope exceeds the noise; errors are absolute.
 
-    A claim that is zero to within its own rounding is right. One that insists on a
-    value too small for differences can be neither confirmed nor refuted.
+    A claim of zero, to within its own rounding, is correct. A claim that is larger than
+    that but below the resolution of differences can be neither confirmed nor refuted.
     """
-    rounding = largest(e.roundoff)
-    floor = largest(e.found.resolution[: e.looked_at.size])
-    error, resolution = largest(e.claim), floor + rounding
-    leaf = replace(e.leaf, error=error, resolution=resolution)
+    rounding = max_abs(evidence.roundoff)
+    floor = max_abs(evidence.slopes.resolution[: evidence.indices.size])
+    error, resolution = max_abs(evidence.claim), floor + rounding
+    leaf = replace(evidence.leaf, error=error, resolution=resolution)
     if error > resolution:
-        verdict = "surrogate" if _follows_autodiff(e) else "wrong"
-        k = int(np.argmax(np.abs(e.claim)))
-        worst = Worst(_index(e, k), _number(e, e.claim, k), 0.0)
+        verdict = "surrogate" if _follows_autodiff(evidence) else "wrong"
+        k = int(np.argmax(np.abs(evidence.claim)))
+        worst = Worst(
+            _entry_index(evidence, k), _entry(evidence, evidence.claim, k), 0.0
+        )
         hint = "the true gradient is zero: error is absolute"
         return replace(leaf, verdict=verdict, worst=worst, hint=hint)
-    insists = error > 5 * rounding
-    if e.autodiff is not None:
-        # Not what is below the claim's rounding, nor what differences would have seen.
-        least = max(5 * largest(e.autodiff_roundoff), rounding)
-        insists |= least < largest(e.autodiff) <= floor
-    if insists:
+    is_below_resolution = error > 5 * rounding
+    if evidence.autodiff is not None:
+        # Autodiff is not zero either, beyond rounding, and differences cannot show it.
+        least = max(5 * max_abs(evidence.autodiff_roundoff), rounding)
+        is_below_resolution |= least < max_abs(evidence.autodiff) <= floor
+    if is_below_resolution:
         hint = f"too small for differences, which see {floor:.1e} and more"
         return replace(leaf, hint=hint)
     hint = "zero: error is absolute"
     return replace(leaf, verdict="correct", ok=True, hint=hint)
 
 
-def _judge_nonzero(e: Evidence) -> Leaf:
-    truth = _find_truth(e)
-    error, resolution = _measure(e, truth)
-    claim, true = e.claim[truth.known], truth.true
-    k = int(np.argmax(np.abs(claim - true)))
-    entry = int(truth.known[k])
-    worst = Worst(_index(e, entry), _number(e, claim, k), _number(e, true, k))
-    leaf = replace(e.leaf, error=error, resolution=resolution, worst=worst)
-    if resolution > _COARSEST and error <= 3 * resolution:
-        return replace(leaf, hint=f"resolution worse than {_COARSEST}: too noisy")
-    if error > resolution and entry in truth.kinks:
+def _judge_nonzero(evidence: Evidence) -> Leaf:
+    true = _find_true_gradient(evidence)
+    error, resolution = _measure_error(evidence, true)
+    claim = evidence.claim[true.indices]
+    k = int(np.argmax(np.abs(claim - true.values)))
+    index = int(true.indices[k])
+    worst = Worst(
+        _entry_index(evidence, index),
+        _entry(evidence, claim, k),
+        _entry(evidence, true.values, k),
+    )
+    leaf = replace(evidence.leaf, error=error, resolution=resolution, worst=worst)
+    if resolution > _MAX_RESOLUTION and error <= 3 * resolution:
+        hint = f"resolution worse than {_MAX_RESOLUTION}: too noisy"
+        return replace(leaf, hint=hint)
+    if error > resolution and index in true.kinks:
         return replace(leaf, verdict="kink", hint="not between the one-sided slopes")
     if error > resolution:
-        follows = not truth.is_autodiff and _follows_autodiff(e)
-        verdict = "surrogate" if follows else "wrong"
+        is_surrogate = not true.is_autodiff and _follows_autodiff(evidence)
         hint = explain(
-            e.numbers(claim),
-            e.numbers(true),
+            evidence.to_entries(claim),
+            evidence.to_entries(true.values),
             2 * resolution,
-            e.leaf.shape,
-            e.rounding.batch_sizes,
+            evidence.leaf.shape,
+            evidence.rounding.batch_sizes,
         )
+        verdict = "surrogate" if is_surrogate else "wrong"
         return replace(leaf, verdict=verdict, hint=hint)
-    if truth.has_kink and claim.size < e.claim.size:
+    if true.has_kink and claim.size < evidence.claim.size:
         return replace(leaf, hint="kinks, and no autodiff that tells every entry")
-    if truth.has_kink:
-        hint = f"at {truth.kinks.size} of the entries looked at"
+    if true.has_kink:
+        hint = f"at {true.kinks.size} of the entries looked at"
         return replace(leaf, verdict="kink", ok=True, hint=hint)
     return replace(leaf, verdict="correct", ok=True)
 
 
-def _find_truth(e: Evidence) -> Truth:
-    """Autodiff where that is confirmed, the differences where not.
+def _find_true_gradient(evidence: Evidence) -> TrueGradient:
+    """Autodiff if the differences confirm it, otherwise the differences themselves.
 
-    At a kink it is the number between the one-sided slopes that is nearest to the
-    claim. Slopes of entries and of directions bound what the others may have missed.
+    At a kink, the true value is the one between the one-sided slopes that is nearest to
+    the claim. The scale is estimated from axes and directions together, because either
+    may have missed the largest derivatives.
     """
-    known, m = e.looked_at, e.looked_at.size
-    true, jump = e.found.slope[:m].copy(), e.found.jump[:m]
-    norm = max(rms(e.found.slope[m:]), largest(true))
-    scale = max(largest(true), largest(jump) / 2, norm / math.sqrt(e.claim.size))
-    is_kink = np.abs(e.found.jump) > e.rounding.tolerance * _units(e, scale, norm)
-    has_kink, kinks = bool(np.any(is_kink)), known[is_kink[:m]]
-    half = np.abs(jump) / 2
-    nearest = np.where(jump, np.clip(e.claim[known], true - half, true + half), true)
-    if not _is_confirmed(e, scale, norm):
-        return Truth(known, nearest, scale, norm, kinks, has_kink, False)
-    true = e.autodiff.copy()
-    scale, norm = max(scale, largest(true)), float(np.linalg.norm(true))
-    true[known[jump != 0]] = nearest[jump != 0]
-    # Where the claim departs from autodiff at kinks, as far as was looked, it may do so
-    # at further ones: there, autodiff is but one of the possible answers.
-    departs = np.abs(e.claim - e.autodiff) > e.rounding.tolerance * scale + e.roundoff
-    if np.any(departs[kinks]):
-        departs &= True if e.is_smooth is None else ~e.is_smooth
-        departs[known] = False
-        true[departs] = e.claim[departs]
-    return Truth(np.arange(true.size), true, scale, norm, kinks, has_kink, True)
+    indices, m = evidence.indices, evidence.indices.size
+    values, jump = evidence.slopes.slope[:m].copy(), evidence.slopes.jump[:m]
+    norm = max(rms(evidence.slopes.slope[m:]), max_abs(values))
+    scale = max(
+        max_abs(values), max_abs(jump) / 2, norm / math.sqrt(evidence.claim.size)
+    )
+    is_kink = np.abs(evidence.slopes.jump) > evidence.rounding.tolerance * _scales(
+        evidence, scale, norm
+    )
+    has_kink, kinks = bool(np.any(is_kink)), indices[is_kink[:m]]
+    low, high = values - np.abs(jump) / 2, values + np.abs(jump) / 2
+    nearest = np.where(jump, np.clip(evidence.claim[indices], low, high), values)
+    if not _is_autodiff_confirmed(evidence, scale, norm):
+        return TrueGradient(indices, nearest, scale, norm, kinks, has_kink, False)
+    values = evidence.autodiff.copy()
+    scale, norm = max(scale, max_abs(values)), float(np.linalg.norm(values))
+    values[indices[jump != 0]] = nearest[jump != 0]
+    # A claim that differs from autodiff at a measured kink may differ at other kinks
+    # too. Autodiff is only one of the right answers there.
+    differs = (
+        np.abs(evidence.claim - evidence.autodiff)
+        > evidence.rounding.tolerance * scale + evidence.roundoff
+    )
+    if np.any(differs[kinks]):
+        differs &= True if evidence.is_smooth is None else ~evidence.is_smooth
+        differs[indices] = False
+        values[differs] = evidence.claim[differs]
+    indices = np.arange(values.size)
+    return TrueGradient(indices, values, scale, norm, kinks, has_kink, True)
 
 
-def _is_confirmed(e: Evidence, scale: float, norm: float) -> bool:
-    """Whether autodiff passes all differences, to single precision or the claim's."""
-    if e.autodiff is None:
+def _is_autodiff_confirmed(evidence: Evidence, scale: float, norm: float) -> bool:
+    """Whether autodiff agrees with all differences, to float32 or the claim's dtype."""
+    if evidence.autodiff is None:
         return False
-    tolerance = max(min(e.rounding.tolerance, ROUNDINGS * SINGLE), 1e-12)
-    allowed = tolerance * _units(e, scale, norm) + e.found.resolution
-    agrees = _outside(e, e.autodiff) <= allowed
-    m = e.looked_at.size
-    # At a kink, slopes along directions do not add up.
-    return bool(np.all(agrees[:m] if np.any(e.found.jump[m:]) else agrees))
+    tolerance = max(
+        min(evidence.rounding.tolerance, ROUNDING_FACTOR * FLOAT32_UNIT), 1e-12
+    )
+    allowed = tolerance * _scales(evidence, scale, norm) + evidence.slopes.resolution
+    agrees = _distance_to_slopes(evidence, evidence.autodiff) <= allowed
+    m = evidence.indices.size
+    # At a kink, slopes do not add up along a direction.
+    return bool(np.all(agrees[:m] if np.any(evidence.slopes.jump[m:]) else agrees))
 
 
-def _units(e: Evidence, scale: float, norm: float) -> np.ndarray:
-    return np.repeat([scale, norm], [e.looked_at.size, len(e.signs)])
+def _scales(evidence: Evidence, scale: float, norm: float) -> np.ndarray:
+    """[m + d]: the scale for the axes, the norm for the directions."""
+    return np.repeat([scale, norm], [evidence.indices.size, len(evidence.directions)])
 
 
-def _outside(e: Evidence, gradient: np.ndarray) -> np.ndarray:
-    """How far slopes of a gradient lie outside of the one-sided ones found."""
-    distance = np.abs(e.along(gradient) - e.found.slope)
-    return np.maximum(distance - np.abs(e.found.jump) / 2, 0.0)
+def _distance_to_slopes(evidence: Evidence, gradient: np.ndarray) -> np.ndarray:
+    """[m + d] distances of a gradient's slopes to the range of one-sided slopes."""
+    distance = np.abs(evidence.slopes_of(gradient) - evidence.slopes.slope)
+    return np.maximum(distance - np.abs(evidence.slopes.jump) / 2, 0.0)
 
 
-def _measure(e: Evidence, truth: Truth) -> tuple[float, float]:
-    """(error, resolution) of the entries or along the directions, the worse of both."""
-    m, roundoff = e.looked_at.size, e.roundoff.copy()
-    roundoff[truth.kinks] = 0.0
-    error = largest(e.claim[truth.known] - truth.true)
-    blur = largest(roundoff) + largest(e.found.resolution[:m])
-    measures = [(error / truth.scale, e.rounding.tolerance + blur / truth.scale)]
-    if m < e.found.slope.size and not np.any(e.found.jump[m:]):
-        error = largest(_outside(e, e.claim)[m:])
-        blur = float(np.linalg.norm(roundoff)) + largest(e.found.resolution[m:])
-        measures.append((error / truth.norm, e.rounding.tolerance + blur / truth.norm))
-    return max(measures, key=lambda pair: pair[0] / pair[1])
+def _measure_error(evidence: Evidence, true: TrueGradient) -> tuple[float, float]:
+    """(error, resolution), of the entries or along the directions if that is worse."""
+    m, tolerance, roundoff = (
+        evidence.indices.size,
+        evidence.rounding.tolerance,
+        evidence.roundoff.copy(),
+    )
+    roundoff[true.kinks] = 0.0
+    error = max_abs(evidence.claim[true.indices] - true.values)
+    uncertainty = max_abs(roundoff) + max_abs(evidence.slopes.resolution[:m])
+    pairs = [(error / true.scale, tolerance + uncertainty / true.scale)]
+    if m < evidence.slopes.slope.size and not np.any(evidence.slopes.jump[m:]):
+        error = max_abs(_distance_to_slopes(evidence, evidence.claim)[m:])
+        uncertainty = float(np.linalg.norm(roundoff)) + max_abs(
+            evidence.slopes.resolution[m:]
+        )
+        pairs.append((error / true.norm, tolerance + uncertainty / true.norm))
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 
-def _follows_autodiff(e: Evidence) -> bool:
-    if e.autodiff is None:
+def _follows_autodiff(evidence: Evidence) -> bool:
+    if evidence.autodiff is None:
         return False
-    allowed = e.rounding.tolerance * largest(e.autodiff) + largest(e.roundoff)
-    return largest(e.claim - e.autodiff) <= allowed
+    allowed = evidence.rounding.tolerance * max_abs(evidence.autodiff) + max_abs(
+        evidence.roundoff
+    )
+    return max_abs(evidence.claim - evidence.autodiff) <= allowed
 
 
-def _index(e: Evidence, k: int) -> tuple[int, ...]:
-    """Where in the leaf the k-th derivative is."""
-    return tuple(map(int, np.unravel_index(k // e.num_parts, e.leaf.shape)))
+def _entry_index(evidence: Evidence, k: Any) -> tuple[int, ...]:
+    """The index in the leaf of the entry that the k-th derivative belongs to."""
+    entry = k // evidence.derivatives_per_entry
+    return tuple(map(int, np.unravel_index(entry, evidence.leaf.shape)))
 
 
-def _number(e: Evidence, derivatives: np.ndarray, k: int) -> float | complex:
-    """The number that the k-th of some derivatives is a part of."""
-    first = k // e.num_parts * e.num_parts
-    return e.numbers(derivatives[first : first + e.num_parts]).item()
+def _entry(evidence: Evidence, derivatives: np.ndarray, k: int) -> float | complex:
+    """The entry that the k-th of the derivatives belongs to."""
+    per_entry = evidence.derivatives_per_entry
+    first = k // per_entry * per_entry
+    return evidence.to_entries(derivatives[first : first + per_entry]).item()

@@ -1,8 +1,8 @@
-"""p(x | mu): what the data are, hence what the loss is.
+"""Observations: distributions p(x | mu) over the inputs, which determine the loss.
 
 `bernoulli`, `gaussian` and `gaussian_with` are written by hand; `from_log_prob` and
-`from_distribution` follow the lecture's recipe for anything else, with derivatives from
-autodiff.
+`from_distribution` follow the lecture's recipe for other types of input, with
+derivatives from autodiff.
 """
 
 from jaxae.observations._base import CATALOGUE, Observation, find, get

@@ -1,4 +1,4 @@
-"""The record that an observation is, and the checks that they share."""
+"""The `Observation` record, its catalogue, and checks that observations share."""
 
 import re
 from collections.abc import Callable
@@ -19,22 +19,23 @@ class Observation(NamedTuple):
     Functions act on the last axis: `[D] -> []`, and `[B, D] -> [B]` unchanged.
 
     Attributes:
-      name: how it is printed, saved, looked up and pickled.
+      name: identifies the observation in output, saved files, look-ups and pickles.
       inverse_link: the lecture's o, mean = o(eta) (a GLM's inverse link).
       loss: `(eta, x, *theta) -> []`, -log p(x | mean(eta)) without the terms that are
         free of eta and theta.
       dloss: `(eta, x, *theta) -> [D]`, d loss / d eta.
       log_prob: `(eta, x, *theta) -> []`, normalised.
-      sample: `(key, eta, *theta) -> x [D]`, or None where none was given.
-      validate: `(X) -> None`, or a ValueError that names the first bad row, column and
-        value.
-      base_measure: "counting" or "lebesgue", what log_prob is a density against; "none"
-        where the loss is no likelihood.
-      derived: "hand" or "autodiff", where dloss comes from.
-      init: `(input_dim) -> theta`, a tuple or NamedTuple of arrays, if p is learned.
+      sample: `(key, eta, *theta) -> x [D]`; None if samples cannot be drawn.
+      validate: `(X) -> None`; raises a ValueError that names the first bad row, column
+        and value.
+      base_measure: of the density log_prob, "counting" or "lebesgue"; "none" if the
+        loss is not a likelihood.
+      derived: "hand" or "autodiff", how dloss was derived.
+      init: `(input_dim) -> theta`, a tuple or NamedTuple of arrays; None if the
+        observation has no parameters.
       dtheta: `(eta, x, *theta) -> dtheta`, a tuple like theta, for one example.
       eta_of_mean: `(mean [D]) -> eta [D]`, for an output bias from the data's mean.
-      input_dim: D, where it is for that many columns only.
+      input_dim: D, if the observation is for one number of columns only.
     """
 
     name: str
@@ -59,44 +60,44 @@ class Observation(NamedTuple):
         )
 
     def checked_loss(self, eta: Array, x: Array, theta: tuple) -> Array:
-        """The loss of one example, `[D] -> []`, refused unless it is a number."""
+        """The loss of one example, `[D] -> []`; raises unless it is a number."""
         loss = self.loss(eta, x, *theta)
         return _checks.returned(f"observation {self}: loss", loss, ())
 
     def checked_log_prob(self, eta: Array, x: Array, theta: tuple) -> Array:
-        """The log_prob of one example, `[D] -> []`, refused unless it is a number."""
+        """The log_prob of one example, `[D] -> []`; raises unless it is a number."""
         log_prob = self.log_prob(eta, x, *theta)
         return _checks.returned(f"observation {self}: log_prob", log_prob, ())
 
     def checked_dloss(self, eta: Array, x: Array, theta: tuple) -> Array:
-        """dloss, refused unless it is like eta."""
+        """dloss; raises unless it has the shape of eta."""
         d_eta = self.dloss(eta, x, *theta)
         return _checks.returned_like(f"observation {self}: dloss", d_eta, eta)
 
     def checked_dtheta(self, eta: Array, x: Array, theta: tuple) -> tuple:
-        """dtheta of one example, refused unless it is like theta."""
-        what = f"observation {self}: dtheta"
-        return _checks.returned_by_theta(what, self.dtheta, (eta, x), theta)
+        """dtheta of one example; raises unless it is a tuple like theta."""
+        name = f"observation {self}: dtheta"
+        return _checks.returned_by_theta(name, self.dtheta, (eta, x), theta)
 
     def __repr__(self) -> str:
         return self.name
 
     def __reduce__(self):
-        # As for activations: by name where the name finds this very object.
+        # By name, so that unpickling gives the same object, if the name identifies it.
         if find(self.name) is self:
             return get, (self.name,)
         return Observation, tuple(self)
 
 
-# Filled where the observations are defined; factories make one, or None, of what is
-# between the parentheses of its name.
+# Filled by the modules that define observations. A factory takes the text between the
+# parentheses of a name and returns the observation, or None.
 CATALOGUE: dict[str, Observation] = {}
 FACTORIES: dict[str, Callable[[str], Observation | None]] = {}
 _RENAMED = {"gaussian_link": "gaussian_with"}  # in files of version 0.1
 
 
 def find(name: str) -> Observation | None:
-    """The observation that is saved under that name, if jaxae has one."""
+    """The observation of that name, or None."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     match = re.fullmatch(r"(\w+)\((.*)\)", name)
@@ -121,26 +122,32 @@ def get(name: str) -> Observation:
 
 
 def validate_finite(X) -> None:
-    """Refuse NaN and infinity."""
-    refuse_unless(np.isfinite(np.asarray(X)), X, "must be finite")
+    """Check that X holds no NaN or infinity."""
+    check_values(np.isfinite(np.asarray(X)), X, "must be finite")
 
 
-def refuse_unless(is_good, X, promise: str) -> None:
-    """Raise a ValueError about the first entry of X that is not good.
+def check_values(is_valid, X, requirement: str) -> None:
+    """Check that `is_valid` holds for every entry of X.
 
-    Does nothing under a JAX transformation, where values cannot be seen.
+    Does nothing if `is_valid` is traced.
+
+    Raises:
+      ValueError: "data REQUIREMENT, found VALUE at row R, column C and N more."
     """
-    if isinstance(is_good, jax.core.Tracer):
+    if isinstance(is_valid, jax.core.Tracer):
         return
-    is_good = np.asarray(is_good)
-    if is_good.all():
+    is_valid = np.asarray(is_valid)
+    if is_valid.all():
         return
-    where = np.unravel_index(np.argmin(is_good), is_good.shape)
-    place = "row {}, column {}".format(*where) if len(where) == 2 else f"entry {where}"
-    if len(where) == 1:
-        place = f"column {where[0]}"
-    count = int((~is_good).sum())
+    index = np.unravel_index(np.argmin(is_valid), is_valid.shape)
+    if len(index) == 1:
+        location = f"column {index[0]}"
+    elif len(index) == 2:
+        location = f"row {index[0]}, column {index[1]}"
+    else:
+        location = f"entry {index}"
+    num_others = int((~is_valid).sum()) - 1
+    others = f" and {num_others} more" if num_others else ""
     raise ValueError(
-        f"data {promise}, found {np.asarray(X)[where]} at {place}"
-        f"{'' if count == 1 else f' and {count - 1} more'}."
+        f"data {requirement}, found {np.asarray(X)[index]} at {location}{others}."
     )

@@ -1,4 +1,4 @@
-"""Observations whose every derivative is written by hand."""
+"""Observations whose derivatives are written by hand."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from jaxae.observations._base import (
     CATALOGUE,
     FACTORIES,
     Observation,
-    refuse_unless,
+    check_values,
     validate_finite,
 )
 
@@ -40,17 +40,17 @@ def _is_binary(x: Data) -> Bool[Array, "*batch D"]:
 
 
 def _bernoulli_log_prob(eta: Eta, x: Data) -> Float[Array, "*batch"]:
-    # A grey level has no probability under a Bernoulli: refused where values can be
-    # seen, -inf (which is the truth) where they cannot, under jit and vmap.
+    # A grey level has probability 0 under a Bernoulli: an error if x is not traced,
+    # otherwise -inf.
     is_binary = _is_binary(x)
-    refuse_unless(
+    check_values(
         is_binary,
         x,
         "must be 0 or 1 for the log-probability of bernoulli "
         "(grey levels in [0, 1] have a loss, not a likelihood; binarize them first)",
     )
-    in_support = jnp.all(is_binary, axis=-1)
-    return jnp.where(in_support, -_bernoulli_loss(eta, x), -jnp.inf)
+    is_in_support = jnp.all(is_binary, axis=-1)
+    return jnp.where(is_in_support, -_bernoulli_loss(eta, x), -jnp.inf)
 
 
 def _bernoulli_sample(key: PRNGKey, eta: Eta) -> Data:
@@ -59,12 +59,12 @@ def _bernoulli_sample(key: PRNGKey, eta: Eta) -> Data:
 
 def _bernoulli_validate(X) -> None:
     values = np.asarray(X)
-    # A NaN fails both comparisons, so this refuses it too.
-    refuse_unless((values >= 0) & (values <= 1), X, "must be in [0, 1] for bernoulli")
+    # A NaN fails both comparisons, so it raises too.
+    check_values((values >= 0) & (values <= 1), X, "must be in [0, 1] for bernoulli")
 
 
 def _bernoulli_eta_of_mean(mean: Float[Array, "D"]) -> Float[Array, "D"]:
-    # Clipped: a pixel that is always off would ask for a bias of -inf.
+    # Clipped, because the bias of a pixel that is always 0 would be -inf.
     mean = jnp.clip(mean, 1e-3, 1 - 1e-3)
     return jnp.log(mean) - jnp.log1p(-mean)
 
@@ -120,7 +120,7 @@ gaussian = Observation(
 
 CATALOGUE.update({o.name: o for o in (bernoulli, gaussian)})
 
-# ---- gaussian_with: real x, an inverse link, a variance for each column ----------
+# ---- gaussian_with: real x, an inverse link, a variance for each column --------------
 
 Weights = tuple[float, ...] | None
 
@@ -132,14 +132,15 @@ def gaussian_with(inverse_link, weights=None) -> Observation:
     d loss / d eta_i = w_i (o(eta_i) - x_i) o'(eta_i).
 
     Args:
-      inverse_link: o, an elementwise `Activation` that learns nothing, or its name.
-      weights: w, D positive numbers, how much each column matters; 1 unless given.
+      inverse_link: o, an elementwise `Activation` without parameters, or its name.
+      weights: w, D positive numbers, the importance of each column; None for 1 each.
 
     Returns:
-      The same object for the same inverse link and numbers. Its name holds both.
+      An `Observation`; the same object for the same inverse link and weights, which are
+      both in its name.
 
     Raises:
-      ValueError: for an inverse_link or weights of another kind; in a model or a call,
+      ValueError: if inverse_link or weights are of another kind; in a model or a call,
         if the number of weights is not the number of columns.
 
     References:
@@ -160,16 +161,16 @@ def gaussian_with(inverse_link, weights=None) -> Observation:
 
 @functools.cache
 def _gaussian_with(o: Activation, weights: Weights) -> Observation:
-    def of(function):
+    def bind(function):
         return functools.partial(function, o, weights)
 
     return Observation(
         f"gaussian_with({o.name}{'' if weights is None else f', {weights}'})",
         inverse_link=o,
-        loss=of(_gaussian_with_loss),
-        dloss=of(_gaussian_with_dloss),
-        log_prob=of(_gaussian_with_log_prob),
-        sample=of(_gaussian_with_sample),
+        loss=bind(_gaussian_with_loss),
+        dloss=bind(_gaussian_with_dloss),
+        log_prob=bind(_gaussian_with_log_prob),
+        sample=bind(_gaussian_with_sample),
         validate=validate_finite,
         base_measure="lebesgue",
         derived="hand",
@@ -212,7 +213,7 @@ def _weighted(weights: Weights, values: Eta) -> Eta:
     if len(weights) != values.shape[-1]:
         raise ValueError(
             f"gaussian_with has {len(weights)} weights, but there are "
-            f"{values.shape[-1]} columns; give one weight for each."
+            f"{values.shape[-1]} columns; give one weight per column."
         )
     return jnp.broadcast_to(jnp.asarray(weights, values.dtype), values.shape) * values
 
@@ -221,27 +222,27 @@ def _as_weights(weights: Any) -> Weights:
     if weights is None:
         return None
     try:
-        found = np.asarray(weights)
+        array = np.asarray(weights)
     except (TypeError, ValueError):
-        found = np.asarray(None)
-    is_vector = found.ndim == 1 and found.size > 0 and found.dtype.kind in "fiu"
-    if not (is_vector and (np.isfinite(found) & (found > 0)).all()):
+        array = np.asarray(None)
+    is_vector = array.ndim == 1 and array.size > 0 and array.dtype.kind in "fiu"
+    if not (is_vector and (np.isfinite(array) & (array > 0)).all()):
         raise ValueError(
             "weights must be a tuple of positive finite numbers, one a column, or "
             f"None, got {_checks.describe(weights)}."
         )
-    return tuple(map(float, found))
+    return tuple(map(float, array))
 
 
-def _gaussian_with_of(arguments: str) -> Observation | None:
-    """The observation whose name has these arguments, if there is one."""
+def _parse_gaussian_with(arguments: str) -> Observation | None:
+    """The observation named gaussian_with(ARGUMENTS), if the arguments are valid."""
     link, comma, numbers = arguments.partition(",")
-    weights = [number for number in numbers.strip(" ()").split(",") if number.strip()]
+    texts = [text for text in numbers.strip(" ()").split(",") if text.strip()]
     try:
-        given = list(map(float, weights)) if comma else None
-        return gaussian_with(activations.get(link.strip()), given)
+        weights = list(map(float, texts)) if comma else None
+        return gaussian_with(activations.get(link.strip()), weights)
     except ValueError:
         return None
 
 
-FACTORIES["gaussian_with"] = _gaussian_with_of
+FACTORIES["gaussian_with"] = _parse_gaussian_with

@@ -1,8 +1,8 @@
-"""The lecture's recipe for any other kind of input, with derivatives from autodiff.
+"""The lecture's recipe for other types of input, with derivatives from autodiff.
 
-Choose p(x | mu), choose how mu follows from the output pre-activation, take -log p as
-the loss. Hand-written observations are more exact (they never form mu where its
-logarithm is what is needed) and faster; these are for trying an idea in two lines.
+Choose p(x | mu), choose how mu follows from the output pre-activation, and take -log p
+as the loss. Hand-written observations are faster and more exact: they compute log mu
+directly, without forming mu. These are for trying an idea in two lines.
 """
 
 import functools
@@ -32,15 +32,16 @@ def from_log_prob(
 
     Args:
       log_prob: `(x [D], mu) -> []` (a result `[D]` is summed: independent columns).
-      mean: `(eta [D]) -> mu`, how the mean follows from the output pre-activation.
-      name: how it is printed and saved; the density's own name unless given.
-      sample: `(key, mu) -> x [D]`, if samples are wanted.
-      validate: `(X) -> None` or a ValueError; finite values unless given.
+      mean: `(eta [D]) -> mu`, the mean as a function of the output pre-activation.
+      name: identifies it in output and saved files; by default the name of `log_prob`.
+      sample: `(key, mu) -> x [D]`; None if samples cannot be drawn.
+      validate: `(X) -> None`, raises a ValueError for bad values; by default values
+        must be finite.
       base_measure: "counting" for a mass function, "lebesgue" for a density.
 
     Returns:
-      An `Observation` with `derived == "autodiff"`. Its loss is the whole of -log p:
-      which terms are free of eta, only a person can tell.
+      An `Observation` with `derived == "autodiff"`. Its loss is -log p with all its
+      terms, including those that are free of eta.
 
     References:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
@@ -49,7 +50,7 @@ def from_log_prob(
     _check_callable("mean", mean)
 
     def log_likelihood(eta, x):
-        return _total(log_prob(x, mean(eta)), x, "log_prob")
+        return _sum_columns(log_prob(x, mean(eta)), x, "log_prob")
 
     def sample_from_eta(key, eta):
         return sample(key, mean(eta))
@@ -75,17 +76,18 @@ def from_distribution(
     """The lecture's recipe with a distribution object: l(f(x)) = -log make(eta)(x).
 
     Args:
-      make: `(eta [D]) -> distribution`, any object with `log_prob(x)` and `mean` (a
-        value or a method: numpyro, distrax and TFP all fit) and, if samples are
-        wanted, `sample`. Per-column log-probabilities are summed.
-      name: how it is printed and saved; `make`'s own name unless given.
-      validate: `(X) -> None` or a ValueError; finite values unless given.
+      make: `(eta [D]) -> distribution`, any object with `log_prob(x)`, `mean` (a value
+        or a method) and, for samples, `sample`, such as those of numpyro, distrax and
+        TFP. Log-probabilities of columns are summed.
+      name: identifies it in output and saved files; by default the name of `make`.
+      validate: `(X) -> None`, raises a ValueError for bad values; by default values
+        must be finite.
       base_measure: "counting" for a mass function, "lebesgue" for a density.
     """
     _check_callable("make", make)
 
     def log_likelihood(eta, x):
-        return _total(make(eta).log_prob(x), x, "make(eta).log_prob")
+        return _sum_columns(make(eta).log_prob(x), x, "make(eta).log_prob")
 
     def mean(eta):
         value = make(eta).mean
@@ -113,7 +115,7 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, base_measu
         raise ValueError(
             f"base_measure must be 'counting' or 'lebesgue', got {base_measure!r}."
         )
-    # Written by the user for one example; vectorize makes it serve a batch as well.
+    # The user writes these functions for one example; vectorize adds the batch axis.
     log_prob = jnp.vectorize(log_likelihood, signature="(d),(d)->()")
 
     def mean_of_example(eta):
@@ -144,7 +146,7 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, base_measu
     )
 
 
-def _total(log_probs, x, name: str):
+def _sum_columns(log_probs, x, name: str):
     if not _checks.is_real(log_probs) or jnp.shape(log_probs) not in ((), x.shape):
         raise ValueError(
             f"{name} must return a number, or one for each of the {len(x)} columns, "

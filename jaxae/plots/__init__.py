@@ -1,4 +1,4 @@
-"""Pictures of runs and of sweeps, a file each."""
+"""Plots of runs and of sweeps, each written to one file."""
 
 from jaxae.plots.runs import (
     curves,

@@ -1,4 +1,4 @@
-"""Pictures of a run: filters, reconstructions, curves, use of latents; a file each."""
+"""Plots of a run: filters, reconstructions, curves and usage of latents."""
 
 import itertools
 import math
@@ -15,17 +15,17 @@ from jaxae.plots.drawing import PathLike
 
 ImageShape = tuple[int, int] | None
 
-_DATA, _MODEL = "0.25", "#c8553d"
-_BAR = "0.45"
-_BEHIND: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": None}
-_COLOURS = {"train": _DATA, "validation": _MODEL}
-_LEAF_COLOURS = ("#3f6fa3", _MODEL, "#5f9154", "#8464a8", "#b08a2e", _DATA)
-# Few colours, for noisy weights compress badly; an odd number, for 0 to have its own.
+_DATA_COLOUR, _MODEL_COLOUR, _BAR_COLOUR = "0.25", "#c8553d", "0.45"
+_BACKGROUND_STYLE: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": None}
+_SPLIT_COLOURS = {"train": _DATA_COLOUR, "validation": _MODEL_COLOUR}
+_LEAF_COLOURS = ("#3f6fa3", _MODEL_COLOUR, "#5f9154", "#8464a8", "#b08a2e", "0.25")
+# (colour map, number of colours). Few colours, because images of noisy weights compress
+# badly; an odd number, so that 0 has a colour of its own.
 _DIVERGING, _GREY = ("RdBu_r", 33), ("gray", 256)
 
 
 def square_shape(input_dim: int) -> ImageShape:
-    """(s, s) where s^2 = input_dim >= 16, the likely shape of an image, else None."""
+    """(s, s) if s^2 = input_dim >= 16, the likely shape of an image; otherwise None."""
     side = math.isqrt(input_dim)
     return (side, side) if side >= 4 and side * side == input_dim else None
 
@@ -33,12 +33,18 @@ def square_shape(input_dim: int) -> ImageShape:
 def filters(
     W: Any, path: PathLike, image_shape: ImageShape = None, max_filters: int = 100
 ) -> Path:
-    """The rows of W `[H, D]` with the largest norms, as images or as one heat map.
+    """Plot the rows of W with the largest norms, as images or as one heat map.
 
-    As images, each is scaled by its own largest |weight|, so that faint ones show too.
+    Each image is scaled by its own largest |weight|, so that faint filters are visible.
+
+    Args:
+      W: `[H, D]`, weights of the encoder or the decoder.
+      path: the file to write.
+      image_shape: height and width of an input; None for a heat map.
+      max_filters: the largest number of rows to plot.
 
     Raises:
-      ValueError: W is not `[H, D]`, or its rows are not images of that shape.
+      ValueError: if W is not `[H, D]`, or its rows are not images of that shape.
     """
     W = _matrix("W", W, image_shape)
     order = np.argsort(-np.linalg.norm(W, axis=1), kind="stable")[:max_filters]
@@ -46,7 +52,7 @@ def filters(
     if image_shape is None:
         return _heat_map(W[order], path, title)
     largest = np.abs(W[order]).max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # a run that diverged has infinite weights
+    with np.errstate(invalid="ignore"):  # a diverged run has infinite weights
         images = (W[order] / np.maximum(largest, 1e-30)).reshape(-1, *image_shape)
     num_columns = math.ceil(math.sqrt(len(images) * image_shape[0] / image_shape[1]))
     tiles = _mosaic(images, min(num_columns, len(images)))
@@ -67,12 +73,18 @@ def reconstructions(
     image_shape: ImageShape = None,
     max_examples: int = 12,
 ) -> Path:
-    """The first rows of X above those of X_hat `[N, D]`: as images, else as lines.
+    """Plot the first inputs and their reconstructions, as images or as lines.
 
-    Images share one grey scale, the range of those inputs; what leaves it is clipped.
+    Images share one grey scale, the range of the inputs; values outside are clipped.
+
+    Args:
+      X, X_hat: `[N, D]`, inputs and reconstructions.
+      path: the file to write.
+      image_shape: height and width of an input; None for lines.
+      max_examples: the largest number of rows to plot.
 
     Raises:
-      ValueError: the shapes differ, or the rows are not images of that shape.
+      ValueError: if the shapes differ, or the rows are not images of that shape.
     """
     X, X_hat = _matrix("X", X, image_shape), _matrix("X_hat", X_hat, image_shape)
     if X.shape != X_hat.shape:
@@ -99,16 +111,24 @@ def reconstructions(
 
 
 def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
-    """Loss against epoch, and one panel for each kind of the rest that is there.
+    """Plot metrics against epochs, in up to four panels.
 
-    Train and validation "loss", on a log scale beyond a decade; their "fvu"; the norm
-    of the gradient by leaf ("gradient/W"), for a leaf that both paths reach by path
-    too; their "dead_fraction" and "saturated_fraction".
+    * The train and validation "loss", on a log scale if it spans more than a decade.
+    * Their "fvu".
+    * The norm of the gradient of each leaf ("gradient/W"), and by path for a leaf with
+      a gradient from both paths.
+    * Their "dead_fraction" and "saturated_fraction".
+
+    A panel without metrics is left out.
+
+    Args:
+      metrics: values by name, one an epoch, as `run.metrics`.
+      path: the file to write.
 
     Raises:
-      ValueError: metrics has neither "train/loss" nor "validation/loss".
+      ValueError: if metrics has neither "train/loss" nor "validation/loss".
     """
-    if not any(f"{part}/loss" in metrics for part in _COLOURS):
+    if not any(f"{split}/loss" in metrics for split in _SPLIT_COLOURS):
         raise ValueError(
             "metrics needs 'train/loss' or 'validation/loss' to draw curves, and has "
             f"{sorted(metrics)}."
@@ -127,41 +147,47 @@ def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
 
 
 def latent_usage(Z: Any, path: PathLike) -> Path:
-    """How much each latent of Z `[N, H]` is used: how strongly, and how often.
+    """Plot how strongly and how often each latent is used.
 
-    A latent is active on an example where |z| is above 1% of the largest |z| of all: of
-    sigmoid latents, roughly where z > 0.01. A dead latent is 0 on every example, as in
-    `metrics.is_dead`. Left, the latents' mean |z|, largest first; right, how many are
-    active on which fraction of the examples, dead ones apart.
+    Left: the mean |z| of each latent, largest first. Right: a histogram of the fraction
+    of examples on which a latent is active, with dead latents in a bar of their own.
+
+    A latent is active on an example if |z| is above 1% of the largest |z| in Z (for
+    sigmoid latents, roughly z > 0.01). A dead latent is 0 on every example, as in
+    `metrics.is_dead`.
+
+    Args:
+      Z: `[N, H]`, latents.
+      path: the file to write.
 
     Raises:
-      ValueError: Z is not `[N, H]`.
+      ValueError: if Z is not `[N, H]`.
     """
     Z = np.abs(_matrix("Z", Z, None))
     largest = Z[np.isfinite(Z)].max(initial=0.0)
-    how_often = (~(Z <= 0.01 * largest)).mean(axis=0)  # NaN counts as active
+    frequency = (~(Z <= 0.01 * largest)).mean(axis=0)  # NaN counts as active
     dead = np.asarray(is_dead(Z))
     figure = drawing.figure((8.4, 3.4))
     figure.get_layout_engine().set(wspace=0.05)
-    strength, often = figure.subplots(1, 2)
+    strength_axes, frequency_axes = figure.subplots(1, 2)
     figure.suptitle(
         f"{Z.shape[1]} latents on {len(Z)} examples: {dead.sum()} dead, "
-        f"{(how_often == 1).sum()} active on every one",
+        f"{(frequency == 1).sum()} active on every one",
         fontsize=10,
     )
-    _draw_strengths(strength, Z.mean(axis=0), dead)
-    _draw_how_often(often, how_often, dead)
-    for axes in (strength, often):
+    _draw_strength(strength_axes, Z.mean(axis=0), dead)
+    _draw_frequency(frequency_axes, frequency, dead)
+    for axes in (strength_axes, frequency_axes):
         axes.spines[["top", "right"]].set_visible(False)
     return drawing.save(figure, path)
 
 
-def _draw_strengths(axes: Any, strengths: np.ndarray, is_dead: np.ndarray) -> None:
-    # Dead ones last, for them to be one piece.
-    order = np.lexsort((-strengths, is_dead))
-    num_alive = len(order) - is_dead.sum()
-    axes.stairs(strengths[order], fill=True, color=_BAR)
-    axes.axvspan(num_alive, len(order), color=_MODEL, alpha=0.25, lw=0)
+def _draw_strength(axes: Any, strength: np.ndarray, dead: np.ndarray) -> None:
+    # Dead latents last, so that they form one block.
+    order = np.lexsort((-strength, dead))
+    num_alive = len(order) - dead.sum()
+    axes.stairs(strength[order], fill=True, color=_BAR_COLOUR)
+    axes.axvspan(num_alive, len(order), color=_MODEL_COLOUR, alpha=0.25, lw=0)
     axes.set(
         xlabel="latent, strongest first, dead last",
         ylabel="mean |z|",
@@ -170,68 +196,72 @@ def _draw_strengths(axes: Any, strengths: np.ndarray, is_dead: np.ndarray) -> No
     drawing.integer_ticks(axes.xaxis)
 
 
-def _draw_how_often(axes: Any, how_often: np.ndarray, is_dead: np.ndarray) -> None:
+def _draw_frequency(axes: Any, frequency: np.ndarray, dead: np.ndarray) -> None:
     edges = np.linspace(0, 1, 21)
-    axes.hist(how_often[~is_dead], edges, color=_BAR, edgecolor="white", lw=0.5)
+    axes.hist(frequency[~dead], edges, color=_BAR_COLOUR, edgecolor="white", lw=0.5)
     axes.set(xlabel="fraction of examples on which active", ylabel="latents")
     axes.set_xticks(np.linspace(0, 1, 6))
     drawing.integer_ticks(axes.yaxis)
-    if is_dead.any():
+    if dead.any():
         label = "dead: 0 on every example"
-        axes.bar(-0.05, is_dead.sum(), 0.05, color=_MODEL, label=label)
+        axes.bar(-0.05, dead.sum(), 0.05, color=_MODEL_COLOUR, label=label)
         axes.legend(frameon=False, fontsize=8)
 
 
+class _Line(NamedTuple):
+    label: str
+    values: np.ndarray  # one an epoch
+    style: dict[str, Any]
+
+
 class _Panel(NamedTuple):
-    """Curves on one pair of axes: for each, its label, its values and its style."""
+    """The lines on one pair of axes."""
 
     ylabel: str
-    lines: list[tuple[str, np.ndarray, dict[str, Any]]]
-    is_log: bool | None = None  # None: beyond a decade
+    lines: list[_Line]
+    is_log: bool | None = None  # None: if the values span more than a decade
     limits: tuple[float, float] | None = None
 
 
 def _panels(metrics: Mapping[str, Any]) -> list[_Panel]:
+    saturated = _lines_by_split(
+        metrics, "saturated_fraction", " saturated", **_BACKGROUND_STYLE
+    )
+    dead = _lines_by_split(metrics, "dead_fraction", " dead")
+    limits = (-0.03, 1.03)
     return [
-        _Panel("loss", _by_part(metrics, "loss")),
-        _Panel("fraction of variance unexplained", _by_part(metrics, "fvu")),
-        _Panel("norm of the gradient", _by_leaf(metrics), is_log=True),
-        _Panel(
-            "fraction of latents",
-            [
-                *_by_part(metrics, "saturated_fraction", " saturated", **_BEHIND),
-                *_by_part(metrics, "dead_fraction", " dead"),
-            ],
-            is_log=False,
-            limits=(-0.03, 1.03),
-        ),
+        _Panel("loss", _lines_by_split(metrics, "loss")),
+        _Panel("fraction of variance unexplained", _lines_by_split(metrics, "fvu")),
+        _Panel("norm of the gradient", _lines_by_leaf(metrics), is_log=True),
+        _Panel("fraction of latents", saturated + dead, is_log=False, limits=limits),
     ]
 
 
-def _by_part(metrics, name: str, suffix: str = "", **style: Any) -> list:
+def _lines_by_split(metrics, name: str, suffix: str = "", **style: Any) -> list[_Line]:
     return [
-        (
-            f"{part}{suffix}",
-            _values(metrics[f"{part}/{name}"]),
+        _Line(
+            f"{split}{suffix}",
+            _values(metrics[f"{split}/{name}"]),
             {"color": colour, **style},
         )
-        for part, colour in _COLOURS.items()
-        if f"{part}/{name}" in metrics
+        for split, colour in _SPLIT_COLOURS.items()
+        if f"{split}/{name}" in metrics
     ]
 
 
-def _by_leaf(metrics) -> list:
+def _lines_by_leaf(metrics) -> list[_Line]:
     paths = ("encoder", "decoder")
     names = [name.split("/") for name in metrics if name.startswith("gradient/")]
-    leaves = ["/".join(rest) for _, *rest in names if rest[0] not in paths]
+    leaves = ["/".join(leaf) for _, *leaf in names if leaf[0] not in paths]
     lines = []
     for leaf, colour in zip(leaves, itertools.cycle(_LEAF_COLOURS)):
-        lines.append((leaf, _values(metrics[f"gradient/{leaf}"]), {"color": colour}))
-        halves = [_values(metrics.get(f"gradient/{p}/{leaf}", 0.0)) for p in paths]
-        if all(half.any() for half in halves):
-            for path, half, linestyle in zip(paths, halves, ("--", ":"), strict=True):
+        norms = _values(metrics[f"gradient/{leaf}"])
+        lines.append(_Line(leaf, norms, {"color": colour}))
+        by_path = [_values(metrics.get(f"gradient/{p}/{leaf}", 0.0)) for p in paths]
+        if all(norms.any() for norms in by_path):
+            for path, norms, linestyle in zip(paths, by_path, ("--", ":"), strict=True):
                 style = {"color": colour, "linestyle": linestyle}
-                lines.append((f"{leaf}, {path} path", half, style))
+                lines.append(_Line(f"{leaf}, {path} path", norms, style))
     return lines
 
 
@@ -286,8 +316,8 @@ def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
     style: dict[str, Any] = {"linewidth": 1, "markersize": 3}
     style["marker"] = "o" if X.shape[1] <= 32 else None
     for panel, x, x_hat in zip(panels, X, X_hat, strict=False):
-        panel.plot(x, color=_DATA, label="input", **style)
-        panel.plot(x_hat, color=_MODEL, label="reconstruction", **style)
+        panel.plot(x, color=_DATA_COLOUR, label="input", **style)
+        panel.plot(x_hat, color=_MODEL_COLOUR, label="reconstruction", **style)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(X) :]:
         panel.set_axis_off()
@@ -304,19 +334,19 @@ def _matrix(name: str, values: Any, image_shape: ImageShape) -> np.ndarray:
         raise ValueError(f"{name} must be [N, D], not empty, got shape {values.shape}.")
     if image_shape is not None and values.shape[1] != math.prod(image_shape):
         raise ValueError(
-            f"{name} has {values.shape[1]} columns, which make no image of shape "
-            f"{image_shape}."
+            f"{name} has {values.shape[1]} columns, which is not the size of an image "
+            f"of shape {image_shape}."
         )
     return values
 
 
 def _mosaic(images: np.ndarray, num_columns: int) -> np.ndarray:
-    """Images `[N, h, w]` side by side in one, with gutters of NaN between them."""
+    """One image of all images `[N, h, w]` in a grid, with gutters of NaN."""
     num_images, height, width = images.shape
     num_rows = math.ceil(num_images / num_columns)
     gutter = max(1, round(min(height, width) / 16))
     tiles = np.full((num_rows * num_columns, height + gutter, width + gutter), np.nan)
     tiles[:num_images, :height, :width] = images
     tiles = tiles.reshape(num_rows, num_columns, height + gutter, width + gutter)
-    whole = tiles.swapaxes(1, 2).reshape(num_rows * (height + gutter), -1)
-    return whole[:-gutter, :-gutter]
+    mosaic = tiles.swapaxes(1, 2).reshape(num_rows * (height + gutter), -1)
+    return mosaic[:-gutter, :-gutter]

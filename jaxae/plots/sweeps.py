@@ -1,90 +1,90 @@
-"""Pictures of a sweep: a metric against one axis, over two, and over all of them."""
+"""Plots of a sweep: a metric against one axis, over two axes, and over all axes."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae.plots import drawing, trials
+from jaxae.plots import drawing
 from jaxae.plots.drawing import PathLike
-from jaxae.plots.trials import Places, Trials
+from jaxae.plots.trials import (
+    Scale,
+    Trials,
+    check_axis,
+    format_setting,
+    read_trials,
+    scale_of,
+)
 
-_FEW = 6  # lines, each with its own colour
 _COLOURS = ("#3f6fa3", "#c8553d", "#5f9154", "#8464a8", "#b08a2e", "0.25")
-_DIVERGED, _FAINT = "#b2182b", "0.72"
-_BINS = 8  # of an axis that has more values than a map has room for
-_CELLS = 16
-_LINES = 300  # beyond which nobody tells them apart
+_DIVERGED_COLOUR, _LANE_COLOUR = "#b2182b", "0.72"
+_MAX_CELLS = 16  # along one axis of a map; an axis of more values is cut into bins
+_NUM_BINS = 8
+_MAX_LINES = 300  # of a plot of parallel coordinates
 
 
 def sweep_curves(
     sweep: Any, axis: str, path: PathLike, metric: str | None = None
 ) -> Path:
-    """A metric after the last epoch against one axis of a sweep.
+    """Plot a metric after the last epoch against one axis of a sweep.
 
-    A line for each setting of the other axes where these are few, else one of the best
-    setting at each value, before all lanes as dots. Where `seed` is swept, a line is
-    the mean over seeds and its band reaches from the least to the largest. Lanes whose
-    other axes change along with this one, as drawn ones do, are dots. Diverged lanes
-    are crosses at the top, lanes that halving stopped open circles, at their own end.
+    There is a line for each setting of the other axes if these are few. Otherwise all
+    lanes are dots, with a line of the best setting at each value. If seeds are swept, a
+    line is the mean over seeds, and its band is the range over seeds. If another axis
+    has one value for each value of this axis, as random axes have, lanes are dots.
+    Diverged lanes are crosses at the top. Lanes stopped early by successive halving are
+    open circles at their last value.
 
     Args:
-      sweep: what `jaxae.sweep` returned, or its table.
-      axis: whose values are drawn to the right; by logarithm if they span a decade.
+      sweep: the result of `jaxae.sweep`, or its table.
+      axis: the axis to plot against, on a log scale if its values span a decade.
       path: the file to write.
-      metric: "validation/loss", or "train/loss" where there is none, unless given.
+      metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: for an axis that does not vary, or an unknown metric.
+      ValueError: if the axis does not vary or the metric is unknown.
     """
-    found = trials.read(sweep, metric)
-    trials.check_axis(found, "axis", axis)
-    places = trials.place(found.axes[axis])
-    along, others = _others(found, axis)
-    settings = found.settings(*others)
+    trials = read_trials(sweep, metric)
+    check_axis(trials, "axis", axis)
+    scale = scale_of(trials.axes[axis])
+    dependent, others = _split_other_axes(trials, axis)
+    settings = trials.settings(*others)
     figure = drawing.figure((6.4, 4.0))
     axes = figure.subplots()
-    is_dots = bool(along)
-    if len(settings) <= _FEW:
-        colours = _colours(found, others, list(settings))
+    if len(settings) <= len(_COLOURS):
+        colours = _line_colours(trials, others, list(settings))
         for (row, lanes), colour in zip(settings.items(), colours, strict=True):
-            label = trials.words(dict(zip(others, row, strict=True)))
-            if is_dots:
-                done = lanes[found.is_done[lanes]]
-                if not len(done):
-                    continue
-                axes.scatter(
-                    places.at[done], found.values[done], 22, color=colour, label=label
-                )
+            label = format_setting(dict(zip(others, row, strict=True)))
+            if dependent:
+                _draw_dots(axes, trials, scale, lanes, color=colour, label=label)
             else:
-                _draw_line(axes, found, places, [lanes], colour, label)
+                _draw_line(axes, trials, scale, [lanes], colour, label)
     else:
-        done = np.flatnonzero(found.is_done)
+        lanes, style = np.arange(len(trials.values)), {"s": 10, "lw": 0}
         label = "each lane"
-        axes.scatter(
-            places.at[done], found.values[done], 10, color=_FAINT, lw=0, label=label
-        )
-        if not is_dots:
+        _draw_dots(axes, trials, scale, lanes, color=_LANE_COLOUR, label=label, **style)
+        if not dependent:
             label = f"the best of {len(settings)} settings of {' x '.join(others)}"
             rows = list(settings.values())
-            _draw_line(axes, found, places, rows, _COLOURS[0], label)
-    _draw_others(axes, found, places)
-    _finish_curves(axes, found, places, axis, along)
+            _draw_line(axes, trials, scale, rows, _COLOURS[0], label)
+    _draw_stopped_lanes(axes, trials, scale)
+    _set_axes_of_curves(axes, trials, scale, axis, dependent)
+    _draw_legend(axes, trials, has_band=trials.num_seeds > 1 and not dependent)
     return drawing.save(figure, path)
 
 
-def _others(found: Trials, axis: str) -> tuple[list[str], list[str]]:
-    """The other axes: those of which each value here has its own, and the rest."""
-    names = [name for name in found.axes if name != axis]
-    num_here = len(found.settings(axis))
-    along = [name for name in names if len(found.settings(axis, name)) == num_here]
-    return along, [name for name in names if name not in along]
+def _split_other_axes(trials: Trials, axis: str) -> tuple[list[str], list[str]]:
+    """The axes with one value for each value of this axis, and all other axes."""
+    names = [name for name in trials.axes if name != axis]
+    num_values = len(trials.settings(axis))
+    dependent = [n for n in names if len(trials.settings(axis, n)) == num_values]
+    return dependent, [name for name in names if name not in dependent]
 
 
-def _colours(found: Trials, others: list[str], rows: list[tuple]) -> list:
-    """Shades where the lines have an order, else colours."""
-    if len(others) != 1 or found.axes[others[0]].dtype.kind not in "fiu":
+def _line_colours(trials: Trials, others: list[str], rows: list[tuple]) -> list:
+    """Shades of one colour map if the settings are ordered numbers; else colours."""
+    if len(others) != 1 or trials.axes[others[0]].dtype.kind not in "fiu":
         return list(_COLOURS[: len(rows)])
     from matplotlib import colormaps
 
@@ -92,40 +92,49 @@ def _colours(found: Trials, others: list[str], rows: list[tuple]) -> list:
     return list(colormaps["viridis_r"](0.15 + 0.85 * ranks / max(1, len(rows) - 1)))
 
 
-def _draw_line(axes, found: Trials, places: Places, rows, colour, label: str) -> None:
-    """At each place the row of lanes with the least mean: mean, least and largest."""
+def _draw_dots(
+    axes: Any, trials: Trials, scale: Scale, lanes: np.ndarray, **style: Any
+) -> None:
+    done = lanes[trials.is_done[lanes]]
+    if len(done):
+        style = {"s": 22, **style}
+        axes.scatter(scale.positions[done], trials.values[done], **style)
+
+
+def _draw_line(axes, trials: Trials, scale: Scale, rows, colour, label: str) -> None:
+    """The best of the rows of lanes at each position: mean, minimum and maximum."""
     points = []
-    for at in places.distinct:
-        here = [lanes[places.at[lanes] == at] for lanes in rows]
-        here = [lanes[found.is_done[lanes]] for lanes in here]
-        values = [found.values[lanes] for lanes in here if len(lanes)]
+    for position in scale.distinct:
+        at_position = [lanes[scale.positions[lanes] == position] for lanes in rows]
+        done = [lanes[trials.is_done[lanes]] for lanes in at_position]
+        values = [trials.values[lanes] for lanes in done if len(lanes)]
         if values:
             best = min(values, key=np.mean)
-            points.append((at, best.mean(), best.min(), best.max()))
+            points.append((position, best.mean(), best.min(), best.max()))
     if not points:
         return
-    at, mean, low, high = np.array(points).T
+    x, mean, low, high = np.array(points).T
     style: dict[str, Any] = {
         "marker": "o",
         "markersize": 4,
         "color": colour,
         "label": label,
     }
-    if places.is_words:  # nothing lies between words
-        axes.errorbar(at, mean, [mean - low, high - mean], ls="", zorder=3, **style)
+    if scale.is_categorical:  # without a line between categories
+        axes.errorbar(x, mean, [mean - low, high - mean], ls="", zorder=3, **style)
         return
-    axes.plot(at, mean, zorder=3, **style)
-    if found.num_seeds > 1:
-        axes.fill_between(at, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
+    axes.plot(x, mean, zorder=3, **style)
+    if trials.num_seeds > 1:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
 
 
-def _draw_others(axes: Any, found: Trials, places: Places) -> None:
-    halved, diverged = found.is_halved, found.is_diverged
+def _draw_stopped_lanes(axes: Any, trials: Trials, scale: Scale) -> None:
+    halved, diverged = trials.is_halved, trials.is_diverged
     if halved.any():
         label = f"stopped early by halving ({halved.sum()} lanes)"
         axes.scatter(
-            places.at[halved],
-            found.values[halved],
+            scale.positions[halved],
+            trials.values[halved],
             14,
             facecolors="none",
             edgecolors="0.6",
@@ -134,10 +143,10 @@ def _draw_others(axes: Any, found: Trials, places: Places) -> None:
         )
     if diverged.any():
         axes.scatter(
-            places.at[diverged],
+            scale.positions[diverged],
             np.full(diverged.sum(), 0.97),
             36,
-            color=_DIVERGED,
+            color=_DIVERGED_COLOUR,
             marker="x",
             label=f"diverged ({diverged.sum()} of {len(diverged)} lanes)",
             transform=axes.get_xaxis_transform(),
@@ -145,46 +154,55 @@ def _draw_others(axes: Any, found: Trials, places: Places) -> None:
         )
 
 
-def _finish_curves(axes, found: Trials, places: Places, axis: str, along) -> None:
-    shown = found.values[found.is_done | found.is_halved]
-    if shown.size and shown.min() > 0 and shown.max() > 10 * shown.min():
+def _set_axes_of_curves(
+    axes: Any, trials: Trials, scale: Scale, axis: str, dependent: list[str]
+) -> None:
+    """Scales, limits, ticks, labels and title."""
+    values = trials.values[trials.is_done | trials.is_halved]
+    if values.size and values.min() > 0 and values.max() > 10 * values.min():
         from matplotlib.ticker import LogFormatter
 
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter())
-    if found.is_diverged.any():
+    if trials.is_diverged.any():
         axes.margins(y=0.12)
-    if not shown.size:
+    if not values.size:
         axes.set_yticks([])
-    _ticks(axes.xaxis, places)
-    margin = 0.05 * (places.at.max() - places.at.min())
-    axes.set_xlim(places.at.min() - margin, places.at.max() + margin)
-    changes = f"; {', '.join(along)} changes along" if along else ""
-    axes.set_xlabel(f"{axis}{places.scale}{changes}")
-    label = found.after if along else found.label  # dots are single lanes
+    axes.xaxis.set_ticks(scale.ticks, scale.labels)
+    if sum(map(len, scale.labels)) > 50:
+        axes.xaxis.set_tick_params(labelrotation=30)
+    low, high = scale.positions.min(), scale.positions.max()
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    changes = f"; {', '.join(dependent)} changes along" if dependent else ""
+    axes.set_xlabel(f"{axis}{scale.suffix}{changes}")
+    label = trials.lane_label if dependent else trials.label  # a dot is one lane
     axes.set_ylabel(label.replace(" after", "\nafter"))
-    drawing.title(axes, found.title)
+    drawing.title(axes, trials.title)
     axes.grid(color="0.92", which="both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legend(axes: Any, trials: Trials, has_band: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    if found.num_seeds > 1 and not along:
+    if has_band:
         from matplotlib.patches import Patch
 
         handles.append(Patch(color="0.85"))
-        labels.append(f"least to largest of {found.num_seeds} seeds")
-    named = [
-        (h, drawing.wrapped(label, 4.0))
-        for h, label in zip(handles, labels, strict=True)
+        labels.append(f"least to largest of {trials.num_seeds} seeds")
+    entries = [
+        (handle, drawing.wrap(label, 4.0))
+        for handle, label in zip(handles, labels, strict=True)
         if label
     ]
-    if named:
-        longest = max(len(label) for _, label in named)
+    if entries:
+        is_short = max(len(label) for _, label in entries) < 30
         axes.figure.legend(
-            *zip(*named, strict=True),
+            *zip(*entries, strict=True),
             loc="outside lower center",
-            ncols=min(3, len(named)) if longest < 30 else 1,
+            ncols=min(3, len(entries)) if is_short else 1,
             frameon=False,
             fontsize=8,
         )
@@ -193,112 +211,120 @@ def _finish_curves(axes, found: Trials, places: Places, axis: str, along) -> Non
 def sweep_map(
     sweep: Any, x: str, y: str, path: PathLike, metric: str | None = None
 ) -> Path:
-    """A heat map of a metric after the last epoch over two axes of a sweep.
+    """Plot a heat map of a metric after the last epoch over two axes of a sweep.
 
-    A cell is the mean over seeds of the best setting of the other axes; the best cell
-    has a frame. A cell all of whose lanes diverged has a cross, and one of which some
-    did says how many; grey is what has no lane at the end, white what has no lane. An
-    axis of many values, as one that is drawn, is cut into bins.
+    A cell shows the best setting of the other axes, as the mean over seeds. The best
+    cell has a frame. A cell shows how many of its lanes diverged; a cross: all did.
+    It is grey if no lane was trained to the end, and white if it has no lane. An axis
+    of many values, such as a random one, is cut into bins.
 
     Args:
-      sweep: what `jaxae.sweep` returned, or its table.
-      x, y: the axes, to the right and upwards.
+      sweep: the result of `jaxae.sweep`, or its table.
+      x, y: the horizontal and the vertical axis.
       path: the file to write.
-      metric: "validation/loss", or "train/loss" where there is none, unless given.
+      metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: for an axis that does not vary, one axis twice, an unknown metric.
+      ValueError: if x or y does not vary, both are the same axis, or the metric is
+        unknown.
     """
-    found = trials.read(sweep, metric)
-    trials.check_axis(found, "x", x)
-    trials.check_axis(found, "y", y)
+    trials = read_trials(sweep, metric)
+    check_axis(trials, "x", x)
+    check_axis(trials, "y", y)
     if x == y:
         raise ValueError(f"x and y must be two axes, got {x!r} twice.")
-    columns, x_ticks = _cells(trials.place(found.axes[x]))
-    rows, y_ticks = _cells(trials.place(found.axes[y]))
-    shape = _num_cells(rows, y_ticks), _num_cells(columns, x_ticks)
+    columns, rows = _cells(scale_of(trials.axes[x])), _cells(scale_of(trials.axes[y]))
+    shape = rows.num_cells, columns.num_cells
     values = np.full(shape, np.nan)
-    settings = list(found.settings(*found.axes).values())
+    settings = list(trials.settings(*trials.axes).values())
     for i, j in np.ndindex(shape):
-        here = (rows == i) & (columns == j)
-        means = [found.mean(lanes[here[lanes]]) for lanes in settings]
+        is_in_cell = (rows.cells == i) & (columns.cells == j)
+        means = [trials.mean(lanes[is_in_cell[lanes]]) for lanes in settings]
         values[i, j] = np.nanmin([*means, np.inf])
     values[~np.isfinite(values)] = np.nan
     size = 1.6 + max(3.4, 0.62 * shape[1]), 1.3 + max(2.2, 0.42 * shape[0])
     figure = drawing.figure(size)
     axes = figure.subplots()
-    norm = _norm(values)
-    picture = drawing.show(
+    norm = _colour_norm(values)
+    image = drawing.show(
         axes, values, "viridis", 256, aspect="auto", origin="lower", norm=norm
     )
-    _draw_cells(axes, found, values, rows, columns, picture)
-    for axis, ticks in ((axes.xaxis, x_ticks), (axes.yaxis, y_ticks)):
-        axis.set_ticks(*ticks[:2])
-    if max(map(len, x_ticks[1])) > 6:
+    _draw_cells(axes, trials, values, rows.cells, columns.cells, image)
+    axes.xaxis.set_ticks(columns.ticks, columns.labels)
+    axes.yaxis.set_ticks(rows.ticks, rows.labels)
+    if max(map(len, columns.labels)) > 6:
         axes.tick_params("x", labelrotation=30)
-    axes.set_xlabel(f"{x}{x_ticks[2]}")
-    axes.set_ylabel(f"{y}{y_ticks[2]}")
-    drawing.title(axes, found.title)
-    others = [name for name in found.axes if name not in (x, y)]
+    axes.set_xlabel(f"{x}{columns.suffix}")
+    axes.set_ylabel(f"{y}{rows.suffix}")
+    drawing.title(axes, trials.title)
+    others = [name for name in trials.axes if name not in (x, y)]
     best = f", best over {', '.join(others)}" if others else ""
     if np.isfinite(values).any():
-        bar = figure.colorbar(picture, ax=axes)
-        bar.set_label(drawing.wrapped(f"{found.label}{best}", size[1]))
+        bar = figure.colorbar(image, ax=axes)
+        bar.set_label(drawing.wrap(f"{trials.label}{best}", size[1]))
     return drawing.save(figure, path)
 
 
-def _cells(places: Places) -> tuple[np.ndarray, tuple[np.ndarray, list[str], str]]:
-    """Of each lane its cell, and the ticks: cells' middles, or bins' edges."""
-    distinct = places.distinct
-    if len(distinct) <= _CELLS:
-        cells = np.searchsorted(distinct, places.at)
-        labels = places.labels
-        if not np.array_equal(places.ticks, distinct):
-            numbers = 10**distinct if places.scale else distinct
+class _Cells(NamedTuple):
+    """The cells of a map along one axis."""
+
+    cells: np.ndarray  # [L] the cell of each lane
+    num_cells: int
+    ticks: np.ndarray  # centres of cells, or edges of bins
+    labels: list[str]
+    suffix: str = ""  # of the axis' label
+
+
+def _cells(scale: Scale) -> _Cells:
+    """A cell for each value; bins for an axis of many values."""
+    distinct, is_log = scale.distinct, bool(scale.suffix)
+    if len(distinct) <= _MAX_CELLS:
+        cells = np.searchsorted(distinct, scale.positions)
+        labels = scale.labels
+        if not np.array_equal(scale.ticks, distinct):
+            numbers = 10**distinct if is_log else distinct
             labels = [f"{number:.2g}" for number in numbers]
-        return cells, (np.arange(len(distinct)), labels, "")
-    edges = np.linspace(distinct[0], distinct[-1], _BINS + 1)
-    cells = np.clip(np.searchsorted(edges, places.at, "right") - 1, 0, _BINS - 1)
-    numbers = 10**edges if places.scale else edges
-    every = slice(1, None, 2)
-    labels = [f"{number:.2g}" for number in numbers[every]]
-    ticks = np.arange(_BINS + 1)[every] - 0.5
-    return cells, (ticks, labels, f" (bins{', log scale' if places.scale else ''})")
+        return _Cells(cells, len(distinct), np.arange(len(distinct)), labels)
+    edges = np.linspace(distinct[0], distinct[-1], _NUM_BINS + 1)
+    cells = np.searchsorted(edges, scale.positions, "right") - 1
+    numbers = 10**edges if is_log else edges
+    every_second = slice(1, None, 2)
+    labels = [f"{number:.2g}" for number in numbers[every_second]]
+    ticks = np.arange(_NUM_BINS + 1)[every_second] - 0.5
+    suffix = f" (bins{', log scale' if is_log else ''})"
+    return _Cells(np.clip(cells, 0, _NUM_BINS - 1), _NUM_BINS, ticks, labels, suffix)
 
 
-def _num_cells(cells: np.ndarray, ticks: tuple) -> int:
-    return _BINS if ticks[2] else int(cells.max()) + 1
-
-
-def _norm(values: np.ndarray) -> Any:
-    """Of colours: logarithmic beyond a decade."""
+def _colour_norm(values: np.ndarray) -> Any:
+    """Logarithmic if the values span more than a decade."""
     from matplotlib.colors import LogNorm, Normalize
 
-    shown = values[np.isfinite(values)]
-    if not shown.size:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
         return Normalize(0, 1)
-    is_wide = shown.min() > 0 and shown.max() > 10 * shown.min()
-    return (LogNorm if is_wide else Normalize)(shown.min(), shown.max())
+    is_wide = finite.min() > 0 and finite.max() > 10 * finite.min()
+    return (LogNorm if is_wide else Normalize)(finite.min(), finite.max())
 
 
-def _draw_cells(axes: Any, found: Trials, values, rows, columns, picture) -> None:
-    """In each cell its number, and what became of lanes that are not in it."""
+def _draw_cells(axes: Any, trials: Trials, values, rows, columns, image) -> None:
+    """The text of each cell, and the frame of the best one."""
     from matplotlib.patches import Rectangle
 
     for i, j in np.ndindex(values.shape):
-        here = (rows == i) & (columns == j)
-        num_diverged, value = (found.is_diverged & here).sum(), values[i, j]
-        if not here.any():
+        is_in_cell = (rows == i) & (columns == j)
+        num_lanes = is_in_cell.sum()
+        num_diverged, value = (trials.is_diverged & is_in_cell).sum(), values[i, j]
+        if not num_lanes:
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color="white", lw=0))
             continue
         if not math.isnan(value):
             text = f"{value:.3g}"
-            r, g, b, _ = picture.cmap(picture.norm(value))
+            r, g, b, _ = image.cmap(image.norm(value))
             colour = "white" if 0.3 * r + 0.6 * g + 0.1 * b < 0.55 else "black"
             if num_diverged:
-                text += f"\n{num_diverged}/{here.sum()}\ndiverged"
-        elif num_diverged == here.sum():
-            text, colour = "\N{MULTIPLICATION X}\ndiverged", _DIVERGED
+                text += f"\n{num_diverged}/{num_lanes}\ndiverged"
+        elif num_diverged == num_lanes:
+            text, colour = "\N{MULTIPLICATION X}\ndiverged", _DIVERGED_COLOUR
         else:
             text, colour = "halved", "0.3"
         axes.text(
@@ -314,117 +340,132 @@ def _draw_cells(axes: Any, found: Trials, values, rows, columns, picture) -> Non
 
 
 def sweep_parallel(sweep: Any, path: PathLike, metric: str | None = None) -> Path:
-    """Parallel coordinates: a line a setting through all axes of a sweep to a metric.
+    """Plot the settings of a sweep as parallel coordinates, from all axes to a metric.
 
-    A line is the mean over seeds, coloured by the metric after the last epoch; the best
-    one is drawn thick. Of very many, some are drawn, evenly by their rank. Lines that
-    share a value are fanned out there, the best lowest. Diverged settings are dashed
-    and end above the scale, halved ones are grey.
+    A line is a setting, coloured by the metric after the last epoch as the mean over
+    seeds. The best line is thick. Lines with the same value on an axis are spread out
+    around it, the best lowest. Diverged settings are dashed and end above the scale.
+    Settings stopped early by successive halving are grey. Of more than 300 settings,
+    300 are drawn, evenly by rank.
 
     Args:
-      sweep: what `jaxae.sweep` returned, or its table.
+      sweep: the result of `jaxae.sweep`, or its table.
       path: the file to write.
-      metric: "validation/loss", or "train/loss" where there is none, unless given.
+      metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: for a sweep in which nothing but the seed varies, an unknown metric.
+      ValueError: if no axis but the seed varies, or the metric is unknown.
     """
-    found = trials.read(sweep, metric)
-    if not found.axes:
-        raise ValueError("sweep must have an axis other than the seed to be drawn.")
-    settings = list(found.settings(*found.axes).values())
-    first = np.array([lanes[0] for lanes in settings])
-    means = np.array([found.mean(lanes) for lanes in settings])
-    halved = np.array([_halved_mean(found, lanes) for lanes in settings])
-    ends = np.where(np.isnan(means), halved, means)
-    order = np.argsort(np.where(np.isnan(means), np.inf, means), kind="stable")
-    heights = [
-        _fanned(*_unit(trials.place(column)), first, order)
-        for column in found.axes.values()
-    ]
-    end_places = trials.place(ends)
-    end_heights, end_ticks = _unit(end_places)
-    end_heights = np.where(np.isnan(ends), 1.08, end_heights)
-    lines = np.stack([*heights, end_heights], axis=1)
-
-    figure = drawing.figure((1.6 + 1.55 * len(found.axes), 4.2))
-    axes = figure.subplots()
-    norm, colours = _norm(means), _colour_map()
-    ranks = np.unique(np.linspace(0, len(order) - 1, _LINES).astype(int))
-    for rank, i in zip(ranks[::-1], order[ranks[::-1]], strict=True):
-        style: dict[str, Any] = {"color": "0.8", "lw": 0.8, "zorder": 1}
-        if not math.isnan(means[i]):
-            style = {"color": colours(norm(means[i])), "lw": 1.2, "zorder": 2}
-            style["lw"] = 3.0 if rank == 0 else 1.2
-        elif math.isnan(ends[i]):
-            style = {"color": _DIVERGED, "lw": 0.9, "ls": (0, (4, 3)), "alpha": 0.7}
-        axes.plot(np.arange(lines.shape[1]), lines[i], **style)
-    for k, (name, column) in enumerate(found.axes.items()):
-        places = trials.place(column)
-        _draw_scale(axes, k, name, places.scale, _unit(places)[1], places.labels)
-    k = len(found.axes)
-    _draw_scale(axes, k, found.metric, "", end_ticks, end_places.labels)
-    if np.isnan(ends).any():
-        axes.text(k + 0.06, 1.08, "diverged", color=_DIVERGED, fontsize=8, va="center")
-    axes.set(xlim=(-0.35, k + 0.4), ylim=(-0.06, 1.12))
-    axes.set_axis_off()
-    drawing.title(axes, found.title, pad=34)
-    said = ["thick: the best"] if found.is_done.any() else []
-    if len(ranks) < len(order):
-        said.insert(0, f"{len(ranks)} of {len(order)} settings, evenly by rank")
-    if found.is_halved.any():
-        said.append("grey: stopped early by halving")
-    if np.isnan(ends).any():
-        said.append("dashed: diverged")
-    axes.text(k / 2, -0.12, "; ".join(said), fontsize=8, ha="center", va="top")
-    return _with_colours(figure, axes, found, norm, colours, path)
-
-
-def _with_colours(figure, axes, found: Trials, norm, colours, path) -> Path:
+    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
 
-    if found.is_done.any():
-        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.06)
-        bar.set_label(found.label)
+    trials = read_trials(sweep, metric)
+    if not trials.axes:
+        raise ValueError("sweep must have an axis other than the seed to be drawn.")
+    lines = _parallel_lines(trials)
+    figure = drawing.figure((1.6 + 1.55 * len(trials.axes), 4.2))
+    axes = figure.subplots()
+    norm, colour_map = _colour_norm(lines.means), colormaps["viridis"]
+    num_drawn = _draw_parallel_lines(axes, lines, norm, colour_map)
+    for k, (name, column) in enumerate(trials.axes.items()):
+        _draw_vertical_axis(axes, k, name, scale_of(column))
+    k = len(trials.axes)
+    metric_scale = scale_of(lines.ends)._replace(suffix="")
+    _draw_vertical_axis(axes, k, trials.metric, metric_scale)
+    has_diverged = np.isnan(lines.ends).any()
+    if has_diverged:
+        style: dict[str, Any] = {"color": _DIVERGED_COLOUR, "fontsize": 8}
+        axes.text(k + 0.06, 1.08, "diverged", va="center", **style)
+    axes.set(xlim=(-0.35, k + 0.4), ylim=(-0.06, 1.12))
+    axes.set_axis_off()
+    drawing.title(axes, trials.title, pad=34)
+    num_settings = len(lines.order)
+    notes = {
+        f"{num_drawn} of {num_settings} settings, evenly by rank": (
+            num_drawn < num_settings
+        ),
+        "thick: the best": trials.is_done.any(),
+        "grey: stopped early by halving": trials.is_halved.any(),
+        "dashed: diverged": has_diverged,
+    }
+    note = "; ".join(text for text, is_shown in notes.items() if is_shown)
+    axes.text(k / 2, -0.12, note, fontsize=8, ha="center", va="top")
+    if trials.is_done.any():
+        bar = figure.colorbar(ScalarMappable(norm, colour_map), ax=axes, pad=0.06)
+        bar.set_label(trials.label)
     return drawing.save(figure, path)
 
 
-def _colour_map() -> Any:
-    from matplotlib import colormaps
+class _ParallelLines(NamedTuple):
+    """The lines of S settings."""
 
-    return colormaps["viridis"]
-
-
-def _halved_mean(found: Trials, lanes: np.ndarray) -> float:
-    halved = lanes[found.is_halved[lanes]]
-    return float(found.values[halved].mean()) if len(halved) else math.nan
+    heights: np.ndarray  # [S, axes + 1] on each axis and on the metric's
+    means: np.ndarray  # [S] over seeds; nan if no lane was trained to the end
+    ends: np.ndarray  # [S] the same, or the mean of halved lanes; nan if all diverged
+    order: np.ndarray  # [S] settings by their mean, the best first
 
 
-def _unit(places: Places) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of values and of ticks, from 0 to 1."""
-    finite = places.at[np.isfinite(places.at)]
+def _parallel_lines(trials: Trials) -> _ParallelLines:
+    settings = list(trials.settings(*trials.axes).values())
+    first = np.array([lanes[0] for lanes in settings])
+    means = np.array([trials.mean(lanes) for lanes in settings])
+    halved = np.array([_halved_mean(trials, lanes) for lanes in settings])
+    ends = np.where(np.isnan(means), halved, means)
+    order = np.argsort(np.where(np.isnan(means), np.inf, means), kind="stable")
+    heights = []
+    for column in trials.axes.values():
+        scale = scale_of(column)
+        heights.append(_spread_out(_to_unit(scale, scale.positions)[first], order))
+    scale = scale_of(ends)
+    end_heights = np.where(np.isnan(ends), 1.08, _to_unit(scale, scale.positions))
+    return _ParallelLines(np.stack([*heights, end_heights], axis=1), means, ends, order)
+
+
+def _draw_parallel_lines(axes: Any, lines: _ParallelLines, norm, colour_map) -> int:
+    """Draw the lines, the best last; return their number."""
+    ranks = np.linspace(0, len(lines.order) - 1, _MAX_LINES).astype(int)
+    ranks = np.unique(ranks)
+    for rank in ranks[::-1]:
+        i = lines.order[rank]
+        style: dict[str, Any] = {"color": "0.8", "lw": 0.8, "zorder": 1}
+        if not math.isnan(lines.means[i]):
+            colour, width = colour_map(norm(lines.means[i])), 3.0 if rank == 0 else 1.2
+            style = {"color": colour, "lw": width, "zorder": 2}
+        elif math.isnan(lines.ends[i]):
+            style = {"color": _DIVERGED_COLOUR, "lw": 0.9, "alpha": 0.7}
+            style["ls"] = (0, (4, 3))
+        axes.plot(np.arange(lines.heights.shape[1]), lines.heights[i], **style)
+    return len(ranks)
+
+
+def _halved_mean(trials: Trials, lanes: np.ndarray) -> float:
+    halved = lanes[trials.is_halved[lanes]]
+    return float(trials.values[halved].mean()) if len(halved) else math.nan
+
+
+def _to_unit(scale: Scale, positions: np.ndarray) -> np.ndarray:
+    """Positions on a scale as heights from 0 to 1."""
+    finite = scale.positions[np.isfinite(scale.positions)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    span = (high - low) or 1.0
-    return (places.at - low) / span, (places.ticks - low) / span
+    return (positions - low) / ((high - low) or 1.0)
 
 
-def _fanned(heights: np.ndarray, ticks, first: np.ndarray, order) -> np.ndarray:
-    """Of each setting, apart from those of the same value by their rank."""
-    own = heights[first]
-    distinct = np.unique(own)
-    if len(distinct) == len(own):
-        return own
-    room = 0.5 * np.diff(distinct).min() if len(distinct) > 1 else 0.5
+def _spread_out(heights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The heights `[S]`, those that are equal spread out by rank."""
+    distinct = np.unique(heights)
+    if len(distinct) == len(heights):
+        return heights
+    gap = 0.5 * np.diff(distinct).min() if len(distinct) > 1 else 0.5
     rank = np.empty(len(order))
     rank[order] = np.linspace(-0.5, 0.5, len(order))
-    return own + min(room, 0.12) * rank
+    return heights + min(gap, 0.12) * rank
 
 
-def _draw_scale(axes: Any, k: int, name: str, scale: str, ticks, labels) -> None:
+def _draw_vertical_axis(axes: Any, k: int, name: str, scale: Scale) -> None:
     axes.plot([k, k], [-0.05, 1.05], color="0.2", lw=1, zorder=3)
     last = -1.0
-    for tick, label in zip(ticks, labels, strict=True):
-        if tick - last < 0.045:  # no room
+    for tick, label in zip(_to_unit(scale, scale.ticks), scale.labels, strict=True):
+        if tick - last < 0.045:  # the labels would overlap
             continue
         last = tick
         axes.plot([k - 0.02, k], [tick, tick], color="0.2", lw=1, zorder=3)
@@ -432,13 +473,5 @@ def _draw_scale(axes: Any, k: int, name: str, scale: str, ticks, labels) -> None
         axes.text(
             k - 0.04, tick, label, ha="right", va="center", fontsize=8, bbox=box
         ).set_zorder(4)
-    axes.text(k, 1.15, f"{name}\n{scale.strip()}".strip(), ha="center", fontsize=9)
-
-
-# ---- words ---------------------------------------------------------------------------
-
-
-def _ticks(axis: Any, places: Places) -> None:
-    axis.set_ticks(places.ticks, places.labels)
-    if sum(map(len, places.labels)) > 50:
-        axis.set_tick_params(labelrotation=30)
+    title = f"{name}\n{scale.suffix.strip()}".strip()
+    axes.text(k, 1.15, title, ha="center", fontsize=9)

@@ -1,4 +1,4 @@
-"""A sweep's table as pictures take it: what varies, what came out, where it is."""
+"""The lanes of a sweep as plots need them: axes, metric, status, and scales of axes."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,20 +8,23 @@ import numpy as np
 from jaxae import _checks
 
 SEED = "seed"
-_NO_AXES = ("lane", "epochs", "status", "stopped_at")
-_MANY = 12  # distinct values, beyond which an axis has no tick for each
+_NON_AXIS_COLUMNS = ("lane", "epochs", "status", "stopped_at")
+_MAX_TICKED_VALUES = 12  # an axis of more distinct values has no tick for each
 
 
 class Trials(NamedTuple):
     """The lanes of a sweep.
 
+    A setting is a combination of values of the axes. It has a lane for each seed.
+
     Attributes:
-      metric: what is drawn.
-      axes: `[L]` by name, of what varies, except the seed.
-      values: `[L]`, the metric; nan where the lane diverged.
+      metric: the name of the metric that is drawn.
+      axes: values `[L]` of each axis that varies, by name, except the seed.
+      values: `[L]`, the metric; nan for a diverged lane.
       is_done: `[L]`, trained to the end and finite.
-      is_diverged, is_halved: `[L]`.
-      num_seeds: how many seeds there are.
+      is_diverged: `[L]`.
+      is_halved: `[L]`, stopped early by successive halving.
+      num_seeds: the number of seeds.
     """
 
     metric: str
@@ -34,42 +37,42 @@ class Trials(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a number of the picture is."""
+        """The label of a mean over seeds."""
         over = f", mean of {self.num_seeds} seeds" if self.num_seeds > 1 else ""
-        return f"{self.after}{over}"
+        return f"{self.lane_label}{over}"
 
     @property
-    def after(self) -> str:
-        """What the number of a lane is."""
+    def lane_label(self) -> str:
+        """The label of the value of a lane."""
         return f"{self.metric} after the last epoch"
 
     @property
     def title(self) -> str:
-        """The best setting, and how good it is."""
+        """The best setting and its value, in words."""
         best = self.best()
         if best is None:
             return "no lane was trained to the end"
-        row, value = best
-        at = words(row) or "the only setting"
+        setting, value = best
+        at = format_setting(setting) or "the only setting"
         over = f" (mean of {self.num_seeds} seeds)" if self.num_seeds > 1 else ""
         return f"best {self.metric}: {value:.4g}{over} at {at}"
 
     def settings(self, *names: str) -> dict[tuple, np.ndarray]:
-        """The lanes of every combination of these axes that there is."""
+        """The lanes of each combination of values of the named axes."""
         rows = list(zip(*(self.axes[n].tolist() for n in names), strict=True))
         rows = rows or [()] * len(self.values)
-        found: dict[tuple, list[int]] = {}
+        lanes_of: dict[tuple, list[int]] = {}
         for lane, row in enumerate(rows):
-            found.setdefault(row, []).append(lane)
-        return {row: np.array(lanes) for row, lanes in found.items()}
+            lanes_of.setdefault(row, []).append(lane)
+        return {row: np.array(lanes) for row, lanes in lanes_of.items()}
 
     def mean(self, lanes: np.ndarray) -> float:
-        """Of the lanes that were trained to the end; nan if none was."""
+        """The mean of the lanes that were trained to the end; nan if there are none."""
         done = lanes[self.is_done[lanes]]
         return float(self.values[done].mean()) if len(done) else math.nan
 
     def best(self) -> tuple[dict[str, Any], float] | None:
-        """The setting with the least mean over seeds."""
+        """The setting with the least mean over seeds, and that mean."""
         settings = self.settings(*self.axes)
         means = {row: self.mean(lanes) for row, lanes in settings.items()}
         means = {row: mean for row, mean in means.items() if not math.isnan(mean)}
@@ -79,11 +82,11 @@ class Trials(NamedTuple):
         return dict(zip(self.axes, row, strict=True)), means[row]
 
 
-def read(sweep: Any, metric: str | None) -> Trials:
-    """The trials of a sweep, or of its table, which may have been read from a file.
+def read_trials(sweep: Any, metric: str | None) -> Trials:
+    """The trials of a sweep, or of its table, which may come from a file.
 
     Raises:
-      ValueError: for what is neither, or an unknown metric.
+      ValueError: if `sweep` is neither, or the metric is unknown.
     """
     table = getattr(sweep, "table", sweep)
     if not hasattr(table, "columns") or not len(table):
@@ -104,7 +107,8 @@ def read(sweep: Any, metric: str | None) -> Trials:
     axes = {
         name: column
         for name, column in columns.items()
-        if name not in (*metrics, *_NO_AXES, SEED) and len(set(column.tolist())) > 1
+        if name not in (*metrics, *_NON_AXIS_COLUMNS, SEED)
+        and len(set(column.tolist())) > 1
     }
     values = columns[metric].astype(np.float64)
     status = columns.get("status", np.full(len(values), "finished")).astype(str)
@@ -123,7 +127,7 @@ def read(sweep: Any, metric: str | None) -> Trials:
 
 
 def check_axis(trials: Trials, argument: str, name: str) -> None:
-    """Refuse what does not vary in the sweep."""
+    """Check that the name is that of an axis that varies."""
     if name not in trials.axes:
         raise ValueError(
             f"{argument} must be an axis that varies and is not the seed, "
@@ -132,82 +136,87 @@ def check_axis(trials: Trials, argument: str, name: str) -> None:
         )
 
 
-# ---- where values are drawn ----------------------------------------------------------
+# ---- scales of axes ------------------------------------------------------------------
 
 
-class Places(NamedTuple):
-    """Where an axis' values are drawn, and its ticks.
+class Scale(NamedTuple):
+    """The positions of an axis' values, and its ticks.
 
     Attributes:
-      at: `[L]`.
-      ticks, labels: of the axis.
-      scale: " (log scale)" where logarithms are drawn, else "".
-      is_words: whether the values are none to be ordered.
+      positions: `[L]`, of the lanes.
+      ticks: positions of the ticks.
+      labels: texts of the ticks.
+      suffix: of the axis' label, " (log scale)" if positions are logarithms.
+      is_categorical: whether the values are texts without an order.
     """
 
-    at: np.ndarray
+    positions: np.ndarray
     ticks: np.ndarray
     labels: list[str]
-    scale: str
-    is_words: bool = False
+    suffix: str
+    is_categorical: bool = False
 
     @property
     def distinct(self) -> np.ndarray:
-        """The places in use, ascending."""
-        return np.unique(self.at)
+        """The distinct positions, ascending."""
+        return np.unique(self.positions)
 
 
-def place(values: np.ndarray) -> Places:
-    """Numbers by size, by logarithm where they span a decade; words side by side.
+def scale_of(values: np.ndarray) -> Scale:
+    """The scale of the values of an axis.
 
-    A zero beside numbers that span a decade has no logarithm: then few numbers, too,
-    are side by side.
+    Numbers are drawn on a linear scale, or on a log scale if they span a decade. Texts
+    are equally spaced. Few numbers that span a decade and include 0, which has no
+    logarithm, are equally spaced too.
     """
     if values.dtype.kind not in "fiu":
-        words = _side_by_side(values, list(dict.fromkeys(values.tolist())))
-        return words._replace(is_words=True)
+        scale = _equally_spaced(values, list(dict.fromkeys(values.tolist())))
+        return scale._replace(is_categorical=True)
     distinct = np.unique(values[np.isfinite(values)])
     positive = distinct[distinct > 0]
-    spans = len(positive) > 1 and positive[-1] >= 10 * positive[0]
-    # Those that were drawn are no round numbers, and labels of them too long.
-    is_few = len(distinct) <= _MANY and all(float(f"{d:.3g}") == d for d in distinct)
-    if spans and len(positive) == len(distinct):
-        at = np.log10(values)
-        ticks = distinct if is_few else _decades(distinct[0], distinct[-1])
-        return Places(at, np.log10(ticks), [f"{t:g}" for t in ticks], " (log scale)")
-    if spans and len(distinct) <= _MANY:
-        return _side_by_side(values, distinct.tolist())
-    ticks = distinct if is_few else _round(distinct[0], distinct[-1])
-    return Places(values.astype(np.float64), ticks, [f"{t:g}" for t in ticks], "")
+    spans_decade = len(positive) > 1 and positive[-1] >= 10 * positive[0]
+    is_few = len(distinct) <= _MAX_TICKED_VALUES
+    # The digits of random values would make labels too long.
+    has_ticks = is_few and all(float(f"{value:.3g}") == value for value in distinct)
+    if spans_decade and len(positive) == len(distinct):
+        ticks = distinct if has_ticks else _decades(distinct[0], distinct[-1])
+        labels = [f"{tick:g}" for tick in ticks]
+        return Scale(np.log10(values), np.log10(ticks), labels, " (log scale)")
+    if spans_decade and is_few:
+        return _equally_spaced(values, distinct.tolist())
+    ticks = distinct if has_ticks else _round_numbers(distinct[0], distinct[-1])
+    return Scale(values.astype(np.float64), ticks, [f"{tick:g}" for tick in ticks], "")
 
 
-def _side_by_side(values: np.ndarray, distinct: list) -> Places:
-    at = np.array([distinct.index(value) for value in values.tolist()], np.float64)
-    return Places(at, np.arange(len(distinct)), [word(v) for v in distinct], "")
+def _equally_spaced(values: np.ndarray, distinct: list) -> Scale:
+    positions = np.array([distinct.index(v) for v in values.tolist()], np.float64)
+    labels = [format_value(value) for value in distinct]
+    return Scale(positions, np.arange(len(distinct)), labels, "")
 
 
-def word(value: Any) -> str:
-    """A value as a picture has it."""
+def format_value(value: Any) -> str:
+    """A value in a label: floats to three digits."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
 
 
-def words(row: dict[str, Any]) -> str:
-    """A setting as a picture has it."""
-    return ", ".join(f"{name} {word(value)}" for name, value in row.items())
+def format_setting(setting: dict[str, Any]) -> str:
+    """A setting in a label."""
+    return ", ".join(f"{name} {format_value(v)}" for name, v in setting.items())
 
 
 def _decades(low: float, high: float) -> np.ndarray:
+    """Powers of ten in the range; with three times each if there are fewer than 3."""
     decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.log10(high) + 1)
-    found = decades[(decades >= 0.99 * low) & (decades <= 1.01 * high)]
-    if len(found) < 3:
+    ticks = decades[(decades >= 0.99 * low) & (decades <= 1.01 * high)]
+    if len(ticks) < 3:
         finer = np.concatenate([decades, 3 * decades])
-        found = np.sort(finer[(finer >= 0.99 * low) & (finer <= 1.01 * high)])
-    return found
+        ticks = np.sort(finer[(finer >= 0.99 * low) & (finer <= 1.01 * high)])
+    return ticks
 
 
-def _round(low: float, high: float) -> np.ndarray:
+def _round_numbers(low: float, high: float) -> np.ndarray:
     from matplotlib.ticker import MaxNLocator
 
     ticks = np.asarray(MaxNLocator(5).tick_values(low, high))
