@@ -21,6 +21,7 @@ LAYERS = [
     "_checks",
     "_files",
     "_keys",
+    "_moments",
     "_orbax",
     "gradcheck",
     "activations",

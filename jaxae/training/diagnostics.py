@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks, manual, metrics
+from jaxae._moments import Moments, merge
 from jaxae.objective import Objective
 from jaxae.terms import Pass
 from jaxae.training import epochs
@@ -87,19 +88,11 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
 _OF_LIKELIHOOD = ("log_prob", "bits_per_dim")
 
 
-class Spread(NamedTuple):
-    """The mean of rows `[n, D]`, and their squared deviation from it."""
-
-    mean: Float[np.ndarray, "D"]
-    squares: float  # sum ||x - mean||^2
-
-
 class Sums(NamedTuple):
     """Statistics of rows, in float64 on the host; of several models, by lane."""
 
-    num_rows: int
+    moments: Moments  # of the targets
     totals: dict[str, Any]  # means over the rows, times their number
-    spread: Spread  # of the targets
     is_latent: Bool[np.ndarray, "*lanes H"]  # not padding
     is_dead: Bool[np.ndarray, "*lanes H"]
     is_saturated: Bool[np.ndarray, "*lanes H"] | None  # None without a slope
@@ -121,22 +114,26 @@ def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sum
     def sums_at(start):
         block = tuple(jnp.asarray(part[start : start + block_rows]) for part in parts)
         evaluated = evaluate_batch(block if is_pair else block[0])
-        return _as_sums(jax.device_get(evaluated), _spread_of(block[-1]), len(block[0]))
+        return _as_sums(jax.device_get(evaluated), _moments_of(block[-1]))
 
     return functools.reduce(_merge, map(sums_at, range(0, len(parts[0]), block_rows)))
 
 
-def _as_sums(evaluated: dict[str, Any], spread: Spread, num_rows: int) -> Sums:
+def _as_sums(evaluated: dict[str, Any], moments: Moments) -> Sums:
     means = evaluated.pop("means")
-    totals = {n: num_rows * np.asarray(mean, np.float64) for n, mean in means.items()}
-    return Sums(num_rows, totals, spread, **evaluated)
+    totals = {
+        name: moments.num_rows * np.asarray(mean, np.float64)
+        for name, mean in means.items()
+    }
+    return Sums(moments, totals, **evaluated)
 
 
-def _spread_of(targets) -> Spread:
+def _moments_of(targets) -> Moments:
     first, means, squares = (
-        np.asarray(part, np.float64) for part in jax.device_get(_spread(targets))
+        np.asarray(part, np.float64)
+        for part in jax.device_get(_float32_moments(targets))
     )
-    return Spread(first + means.sum(axis=0), float(squares))
+    return Moments(len(targets), first + means.sum(axis=0), squares)
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -193,8 +190,8 @@ def _log_probs(objective: Objective, params, p: Pass):
 
 
 @jax.jit
-def _spread(X: Float[Array, "B D"]):
-    """Row 0, the mean minus row 0 in two parts, and sum ||x - mean||^2.
+def _float32_moments(X: Float[Array, "B D"]):
+    """Row 0, the mean minus row 0 in two parts, and sums of (x - mean)^2.
 
     Deviations are taken from row 0, so that a constant column has exactly 0.
     """
@@ -203,7 +200,7 @@ def _spread(X: Float[Array, "B D"]):
     mean = jnp.mean(from_first, axis=0, keepdims=True)
     residual = from_first - mean  # its mean is the rounding error of the mean
     means = jnp.concatenate([mean, jnp.mean(residual, axis=0, keepdims=True)])
-    return X[0], means, jnp.sum(residual**2)
+    return X[0], means, jnp.sum(residual**2, axis=0)
 
 
 def _merge(left: Sums, right: Sums) -> Sums:
@@ -211,26 +208,14 @@ def _merge(left: Sums, right: Sums) -> Sums:
     if is_saturated is not None:
         is_saturated = is_saturated & right.is_saturated
     return Sums(
-        num_rows=left.num_rows + right.num_rows,
+        moments=merge(left.moments, right.moments),
         totals={
             name: total + right.totals[name] for name, total in left.totals.items()
         },
-        spread=_merge_spreads(left, right),
         is_latent=left.is_latent,
         is_dead=left.is_dead & right.is_dead,
         is_saturated=is_saturated,
         is_outside=left.is_outside | right.is_outside,
-    )
-
-
-def _merge_spreads(left: Sums, right: Sums) -> Spread:
-    """Chan, Golub and LeVeque, Updating formulae for sample variances, 1979."""
-    share = right.num_rows / (left.num_rows + right.num_rows)
-    delta = right.spread.mean - left.spread.mean
-    between = left.num_rows * share * float(delta @ delta)
-    return Spread(
-        mean=left.spread.mean + share * delta,
-        squares=left.spread.squares + right.spread.squares + between,
     )
 
 
@@ -244,8 +229,9 @@ def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
 
     The log-likelihood of a model with a row outside the support is nan.
     """
-    means = {name: total / sums.num_rows for name, total in sums.totals.items()}
-    variance = sums.spread.squares or math.nan
+    num_rows = sums.moments.num_rows
+    means = {name: total / num_rows for name, total in sums.totals.items()}
+    variance = sums.moments.squares.sum() or math.nan
     names = (*names_of_step(objective), "squared_error")
     values = {name: means[name] for name in names}
     values["fvu"] = sums.totals["squared_error"] / variance
