@@ -67,8 +67,6 @@ def evaluate(
 
     sums = sum_blocks(of_batch, X, _checks.positive_int("block_rows", block_rows))
     metrics = as_metrics(objective, sums)
-    if sums.is_outside:
-        metrics = {n: v for n, v in metrics.items() if n not in _OF_LIKELIHOOD}
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -83,9 +81,6 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
             "Try a smaller learning_rate, weaker penalties or another scaling."
         )
     return sentences
-
-
-_OF_LIKELIHOOD = ("log_prob", "bits_per_dim")
 
 
 class Sums(NamedTuple):
@@ -227,7 +222,8 @@ def names_of_step(objective: Objective) -> tuple[str, ...]:
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     """The metrics of all rows; one number for each lane where there are lanes.
 
-    The log-likelihood of a model with a row outside the support is nan.
+    A model with a row outside the support has no log-likelihood: nan among lanes,
+    and no entry if all are so.
     """
     num_rows = sums.moments.num_rows
     means = {name: total / num_rows for name, total in sums.totals.items()}
@@ -235,7 +231,7 @@ def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     names = (*names_of_step(objective), "squared_error")
     values = {name: means[name] for name in names}
     values["fvu"] = sums.totals["squared_error"] / variance
-    if "log_prob" in means:
+    if "log_prob" in means and not np.all(sums.is_outside):
         log_prob = np.where(sums.is_outside, math.nan, means["log_prob"])
         values["log_prob"] = log_prob
         values["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
