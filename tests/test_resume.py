@@ -87,7 +87,7 @@ def test_saving_changes_nothing_and_done_is_done(tmp_path, whole, monkeypatch):
 CRASHES = st.lists(st.integers(1, 23), min_size=1, max_size=3), st.integers(1, 9)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(*CRASHES)
 def test_wherever_a_run_crashes_it_goes_on_to_the_bit(
     tmp_path_factory, whole, crashes, every

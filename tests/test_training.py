@@ -12,7 +12,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
-from jaxae.training import checks, epochs, evaluation, host
+from jaxae.training import batching, checks, epochs, evaluation, host
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 # ---- one program ---------------------------------------------------------------------
 
 
-def count_traces(monkeypatch):
+def test_one_trace_for_any_hparams_key_and_number_of_epochs(monkeypatch):
     traces, run_steps = [], epochs.run_steps
 
     def counted(*arguments, **keywords):
@@ -190,12 +190,7 @@ def count_traces(monkeypatch):
         return run_steps(*arguments, **keywords)
 
     monkeypatch.setattr(epochs, "run_steps", counted)
-    jax.clear_caches()
-    return traces
-
-
-def test_one_trace_for_any_hparams_key_and_number_of_epochs(monkeypatch):
-    traces = count_traces(monkeypatch)
+    batching._run_arrays.clear_cache()
     for num_epochs, rate, seed in [(1, 0.1, 0), (4, 0.01, 1), (2, 1e-4, 2)]:
         train(
             hparams={"learning_rate": rate},
