@@ -1,6 +1,7 @@
 """States on disk: whole or not there, of this run or refused."""
 
 import gc
+import itertools
 import os
 import re
 import shutil
@@ -141,21 +142,31 @@ def replace_by_folder(path):
 HARM = [truncate, flip, os.unlink, replace_by_folder]
 
 
+def test_damage_to_any_file_is_survived_or_found(tmp_path):
+    """Every file is damaged, and every kind of damage comes up."""
+    assert_survived_or_found(tmp_path, itertools.cycle(HARM))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_damage_to_any_file_is_survived_or_found(tmp_path, harm):
+def test_every_damage_to_every_file_is_survived_or_found(tmp_path, harm):
+    assert_survived_or_found(tmp_path, itertools.repeat(harm))
+
+
+def assert_survived_or_found(tmp_path, harms):
     """The damaged state comes back as it was, or the one before it does, said aloud."""
     save(tmp_path / "sound", 1, 2)
     num_found = 0
-    for file in files(tmp_path / "sound" / "2"):
+    for file, harm in zip(files(tmp_path / "sound" / "2"), harms):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(tmp_path / "sound", run)
         harm(run / file.relative_to(tmp_path / "sound"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = restore(run)
-        assert_is_step(found, found.step)
-        if found.step == 1:
+            restored = restore(run)
+        assert_is_step(restored, restored.step)
+        if restored.step == 1:
             num_found += 1
             (warning,) = [w for w in caught if w.category is RuntimeWarning]
             assert "is damaged" in str(warning.message)
