@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, of this run or rejected."""
 
 import gc
+import itertools
 import os
 import re
 import shutil
@@ -146,12 +147,22 @@ def replace_by_folder(path):
 HARM = [truncate, flip, os.unlink, replace_by_folder]
 
 
+def test_damage_to_any_file_is_harmless_or_detected(tmp_path):
+    """Every file is damaged, and every kind of damage comes up."""
+    assert_harmless_or_detected(tmp_path, itertools.cycle(HARM))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_damage_to_any_file_is_harmless_or_detected(tmp_path, harm):
+def test_every_damage_to_every_file_is_harmless_or_detected(tmp_path, harm):
+    assert_harmless_or_detected(tmp_path, itertools.repeat(harm))
+
+
+def assert_harmless_or_detected(tmp_path, harms):
     """Either the damage changed nothing, or the checkpoint before it is restored."""
     save(tmp_path / "sound", 1, 2)
     num_detected = 0
-    for file in files(tmp_path / "sound" / "2"):
+    for file, harm in zip(files(tmp_path / "sound" / "2"), harms):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(tmp_path / "sound", run)

@@ -93,7 +93,7 @@ def test_saving_changes_nothing_and_a_finished_run_trains_no_more(
 CRASHES = st.lists(st.integers(1, 23), min_size=1, max_size=3), st.integers(1, 9)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(*CRASHES)
 def test_a_crash_anywhere_changes_no_result(
     tmp_path_factory, uninterrupted, crashes, every

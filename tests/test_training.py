@@ -12,7 +12,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
-from jaxae.training import checks, epochs, evaluation, host
+from jaxae.training import checks, epochs, evaluation, host, loop
 from jaxae.training.config import settings
 from jaxae.training.fingerprint import fingerprint
 
@@ -192,7 +192,7 @@ def count_traces(monkeypatch):
         return step(*arguments, **keywords)
 
     monkeypatch.setattr(epochs, "step", counted)
-    jax.clear_caches()
+    loop._run_steps.clear_cache()
     return traces
 
 
