@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-portable soak lint format studies bench-env clean
+.PHONY: demo test test-all test-portable soak lint format docs studies bench-env clean
 
 demo: $(INSTALLED)  ## train a tied autoencoder on real digits; pictures in runs/demo
 	$(BIN)/jaxae train --data digits --latent-dim 36 --epochs 300 \
@@ -42,6 +42,13 @@ lint: $(INSTALLED)  ## style, then types
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs-installed  ## the documentation; pages in runs/docs, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir runs/docs
+
+$(VENV)/.docs-installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient
