@@ -9,6 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxae import Autoencoder, activations, cli, manual, observations, penalties
@@ -133,6 +134,21 @@ def is_quoted_rightly(name, code):
 TEXT = DERIVATION.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile the pages' programs without optimisation, in half the time.
+
+    JAX's cache of compiled programs does not distinguish the two kinds. It is cleared, so
+    that no test compares a program of one kind with one of the other.
+    """
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
