@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-portable soak lint format studies bench-env clean
+.PHONY: demo test test-all test-portable soak lint format docs studies bench-env clean
 
 demo: $(INSTALLED)  ## two autoencoders beside PCA on real digits; results in runs/demo
 	$(BIN)/python examples/demo.py
@@ -41,6 +41,13 @@ lint: $(INSTALLED)  ## style, then types
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs-installed  ## the documentation; pages in runs/docs, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir runs/docs
+
+$(VENV)/.docs-installed: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient

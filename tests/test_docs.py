@@ -1,20 +1,23 @@
-"""The pages say what is true: their Python runs, their names and quotations exist."""
+"""The pages are true: their Python and commands run, their names and quotes exist."""
 
 import contextlib
 import importlib
 import inspect
 import io
 import re
+import shlex
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from jaxae import Autoencoder, activations, manual, observations, penalties
+from jaxae import Autoencoder, activations, cli, manual, observations, penalties
 from jaxae.autoencoder import Parametrization, TiedParams, UntiedParams
 from jaxae.training import diagnostics
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 if (ROOT / "README.md").exists():
     PAGES.append(ROOT / "README.md")
 DERIVATION = ROOT / "docs" / "derivation.md"
@@ -56,13 +59,21 @@ def blocks(text, language):
 
 
 def programs(text):
-    """(line number, code, the output shown under it or None), block by block."""
+    """(line number, language, content, the output shown under it or None), by block."""
     fences = list(FENCE.finditer(text))
     for fence, after in zip(fences, [*fences[1:], None], strict=True):
-        if fence[1] == "python":
+        if fence[1] in ("python", "console"):
             is_shown = after is not None and after[1] == "text"
             line = text.count("\n", 0, fence.start(2))
-            yield line, fence[2], after[2] if is_shown else None
+            yield line, fence[1], fence[2], after[2] if is_shown else None
+
+
+def commands(block):
+    """The arguments of each command of a console block, `$ jaxae VERB ...`."""
+    for line in block.replace("\\\n", " ").splitlines():
+        prompt, program, *arguments = shlex.split(line, comments=True)
+        assert (prompt, program) == ("$", "jaxae"), line
+        yield arguments
 
 
 def gist(output):
@@ -123,29 +134,56 @@ def is_quoted_rightly(name, code):
 TEXT = DERIVATION.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_the_page_runs_as_written(page, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile the pages' programs without optimisation, in half the time.
+
+    JAX's cache of compiled programs does not distinguish the two kinds. It is cleared, so
+    that no test compares a program of one kind with one of the other.
+    """
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # A quarter of the time of each training, and no page looks at it.
+    monkeypatch.setattr(sys, "path", [*sys.path])  # `jaxae gradcheck` adds the folder
+    # A quarter of the time of each training, and no page reads it.
     monkeypatch.setattr(diagnostics, "of_step", lambda *arguments: {})
     namespace = {"__name__": page.stem}
-    for line, block, shown in programs(page.read_text(encoding="utf-8")):
-        # Blank lines in front: a traceback then shows the line of the page.
-        code = compile("\n" * line + block, str(page), "exec")
+    for line, language, block, shown in programs(page.read_text(encoding="utf-8")):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(code, namespace)
+            if language == "python":
+                # Blank lines in front: a traceback then shows the line of the page.
+                exec(compile("\n" * line + block, str(page), "exec"), namespace)
+            else:
+                for arguments in commands(block):
+                    assert cli.main(arguments) == 0, arguments
         if shown is not None:
             assert gist(printed.getvalue()) == gist(shown), printed.getvalue()
 
 
 def test_outputs_are_compared_but_for_their_digits():
-    [(_, code, shown)] = programs("```python\n1\n```\n\n```text\n2\n```\n")
-    assert (code, shown) == ("1\n", "2\n")
+    [(_, language, code, shown)] = programs("```python\n1\n```\n\n```text\n2\n```\n")
+    assert (language, code, shown) == ("python", "1\n", "2\n")
     row = "leaf  verdict  error    hint\nW     WRONG    {}  {}\nevaluations: fn {}"
     table = gist(row.format("1.0e+00", "sign", 59))
     assert table == gist(row.format("1.1e+00", "sign", 60))
     assert table != gist(row.format("1.0e+00", "zero", 59))
     assert table != gist(row.format("1.0e+00", "sign", 59).replace("WRONG", "wrong"))
+
+
+def test_console_blocks_are_read_as_a_shell_reads_them():
+    block = "$ jaxae train --out a \\\n    --epochs 2\n$ jaxae plot a  # again\n"
+    expected = [["train", "--out", "a", "--epochs", "2"], ["plot", "a"]]
+    assert list(commands(block)) == expected
+    with pytest.raises(AssertionError):
+        list(commands("$ make demo\n"))
 
 
 @pytest.mark.parametrize("name", names_in(TEXT))

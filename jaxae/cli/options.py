@@ -142,7 +142,7 @@ class SweepOptions(SharedOptions):
     """Train every trial of a space as one program, and write a folder of them."""
 
     space: Annotated[str, conf.Positional, conf.arg(metavar="SPACE.toml")]
-    """What is swept: a name = [values] or { low, high } a line; docs/guide.md."""
+    """What is swept: a name = [values] or { low, high } a line; docs/how_to."""
     num_samples: int | None = None
     """How many points of the space's ranges are drawn."""
     sampler: str = "sobol"
