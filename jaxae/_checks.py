@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
+_IN_BRACES = re.compile(r"\{([A-Za-z_][\w.]*(?:\['\w+'\])?)\}")
 
 
 class ArgumentError(ValueError):
@@ -46,14 +47,17 @@ class ArgumentError(ValueError):
         """The sentence with each argument called what `names` says, if anything."""
 
         def rename(text: str) -> str:
-            return re.sub(
-                r"\{(\w+(?:\['\w+'\])?)\}", lambda m: names.get(m[1], m[1]), text
-            )
+            return _IN_BRACES.sub(lambda match: names.get(match[1], match[1]), text)
 
         argument = names.get(self.argument, self.argument)
         found = f", got {self.found}" if self.found else ""
         advice = f"; {rename(self.advice)}" if self.advice else ""
         return f"{argument} {rename(self.problem)}{found}{advice}."
+
+
+def argument_list(names: Iterable[str]) -> str:
+    """The names of arguments for the text of an `ArgumentError`, which renders them."""
+    return ", ".join(f"{{{name}}}" for name in names)
 
 
 def lookup(kind: str, catalogue: Mapping[str, T], name: str) -> T:
