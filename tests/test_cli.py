@@ -14,7 +14,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import pictures
+from jaxae.cli import reporting
 
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
@@ -49,7 +49,7 @@ def train(tmp_path, *arguments):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without pictures, for speed."""
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
 
 
 def lines(path):
@@ -121,7 +121,7 @@ def test_a_run_is_repeated_with_its_generator_whatever_the_default_is(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)  # for speed
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)  # for speed
     np.save("rows.npy", np.random.default_rng(0).uniform(size=(100, 6)))
     options = ("--data", "rows.npy", "--latent-dim", "3", "--batch-size", "20")
     options = (*options, "--epochs", "1", "--corruption", "masking")
@@ -167,7 +167,7 @@ TOGETHER = [  # each of these options too, in fewer runs
 )
 def test_every_option_trains(tmp_path, monkeypatch, arguments):
     if "--untied" not in arguments:  # for speed
-        monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+        monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     status, out = train(tmp_path, "--latent-dim", "8", *arguments)
     assert status == 0
     rows = lines(out / "metrics.jsonl")
@@ -262,11 +262,11 @@ def folder(tmp_path, monkeypatch):
     [
         (
             ("--activation", "sigmod"),
-            ["unknown activation 'sigmod'", "known: identity"],
+            ["--activation must be one of identity", "'sigmod'"],
         ),
-        (("--observation", "poison"), ["unknown observation", "bernoulli, gaussian"]),
-        (("--optimizer", "adm"), ["unknown optimizer", "did you mean 'adam'"]),
-        (("--corruption", "noise"), ["unknown corruption", "masking"]),
+        (("--observation", "poison"), ["--observation must be", "bernoulli, gaussian"]),
+        (("--optimizer", "adm"), ["--optimizer must be", "did you mean 'adam'"]),
+        (("--corruption", "noise"), ["--corruption must be", "masking"]),
         (("--data", "mnst"), ["mnst", "digits", "fashion_mnist"]),
         (("--data", "none.npy"), ["none.npy"]),
         (("--data", "text.npy"), ["text.npy"]),
@@ -288,8 +288,8 @@ def folder(tmp_path, monkeypatch):
         (("--dtype", "int32"), ["--dtype", "bfloat16, float32, float64", "int32"]),
         (("--dtype", "float16"), ["--dtype", "bfloat16, float32, float64"]),
         (("--gradient", "magic"), ["gradient", "autodiff", "magic"]),
-        (("--momentum", "0.9"), ["has momentum, which nothing reads"]),
-        (("--optimizer", "momentum"), ["lacks momentum"]),
+        (("--momentum", "0.9"), ["has --momentum, which nothing reads"]),
+        (("--optimizer", "momentum"), ["lacks --momentum"]),
         (("--corruption", "masking"), ["lacks --corruption-rate"]),
         (
             ("--corruption", "masking", "--corruption-rate", "1.5"),

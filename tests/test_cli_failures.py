@@ -29,8 +29,7 @@ from test_cli_using import (
 )
 
 import jaxae
-from jaxae.cli import data_splits as splits_module
-from jaxae.cli import pictures, reporting, run_folder
+from jaxae.cli import config_file, data_splits, reporting
 from jaxae.cli.options import TrainOptions
 
 FUZZ = settings(
@@ -48,7 +47,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def here(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
@@ -111,7 +110,7 @@ def test_a_run_longer_than_one_that_ended_is_done_only_when_it_is(
     run = tmp_path / "run"
     shutil.copytree("run", run)
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *arguments: crash())
+        patch.setattr(reporting, "draw", lambda *arguments: crash())
         with pytest.raises(Crash):
             resume(run, epochs=4)
     assert not (run / "results.json").exists()
@@ -182,13 +181,13 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
 
 
 def test_a_signal_before_the_first_step_leaves_nothing(here, tmp_path, monkeypatch):
-    load = splits_module.load
+    load = data_splits.load
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGINT)
         return load(*arguments)
 
-    monkeypatch.setattr(splits_module, "load", interrupted)
+    monkeypatch.setattr(data_splits, "load", interrupted)
     assert resume(tmp_path / "run") == 130
     assert os.listdir(tmp_path) == []
 
@@ -444,7 +443,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-OPTIONS = sorted(run_folder.to_options(TrainOptions()))
+OPTIONS = sorted(config_file.to_options(TrainOptions()))
 NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 10**12, 10**400, 0.5, 1e400, -0.1, 1e-300])
 WORDS = st.sampled_from(
     ["", "X.npy", "none", "relu", "float64", "\ud800", "\0", "a\nb"]
@@ -498,8 +497,8 @@ def test_any_change_of_a_config_is_options_or_a_sentence(here, tmp_path, changes
 
 def read(path):
     try:
-        values = run_folder.read_config(path)["options"]
-        options = run_folder.as_options(TrainOptions, values, path)
+        values = config_file.read_config(path)["options"]
+        options = config_file.as_options(TrainOptions, values, path)
     except ValueError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:

@@ -24,7 +24,7 @@ from test_cli_using import (
 
 import jaxae
 from jaxae import _files, data, plots
-from jaxae.cli import pictures
+from jaxae.cli import reporting
 from jaxae.cli import run_folder as cli_folder
 from jaxae.sweeps import store
 
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(pictures, "draw", lambda *arguments: None)
+        patch.setattr(reporting, "draw", lambda *arguments: None)
         np.save("X.npy", X)
         assert train("run", *SAVED) == 0
     (home / "run/curves.png").write_bytes(b"\x89PNG")
@@ -60,7 +60,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def here(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
@@ -161,7 +161,7 @@ def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
     """As in `jaxae sweep space.toml --out . --overwrite`, should it be killed."""
     for name in ("space.toml", "table.csv", "config.json"):
         (tmp_path / name).write_text(name)
-    sys.modules["jaxae.cli.sweep"]._clear(tmp_path)
+    sys.modules["jaxae.cli.sweep"].clear(tmp_path)
     assert os.listdir(tmp_path) == ["space.toml"]
 
 

@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, pictures, space, sweep_output
+from jaxae.cli import SweepOptions, reporting, space, sweep_output
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
 
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without pictures, for speed."""
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     monkeypatch.setattr(sweep_output, "_draw", lambda *arguments: [])
 
 
@@ -209,14 +209,14 @@ def test_an_interrupt_is_tidy_and_the_same_command_makes_the_same_table(
 ):
     text = "batch_size = [10, 20, 30]\n"
     arguments = ("--batch-size", "128")
-    call = sweep_module._Reporter.__call__
+    call = sweep_module.Reporter.__call__
 
     def interrupting(reporter, progress):
         reporter._interrupt.is_requested = progress.lanes_done == 1
         call(reporter, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module._Reporter, "__call__", interrupting)
+        patch.setattr(sweep_module.Reporter, "__call__", interrupting)
         assert sweep(here, text, *arguments) == 130
     assert "interrupted with 1 of 3 lanes done" in capsys.readouterr().out
     assert not (here / "out" / "table.csv").exists()
