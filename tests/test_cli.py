@@ -47,7 +47,7 @@ def train(tmp_path, *arguments):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def no_pictures(monkeypatch):
     """Without pictures, for speed."""
     monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
 
@@ -92,11 +92,11 @@ def test_train_writes_one_run_folder_and_says_where(tmp_path):
     digits = jaxae.data.digits()
     _, test, _ = jaxae.data.split(digits.train, 0.2, 0.1, seed=0)
     test = jaxae.data.scaled(test, digits.scale)
-    found = jaxae.Objective(ae).evaluate(params, test, {})
-    np.testing.assert_allclose(results["test"]["loss"], found["loss"], rtol=1e-6)
+    result = jaxae.Objective(ae).evaluate(params, test, {})
+    np.testing.assert_allclose(results["test"]["loss"], result["loss"], rtol=1e-6)
 
 
-def test_results_print_pca_honestly(tmp_path, undrawn):
+def test_results_print_pca_honestly(tmp_path, no_pictures):
     from sklearn.decomposition import PCA
 
     _, out = train(tmp_path, "--latent-dim", "16")
@@ -104,8 +104,8 @@ def test_results_print_pca_honestly(tmp_path, undrawn):
     rest, test, _ = jaxae.data.split(digits.train / 16, 0.2, 0.1, seed=0)
     pca = PCA(16).fit(rest)
     expected = ((pca.inverse_transform(pca.transform(test)) - test) ** 2).sum(1).mean()
-    found = json.loads((out / "results.json").read_text())["test"]["pca_squared_error"]
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    result = json.loads((out / "results.json").read_text())["test"]["pca_squared_error"]
+    np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
 def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
@@ -177,7 +177,7 @@ def test_every_option_trains(tmp_path, monkeypatch, arguments):
     assert model["bias"] == ("--no-bias" not in arguments)
 
 
-def test_gradient_manual_equals_autodiff(tmp_path, undrawn):
+def test_gradient_manual_equals_autodiff(tmp_path, no_pictures):
     losses = []
     for gradient in ("manual", "autodiff"):
         _, out = train(tmp_path, "--gradient", gradient, "--overwrite")
@@ -185,20 +185,20 @@ def test_gradient_manual_equals_autodiff(tmp_path, undrawn):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_your_own_data(tmp_path, undrawn, monkeypatch):
+def test_your_own_data(tmp_path, no_pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("real.npy", rng.normal(size=(200, 7)))
     np.save("bytes.npy", rng.integers(0, 256, size=(200, 5, 5), dtype=np.uint8))
     np.savez("two.npz", a=rng.uniform(size=(200, 3)), b=np.zeros(3))
-    whole = ("--test-fraction", "0", "--validation-fraction", "0")
-    arguments = ("--data", "real.npy", "--observation", "gaussian", *whole)
+    complete = ("--test-fraction", "0", "--validation-fraction", "0")
+    arguments = ("--data", "real.npy", "--observation", "gaussian", *complete)
     status, out = train(tmp_path, *arguments)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["model"]["input_dim"] == 7
-    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite", *whole)
+    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite", *complete)
     assert train(tmp_path, *arguments)[0] == 0
-    arguments = ("--data", "two.npz", "--array", "a", "--overwrite", *whole)
+    arguments = ("--data", "two.npz", "--array", "a", "--overwrite", *complete)
     assert train(tmp_path, *arguments)[0] == 0
 
 
@@ -381,8 +381,8 @@ def contents(out):
     return {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
-    tmp_path, undrawn, capsys
+def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
+    tmp_path, no_pictures, capsys
 ):
     _, out = train(tmp_path)
     (out / "notes.txt").write_text("mine")
@@ -400,7 +400,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
 
 
 def test_a_diverging_run_says_so_saves_the_finite_state_and_fails(
-    tmp_path, undrawn, capsys
+    tmp_path, no_pictures, capsys
 ):
     arguments = ("--learning-rate", "1e30", "--optimizer", "sgd")
     arguments += ("--activation", "identity", "--observation", "gaussian")
