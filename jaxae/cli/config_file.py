@@ -15,7 +15,12 @@ import numpy as np
 import jaxae
 from jaxae import _checks
 from jaxae.autoencoder.files import CONFIG_FILE, refuse_sweep
-from jaxae.cli.options import FREE_OPTIONS, TrainOptions, option_name
+from jaxae.cli.options import (
+    FREE_OPTIONS,
+    MODEL_OPTIONS,
+    TrainOptions,
+    option_name,
+)
 from jaxae.cli.run_folder import parse_json
 
 
@@ -135,10 +140,7 @@ def environment() -> dict[str, Any]:
 # ---- options from another run --------------------------------------------------------
 
 # The options that `--start-from` takes from a run.
-_START_OPTIONS = (
-    *("latent_dim", "untied", "no_bias", "activation", "observation"),
-    *("scaling", "divide_by"),
-)
+_START_OPTIONS = (*MODEL_OPTIONS, "scaling", "divide_by")
 
 
 def defaults(arguments: list[str]) -> TrainOptions | None:

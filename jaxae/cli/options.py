@@ -163,6 +163,7 @@ def arguments(cls: type, options: Any) -> dict[str, Any]:
     return values
 
 
+MODEL_OPTIONS = tuple(_RENAMED.get(name, name) for name in _parameters(Autoencoder))
 # Options that a run may be resumed with other values of.
 FREE_OPTIONS = (
     "data_root",
