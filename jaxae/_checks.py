@@ -55,6 +55,46 @@ class ArgumentError(ValueError):
         return f"{argument} {rename(self.problem)}{found}{advice}."
 
 
+class DataError(ArgumentError):
+    """An invalid value of data, at an index of the array that was checked.
+
+    Args:
+      argument: the name of the data.
+      requirement: such as "must be finite".
+      value: the first invalid value, as text.
+      index: where it is: row and column, or the column of a single example.
+      num_others: how many further values are invalid.
+      place: the rows that were checked, in words; empty for all.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        requirement: str,
+        value: str,
+        index: tuple[int, ...],
+        num_others: int = 0,
+        place: str = "",
+    ):
+        at = f"entry {index}"
+        if len(index) <= 2:
+            axes = ("row", "column")[2 - len(index) :]
+            at = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True))
+        others = f" and {num_others} more" if num_others else ""
+        problem = f"{requirement}, found {value} at {at}{others}{place}"
+        super().__init__(argument, problem)
+        self._parts, self._place = (requirement, value, index, num_others), place
+
+    def __reduce__(self):
+        return type(self), (self.argument, *self._parts, self._place)
+
+    def in_rows(self, argument: str, first_row: int, place: str) -> "DataError":
+        """The same error of data of which rows from `first_row` on were checked."""
+        requirement, value, (row, *column), num_others = self._parts
+        index = (first_row + row, *column)
+        return DataError(argument, requirement, value, index, num_others, place)
+
+
 def argument_list(names: Iterable[str]) -> str:
     """The names of arguments for the text of an `ArgumentError`, which renders them."""
     return ", ".join(f"{{{name}}}" for name in names)
