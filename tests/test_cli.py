@@ -1,5 +1,6 @@
 """The command line, as a user meets it: a subprocess."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import reporting
+from jaxae.cli import config_file, options, reporting
 
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
@@ -151,12 +152,13 @@ SINGLY = [
     ("--validation-fraction", "0", "--test-fraction", "0.5"),
     ("--test-fraction", "0"),
     ("--no-bias", "--gradient", "manual", "--observation", "gaussian_with(relu)"),
+    ("--log-every", "2", "--no-diagnostics"),
 ]
 TOGETHER = [  # each of these options too, in fewer runs
     SINGLY[0] + SINGLY[1] + SINGLY[9],
     SINGLY[2] + SINGLY[3] + SINGLY[6],
     SINGLY[4] + SINGLY[5] + SINGLY[8],
-    SINGLY[7] + SINGLY[10],
+    SINGLY[7] + SINGLY[10] + SINGLY[11],
 ]
 
 
@@ -202,14 +204,55 @@ def test_your_own_data(tmp_path, no_pictures, monkeypatch):
     assert train(tmp_path, *arguments)[0] == 0
 
 
+# ---- options -------------------------------------------------------------------------
+
+
+def test_options_have_the_defaults_of_the_library():
+    defaults = options.TrainOptions()
+    assert options.build_config(defaults) == jaxae.TrainConfig()
+    ae = options.build_autoencoder(defaults, 7)
+    assert ae == jaxae.Autoencoder(input_dim=7, latent_dim=64)
+    assert options.build_objective(defaults, ae) == jaxae.Objective(ae)
+
+
+def test_every_setting_of_training_is_an_option_unless_it_is_a_function():
+    names = {field.name for field in dataclasses.fields(options.TrainOptions)}
+    renamed = {"num_epochs": "epochs", "diagnostics": "no_diagnostics"}
+    for field in dataclasses.fields(jaxae.TrainConfig):
+        is_for_python = field.name in ("steps_per_epoch", "after_update")
+        assert (renamed.get(field.name, field.name) in names) != is_for_python
+
+
+OLD_OPTIONS = {
+    **{"data": "digits", "array": None, "data_root": None, "divide_by": None},
+    **{"scaling": None, "test_fraction": 0.2, "validation_fraction": 0.1},
+    **{"latent_dim": 64, "untied": False, "no_bias": False, "activation": "sigmoid"},
+    **{"observation": "bernoulli", "corruption": None, "corruption_rate": None},
+    **{"l1": None, "kl_sparsity": None, "kl_sparsity_target": None},
+    **{"contractive": None, "weight_decay": None, "optimizer": "adam"},
+    **{"learning_rate": 0.001, "momentum": None, "adamw_decay": None},
+    **{"schedule": "constant", "schedule_steps": None, "final_fraction": None},
+    **{"warmup_steps": None, "max_norm": None, "accumulate": 1, "epochs": 20},
+    **{"batch_size": 128, "gradient": "autodiff", "seed": 0, "generator": None},
+    **{"compute_dtype": None, "start_from": None, "params": None},
+    **{"bias_from_mean": False, "dtype": "float32", "on_nonfinite": "stop"},
+    **{"monitor": "validation/loss", "patience": None, "checkpoint_minutes": 10.0},
+    **{"checkpoint_steps": None, "keep_checkpoints": 2, "memory_budget": 1024},
+}
+
+
+def test_the_options_of_a_run_of_an_earlier_version_are_read():
+    path = pathlib.Path("config.json")
+    loaded = config_file.as_options(options.TrainOptions, OLD_OPTIONS, path)
+    assert loaded == options.TrainOptions()
+
+
 # ---- help ----------------------------------------------------------------------------
 
 
 def test_help_shows_every_option_with_its_default_and_every_known_name(tmp_path):
     done = run("train", "--help", cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
-    import dataclasses
-
     for field in dataclasses.fields(cli.TrainOptions):
         assert f"--{field.name.replace('_', '-')} " in done.stdout
     assert done.stdout.count("(default: ") == len(dataclasses.fields(cli.TrainOptions))
