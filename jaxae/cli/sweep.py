@@ -155,7 +155,9 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
             "memory_budget": None if budget is None else 2**20 * budget,
         },
     )
-    _rehearse(job)
+    # Checks all arguments before the disk changes. For lanes in sequence nothing is
+    # measured.
+    jaxae.sweeps.plan(**{**job.arguments, "lanes_at_once": 1})
     return job
 
 
@@ -197,23 +199,6 @@ def _check_metric(option: str, name: str, known: list[str]) -> None:
         raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
 
 
-class _Rehearsed(Exception):
-    """The library has checked all arguments."""
-
-
-def _rehearse(job: Job) -> None:
-    """Let the library check all arguments, before anything on disk changes."""
-
-    def stop(plan: Plan) -> None:
-        raise _Rehearsed
-
-    try:
-        # With lanes_at_once nothing is measured, and so nothing compiled.
-        jaxae.sweep(**{**job.arguments, "lanes_at_once": 1}, on_plan=stop)
-    except _Rehearsed:
-        pass
-
-
 # ---- training ------------------------------------------------------------------------
 
 
@@ -232,7 +217,7 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
     )
     with bar as show, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        reporter = Reporter(out, show, interrupt)
+        reporter, lanes = Reporter(out, show, interrupt), out / run_folder.LANES
 
         def on_plan(plan: Plan) -> None:
             interrupt.raise_if_requested()
@@ -244,16 +229,18 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
         try:
             result = jaxae.sweep(
                 **job.arguments,
-                out=out / run_folder.LANES,
+                out=lanes,
                 on_plan=on_plan,
                 on_progress=reporter,
             )
-        except ArgumentError as error:  # of the folder: the others are checked before
+        except ArgumentError as error:
+            if error.argument != f"out {lanes}":
+                raise
             raise ArgumentError(
                 f"--out {out}",
                 error.problem,
-                error.found,
-                "sweep the same, replace it with --overwrite, or choose another folder",
+                advice="sweep the same, replace it with --overwrite, or choose another "
+                "folder",
             ) from None
         reporter.write()
     for warning in caught:
