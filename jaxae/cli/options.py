@@ -276,7 +276,7 @@ class SweepOptions(SharedOptions):
     """Train every combination of a space as one program, and write a sweep folder."""
 
     space: Annotated[str, conf.Positional, conf.arg(metavar="SPACE.toml")]
-    """The space: a line for each axis, name = [values] or { low, high }."""
+    """The space: a line an axis, name = [values] or { low, high }; docs/how_to."""
     num_samples: int | None = None
     """Number of points drawn from the ranges of the space."""
     sampler: str = "sobol"
