@@ -154,7 +154,7 @@ def test_a_signal_saves_and_the_run_resumes_bit_identically(
         assert resume(run) == 130
     captured = capsys.readouterr()
     assert captured.err == "\njaxae: stopping; again to stop at once.\n"
-    assert "go on with --resume" in captured.out
+    assert "continue with --resume" in captured.out
     assert json.loads((run / "results.json").read_text())["status"] == "interrupted"
     assert len(lines(run / "metrics.jsonl")) == 1
     jaxae.load(run)

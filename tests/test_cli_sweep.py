@@ -237,7 +237,7 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
     (workdir / "out" / "config.json").write_text("{")
     shutil.rmtree(workdir / "out" / "lanes")  # which say which sweep it is, too
     assert sweep(workdir, RATES) == 2
-    assert "--out out has a damaged config.json (" in capsys.readouterr().err
+    assert "holds a run already that is no sweep" in capsys.readouterr().err
 
 
 # ---- options -------------------------------------------------------------------------
@@ -416,14 +416,14 @@ def test_a_bad_file_is_rejected_in_one_sentence(workdir, capsys, text, message):
     [
         (("--learning-rate", "0.5"), "learning_rate is in space.toml, and --learning"),
         (("--num-samples", "3"), "--num-samples is for ranges"),
-        (("--metric", "loss"), "--metric must be one of train/loss"),
+        (("--metric", "loss"), "--metric must be one of train/"),
         (("--halving-factor", "3"), "need --halving-first"),
         (("--halving-first", "0"), "--halving-first must be an integer of at least 1"),
         (
             ("--halving-first", "1", "--halving-metric", "train/fvu"),
             "--halving-metric must be one of",
         ),
-        (("--table", "json"), "--table must be csv or parquet"),
+        (("--table", "json"), "--table must be one of csv, parquet"),
         (("--devices", "99"), "--devices must be between 1 and"),
         (("--top", "0"), "--top must be an integer of at least 1"),
         (("--lanes-at-once", "0"), "--lanes-at-once must be an integer of at least 1"),

@@ -140,7 +140,7 @@ def _scaling(
 
 
 def _check_finite(rows: Any) -> None:
-    """Raise for a value that is not finite, which clipping would hide."""
+    """Raise for a value that is not finite; clipping would hide an infinity."""
     if rows.dtype.kind in "biu":
         return
     if data.is_rows(rows):

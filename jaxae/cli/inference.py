@@ -188,8 +188,8 @@ def _number(run: Path, value: Any) -> float:
     if type(value) not in (int, float) or abs(value) >= 1e300:
         raise ValueError(
             f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, "
-            f"got {_checks.describe(value)}; restore a copy, or go on with "
-            "`jaxae train --resume`."
+            f"got {_checks.describe(value)}; restore a copy, or resume the run "
+            "with `jaxae train --resume`."
         )
     return float(value)
 

@@ -225,7 +225,7 @@ class SharedOptions(_Shared):
     adamw_decay: float | None = None
     """For --optimizer adamw."""
     schedule: str = "constant"
-    """Of the learning rate: constant, linear, cosine, exponential."""
+    """Schedule of the learning rate: constant, linear, cosine, exponential."""
     schedule_steps: int | None = None
     """Updates until the schedule's end. None: all of the run's, less the warm-up."""
     final_fraction: float | None = None
@@ -259,7 +259,7 @@ class TrainOptions(_Train):
     bias_from_mean: bool = False
     """Start the output bias at the mean of the training data."""
     dtype: str = "float32"
-    """Of parameters and computation: bfloat16, float32, float64."""
+    """Type of parameters and computation: bfloat16, float32, float64."""
 
     config: str | None = None
     """Repeat the run of this config.json: its options are the defaults here."""
@@ -284,18 +284,18 @@ class SweepOptions(SharedOptions):
     halving_first: int | None = None
     """Epochs after which only the best lanes are continued. None: all are."""
     halving_factor: int = 2
-    """By which lanes then become fewer, and the epochs until the next time more."""
+    """Each time, 1 in so many lanes is continued, for so many times the epochs."""
     halving_metric: str | None = None
     """The metric of the lanes to continue; smaller is better. None: --metric."""
     metric: str | None = None
-    """Of the best lanes; smaller is better. None: validation/loss, else train/loss."""
+    """The metric that ranks lanes, smaller is better. None: validation/loss if any."""
 
     engine: str | None = None
     """ray: blocks of lanes as tasks of a Ray cluster. None: in this process."""
     lanes_at_once: int | None = None
-    """Lanes in one vmap; 1 for one after the other. None: what is fastest here."""
+    """Lanes in one vmap; 1 for lanes in sequence. None: the fastest number here."""
     memory_budget: int | None = None
-    """MiB a device. None: most of what is free."""
+    """MiB a device. None: most of its free memory."""
     devices: int | None = None
     """Number of devices to spread lanes over. None: all."""
 
@@ -400,10 +400,7 @@ def with_generator(options: TrainOptions) -> TrainOptions:
     Raises:
       ValueError: naming an option that is out of range.
     """
-    if options.dtype not in DTYPES:
-        raise ValueError(
-            f"--dtype must be one of {', '.join(DTYPES)}, got {options.dtype!r}."
-        )
+    _checks.lookup("dtype", dict.fromkeys(DTYPES), options.dtype)
     check_counts(options)
     # A repetition uses this generator, whatever JAX's default is then.
     generator: Any = {"generator": generator_of(random_key(options))}

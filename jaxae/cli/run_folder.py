@@ -83,7 +83,7 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     if not (overwrite or resume) and holds_run(out):
         raise ValueError(
             f"--out {out} holds a run already; choose another folder, replace it with "
-            "--overwrite, or go on with --resume."
+            "--overwrite, or resume it with --resume."
         )
     return out
 
@@ -131,8 +131,8 @@ def _check_resumable(out: Path) -> None:
     is_run = isinstance(config, dict) and "options" in config
     if not is_run or _NOT_RESUMABLE & config.keys():
         raise ValueError(
-            f"--resume goes on with a run of `jaxae train`, but {path} is not of one; "
-            "choose another folder."
+            f"--resume needs a run of `jaxae train`, but {path} is not of one; choose "
+            "another folder."
         )
     if any((out / name).exists() for name in _FINAL_FILES):
         raise ValueError(
@@ -148,7 +148,7 @@ def holds_run(out: Path) -> bool:
 
 
 def check_inputs(out: Path, **inputs: str | None) -> None:
-    """Raise if replacing a run would remove what is read.
+    """Raise if replacing a run would remove a file or folder that is read.
 
     Args:
       out: the folder that is replaced.
@@ -359,7 +359,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.exists() and len(rows) != len(path.read_bytes().splitlines()):
         raise ValueError(
             f"{path} must have a JSON object on each line, but line {len(rows) + 1} is "
-            "none; restore a copy, or go on with `jaxae train --resume`."
+            "none; restore a copy, or resume the run with `jaxae train --resume`."
         )
     return rows
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import shutil
 import time
 import warnings
@@ -15,7 +14,7 @@ import jaxae
 from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae._files import write_atomically
-from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
+from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE, PARAMS_FILE, is_sweep
 from jaxae.cli import config_file, data_splits, reporting, run_folder, sweep_output
 from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
@@ -58,7 +57,7 @@ def sweep(options: SweepOptions) -> int:
             try:
                 result = _run(options, job, out, interrupt)
             except _Interrupted as interrupted:
-                print(f"interrupted with {interrupted}; the same command goes on.")
+                print(f"interrupted with {interrupted}; the same command resumes it.")
                 print(f"run folder: {out}")
                 return INTERRUPTED
             return sweep_output.write(options, job, out, result)
@@ -68,10 +67,7 @@ def sweep(options: SweepOptions) -> int:
 
 
 def _check_table(options: SweepOptions) -> None:
-    if options.table not in run_folder.TABLES:
-        raise ValueError(
-            f"--table must be {' or '.join(run_folder.TABLES)}, got {options.table!r}."
-        )
+    _checks.lookup("table", run_folder.TABLES, options.table)
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
             "--table parquet needs the package 'pyarrow', which is not installed; run: "
@@ -83,30 +79,15 @@ def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
     files = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
     out = run_folder.check_folder(options.out, files)
-    if run_folder.holds_run(out) and not options.overwrite:
-        problem = _other_content(out)
-        if problem is not None:
-            raise ValueError(
-                f"--out {out} {problem}; choose another folder, or replace it with "
-                "--overwrite."
-            )
+    # The lanes have the sweep's fingerprint too, so config.json may be missing.
+    has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
+    is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
+    if run_folder.holds_run(out) and not (options.overwrite or is_resumable):
+        raise ValueError(
+            f"--out {out} holds a run already that is no sweep; choose another folder, "
+            "or replace it with --overwrite."
+        )
     return out
-
-
-def _other_content(out: Path) -> str | None:
-    """Why the content of a folder is not known to be a sweep; None if it is."""
-    config = out / CONFIG_FILE
-    try:
-        is_sweep = "sweep" in json.loads(config.read_bytes())
-    except (ValueError, TypeError, OSError) as error:
-        # The lanes have the sweep's fingerprint too; config.json is written again.
-        if (out / run_folder.LANES / LANES_FILE).exists():
-            is_sweep = not (out / run_folder.PARAMS_FILE).exists()
-        elif config.exists():
-            return f"has a damaged {CONFIG_FILE} ({_checks.first_line(error)})"
-        else:
-            is_sweep = False
-    return None if is_sweep else "holds a run already that is no sweep"
 
 
 def clear(out: Path) -> None:
@@ -174,7 +155,7 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
         default = "validation/loss"
     known = [*each_epoch, *(f"train/{n}" for n in at_end if n not in of_steps)]
     metric = default if options.metric is None else options.metric
-    _check_metric("--metric", metric, known)
+    _checks.lookup("metric", dict.fromkeys(known), metric)
     if options.halving_first is None:
         if options.halving_metric is not None or options.halving_factor != 2:
             raise ValueError(
@@ -185,18 +166,13 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     halving_metric = options.halving_metric
     if halving_metric is None:
         halving_metric = metric if metric in each_epoch else default
-    _check_metric("--halving-metric", halving_metric, each_epoch)
+    _checks.lookup("halving_metric", dict.fromkeys(each_epoch), halving_metric)
     try:
         halving = Halving(options.halving_first, options.halving_factor, halving_metric)
     except ArgumentError as error:
         names = {n: f"--halving-{n}" for n in ("first", "factor", "metric")}
         raise ValueError(error.render(names)) from None
     return metric, halving
-
-
-def _check_metric(option: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
 
 
 # ---- training ------------------------------------------------------------------------

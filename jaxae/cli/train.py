@@ -302,7 +302,7 @@ def _report_end(run: Run, options: TrainOptions) -> int:
     if run.status in ("interrupted", "stopped"):
         print(
             f"interrupted after epoch {num_epochs} of {options.epochs}; it is saved: "
-            "go on with --resume."
+            "continue with --resume."
         )
         return INTERRUPTED
     if run.status == "early_stopped":
