@@ -20,6 +20,7 @@ from jaxae import (
     sweeps,
     training,
 )
+from jaxae._checks import ArgumentError
 from jaxae._version import __version__
 from jaxae.autoencoder import (
     Autoencoder,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from jaxae import gradcheck, plots
 
 __all__ = [
+    "ArgumentError",
     "Autoencoder",
     "Objective",
     "TiedParams",

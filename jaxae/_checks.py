@@ -1,15 +1,15 @@
-"""The sentences of refusal: which argument, what was found, what would do.
+"""Checks of arguments, and the error that they raise.
 
-Everything here reads shapes, dtypes, types and names only, so that it costs nothing
-under `jit`; `as_array` also converts tables and tensors. Values of hyperparameters are
-checked by `Range`, unless they are traced; values of data by `data.check_array` and
-`Observation.validate`.
+These functions read shapes, dtypes, types and names only, so they cost nothing under
+`jit`; `as_array` also converts tables and tensors. `Range` checks hyperparameters that
+are not traced; `data.check_array` and `Observation.validate` check data.
 """
 
 import contextlib
 import difflib
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,33 +19,115 @@ import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
+_IN_BRACES = re.compile(r"\{([A-Za-z_][\w.]*(?:\['\w+'\])?)\}")
+
+
+class ArgumentError(ValueError):
+    """An invalid argument, in one sentence: "NAME PROBLEM, got FOUND; ADVICE."
+
+    In `problem` and `advice` a name in braces, such as `{monitor}`, is another
+    argument. `str(error)` leaves the braces out; `render` replaces the names.
+
+    Attributes:
+      argument: the name, such as "latent_dim" or "hparams['l1']".
+      problem: what is wrong, such as "must be positive".
+      found: the value as text; empty where `problem` has it.
+      advice: what to do; empty where `problem` says it.
+    """
+
+    def __init__(self, argument: str, problem: str, found: str = "", advice: str = ""):
+        super().__init__(argument, problem, found, advice)  # pickle needs all of them
+        self.argument, self.problem = argument, problem
+        self.found, self.advice = found, advice
+
+    def __str__(self) -> str:
+        return self.render({})
+
+    def render(self, names: Mapping[str, str]) -> str:
+        """The sentence with each argument called what `names` says, if anything."""
+
+        def rename(text: str) -> str:
+            return _IN_BRACES.sub(lambda match: names.get(match[1], match[1]), text)
+
+        argument = names.get(self.argument, self.argument)
+        found = f", got {self.found}" if self.found else ""
+        advice = f"; {rename(self.advice)}" if self.advice else ""
+        return f"{argument} {rename(self.problem)}{found}{advice}."
+
+
+class DataError(ArgumentError):
+    """An invalid value of data, at an index of the array that was checked.
+
+    Args:
+      argument: the name of the data.
+      requirement: such as "must be finite".
+      value: the first invalid value, as text.
+      index: where it is: row and column, or the column of a single example.
+      num_others: how many further values are invalid.
+      place: the rows that were checked, in words; empty for all.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        requirement: str,
+        value: str,
+        index: tuple[int, ...],
+        num_others: int = 0,
+        place: str = "",
+    ):
+        at = f"entry {index}"
+        if len(index) <= 2:
+            axes = ("row", "column")[2 - len(index) :]
+            at = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True))
+        others = f" and {num_others} more" if num_others else ""
+        problem = f"{requirement}, found {value} at {at}{others}{place}"
+        super().__init__(argument, problem)
+        self._parts, self._place = (requirement, value, index, num_others), place
+
+    def __reduce__(self):
+        return type(self), (self.argument, *self._parts, self._place)
+
+    def in_rows(self, argument: str, first_row: int, place: str) -> "DataError":
+        """The same error of data of which rows from `first_row` on were checked."""
+        requirement, value, (row, *column), num_others = self._parts
+        index = (first_row + row, *column)
+        return DataError(argument, requirement, value, index, num_others, place)
+
+
+def argument_list(names: Iterable[str]) -> str:
+    """The names of arguments for the text of an `ArgumentError`, which renders them."""
+    return ", ".join(f"{{{name}}}" for name in names)
 
 
 def lookup(kind: str, catalogue: Mapping[str, T], name: str) -> T:
-    """`catalogue[name]`, or a ValueError that lists the known names."""
+    """`catalogue[name]`, or an ArgumentError that lists the known names."""
     if not isinstance(name, str) or name not in catalogue:
-        raise ValueError(
-            f"unknown {kind} {name!r}{closest(name, catalogue)}; "
-            f"known: {', '.join(sorted(catalogue))}."
+        raise ArgumentError(
+            kind,
+            f"must be one of {', '.join(sorted(catalogue))}",
+            f"{describe(name)}{closest(name, catalogue)}",
         )
     return catalogue[name]
 
 
 def closest(name: Any, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" where a known name is near, else nothing."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """Return " (did you mean 'x'?)" where a known name is similar, else nothing."""
+    similar = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
 def part(name: str, value: Any, get: Callable, kind: type[T], example: str) -> T:
-    """`value` if it is a part of that kind; by a string, the part of that name."""
+    """`value` if it is a part of that kind; for a string, the part of that name."""
     if isinstance(value, str):
         return get(value)
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AO" else "a"
-        raise ValueError(
-            f"{name} must be {article} {kind.__name__} such as jaxae.{example}, or the "
-            f"name of one, got {describe(value)}."
+        raise ArgumentError(
+            name,
+            f"must be {article} {kind.__name__} such as jaxae.{example}, or the name "
+            "of one",
+            describe(value),
         )
     return value
 
@@ -57,12 +139,12 @@ def positive_int(name: str, value: Any) -> int:
     except TypeError:
         number = 0
     if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        raise ArgumentError(name, "must be an integer of at least 1", describe(value))
     return number
 
 
 def prng_key(key: Any) -> None:
-    """Refuse what is not a JAX random key."""
+    """Raise unless this is one JAX random key."""
     dtype = getattr(key, "dtype", None)
     typed = key
     if dtype == jnp.uint32:
@@ -72,9 +154,11 @@ def prng_key(key: Any) -> None:
             dtype = typed.dtype
     is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     if not (is_typed and jnp.shape(typed) == ()):
-        raise ValueError(
-            f"key must be one JAX random key, got {describe(key)}; "
-            "make one with jax.random.key(0)."
+        raise ArgumentError(
+            "key",
+            "must be one JAX random key",
+            describe(key),
+            "make one with jax.random.key(0)",
         )
 
 
@@ -92,18 +176,21 @@ def describe(value: Any) -> str:
 def one_example(
     name: str, value: Any, size: int, method: str, in_axes: str = "(None, 0)"
 ) -> jax.Array:
-    """`value` as a real floating array of shape [size]; a batch is told to vmap."""
+    """`value` as a floating array of shape [size]; the error for a batch says vmap."""
     array = floating(name, value)
     if array.shape == (size,):
         return array
     if array.ndim > 1 and array.shape[-1] == size:
-        raise ValueError(
-            f"{name} has shape {list(array.shape)} but {method} takes one example of "
-            f"shape [{size}]; vmap it: jax.vmap({method}, in_axes={in_axes})."
+        raise ArgumentError(
+            name,
+            f"has shape {list(array.shape)} but {method} takes one example of shape "
+            f"[{size}]",
+            advice=f"vmap it: jax.vmap({method}, in_axes={in_axes})",
         )
-    raise ValueError(
-        f"{name} has shape {list(array.shape)} but {method} of this model takes shape "
-        f"[{size}]."
+    raise ArgumentError(
+        name,
+        f"has shape {list(array.shape)} but {method} of this model takes shape "
+        f"[{size}]",
     )
 
 
@@ -113,27 +200,28 @@ def floating(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} must be an array of floats, got {describe(value)}."
+        raise ArgumentError(
+            name, "must be an array of floats", describe(value)
         ) from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(
-            f"{name} has dtype {array.dtype} but a real floating dtype is needed; "
-            f"convert it first, e.g. {name}.astype(jnp.float32)."
+        raise ArgumentError(
+            name,
+            f"has dtype {array.dtype} but a real floating dtype is needed",
+            advice=f"convert it first, e.g. {name}.astype(jnp.float32)",
         )
     return array
 
 
 def as_array(name: str, value: Any) -> Any:
-    """`value` itself, but a table or a tensor of another library as a NumPy array.
+    """A table or tensor of another library as a NumPy array; any other value as it is.
 
-    Each row of a list is taken so. A table has `to_numpy` (pandas, polars) or
+    In a list, each row is converted. A table has `to_numpy` (pandas, polars) or
     `__dataframe__` (pyarrow), a tensor has `detach` (torch); none of these libraries
     is imported.
 
     Raises:
-      ValueError: for text or a path, a masked array, a sparse matrix, and a table or
-        tensor that is no array of numbers.
+      ArgumentError: for text or a path, a masked array, a sparse matrix, and a table or
+        tensor that does not hold numbers.
     """
     if isinstance(value, list):
         return [_as_array(name, row) for row in value]
@@ -143,15 +231,19 @@ def as_array(name: str, value: Any) -> Any:
 def _as_array(name: str, value: Any) -> Any:
     refuse_masked(name, value)
     if isinstance(value, str | os.PathLike):
-        raise ValueError(
-            f"{name} must hold numbers, got {describe(value)}: of a file take "
-            "jaxae.data.load(path).train."
+        raise ArgumentError(
+            name,
+            "must hold numbers",
+            describe(value),
+            "read a file with jaxae.data.load(path).train",
         )
     for to_dense in ("toarray", "todense"):  # of a sparse matrix
         if hasattr(type(value), to_dense):
-            raise ValueError(
-                f"{name} must be dense, got a sparse {type(value).__name__}: give "
-                f"X.{to_dense}(), or Rows whose X[rows] are dense."
+            raise ArgumentError(
+                name,
+                "must be dense",
+                f"a sparse {type(value).__name__}",
+                f"give X.{to_dense}(), or Rows whose X[rows] are dense",
             )
     if is_table(value):
         return _of_table(name, value)
@@ -159,25 +251,27 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def refuse_masked(name: str, value: Any) -> None:
-    """Refuse a NumPy masked array, whose mask a conversion would drop."""
+    """Raise for a NumPy masked array: a conversion would drop the mask."""
     if isinstance(value, np.ma.MaskedArray):
-        raise ValueError(
-            f"{name} must not be a masked array, for jaxae has no observation for "
-            "missing values yet: fill them, X.filled(value), or drop their rows, "
-            "np.ma.compress_rows(X)."
+        raise ArgumentError(
+            name,
+            "must not be a masked array, because jaxae has no observation for missing "
+            "values yet",
+            advice="fill them, X.filled(value), or drop their rows, "
+            "np.ma.compress_rows(X)",
         )
 
 
 def is_table(value: Any) -> bool:
-    """Whether this is a data frame: a dtype for each column."""
+    """Whether this is a data frame: an array with a dtype for each column."""
     # xarray's arrays have to_numpy too, but one dtype, and can be read by blocks.
-    kind = type(value)  # a frame has its columns for attributes, whatever their names
+    kind = type(value)  # an attribute of the frame itself may be one of its columns
     is_frame = hasattr(kind, "to_numpy") or hasattr(kind, "__dataframe__")
     return is_frame and not hasattr(kind, "dtype")
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether this is a tensor of torch."""
+    """Whether this is a torch tensor."""
     return hasattr(type(value), "detach") and hasattr(type(value), "numpy")
 
 
@@ -190,15 +284,16 @@ def _of_table(name: str, table: Any) -> Any:
         )
         for column, dtype in columns:
             if not _is_numeric(dtype):
-                raise ValueError(
-                    f"{name} must hold numbers, but column {column!r} is {dtype}: drop "
-                    "it, or convert it, frame.astype('float32')."
+                raise ArgumentError(
+                    name,
+                    f"must hold numbers, but column {column!r} is {dtype}",
+                    advice="drop it, or convert it, frame.astype('float32')",
                 )
     return values
 
 
 def _is_numeric(dtype: Any) -> bool:
-    """Of a column: of polars, or of pandas without a mask of its own."""
+    """Whether a column of polars, or of pandas without a mask, holds numbers."""
     if hasattr(dtype, "is_numeric"):
         return dtype.is_numeric()
     return isinstance(dtype, np.dtype) and dtype.kind in "iuf"
@@ -209,29 +304,33 @@ def _of_tensor(name: str, tensor: Any) -> Any:
         tensor = tensor.detach().cpu()
         # NumPy has no bfloat16; float32 holds each of its numbers exactly.
         return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
-    except Exception as error:  # another's code may raise anything
-        raise ValueError(
-            f"{name} must be a tensor that NumPy can hold, but gave "
-            f"{first_line(error)}: convert it first."
+    except Exception as error:  # code of another library may raise anything
+        raise ArgumentError(
+            name,
+            f"must be a tensor that NumPy can hold, but raised {first_line(error)}",
+            advice="convert it first",
         ) from error
 
 
 def floating_dtype(dtype: Any) -> Any:
     """`dtype` as a real floating dtype that JAX can hold now."""
     try:
-        found = jnp.dtype(dtype)
+        known = jnp.dtype(dtype)
     except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise ValueError(
-            f"dtype must be a real floating dtype such as 'float32', got {dtype!r}."
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise ArgumentError(
+            "dtype",
+            "must be a real floating dtype such as 'float32'",
+            describe(dtype),
         )
-    if found == jnp.float64 and not jax.config.read("jax_enable_x64"):
-        raise ValueError(
-            "dtype is float64 but JAX would round it to float32 here; work inside "
-            "`with jax.enable_x64(True):`."
+    if known == jnp.float64 and not jax.config.read("jax_enable_x64"):
+        raise ArgumentError(
+            "dtype",
+            "is float64 but JAX would round it to float32 here",
+            advice="work inside `with jax.enable_x64(True):`",
         )
-    return found
+    return known
 
 
 def folder(name: str, value: Any) -> Path:
@@ -240,8 +339,8 @@ def folder(name: str, value: Any) -> Path:
         return Path(value)
     if isinstance(value, os.PathLike) and isinstance(os.fspath(value), str):
         return Path(value)
-    raise ValueError(
-        f"{name} must be a folder's path, such as 'runs/a', got {describe(value)}."
+    raise ArgumentError(
+        name, "must be a folder's path, such as 'runs/a'", describe(value)
     )
 
 
@@ -249,24 +348,24 @@ def folder(name: str, value: Any) -> Path:
 
 
 def hparams(values: Any) -> None:
-    """Refuse what is not a dict of numbers by name; traced numbers are numbers too."""
+    """Raise unless this is a dict of numbers by name; traced numbers count."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"hparams must be a dict of numbers, got {describe(values)}.")
+        raise ArgumentError("hparams", "must be a dict of numbers", describe(values))
     for name, value in values.items():
         if not isinstance(name, str):
-            raise ValueError(
-                "hparams must have names for keys, such as 'learning_rate', got "
-                f"{name!r}."
+            raise ArgumentError(
+                "hparams",
+                "must have names for keys, such as 'learning_rate'",
+                describe(name),
             )
-        refuse_masked(f"hparams[{name!r}]", value)
+        argument = f"hparams[{name!r}]"
+        refuse_masked(argument, value)
         if not is_real(value) or np.shape(value) != ():
-            raise ValueError(
-                f"hparams[{name!r}] must be a finite number, got {describe(value)}."
-            )
+            raise ArgumentError(argument, "must be a finite number", describe(value))
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is a real number or an array of such; text and bools are not."""
+    """Whether this is a real number or an array of them; text and bools are not."""
     if isinstance(value, int | float):
         return not isinstance(value, bool)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -276,7 +375,7 @@ def is_real(value: Any) -> bool:
 
 
 def untraced(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Those whose values can be seen, as NumPy's: JAX's comparisons would be traced."""
+    """Those that are not traced, as NumPy numbers: JAX would trace comparisons."""
     is_traced = {n: isinstance(v, jax.core.Tracer) for n, v in hparams.items()}
     return {n: np.asarray(v)[()] for n, v in hparams.items() if not is_traced[n]}
 
@@ -286,8 +385,8 @@ class Range(NamedTuple):
 
     Attributes:
       contains: `(number) -> bool`.
-      words: what an error says that the number must be.
-      reason: why, where the words need one.
+      words: what the number must be, in the words of an error.
+      reason: why, in the words of an error; may be empty.
     """
 
     contains: Callable[[Any], Any]
@@ -295,10 +394,14 @@ class Range(NamedTuple):
     reason: str = ""
 
     def check(self, name: str, hparams: Mapping[str, Any]) -> None:
-        """Refuse the number of that name if it is out of range; it may be absent."""
+        """Raise if the number of that name is out of range; it may be absent."""
         if name in hparams and not self.contains(hparams[name]):
-            found = f"{hparams[name]!s}{self.reason and f'; {self.reason}'}"
-            raise ValueError(f"hparams[{name!r}] must be {self.words}, got {found}.")
+            raise ArgumentError(
+                f"hparams[{name!r}]",
+                f"must be {self.words}",
+                str(hparams[name]),
+                self.reason,
+            )
 
 
 AT_LEAST_0 = Range(lambda x: x >= 0, "at least 0")
@@ -306,38 +409,39 @@ POSITIVE = Range(lambda x: x > 0, "positive")
 
 
 # ---- what the functions of a part return ---------------------------------------------
-# Checked where they are called, so that a mistake in a part of the user's own is one
-# sentence that names the part, not an error from inside JAX.
+# Checked at each call, so that a mistake in a user's part is one sentence that names
+# the part instead of an error from inside JAX.
 
 
 def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     """What `what` returned, as an array of floats of that shape."""
     array = _as_floats(value)
     if array is None or array.shape != shape:
-        raise ValueError(
-            f"{what} must return an array of floats of shape {list(shape)}, got "
-            f"{describe(value)}."
+        raise ArgumentError(
+            what,
+            f"must return an array of floats of shape {list(shape)}",
+            describe(value),
         )
     return array
 
 
 def returned_like(what: str, value: Any, like: Any) -> Any:
-    """What `what` returned, as a pytree like `like`, of whose arrays it is a gradient.
+    """What `what` returned, as a pytree of the structure and shapes of `like`.
 
-    A tuple serves for a NamedTuple, and a dtype may be wider than that of `like`.
+    A tuple is accepted for a NamedTuple, and a dtype may be wider than that of `like`.
     """
     if isinstance(like, tuple) and isinstance(value, tuple) and len(value) == len(like):
         value = like._make(value) if hasattr(like, "_make") else tuple(value)
-    found, structure = jax.tree.flatten(value, is_leaf=_is_none)
+    leaves, structure = jax.tree.flatten(value, is_leaf=_is_none)
     expected: Any = jax.tree.structure(like)
     if structure != expected:
-        raise ValueError(f"{what} must return {outline(like)}, got {outline(value)}.")
-    arrays = [_as_floats(leaf) for leaf in found]
-    for (path, leaf), array, given in zip(named(like), arrays, found, strict=True):
-        if array is None or array.shape != leaf.shape or _is_narrower(array, leaf):
+        raise ArgumentError(what, f"must return {outline(like)}", outline(value))
+    arrays = [_as_floats(leaf) for leaf in leaves]
+    for (path, model), array, leaf in zip(named(like), arrays, leaves, strict=True):
+        if array is None or array.shape != model.shape or _is_narrower(array, model):
             place = f" as {path}" if path else ""
-            raise ValueError(
-                f"{what} must return {describe(leaf)}{place}, got {describe(given)}."
+            raise ArgumentError(
+                what, f"must return {describe(model)}{place}", describe(leaf)
             )
     return jax.tree.unflatten(structure, arrays)
 
@@ -345,13 +449,14 @@ def returned_like(what: str, value: Any, like: Any) -> Any:
 def returned_by_theta(
     what: str, function: Callable | None, arguments: tuple, theta: tuple
 ) -> tuple:
-    """What `what` returns, the derivative by what a part learns, as a tuple like it."""
+    """What `what` returns, the derivative by the parameters of a part, as a tuple."""
     if not theta:
         return ()
     if function is None:
-        raise ValueError(
-            f"{what} is missing, the derivative by what init returns; give it, or "
-            "train with gradient='autodiff' and diagnostics=False."
+        raise ArgumentError(
+            what,
+            "is missing, the derivative by what init returns",
+            advice="give it, or train with gradient='autodiff' and diagnostics=False",
         )
     return returned_like(what, function(*arguments, *theta), theta)
 
@@ -390,11 +495,11 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _is_none(leaf: Any) -> bool:
-    return leaf is None  # which JAX takes for a pytree without leaves
+    return leaf is None  # to JAX, None is a pytree without leaves
 
 
 def outline(tree: Any) -> str:
-    """A pytree in a few words: its type, and each of its leaves."""
+    """A pytree in a few words: its type and its leaves."""
     leaves = named(tree)
     if leaves and not leaves[0][0]:
         return describe(tree)
@@ -414,18 +519,21 @@ def _as_floats(value: Any) -> jax.Array | None:
 
 @contextlib.contextmanager
 def reading(path: Path, advice: str) -> Iterator[None]:
-    """Whatever goes wrong inside is one sentence: the file, why, and the advice."""
+    """Any error inside becomes one sentence: the file, the cause, and the advice."""
     try:
         yield
+    except ArgumentError:  # names its argument and what to do
+        raise
     except Exception as error:  # broken bytes raise a dozen types; the user needs one
         message = f"Cannot read {path}: {first_line(error)}; {advice}."
         raise ValueError(message) from error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type unless it is a ValueError."""
+    """The message of an error in one line, with its type unless it is a ValueError."""
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+    is_plain = type(error) in (ValueError, ArgumentError)
+    return text if is_plain else f"{type(error).__name__}: {text}"
 
 
 def extra(feature: str, package: str, extra: str) -> ImportError:

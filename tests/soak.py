@@ -52,9 +52,9 @@ def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
     """Runs under fire until so many kills were met; stops at the first difference."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    finish(whole)
+    complete = folder / "whole"
+    shutil.rmtree(complete, ignore_errors=True)
+    finish(complete)
     tally = Tally()
     while tally.kills < num_kills and not tally.different:
         run = folder / "run"
@@ -64,7 +64,7 @@ def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
             if tally.kills == num_kills:
                 break
         finish(run)
-        different = differences(whole, run)
+        different = differences(complete, run)
         tally = tally._replace(runs=tally.runs + 1, different=tuple(different))
         say(tally)
     return tally
@@ -103,8 +103,8 @@ def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
     until(lambda: set(unfinished(run)) - set(left_over), process)
     if rng.random() < 0.5:
         for _ in range(rng.randrange(MAX_SAVES)):
-            seen = steps(run)
-            until(lambda seen=seen: steps(run) != seen, process)
+            earlier = steps(run)
+            until(lambda earlier=earlier: steps(run) != earlier, process)
         until(lambda: unfinished(run), process)
         time.sleep(rng.uniform(0, SAVE_SECONDS))
     else:
@@ -144,21 +144,21 @@ def unfinished(run: Path) -> list[str]:
     return [name for name in names(run) if not name.isdigit()]
 
 
-def differences(whole: Path, run: Path) -> list[str]:
+def differences(complete: Path, run: Path) -> list[str]:
     """What of a run is not, to the bit, as the whole one's; strays too."""
-    found = [n for n in SAME if (whole / n).read_bytes() != (run / n).read_bytes()]
-    if state_digest(whole) != state_digest(run):
-        found.append("the optimizer's state")
-    if steps(whole)[-1] != steps(run)[-1]:
-        found.append("the last step")
-    return found + sorted(set(paths(run)) - set(paths(whole)))
+    result = [n for n in SAME if (complete / n).read_bytes() != (run / n).read_bytes()]
+    if state_digest(complete) != state_digest(run):
+        result.append("the optimizer's state")
+    if steps(complete)[-1] != steps(run)[-1]:
+        result.append("the last step")
+    return result + sorted(set(paths(run)) - set(paths(complete)))
 
 
 def paths(run: Path) -> list[str]:
     """All that a run folder holds, but its states, whose files have random names."""
     states = run / "checkpoints"
-    found = (path for path in run.rglob("*") if states not in path.parents)
-    return [str(path.relative_to(run)) for path in found]
+    result = (path for path in run.rglob("*") if states not in path.parents)
+    return [str(path.relative_to(run)) for path in result]
 
 
 def state_digest(run: Path) -> str:
@@ -173,8 +173,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     arguments = parser.parse_args()
-    found = soak(arguments.out, arguments.kills, arguments.seed)
-    report = json.dumps(found._asdict(), indent=2)
+    result = soak(arguments.out, arguments.kills, arguments.seed)
+    report = json.dumps(result._asdict(), indent=2)
     (arguments.out / "report.json").write_text(report + "\n")
     print(report)
-    sys.exit(bool(found.different))
+    sys.exit(bool(result.different))

@@ -423,7 +423,7 @@ def test_a_batch_is_told_to_vmap(method):
         (lambda: AE.encode(PARAMS, jnp.ones(6, int)), "dtype int32.*astype"),
         (lambda: AE.encode(PARAMS, jnp.ones(6, complex)), "dtype complex64"),
         (lambda: AE.encode(PARAMS, np.ones(6, bool)), "dtype bool"),
-        (lambda: AE.encode(PARAMS, "x"), "x must hold numbers, got 'x': of a file"),
+        (lambda: AE.encode(PARAMS, "x"), "x must hold numbers, got 'x'; read a file"),
         (lambda: AE.encode(PARAMS, None), "x must be an array of floats, got None"),
         (lambda: AE.loss(PARAMS, X, jnp.ones(5)), r"target has shape \[5\]"),
         (lambda: AE.encode(tuple(PARAMS), X), "must be TiedParams.*got tuple"),

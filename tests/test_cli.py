@@ -1,5 +1,6 @@
 """The command line, as a user meets it: a subprocess."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import pictures
+from jaxae.cli import config_file, options, reporting
 
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
@@ -48,9 +49,9 @@ def train(tmp_path, *arguments):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def no_pictures(monkeypatch):
     """Without pictures, for speed."""
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
 
 
 def lines(path):
@@ -93,11 +94,11 @@ def test_train_writes_one_run_folder_and_says_where(tmp_path):
     digits = jaxae.data.digits()
     _, test, _ = jaxae.data.split(digits.train, 0.2, 0.1, seed=0)
     test = jaxae.data.scaled(test, digits.scale)
-    found = jaxae.Objective(ae).evaluate(params, test, {})
-    np.testing.assert_allclose(results["test"]["loss"], found["loss"], rtol=1e-6)
+    result = jaxae.Objective(ae).evaluate(params, test, {})
+    np.testing.assert_allclose(results["test"]["loss"], result["loss"], rtol=1e-6)
 
 
-def test_results_print_pca_honestly(tmp_path, undrawn):
+def test_results_print_pca_honestly(tmp_path, no_pictures):
     from sklearn.decomposition import PCA
 
     _, out = train(tmp_path, "--latent-dim", "16")
@@ -105,8 +106,8 @@ def test_results_print_pca_honestly(tmp_path, undrawn):
     rest, test, _ = jaxae.data.split(digits.train / 16, 0.2, 0.1, seed=0)
     pca = PCA(16).fit(rest)
     expected = ((pca.inverse_transform(pca.transform(test)) - test) ** 2).sum(1).mean()
-    found = json.loads((out / "results.json").read_text())["test"]["pca_squared_error"]
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    result = json.loads((out / "results.json").read_text())["test"]["pca_squared_error"]
+    np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
 def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
@@ -119,7 +120,7 @@ def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
 
 
 def test_a_run_is_repeated_with_its_generator_whatever_the_default_is(
-    tmp_path, monkeypatch, undrawn
+    tmp_path, monkeypatch, no_pictures
 ):
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", np.random.default_rng(0).uniform(size=(100, 6)))
@@ -150,12 +151,13 @@ SINGLY = [
     ("--validation-fraction", "0", "--test-fraction", "0.5"),
     ("--test-fraction", "0"),
     ("--no-bias", "--gradient", "manual", "--observation", "gaussian_with(relu)"),
+    ("--log-every", "2", "--no-diagnostics"),
 ]
 TOGETHER = [  # each of these options too, in fewer runs
     SINGLY[0] + SINGLY[1] + SINGLY[9],
     SINGLY[2] + SINGLY[3] + SINGLY[6],
     SINGLY[4] + SINGLY[5] + SINGLY[8],
-    SINGLY[7] + SINGLY[10],
+    SINGLY[7] + SINGLY[10] + SINGLY[11],
 ]
 
 
@@ -166,7 +168,7 @@ TOGETHER = [  # each of these options too, in fewer runs
 )
 def test_every_option_trains(tmp_path, monkeypatch, arguments):
     if "--untied" not in arguments:  # for speed
-        monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+        monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     status, out = train(tmp_path, "--latent-dim", "8", *arguments)
     assert status == 0
     rows = lines(out / "metrics.jsonl")
@@ -176,7 +178,7 @@ def test_every_option_trains(tmp_path, monkeypatch, arguments):
     assert model["bias"] == ("--no-bias" not in arguments)
 
 
-def test_gradient_manual_equals_autodiff(tmp_path, undrawn):
+def test_gradient_manual_equals_autodiff(tmp_path, no_pictures):
     losses = []
     for gradient in ("manual", "autodiff"):
         _, out = train(tmp_path, "--gradient", gradient, "--overwrite")
@@ -184,21 +186,64 @@ def test_gradient_manual_equals_autodiff(tmp_path, undrawn):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_your_own_data(tmp_path, undrawn, monkeypatch):
+def test_your_own_data(tmp_path, no_pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("real.npy", rng.normal(size=(200, 7)))
     np.save("bytes.npy", rng.integers(0, 256, size=(200, 5, 5), dtype=np.uint8))
     np.savez("two.npz", a=rng.uniform(size=(200, 3)), b=np.zeros(3))
-    whole = ("--test-fraction", "0", "--validation-fraction", "0")
-    arguments = ("--data", "real.npy", "--observation", "gaussian", *whole)
+    complete = ("--test-fraction", "0", "--validation-fraction", "0")
+    arguments = ("--data", "real.npy", "--observation", "gaussian", *complete)
     status, out = train(tmp_path, *arguments)
     assert status == 0
     assert json.loads((out / "config.json").read_text())["model"]["input_dim"] == 7
-    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite", *whole)
+    arguments = ("--data", "bytes.npy", "--divide-by", "255", "--overwrite", *complete)
     assert train(tmp_path, *arguments)[0] == 0
-    arguments = ("--data", "two.npz", "--array", "a", "--overwrite", *whole)
+    arguments = ("--data", "two.npz", "--array", "a", "--overwrite", *complete)
     assert train(tmp_path, *arguments)[0] == 0
+
+
+# ---- options -------------------------------------------------------------------------
+
+
+def test_options_have_the_defaults_of_the_library():
+    defaults = options.TrainOptions()
+    assert options.build_config(defaults) == jaxae.TrainConfig()
+    ae = options.build_autoencoder(defaults, 7)
+    assert ae == jaxae.Autoencoder(input_dim=7, latent_dim=64)
+    assert options.build_objective(defaults, ae) == jaxae.Objective(ae)
+
+
+def test_every_setting_of_training_is_an_option_unless_it_is_a_function():
+    names = {field.name for field in dataclasses.fields(options.TrainOptions)}
+    renamed = {"num_epochs": "epochs", "diagnostics": "no_diagnostics"}
+    for field in dataclasses.fields(jaxae.TrainConfig):
+        is_for_python = field.name in ("steps_per_epoch", "after_update")
+        assert (renamed.get(field.name, field.name) in names) != is_for_python
+
+
+OLD_OPTIONS = {
+    **{"data": "digits", "array": None, "data_root": None, "divide_by": None},
+    **{"scaling": None, "test_fraction": 0.2, "validation_fraction": 0.1},
+    **{"latent_dim": 64, "untied": False, "no_bias": False, "activation": "sigmoid"},
+    **{"observation": "bernoulli", "corruption": None, "corruption_rate": None},
+    **{"l1": None, "kl_sparsity": None, "kl_sparsity_target": None},
+    **{"contractive": None, "weight_decay": None, "optimizer": "adam"},
+    **{"learning_rate": 0.001, "momentum": None, "adamw_decay": None},
+    **{"schedule": "constant", "schedule_steps": None, "final_fraction": None},
+    **{"warmup_steps": None, "max_norm": None, "accumulate": 1, "epochs": 20},
+    **{"batch_size": 128, "gradient": "autodiff", "seed": 0, "generator": None},
+    **{"compute_dtype": None, "start_from": None, "params": None},
+    **{"bias_from_mean": False, "dtype": "float32", "on_nonfinite": "stop"},
+    **{"monitor": "validation/loss", "patience": None, "checkpoint_minutes": 10.0},
+    **{"checkpoint_steps": None, "keep_checkpoints": 2, "memory_budget": 1024},
+}
+
+
+def test_the_options_of_a_run_of_an_earlier_version_are_read():
+    path = pathlib.Path("config.json")
+    loaded = config_file.as_options(options.TrainOptions, OLD_OPTIONS, path)
+    assert loaded == options.TrainOptions()
 
 
 # ---- help ----------------------------------------------------------------------------
@@ -207,8 +252,6 @@ def test_your_own_data(tmp_path, undrawn, monkeypatch):
 def test_help_shows_every_option_with_its_default_and_every_known_name(tmp_path):
     done = run("train", "--help", cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
-    import dataclasses
-
     for field in dataclasses.fields(cli.TrainOptions):
         assert f"--{field.name.replace('_', '-')} " in done.stdout
     assert done.stdout.count("(default: ") == len(dataclasses.fields(cli.TrainOptions))
@@ -261,11 +304,11 @@ def folder(tmp_path, monkeypatch):
     [
         (
             ("--activation", "sigmod"),
-            ["unknown activation 'sigmod'", "known: identity"],
+            ["--activation must be one of identity", "'sigmod'"],
         ),
-        (("--observation", "poison"), ["unknown observation", "bernoulli, gaussian"]),
-        (("--optimizer", "adm"), ["unknown optimizer", "did you mean 'adam'"]),
-        (("--corruption", "noise"), ["unknown corruption", "masking"]),
+        (("--observation", "poison"), ["--observation must be", "bernoulli, gaussian"]),
+        (("--optimizer", "adm"), ["--optimizer must be", "did you mean 'adam'"]),
+        (("--corruption", "noise"), ["--corruption must be", "masking"]),
         (("--data", "mnst"), ["mnst", "digits", "fashion_mnist"]),
         (("--data", "none.npy"), ["none.npy"]),
         (("--data", "text.npy"), ["text.npy"]),
@@ -287,8 +330,8 @@ def folder(tmp_path, monkeypatch):
         (("--dtype", "int32"), ["--dtype", "bfloat16, float32, float64", "int32"]),
         (("--dtype", "float16"), ["--dtype", "bfloat16, float32, float64"]),
         (("--gradient", "magic"), ["gradient", "autodiff", "magic"]),
-        (("--momentum", "0.9"), ["has momentum, which nothing reads"]),
-        (("--optimizer", "momentum"), ["lacks momentum"]),
+        (("--momentum", "0.9"), ["has --momentum, which nothing reads"]),
+        (("--optimizer", "momentum"), ["lacks --momentum"]),
         (("--corruption", "masking"), ["lacks --corruption-rate"]),
         (
             ("--corruption", "masking", "--corruption-rate", "1.5"),
@@ -380,8 +423,8 @@ def contents(out):
     return {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
-    tmp_path, undrawn, capsys
+def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
+    tmp_path, no_pictures, capsys
 ):
     _, out = train(tmp_path)
     (out / "notes.txt").write_text("mine")
@@ -399,7 +442,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_told_to_overwrite(
 
 
 def test_a_diverging_run_says_so_saves_the_finite_state_and_fails(
-    tmp_path, undrawn, capsys
+    tmp_path, no_pictures, capsys
 ):
     arguments = ("--learning-rate", "1e30", "--optimizer", "sgd")
     arguments += ("--activation", "identity", "--observation", "gaussian")

@@ -19,18 +19,17 @@ from test_cli_using import (
     SAVED,
     SMALL,
     X,
-    assert_refused,
+    assert_rejected,
     bytes_of,
-    furnish,
+    contents_of,
     lines,
-    made,
     main,
+    make_home,
     train,
 )
 
 import jaxae
-from jaxae.cli import data_splits as splits_module
-from jaxae.cli import pictures, reporting, run_folder
+from jaxae.cli import config_file, data_splits, reporting
 from jaxae.cli.options import TrainOptions
 
 FUZZ = settings(
@@ -42,13 +41,13 @@ FUZZ = settings(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return furnish(tmp_path_factory.mktemp("home"))
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
-def here(home, monkeypatch):
+def workdir(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
@@ -87,7 +86,9 @@ def resume(out, epochs=3):
 
 
 @pytest.mark.parametrize("step", [1, 7, pytest.param(15, marks=pytest.mark.slow)])
-def test_a_crash_is_made_good_to_the_bit(here, tmp_path, monkeypatch, step, capsys):
+def test_a_crash_is_recovered_bit_identically(
+    workdir, tmp_path, monkeypatch, step, capsys
+):
     """With all that a kill may leave behind: half a line, half a file, half a state."""
     run = tmp_path / "run"
     crash_at(monkeypatch, step, run)
@@ -99,39 +100,39 @@ def test_a_crash_is_made_good_to_the_bit(here, tmp_path, monkeypatch, step, caps
     (run / "checkpoints/14.orbax-checkpoint-tmp/arrays").mkdir(parents=True)
     assert resume(run) == 0
     assert capsys.readouterr().err == ""
-    assert made(run) == made(here / "run")
+    assert contents_of(run) == contents_of(workdir / "run")
     names = {path.name for path in run.rglob("*")}
     assert not {".config.json.abc", "14.orbax-checkpoint-tmp"} & names
 
 
 def test_a_run_longer_than_one_that_ended_is_done_only_when_it_is(
-    here, tmp_path, monkeypatch
+    workdir, tmp_path, monkeypatch
 ):
     """After a crash between the last step and the last file."""
     run = tmp_path / "run"
     shutil.copytree("run", run)
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *arguments: crash())
+        patch.setattr(reporting, "draw", lambda *arguments: crash())
         with pytest.raises(Crash):
             resume(run, epochs=4)
     assert not (run / "results.json").exists()
     assert resume(run, epochs=4) == 0
     assert train(tmp_path / "whole", *SAVED, epochs=4) == 0
-    assert made(run) == made(tmp_path / "whole")
+    assert contents_of(run) == contents_of(tmp_path / "whole")
 
 
-def test_while_a_run_goes_on_its_folder_holds_what_was_reached(
-    here, tmp_path, monkeypatch
+def test_during_a_run_its_folder_holds_the_latest_parameters(
+    workdir, tmp_path, monkeypatch
 ):
     shutil.copytree("run", tmp_path / "run")
     crash_at(monkeypatch, 16, tmp_path / "run", epochs=4)
     for name in ("config.json", "params.safetensors"):
-        found = (tmp_path / "run" / name).read_bytes()
-        expected = (here / "run" / name).read_bytes()
-        assert found == expected.replace(b'"epochs": 3', b'"epochs": 4')
+        result = (tmp_path / "run" / name).read_bytes()
+        expected = (workdir / "run" / name).read_bytes()
+        assert result == expected.replace(b'"epochs": 3', b'"epochs": 4')
 
 
-def test_a_run_that_skipped_every_step_says_so(here, tmp_path, capsys):
+def test_a_run_that_skipped_every_step_says_so(workdir, tmp_path, capsys):
     options = ("--on-nonfinite", "skip", "--optimizer", "sgd")
     options += ("--observation", "gaussian", "--learning-rate", "1e38")
     assert train(tmp_path / "run", *options) == 0
@@ -144,8 +145,8 @@ def test_a_run_that_skipped_every_step_says_so(here, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
-    here, tmp_path, monkeypatch, number, capsys
+def test_a_signal_saves_and_the_run_resumes_bit_identically(
+    workdir, tmp_path, monkeypatch, number, capsys
 ):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -153,17 +154,17 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
         assert resume(run) == 130
     captured = capsys.readouterr()
     assert captured.err == "\njaxae: stopping; again to stop at once.\n"
-    assert "go on with --resume" in captured.out
+    assert "continue with --resume" in captured.out
     assert json.loads((run / "results.json").read_text())["status"] == "interrupted"
     assert len(lines(run / "metrics.jsonl")) == 1
     jaxae.load(run)
     assert main("encode", run, "X.npy", "-o", tmp_path / "z.npy") == 0
     assert resume(run) == 0
-    assert made(run) == made(here / "run")
+    assert contents_of(run) == contents_of(workdir / "run")
 
 
-def test_a_second_signal_stops_at_once_and_harms_nothing(
-    here, tmp_path, monkeypatch, capsys
+def test_a_second_signal_stops_at_once_and_loses_nothing(
+    workdir, tmp_path, monkeypatch, capsys
 ):
     run = tmp_path / "run"
 
@@ -178,17 +179,17 @@ def test_a_second_signal_stops_at_once_and_harms_nothing(
     assert {"4"} <= set(os.listdir(run / "checkpoints"))
     jaxae.load(run)
     assert resume(run) == 0
-    assert made(run) == made(here / "run")
+    assert contents_of(run) == contents_of(workdir / "run")
 
 
-def test_a_signal_before_the_first_step_leaves_nothing(here, tmp_path, monkeypatch):
-    load = splits_module.load
+def test_a_signal_before_the_first_step_leaves_nothing(workdir, tmp_path, monkeypatch):
+    load = data_splits.load
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGINT)
         return load(*arguments)
 
-    monkeypatch.setattr(splits_module, "load", interrupted)
+    monkeypatch.setattr(data_splits, "load", interrupted)
     assert resume(tmp_path / "run") == 130
     assert os.listdir(tmp_path) == []
 
@@ -196,7 +197,9 @@ def test_a_signal_before_the_first_step_leaves_nothing(here, tmp_path, monkeypat
 # ---- two processes -------------------------------------------------------------------
 
 
-def test_a_second_process_is_refused_and_the_first_goes_on(here, tmp_path, capsys):
+def test_a_second_process_is_rejected_and_the_first_continues(
+    workdir, tmp_path, capsys
+):
     run = tmp_path / "run"
     options = ("train", *SMALL, "--epochs", "1000000", "--out", str(run))
     first = subprocess.Popen(
@@ -213,7 +216,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(here, tmp_path, capsy
             (("--overwrite",), "in use by another process"),
         ):
             assert train(run, *option, epochs=1_000_000) == 2
-            assert_refused(capsys, words)
+            assert_rejected(capsys, words)
         reached = epochs(run)
         wait_for(lambda: epochs(run) > reached, first)
     finally:
@@ -249,34 +252,34 @@ def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_told_of_and_once_there_is_room_the_run_goes_on(
-    here, tmp_path, monkeypatch, capsys
+def test_a_full_disk_is_reported_and_the_run_resumes_once_there_is_room(
+    workdir, tmp_path, monkeypatch, capsys
 ):
     run = tmp_path / "run"
     with monkeypatch.context() as patch, limited() as limit:
         at_step(patch, 7, limit)
         status = resume(run)
     assert status == 2
-    assert_refused(capsys, "File too large", "resume")
+    assert_rejected(capsys, "File too large", "resume")
     states = [name for name in os.listdir(run / "checkpoints") if name.isdigit()]
     assert states
     jaxae.load(run)
     assert resume(run) == 0
-    assert made(run) == made(here / "run")
+    assert contents_of(run) == contents_of(workdir / "run")
 
 
-def test_a_full_disk_leaves_no_half_of_an_output(here, tmp_path, capsys):
+def test_a_full_disk_leaves_no_half_of_an_output(workdir, tmp_path, capsys):
     (tmp_path / "z.npy").write_text("mine")
     with limited() as limit:
         limit()
         status = main("encode", "run", "X.npy", "-o", tmp_path / "z.npy")
     assert status == 2
-    assert_refused(capsys, "File too large", "make room")
+    assert_rejected(capsys, "File too large", "make room")
     assert (tmp_path / "z.npy").read_text() == "mine"
     assert os.listdir(tmp_path) == ["z.npy"]
 
 
-def test_a_disk_that_is_truly_full_ends_no_process(here, tmp_path, capsys):
+def test_a_disk_that_is_truly_full_ends_no_process(workdir, tmp_path, capsys):
     """Where a memory map would: 50,000 rows do not fit into 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -289,48 +292,48 @@ def test_a_disk_that_is_truly_full_ends_no_process(here, tmp_path, capsys):
         pytest.skip(f"a small disk cannot be mounted: {done.stderr}")
     try:
         assert main("encode", "run", "big.npy", "-o", disk / "z.npy") == 2
-        assert_refused(capsys, "No space left on device", "make room")
+        assert_rejected(capsys, "No space left on device", "make room")
         assert os.listdir(disk) == []
         assert train(disk / "run", "--latent-dim", "9999") == 2
-        assert_refused(capsys, "No space left on device")
+        assert_rejected(capsys, "No space left on device")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_folder_that_cannot_be_made_is_named(here, capsys):
-    before = bytes_of(here)
+def test_a_folder_that_cannot_be_made_is_named(workdir, capsys):
+    before = bytes_of(workdir)
     assert train("X.npy/run") == 2
-    assert_refused(capsys, "--out X.npy/run cannot be made: Not a directory")
+    assert_rejected(capsys, "--out X.npy/run cannot be made: Not a directory")
     assert main("encode", "run", "X.npy", "-o", "X.npy/z.npy") == 2
-    assert_refused(capsys, "there is no folder X.npy")
-    assert bytes_of(here) == before
+    assert_rejected(capsys, "there is no folder X.npy")
+    assert bytes_of(workdir) == before
 
 
 def test_a_folder_that_may_not_be_written_to_is_named(
-    here, tmp_path, monkeypatch, capsys
+    workdir, tmp_path, monkeypatch, capsys
 ):
     """By the one call that opens what is written: root may write anywhere."""
 
-    def refuse(*, dir, prefix, suffix):
+    def deny(*, dir, prefix, suffix):
         raise PermissionError(13, "Permission denied", f"{dir}/{prefix}xyz")
 
     shutil.copytree("run", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("tempfile.mkstemp", refuse)
+        patch.setattr("tempfile.mkstemp", deny)
         for arguments in (
             ("encode", "run", "X.npy", "-o", tmp_path / "z.npy"),
             ("evaluate", "run", "-o", tmp_path / "found.json"),
         ):
             assert main(*arguments) == 2
-            assert_refused(capsys, str(tmp_path), "Permission denied", "grant access")
+            assert_rejected(capsys, str(tmp_path), "Permission denied", "grant access")
         assert resume(tmp_path / "run", epochs=4) == 2
-        assert_refused(capsys, str(tmp_path), "Permission denied", "grant access")
+        assert_rejected(capsys, str(tmp_path), "Permission denied", "grant access")
     assert os.listdir(tmp_path) == ["run"]
     assert resume(tmp_path / "run", epochs=4) == 0
 
 
 @pytest.mark.parametrize("name", ["params.safetensors", "metrics.jsonl", "curves.png"])
-def test_a_folder_in_the_place_of_a_file_is_refused(here, tmp_path, name, capsys):
+def test_a_folder_in_the_place_of_a_file_is_rejected(workdir, tmp_path, name, capsys):
     run = tmp_path / "run"
     shutil.copytree("run", run)
     (run / name).unlink()
@@ -338,24 +341,24 @@ def test_a_folder_in_the_place_of_a_file_is_refused(here, tmp_path, name, capsys
     before = bytes_of(run)
     for option in ("--overwrite", "--resume"):
         assert train(run, *SAVED, option) == 2
-        assert_refused(capsys, "--out", f"a folder where the file {name} belongs")
+        assert_rejected(capsys, "--out", f"a folder where the file {name} belongs")
     if name == "metrics.jsonl":
         assert main("plot", run) == 2
-        assert_refused(capsys, name, "Is a directory")
+        assert_rejected(capsys, name, "Is a directory")
     if name == "params.safetensors":
         assert main("encode", run, "X.npy", "-o", tmp_path / "z.npy") == 2
-        assert_refused(capsys, name)
+        assert_rejected(capsys, name)
     assert bytes_of(run) == before and os.listdir(tmp_path) == ["run"]
 
 
-def test_a_file_in_the_place_of_a_folder_is_refused(here, tmp_path, capsys):
+def test_a_file_in_the_place_of_a_folder_is_rejected(workdir, tmp_path, capsys):
     shutil.copytree("run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints")
     (tmp_path / "run/checkpoints").write_text("mine")
     before = bytes_of(tmp_path)
     for option in ("--overwrite", "--resume"):
         assert train(tmp_path / "run", *SAVED, option) == 2
-        assert_refused(capsys, "a file where the folder checkpoints belongs")
+        assert_rejected(capsys, "a file where the folder checkpoints belongs")
     assert bytes_of(tmp_path) == before
 
 
@@ -384,8 +387,8 @@ def flip(path):
 
 @pytest.mark.parametrize("harm", [truncate, flip], ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("which", ["about/metadata", "arrays/d/*", "*/d/*", "manifest"])
-def test_a_damaged_state_is_told_of_and_made_good_to_the_bit(
-    here, crashed, tmp_path, which, harm, capsys
+def test_a_damaged_state_is_reported_and_recovered_bit_identically(
+    workdir, crashed, tmp_path, which, harm, capsys
 ):
     run = tmp_path / "run"
     shutil.copytree(crashed, run)
@@ -396,16 +399,16 @@ def test_a_damaged_state_is_told_of_and_made_good_to_the_bit(
     for file in files:
         harm(file)
     assert resume(run) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) <= 1  # what no state needs may be damaged unnoticed
-    if told:
-        assert told[0].startswith("jaxae: note: ") and "is damaged" in told[0]
-    assert told or which != "about/metadata"
-    assert made(run) == made(here / "run")
+    output = capsys.readouterr().err.splitlines()
+    assert len(output) <= 1  # what no state needs may be damaged unnoticed
+    if output:
+        assert output[0].startswith("jaxae: note: ") and "is damaged" in output[0]
+    assert output or which != "about/metadata"
+    assert contents_of(run) == contents_of(workdir / "run")
 
 
-def test_where_every_state_is_damaged_the_run_is_refused(
-    here, crashed, tmp_path, capsys
+def test_where_every_state_is_damaged_the_run_is_rejected(
+    workdir, crashed, tmp_path, capsys
 ):
     run = tmp_path / "run"
     shutil.copytree(crashed, run)
@@ -413,24 +416,24 @@ def test_where_every_state_is_damaged_the_run_is_refused(
         truncate(file)
     before = bytes_of(run)
     assert resume(run) == 2
-    assert_refused(capsys, "--out", "10, 8 are damaged", "remove the folder")
+    assert_rejected(capsys, "--out", "10, 8 are damaged", "remove the folder")
     assert bytes_of(run) == before
 
 
-def test_files_where_the_states_were_start_nothing_over(here, tmp_path, capsys):
+def test_files_where_the_states_were_start_nothing_over(workdir, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(here / "run", run)
+    shutil.copytree(workdir / "run", run)
     states = [path for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
     for state in states:
         shutil.rmtree(state)
         state.write_text("x")
     before = bytes_of(run)
     assert resume(run, epochs=4) == 2
-    assert_refused(capsys, "15, 14 are damaged", "restore a copy")
+    assert_rejected(capsys, "15, 14 are damaged", "restore a copy")
     for state in states:
         state.rename(state.with_name(f"damaged-{state.name}"))
     assert resume(run, epochs=4) == 2
-    assert_refused(capsys, "holds none; restore them")
+    assert_rejected(capsys, "holds none; restore them")
     assert bytes_of(run).keys() != before.keys() and len(bytes_of(run)) == len(before)
 
 
@@ -444,7 +447,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-OPTIONS = sorted(run_folder.to_options(TrainOptions()))
+OPTIONS = sorted(config_file.to_options(TrainOptions()))
 NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 10**12, 10**400, 0.5, 1e400, -0.1, 1e-300])
 WORDS = st.sampled_from(
     ["", "X.npy", "none", "relu", "float64", "\ud800", "\0", "a\nb"]
@@ -454,8 +457,8 @@ WORDS = st.sampled_from(
 def mutated(config, changes):
     """A config of some changed options; `...` leaves one out."""
     options = {**config["options"], **changes}
-    kept = {name: value for name, value in options.items() if value is not ...}
-    return {**config, "options": kept}
+    saved = {name: value for name, value in options.items() if value is not ...}
+    return {**config, "options": saved}
 
 
 CHANGES = st.dictionaries(
@@ -466,7 +469,7 @@ CHANGES = st.dictionaries(
 )
 
 
-def assert_sound_or_told(status, capsys):
+def assert_sound_or_error(status, capsys):
     captured = capsys.readouterr()
     assert status in (0, 2)
     errors = [
@@ -489,8 +492,8 @@ def test_any_bytes_for_a_config_are_options_or_a_sentence(tmp_path, raw):
 
 @FUZZ
 @given(CHANGES)
-def test_any_change_of_a_config_is_options_or_a_sentence(here, tmp_path, changes):
-    config = json.loads((here / "run/config.json").read_text())
+def test_any_change_of_a_config_is_options_or_a_sentence(workdir, tmp_path, changes):
+    config = json.loads((workdir / "run/config.json").read_text())
     path = tmp_path / "config.json"
     path.write_text(json.dumps(mutated(config, changes)))
     read(path)
@@ -498,8 +501,8 @@ def test_any_change_of_a_config_is_options_or_a_sentence(here, tmp_path, changes
 
 def read(path):
     try:
-        values = run_folder.read_config(path)["options"]
-        options = run_folder.as_options(TrainOptions, values, path)
+        values = config_file.read_config(path)["options"]
+        options = config_file.as_options(TrainOptions, values, path)
     except ValueError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:
@@ -508,19 +511,19 @@ def read(path):
 
 @settings(FUZZ, max_examples=8)
 @given(st.binary(max_size=20) | CHANGES)
-def test_a_run_of_any_config_is_sound_or_refused(here, tmp_path, capsys, changes):
-    is_sound_or_refused(here, tmp_path, capsys, changes)
+def test_a_run_of_any_config_is_sound_or_rejected(workdir, tmp_path, capsys, changes):
+    is_sound_or_rejected(workdir, tmp_path, capsys, changes)
 
 
 @pytest.mark.slow
 @settings(FUZZ, max_examples=100)
 @given(st.binary(max_size=20) | CHANGES)
-def test_many_runs_of_any_config(here, tmp_path, capsys, changes):
-    is_sound_or_refused(here, tmp_path, capsys, changes)
+def test_many_runs_of_any_config(workdir, tmp_path, capsys, changes):
+    is_sound_or_rejected(workdir, tmp_path, capsys, changes)
 
 
-def is_sound_or_refused(here, tmp_path, capsys, changes):
-    config = json.loads((here / "run/config.json").read_text())
+def is_sound_or_rejected(workdir, tmp_path, capsys, changes):
+    config = json.loads((workdir / "run/config.json").read_text())
     path, out = tmp_path / "config.json", tmp_path / "new"
     if isinstance(changes, bytes):
         path.write_bytes(changes)
@@ -528,7 +531,7 @@ def is_sound_or_refused(here, tmp_path, capsys, changes):
         path.write_text(json.dumps(mutated(config, changes)))
     shutil.rmtree(out, ignore_errors=True)
     status = main("train", "--config", path, "--epochs", "1", "--out", out)
-    assert_sound_or_told(status, capsys)
+    assert_sound_or_error(status, capsys)
     if status == 0:
         results = json.loads((out / "results.json").read_text())
         assert results["status"] == "finished"
@@ -546,25 +549,25 @@ CUTS = st.tuples(st.integers(0, 2000), st.integers(0, 60), st.binary(max_size=8)
 )
 @settings(FUZZ, max_examples=40)
 @given(raw=st.binary(max_size=99) | CUTS)
-def test_any_bytes_in_a_run_folder_are_used_or_told_of(
-    here, tmp_path, capsys, name, raw
+def test_any_bytes_in_a_run_folder_are_used_or_reported(
+    workdir, tmp_path, capsys, name, raw
 ):
     """Anything at all, and the right bytes with a piece of them replaced."""
     run, z = tmp_path / "run", tmp_path / "z.npy"
     if not run.exists():
         shutil.copytree("run", run, ignore=shutil.ignore_patterns("checkpoints"))
     z.unlink(missing_ok=True)
-    whole = (here / "run" / name).read_bytes()
+    complete = (workdir / "run" / name).read_bytes()
     if isinstance(raw, tuple):
         at, length, piece = raw
-        at %= len(whole)
-        raw = whole[:at] + piece + whole[at + length :]
+        at %= len(complete)
+        raw = complete[:at] + piece + complete[at + length :]
     (run / name).write_bytes(raw)
     if name == "metrics.jsonl":
-        assert_sound_or_told(main("plot", run), capsys)
+        assert_sound_or_error(main("plot", run), capsys)
         return
     status = main("encode", run, "X.npy", "-o", z)
-    assert_sound_or_told(status, capsys)
+    assert_sound_or_error(status, capsys)
     assert z.exists() == (status == 0)
     if status == 0:
         assert np.load(z).shape == (len(X), 4)

@@ -15,16 +15,16 @@ from test_cli_using import (
     SAVED,
     SMALL,
     X,
-    assert_refused,
+    assert_rejected,
     bytes_of,
-    made,
+    contents_of,
     main,
     train,
 )
 
 import jaxae
 from jaxae import _files, data, plots
-from jaxae.cli import pictures
+from jaxae.cli import reporting
 from jaxae.cli import run_folder as cli_folder
 from jaxae.sweeps import store
 
@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(pictures, "draw", lambda *arguments: None)
+        patch.setattr(reporting, "draw", lambda *arguments: None)
         np.save("X.npy", X)
         assert train("run", *SAVED) == 0
     (home / "run/curves.png").write_bytes(b"\x89PNG")
@@ -58,15 +58,15 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def here(home, monkeypatch):
+def workdir(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
 # ---- what would replace a file of a run ----------------------------------------------
 
-OF_A_RUN = [
+RUN_FILES = [
     *("run/config.json", "run/params.safetensors", "run/curves.png"),
     *("run/results.sha256", "run/best/config.json", "./run//./metrics.jsonl"),
     *("run/best/../results.json", "link/config.json", "linked.json", "hard.json"),
@@ -77,24 +77,24 @@ OF_A_RUN = [
 ]
 
 
-@pytest.mark.parametrize("output", OF_A_RUN)
-def test_no_output_replaces_a_file_of_a_run(here, capsys, output):
-    before = bytes_of(here)
+@pytest.mark.parametrize("output", RUN_FILES)
+def test_no_output_replaces_a_file_of_a_run(workdir, capsys, output):
+    before = bytes_of(workdir)
     assert main("evaluate", "run", "-o", output) == 2
-    assert_refused(capsys, "--output ", "run, sweep or model", "another file")
-    assert bytes_of(here) == before
+    assert_rejected(capsys, "--output ", "run, sweep or model", "another file")
+    assert bytes_of(workdir) == before
 
 
 @pytest.mark.parametrize("verb", ["encode", "reconstruct"])
-def test_arrays_replace_no_file_of_a_run_either(here, capsys, verb):
-    before = bytes_of(here)
+def test_arrays_replace_no_file_of_a_run_either(workdir, capsys, verb):
+    before = bytes_of(workdir)
     for output in ("hard.npy", "run/checkpoints/z.npy", "sweep/lanes/z.npy"):
         assert main(verb, "run", "X.npy", "-o", output) == 2
-        assert_refused(capsys, f"--output {output} is a file of the run")
-    assert bytes_of(here) == before
+        assert_rejected(capsys, f"--output {output} is a file of the run")
+    assert bytes_of(workdir) == before
 
 
-def test_files_beside_those_of_a_run_are_the_users(here, capsys):
+def test_files_beside_those_of_a_run_are_the_users(workdir, capsys):
     """Also a second time, and in a folder whose names are a run's by chance."""
     for output in ("run/z.npy", "run/best/z.npy", "z.npy"):
         for _ in range(2):
@@ -106,40 +106,40 @@ def test_files_beside_those_of_a_run_are_the_users(here, capsys):
     os.unlink("run/found.json")
 
 
-def test_the_runs_own_data_are_not_replaced(here, capsys):
-    before = bytes_of(here)
+def test_the_runs_own_data_are_not_replaced(workdir, capsys):
+    before = bytes_of(workdir)
     assert main("evaluate", "run", "-o", "X.npy") == 2
-    assert_refused(capsys, "--output X.npy is the data itself")
-    assert bytes_of(here) == before
+    assert_rejected(capsys, "--output X.npy is the data itself")
+    assert bytes_of(workdir) == before
 
 
 @pytest.mark.parametrize(
     "out", ["run/best", "link/best", "run/checkpoints", "sweep/lanes", "sweep/top/2"]
 )
-def test_no_run_is_written_into_a_part_of_another(here, capsys, out):
-    before = bytes_of(here)
+def test_no_run_is_written_into_a_part_of_another(workdir, capsys, out):
+    before = bytes_of(workdir)
     for option in ("--overwrite", "--resume"):
         assert train(out, option) == 2
-        assert_refused(capsys, "--out")
+        assert_rejected(capsys, "--out")
     for verb in (("sweep", "space.toml", "--data", "X.npy"), ("gradcheck",)):
         assert main(*verb, "--out", out, "--overwrite") == 2
-        assert_refused(capsys, f"--out {out} is a part of the run or sweep in")
-    assert bytes_of(here) == before
+        assert_rejected(capsys, f"--out {out} is a part of the run or sweep in")
+    assert bytes_of(workdir) == before
 
 
-def test_resume_goes_on_with_runs_of_train_only(here, tmp_path, capsys):
+def test_resume_goes_on_with_runs_of_train_only(workdir, tmp_path, capsys):
     shutil.copytree("run/best", tmp_path / "best")
     gradcheck = {"options": {}, "cases": []}
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged/config.json").write_text(json.dumps(gradcheck))
-    before = bytes_of(here) | bytes_of(tmp_path)
+    before = bytes_of(workdir) | bytes_of(tmp_path)
     for out in ("sweep", "model", tmp_path / "best", tmp_path / "judged"):
         assert train(out, "--resume") == 2
-        assert_refused(capsys, str(out))
-    assert bytes_of(here) | bytes_of(tmp_path) == before
+        assert_rejected(capsys, str(out))
+    assert bytes_of(workdir) | bytes_of(tmp_path) == before
 
 
-def test_overwrite_removes_nothing_that_is_read(here, tmp_path, capsys):
+def test_overwrite_removes_nothing_that_is_read(workdir, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree("run", run)
     np.save(run / "best/X.npy", X)
@@ -150,10 +150,10 @@ def test_overwrite_removes_nothing_that_is_read(here, tmp_path, capsys):
         ("--data", run / "best/X.npy"),
     ):
         assert train(run, "--overwrite", *options) == 2
-        assert_refused(capsys, f"which {options[0]} reads")
+        assert_rejected(capsys, f"which {options[0]} reads")
     judge = ("gradcheck", "module:f", "--params", run / "best/params.safetensors")
     assert main(*judge, "--out", run, "--overwrite") == 2
-    assert_refused(capsys, "which --params reads")
+    assert_rejected(capsys, "which --params reads")
     assert bytes_of(run) == before
 
 
@@ -161,26 +161,26 @@ def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
     """As in `jaxae sweep space.toml --out . --overwrite`, should it be killed."""
     for name in ("space.toml", "table.csv", "config.json"):
         (tmp_path / name).write_text(name)
-    sys.modules["jaxae.cli.sweep"]._clear(tmp_path)
+    sys.modules["jaxae.cli.sweep"].clear(tmp_path)
     assert os.listdir(tmp_path) == ["space.toml"]
 
 
-def test_gradcheck_replaces_no_run_unasked(here, tmp_path, monkeypatch, capsys):
+def test_gradcheck_replaces_no_run_unasked(workdir, tmp_path, monkeypatch, capsys):
     """Its usual folder is replaced each time, where it is of gradcheck."""
     shutil.copytree("run", tmp_path / "runs/gradcheck")
     monkeypatch.chdir(tmp_path)
     before = bytes_of(tmp_path)
     assert main("gradcheck", "--only", "activation/relu") == 2
-    assert_refused(capsys, "--out runs/gradcheck holds a run already")
+    assert_rejected(capsys, "--out runs/gradcheck holds a run already")
     assert bytes_of(tmp_path) == before
 
 
 # ---- paths and numbers that cannot be ------------------------------------------------
 
 
-def test_paths_that_cannot_be_are_one_sentence(here, tmp_path, capsys):
+def test_invalid_paths_are_one_sentence(workdir, tmp_path, capsys):
     os.symlink("loop", tmp_path / "loop")
-    before = bytes_of(here)
+    before = bytes_of(workdir)
     nobody, long, nul = "~nobody-of-that-name/x.npy", "x" * 300 + ".npy", "a\0.npy"
     for arguments, word in (
         (("train", "--data", nobody), "home folder"),
@@ -203,12 +203,12 @@ def test_paths_that_cannot_be_are_one_sentence(here, tmp_path, capsys):
         (("train", "--params", tmp_path / "loop", "--data", "X.npy"), "loop"),
     ):
         assert main(*arguments) == 2, arguments
-        assert_refused(capsys, word)
-    assert bytes_of(here) == before
+        assert_rejected(capsys, word)
+    assert bytes_of(workdir) == before
     assert os.path.exists("/dev/full")
 
 
-def test_a_name_that_no_encoding_has_is_written_and_told(here, tmp_path, capsys):
+def test_a_name_that_no_encoding_has_is_written_and_printed(workdir, tmp_path, capsys):
     output = os.fsdecode(bytes(tmp_path) + b"/z\xff.npy")
     assert main("encode", "run", "X.npy", "-o", output) == 0
     assert "z\\udcff.npy" in capsys.readouterr().out
@@ -243,48 +243,48 @@ RESULTS = [
 
 
 @pytest.fixture
-def run(here, tmp_path):
+def run(workdir, tmp_path):
     """A copy of the finished run."""
-    return shutil.copytree(here / "run", tmp_path / "run")
+    return shutil.copytree(workdir / "run", tmp_path / "run")
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, os.unlink], ids=lambda f: f.__name__)
-def test_a_finished_run_that_was_damaged_is_written_again(here, run, capsys, harm):
+def test_a_finished_run_that_was_damaged_is_written_again(workdir, run, capsys, harm):
     for name in RESULTS:
         harm(run / name)
         assert train(run, *SAVED, "--resume") == 0
-        told = capsys.readouterr().err
+        output = capsys.readouterr().err
         if (harm, name) == (os.unlink, "results.json"):
-            assert told == ""  # as after a kill
+            assert output == ""  # as after a kill
         else:
-            assert told == (
+            assert output == (
                 f"jaxae: note: {run} has files that are missing or not what the run "
                 f"wrote: {name}; they are written again from the last state.\n"
             )
-        assert made(run) == made(here / "run"), name
+        assert contents_of(run) == contents_of(workdir / "run"), name
     shutil.rmtree(run / "best")
     assert train(run, *SAVED, "--resume") == 0
     assert "best/config.json, best/params.safetensors" in capsys.readouterr().err
-    assert made(run) == made(here / "run")
+    assert contents_of(run) == contents_of(workdir / "run")
 
 
-def test_the_sums_are_those_of_sha256sum(here):
+def test_the_sums_are_those_of_sha256sum(workdir):
     import hashlib
 
-    lines = (here / "run/results.sha256").read_text().splitlines()
+    lines = (workdir / "run/results.sha256").read_text().splitlines()
     assert [line.split("  ")[1] for line in lines[-1:]] == ["results.json"]
     assert {line.split("  ")[1] for line in lines} == {*RESULTS} - {"results.sha256"}
     for sha256, name in (line.split("  ") for line in lines):
-        content = (here / "run" / name).read_bytes()
+        content = (workdir / "run" / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256
 
 
-def test_a_damaged_run_past_the_epochs_asked_for_is_refused(run, capsys):
+def test_a_damaged_run_past_the_epochs_asked_for_is_rejected(run, capsys):
     """Its config.json would say fewer epochs than it has."""
     flip(run / "metrics.jsonl")
     before = bytes_of(run)
     assert train(run, *SAVED, "--resume", epochs=2) == 2
-    assert_refused(capsys, "of 3 epochs with files", ": metrics.jsonl;", "--epochs 3")
+    assert_rejected(capsys, "of 3 epochs with files", ": metrics.jsonl;", "--epochs 3")
     assert bytes_of(run) == before
 
 
@@ -295,7 +295,7 @@ def test_a_run_that_ended_is_not_started_over_without_its_states(run, capsys, le
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = bytes_of(run)
     assert train(run, *SAVED, "--resume") == 2
-    assert_refused(capsys, "--resume needs the states of the run")
+    assert_rejected(capsys, "--resume needs the states of the run")
     assert bytes_of(run) == before
 
 
@@ -306,13 +306,13 @@ def hidden(folder):
     return [path for path in folder.rglob(".*") if path.is_file()]
 
 
-def test_resume_removes_what_a_kill_left_while_best_was_written(here, run):
+def test_resume_removes_what_a_kill_left_while_best_was_written(workdir, run):
     for name in (".params.safetensors.abcd1234", ".config.json.abcd1234.jaxae-tmp"):
         (run / "best" / name).write_text("{")
         (run / name).write_text("{")
     os.unlink(run / "results.json")
     assert train(run, *SAVED, "--resume") == 0
-    assert hidden(run) == [] and made(run) == made(here / "run")
+    assert hidden(run) == [] and contents_of(run) == contents_of(workdir / "run")
 
 
 class Kill(BaseException):
@@ -331,7 +331,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_the_next_write_removes_what_a_kill_left(here, tmp_path, monkeypatch, write):
+def test_the_next_write_removes_what_a_kill_left(workdir, tmp_path, monkeypatch, write):
     def kill(*arguments):
         raise Kill
 

@@ -11,8 +11,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import inference, pictures
-from jaxae.cli.train import print_results
+from jaxae.cli import inference, reporting
 
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
 BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
@@ -29,7 +28,7 @@ def train(out, *options, epochs=3):
     return main("train", *SMALL, "--epochs", epochs, "--out", out, *options)
 
 
-def furnish(home):
+def make_home(home):
     """A folder with data and runs: "run" with its pictures, "unit" with a scaling."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -41,27 +40,27 @@ def furnish(home):
         os.mkdir("folder.npy")
         os.symlink("X.npy", "link.npy")
         assert train("run", *SAVED) == 0
-        patch.setattr(pictures, "draw", lambda *arguments: None)
+        patch.setattr(reporting, "draw", lambda *arguments: None)
         assert train("unit", "--scaling", "unit", "--memory-budget", "1") == 0
     return home
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return furnish(tmp_path_factory.mktemp("home"))
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
-def here(home, monkeypatch):
+def workdir(home, monkeypatch):
     """The working folder, without pictures, for they take most of the time."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
-def made(out):
+def contents_of(out):
     """All that a run folder holds, but what a clock or a chance says."""
-    found = {
+    result = {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
         if path.is_file()
@@ -72,7 +71,7 @@ def made(out):
     }
     last = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
     about = json.loads((out / f"checkpoints/{last}/about/metadata").read_text())
-    return {**found, "states": (last, about["arrays_sha256"])}
+    return {**result, "states": (last, about["arrays_sha256"])}
 
 
 def bytes_of(out):
@@ -83,7 +82,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def assert_refused(capsys, *words):
+def assert_rejected(capsys, *words):
     """One sentence on stderr, nothing on stdout."""
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -97,19 +96,19 @@ def assert_refused(capsys, *words):
 
 
 @pytest.mark.parametrize("name", ["X", "big"])
-def test_encode_writes_the_latents_of_the_scaled_rows_in_order(here, name, tmp_path):
+def test_encode_writes_the_latents_of_the_scaled_rows_in_order(workdir, name, tmp_path):
     """In memory, and of a memory map over the budget, by blocks."""
     assert main("encode", "unit", f"{name}.npy", "-o", tmp_path / "z.npy") == 0
     ae, params = jaxae.load("unit")
     rows = jaxae.data.load_scaling("unit").apply(np.load(f"{name}.npy"))
     expected = jax.vmap(ae.encode, in_axes=(None, 0))(params, rows)
-    found = np.load(tmp_path / "z.npy")
-    assert found.dtype == np.float32 and found.shape == (len(rows), 4)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = np.load(tmp_path / "z.npy")
+    assert result.dtype == np.float32 and result.shape == (len(rows), 4)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     assert os.listdir(tmp_path) == ["z.npy"]
 
 
-def test_reconstruct_speaks_in_the_units_of_the_data(here, tmp_path):
+def test_reconstruct_speaks_in_the_units_of_the_data(workdir, tmp_path):
     np.save("wide.npy", 100 * X + 7)
     out = ("--scaling", "standardize", "--observation", "gaussian")
     out += ("--activation", "identity", "--learning-rate", "0.02")
@@ -120,7 +119,7 @@ def test_reconstruct_speaks_in_the_units_of_the_data(here, tmp_path):
     assert np.abs(x_hat - wide).mean() < 0.2 * np.abs(wide - wide.mean(0)).mean()
 
 
-def test_latents_that_say_nothing_about_the_rows_are_noted(here, tmp_path, capsys):
+def test_latents_that_say_nothing_about_the_rows_are_noted(workdir, tmp_path, capsys):
     """By encode and by reconstruct, in a line on stderr."""
     cases = {
         "like": X,
@@ -128,16 +127,16 @@ def test_latents_that_say_nothing_about_the_rows_are_noted(here, tmp_path, capsy
         "same": np.tile(X[:1], (5000, 1)),
         "one": X[:1],
     }
-    said = {"large": "is saturated", "same": "is the same"}
+    message = {"large": "is saturated", "same": "is the same"}
     for name, rows in cases.items():
         np.save(tmp_path / "new.npy", rows)
         for verb in ("encode", "reconstruct"):
             out = ("-o", tmp_path / "out.npy")
             assert main(verb, "run", tmp_path / "new.npy", *out) == 0
             err = capsys.readouterr().err
-            if name in said:
+            if name in message:
                 assert err == (
-                    f"jaxae: note: every latent {said[name]} on every row of "
+                    f"jaxae: note: every latent {message[name]} on every row of "
                     f"{tmp_path}/new.npy; check that its rows differ, and that their "
                     "units are those of the rows run was trained on.\n"
                 )
@@ -145,43 +144,43 @@ def test_latents_that_say_nothing_about_the_rows_are_noted(here, tmp_path, capsy
                 assert err == ""
 
 
-def test_latents_that_are_all_dead_are_noted(here, tmp_path, capsys):
+def test_latents_that_are_all_dead_are_noted(workdir, tmp_path, capsys):
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=jaxae.activations.relu)
     params = ae.init(jax.random.key(0))
     params = params._replace(b_enc=params.b_enc - 9)
-    path = here / "run"
+    path = workdir / "run"
     model = inference.Trained(path, None, ae, params, jaxae.data.divide(1))
     for num_rows in (1, 60):
-        latents = inference._Latents(model, lambda forward: forward.z)
+        latents = inference.Latents(model, lambda forward: forward.z)
         assert not latents(X[:num_rows]).any()
-        latents.remark("new.npy", num_rows)
+        latents.note_if_constant("new.npy", num_rows)
         assert "every latent is 0 on every row of new.npy" in capsys.readouterr().err
 
 
 def test_a_table_is_followed_by_what_to_tell_of_it(capsys):
     sound = {"loss": 1.0, "squared_error": 1.0, "fvu": 0.5, "dead_fraction": 0.5}
     dead = {**sound, "dead_fraction": 1.0}
-    print_results({"train": sound, "test": sound, "pca_components": 3})
+    reporting.print_results({"train": sound, "test": sound, "pca_components": 3})
     assert capsys.readouterr().err == ""
-    print_results({"train": dead, "validation": {**dead, "fvu": np.nan}})
-    found = capsys.readouterr().err.splitlines()
-    assert len(found) == 2
-    assert found[0].startswith("jaxae: note: train, validation: all latents are dead")
-    assert found[1].startswith("jaxae: note: validation: all rows are equal, so their")
+    reporting.print_results({"train": dead, "validation": {**dead, "fvu": np.nan}})
+    result = capsys.readouterr().err.splitlines()
+    assert len(result) == 2
+    assert result[0].startswith("jaxae: note: train, validation: all latents are dead")
+    assert result[1].startswith("jaxae: note: validation: all rows are equal, so their")
 
 
-def test_the_best_epoch_is_used_where_it_is_named(here, tmp_path):
+def test_the_best_epoch_is_used_where_it_is_named(workdir, tmp_path):
     assert main("encode", "run/best", "X.npy", "-o", tmp_path / "z.npy") == 0
     ae, params = jaxae.load("run/best")
     expected = jax.vmap(ae.encode, in_axes=(None, 0))(params, X)
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5)
-    best = json.loads((here / "run/best/config.json").read_text())["best"]
-    losses = [row["validation/loss"] for row in lines(here / "run/metrics.jsonl")]
+    best = json.loads((workdir / "run/best/config.json").read_text())["best"]
+    losses = [row["validation/loss"] for row in lines(workdir / "run/metrics.jsonl")]
     assert best["epoch"] == int(np.argmin(losses)) + 1
     assert best["validation/loss"] == min(losses)
 
 
-def test_float64_stays_float64(here, tmp_path):
+def test_float64_stays_float64(workdir, tmp_path):
     assert train(tmp_path / "run", "--dtype", "float64", epochs=1) == 0
     np.save(tmp_path / "X64.npy", X.astype("f8") + 1e-12)
     z = tmp_path / "z.npy"
@@ -194,7 +193,7 @@ def test_float64_stays_float64(here, tmp_path):
     np.testing.assert_allclose(np.load(z), expected, rtol=1e-13)
 
 
-def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path):
+def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(workdir, tmp_path):
     run, z = tmp_path / "run", tmp_path / "z.npy"
     assert train(run, "--data", "two.npz", "--array", "a", epochs=1) == 0
     for arguments, num_rows in (((), 60), (("--array", "b"), 5)):
@@ -212,10 +211,10 @@ def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path
         (("encode", "run", "X.npy", "-o", "none/z.npy"), ["--output", "folder none"]),
         (("encode", "run", "X.npy", "-o", "z.txt"), ["--output", ".npy", "z.txt"]),
         (("reconstruct", "run", "X.npy", "-o", "folder.npy"), ["--output", "a folder"]),
-        (("encode", "run", "two.npz", "-o", "z.npy"), ["a, b", "--array NAME"]),
+        (("encode", "run", "two.npz", "-o", "z.npy"), ["a, b", "--array"]),
         (
             ("encode", "run", "two.npz", "-o", "z.npy", "--array", "x"),
-            ["a, b, and no 'x'", "--array NAME"],
+            ["a, b", "'x'", "--array"],
         ),
         (("encode", "run", "folder.npy", "-o", "z.npy"), ["folder.npy, but a fol"]),
         (("encode", "run", "X.npy", "-o", "X.npy"), ["--output", "the data itself"]),
@@ -232,50 +231,52 @@ def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(here, tmp_path
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_used_is_refused_and_nothing_is_left(
-    here, capsys, arguments, words
+def test_invalid_inputs_are_rejected_and_nothing_is_written(
+    workdir, capsys, arguments, words
 ):
-    before = bytes_of(here)
+    before = bytes_of(workdir)
     assert main(*arguments) == 2
-    assert_refused(capsys, *words)
-    assert bytes_of(here) == before
+    assert_rejected(capsys, *words)
+    assert bytes_of(workdir) == before
 
 
-def test_a_scaling_that_is_damaged_or_of_another_run_is_refused(here, tmp_path, capsys):
+def test_a_scaling_that_is_damaged_or_of_another_run_is_rejected(
+    workdir, tmp_path, capsys
+):
     run, z = tmp_path / "run", tmp_path / "z.npy"
     shutil.copytree("unit", run, ignore=shutil.ignore_patterns("checkpoints"))
     path = run / "scaling.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-1] + bytes([complete[-1] ^ 1]))
     for verb in ("encode", "reconstruct"):
         assert main(verb, run, "X.npy", "-o", z) == 2
-        assert_refused(capsys, str(path), "not those that were saved")
+        assert_rejected(capsys, str(path), "not those that were saved")
     shutil.copy("run/scaling.safetensors", path)
     assert main("encode", run, "X.npy", "-o", z) == 2
-    assert_refused(capsys, "the scaling 'divide'", "says 'unit'", "restore")
-    path.write_bytes(whole)
+    assert_rejected(capsys, "the scaling 'divide'", "says 'unit'", "restore")
+    path.write_bytes(complete)
     assert main("encode", run, "X.npy", "-o", z) == 0
 
 
 # ---- evaluate, plot ------------------------------------------------------------------
 
 
-def test_evaluate_repeats_the_results_of_the_run(here, tmp_path):
+def test_evaluate_repeats_the_results_of_the_run(workdir, tmp_path):
     assert main("evaluate", "run", "-o", tmp_path / "found.json") == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    results = json.loads((here / "run/results.json").read_text())
-    assert {"train", "validation", "test"} < set(found)
-    assert found == {name: results[name] for name in found}
-    assert set(results) - set(found) == {"status", "stopped_at", "best_epoch"}
+    result = json.loads((tmp_path / "found.json").read_text())
+    results = json.loads((workdir / "run/results.json").read_text())
+    assert {"train", "validation", "test"} < set(result)
+    assert result == {name: results[name] for name in result}
+    assert set(results) - set(result) == {"status", "stopped_at", "best_epoch"}
 
 
-def test_evaluate_measures_other_data_as_the_library_does(here, tmp_path):
+def test_evaluate_measures_other_data_as_the_library_does(workdir, tmp_path):
     assert main("evaluate", "unit", "big.npy", "-o", tmp_path / "found.json") == 0
-    found = json.loads((tmp_path / "found.json").read_text())["data"]
+    result = json.loads((tmp_path / "found.json").read_text())["data"]
     ae, params = jaxae.load("unit")
     rows = jaxae.data.load_scaling("unit").apply(BIG)
     expected = jaxae.Objective(ae).evaluate(params, rows, {})
-    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_plot_draws_the_same_bytes_again(home, monkeypatch, tmp_path):
@@ -296,23 +297,23 @@ def test_plot_draws_the_same_bytes_again(home, monkeypatch, tmp_path):
         ).read_bytes(), name
 
 
-def test_data_that_changed_since_the_run_are_refused(here, tmp_path, capsys):
-    monkey, changed = tmp_path / "run", X.copy()
+def test_data_that_changed_since_the_run_are_rejected(workdir, tmp_path, capsys):
+    run, changed = tmp_path / "run", X.copy()
     changed[0, 0] = 0.5
     np.save(tmp_path / "mine.npy", X)
-    assert train(monkey, "--data", tmp_path / "mine.npy", epochs=1) == 0
+    assert train(run, "--data", tmp_path / "mine.npy", epochs=1) == 0
     np.save(tmp_path / "mine.npy", changed)
     before = bytes_of(tmp_path)
     capsys.readouterr()
     for arguments in (
-        ("evaluate", monkey),
-        ("plot", monkey),
-        ("train", "--config", monkey / "config.json", "--out", tmp_path / "new"),
+        ("evaluate", run),
+        ("plot", run),
+        ("train", "--config", run / "config.json", "--out", tmp_path / "new"),
     ):
         assert main(*arguments) == 2
-        assert_refused(capsys, "SHA-256", "mine.npy")
-    assert train(monkey, "--data", tmp_path / "mine.npy", "--resume") == 2
-    assert_refused(capsys, "data.sha256")
+        assert_rejected(capsys, "SHA-256", "mine.npy")
+    assert train(run, "--data", tmp_path / "mine.npy", "--resume") == 2
+    assert_rejected(capsys, "data.sha256")
     assert bytes_of(tmp_path) == before
 
 
@@ -326,29 +327,29 @@ FULL = (
 )
 
 
-def test_a_config_repeats_its_run_to_the_bit(here, tmp_path):
+def test_a_config_repeats_its_run_bit_identically(workdir, tmp_path):
     assert train(tmp_path / "one", *FULL) == 0
     config = tmp_path / "one/config.json"
     assert main("train", "--config", config, "--out", tmp_path / "two") == 0
-    assert made(tmp_path / "one") == made(tmp_path / "two")
+    assert contents_of(tmp_path / "one") == contents_of(tmp_path / "two")
 
 
-def test_what_is_said_beside_a_config_wins(here, tmp_path):
+def test_options_override_a_config(workdir, tmp_path):
     repeat = ("train", "--config", "run/config.json", "--seed", "1")
     assert main(*repeat, "--out", tmp_path / "one") == 0
     assert train(tmp_path / "two", *SAVED, "--seed", "1") == 0
-    assert made(tmp_path / "one") == made(tmp_path / "two")
-    assert made(tmp_path / "one") != made(here / "run")
+    assert contents_of(tmp_path / "one") == contents_of(tmp_path / "two")
+    assert contents_of(tmp_path / "one") != contents_of(workdir / "run")
 
 
-def test_of_two_configs_the_last_counts(here, tmp_path):
+def test_the_last_of_two_configs_is_used(workdir, tmp_path):
     configs = ("--config", "unit/config.json", "--config=run/config.json")
     assert main("train", *configs, "--out", tmp_path / "new") == 0
-    assert made(tmp_path / "new") == made(here / "run")
+    assert contents_of(tmp_path / "new") == contents_of(workdir / "run")
 
 
-def test_another_machine_is_told_of_and_is_no_obstacle(here, tmp_path, capsys):
-    config = json.loads((here / "run/config.json").read_text())
+def test_another_machine_is_noted_and_is_no_obstacle(workdir, tmp_path, capsys):
+    config = json.loads((workdir / "run/config.json").read_text())
     config["device"], config["versions"] = "abacus", "\n"
     (tmp_path / "config.json").write_text(json.dumps(config))
     repeat = ("train", "--config", tmp_path / "config.json", "--out", tmp_path / "new")
@@ -361,7 +362,7 @@ def test_another_machine_is_told_of_and_is_no_obstacle(here, tmp_path, capsys):
 # ---- start from ----------------------------------------------------------------------
 
 
-def test_a_run_starts_from_the_parameters_of_another(here, tmp_path):
+def test_a_run_starts_from_the_parameters_of_another(workdir, tmp_path):
     """With no learning rate to speak of it stays there; tied may go on untied."""
     still = ("--learning-rate", "1e-30")
     assert train(tmp_path / "tied", "--params", "run", *still, epochs=1) == 0
@@ -373,7 +374,7 @@ def test_a_run_starts_from_the_parameters_of_another(here, tmp_path):
     np.testing.assert_array_equal(untied.W_dec, expected.W)
 
 
-def test_parameters_that_do_not_fit_are_refused(here, tmp_path, capsys):
+def test_parameters_that_do_not_fit_are_rejected(workdir, tmp_path, capsys):
     assert train(tmp_path / "f64", "--dtype", "float64", epochs=1) == 0
     capsys.readouterr()
     for options, words in (
@@ -387,7 +388,7 @@ def test_parameters_that_do_not_fit_are_refused(here, tmp_path, capsys):
         ),
     ):
         assert train(tmp_path / "new", *options) == 2
-        assert_refused(capsys, *words)
+        assert_rejected(capsys, *words)
     assert not (tmp_path / "new").exists()
 
 
@@ -399,7 +400,7 @@ def first(home):
     """A run of an untied model on standardized rows; shifted.npy holds other rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(pictures, "draw", lambda *arguments: None)
+        patch.setattr(reporting, "draw", lambda *arguments: None)
         np.save("shifted.npy", 3 * X + 1)
         model = ("--untied", "--no-bias", "--activation", "relu")
         model += ("--observation", "gaussian", "--scaling", "standardize")
@@ -408,15 +409,15 @@ def first(home):
 
 
 def test_a_run_starts_from_another_with_its_model_and_scaling(
-    first, here, tmp_path, capsys
+    first, workdir, tmp_path, capsys
 ):
     """With no learning rate to speak of it stays there, whatever its own rows are."""
     shutil.copytree(first, tmp_path / "first")
     start = ("train", *STILL, "--data", "shifted.npy", "--start-from")
     assert main(*start, tmp_path / "first", "--out", tmp_path / "second") == 0
     ae, params = jaxae.load(tmp_path / "first")
-    found, started = jaxae.load(tmp_path / "second")
-    assert found == ae and not ae.tied and not ae.bias
+    result, started = jaxae.load(tmp_path / "second")
+    assert result == ae and not ae.tied and not ae.bias
     for leaf, expected in zip(jax.tree.leaves(started), jax.tree.leaves(params)):
         np.testing.assert_array_equal(leaf, expected)
     scalings = [tmp_path / run / "scaling.safetensors" for run in ("first", "second")]
@@ -424,30 +425,30 @@ def test_a_run_starts_from_another_with_its_model_and_scaling(
     # The repetition needs neither the options nor, to be used, the run before.
     repeat = ("train", "--config", tmp_path / "second/config.json", "--out")
     assert main(*repeat, tmp_path / "third") == 0
-    assert made(tmp_path / "third") == made(tmp_path / "second")
+    assert contents_of(tmp_path / "third") == contents_of(tmp_path / "second")
     # From other parameters it would be no repetition, nor the same run resumed.
     jaxae.save(tmp_path / "other", ae, jax.tree.map(np.negative, params))
     other = (tmp_path / "other/params.safetensors").read_bytes()
     (tmp_path / "first/params.safetensors").write_bytes(other)
     capsys.readouterr()
     assert main(*repeat, tmp_path / "fourth") == 2
-    assert_refused(capsys, "before the parameters there changed", "--start-from")
+    assert_rejected(capsys, "before the parameters there changed", "--start-from")
     resumed = (*start, tmp_path / "first", "--resume")
     assert main(*resumed, "--out", tmp_path / "second") == 2
-    assert_refused(capsys, f"{tmp_path / 'first'} had other parameters when it began")
+    assert_rejected(capsys, f"{tmp_path / 'first'} had other parameters when it began")
     assert (
         main(*start, tmp_path / "first", "--out", tmp_path / "first", "--overwrite")
         == 2
     )
-    assert_refused(capsys, "which --start-from reads")
+    assert_rejected(capsys, "which --start-from reads")
     shutil.rmtree(tmp_path / "first")
     assert main("evaluate", tmp_path / "third", "-o", tmp_path / "found.json") == 0
     results = json.loads((tmp_path / "third/results.json").read_text())
     assert json.loads((tmp_path / "found.json").read_text())["test"] == results["test"]
 
 
-def test_what_disagrees_with_the_run_to_start_from_is_refused(
-    first, here, tmp_path, capsys
+def test_options_that_disagree_with_the_run_to_start_from_are_rejected(
+    first, workdir, tmp_path, capsys
 ):
     capsys.readouterr()
     for options, words in (
@@ -462,14 +463,14 @@ def test_what_disagrees_with_the_run_to_start_from_is_refused(
     ):
         start = ("train", *STILL, "--data", "shifted.npy", "--start-from", first)
         assert main(*start, "--out", tmp_path / "new", *options) == 2
-        assert_refused(capsys, *words)
+        assert_rejected(capsys, *words)
     assert not (tmp_path / "new").exists()
 
 
 # ---- the folder of a sweep -----------------------------------------------------------
 
 
-def test_the_folder_of_a_sweep_says_where_its_best_model_is(here, tmp_path, capsys):
+def test_the_folder_of_a_sweep_says_where_its_best_model_is(workdir, tmp_path, capsys):
     swept, out = tmp_path / "swept", tmp_path / "out"
     swept.mkdir()
     (swept / "config.json").write_text(json.dumps({"sweep": {"epochs": 2}}))
@@ -483,16 +484,16 @@ def test_the_folder_of_a_sweep_says_where_its_best_model_is(here, tmp_path, caps
         ("train", "--out", out, "--config", swept / "config.json"),
     ]
     assert main(*calls[0]) == 2
-    assert_refused(capsys, f"{swept} is the folder of a sweep", "no best model yet")
+    assert_rejected(capsys, f"{swept} is the folder of a sweep", "no best model yet")
     shutil.copytree("run", swept / "best")
     for call in calls:
         assert main(*call) == 2
-        assert_refused(capsys, f"its best model is in {swept / 'best'}.")
+        assert_rejected(capsys, f"its best model is in {swept / 'best'}.")
     with pytest.raises(ValueError, match=r"best model is in .*swept.best\.$"):
         jaxae.load(swept)
     for option in ("--overwrite", "--resume"):  # a run beside it would break it
         assert main("train", *SMALL, "--out", swept, option) == 2
-        assert_refused(capsys, f"--out {swept} is the folder of a sweep")
+        assert_rejected(capsys, f"--out {swept} is the folder of a sweep")
     assert main("evaluate", swept / "best") == 0
     assert os.listdir(tmp_path) == ["swept"]
 
@@ -506,31 +507,31 @@ def test_the_lanes_of_a_sweep_are_no_model(tmp_path):
 # ---- resume --------------------------------------------------------------------------
 
 
-def test_resume_starts_what_is_not_there(here, tmp_path):
+def test_resume_starts_what_is_not_there(workdir, tmp_path):
     assert train(tmp_path / "new", *SAVED, "--resume") == 0
-    assert made(tmp_path / "new") == made(here / "run")
+    assert contents_of(tmp_path / "new") == contents_of(workdir / "run")
 
 
-def test_resume_leaves_what_is_done_as_it_is(here, capsys):
-    before = bytes_of(here / "run")
+def test_resume_leaves_what_is_done_as_it_is(workdir, capsys):
+    before = bytes_of(workdir / "run")
     assert train("run", *SAVED, "--resume") == 0
     assert "nothing was done" in capsys.readouterr().out
-    assert bytes_of(here / "run") == before
+    assert bytes_of(workdir / "run") == before
 
 
-def test_resume_of_a_run_that_is_past_the_epochs_asked_says_so(here, capsys):
-    before = bytes_of(here / "run")
+def test_resume_of_a_run_that_is_past_the_epochs_asked_says_so(workdir, capsys):
+    before = bytes_of(workdir / "run")
     assert train("run", *SAVED, "--resume", epochs=2) == 0
     printed = capsys.readouterr().out
     assert "the run is already past 2 epochs, 10 steps: at 15; nothing was" in printed
-    assert bytes_of(here / "run") == before
+    assert bytes_of(workdir / "run") == before
 
 
-def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path):
+def test_more_epochs_go_on_bit_identically_to_a_longer_run(workdir, tmp_path):
     shutil.copytree("run", tmp_path / "run")
     assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 0
     assert train(tmp_path / "whole", *SAVED, epochs=5) == 0
-    assert made(tmp_path / "run") == made(tmp_path / "whole")
+    assert contents_of(tmp_path / "run") == contents_of(tmp_path / "whole")
     assert [row["epoch"] for row in lines(tmp_path / "run/timing.jsonl")] == [
         *range(1, 6)
     ]
@@ -556,28 +557,30 @@ def test_more_epochs_go_on_to_the_bits_of_so_many_from_the_start(here, tmp_path)
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_resume_refuses_another_run_by_the_field(here, capsys, options, field):
-    before = bytes_of(here / "run")
+def test_resume_rejects_another_run_by_the_field(workdir, capsys, options, field):
+    before = bytes_of(workdir / "run")
     assert train("run", *SAVED, "--resume", *options) == 2
     folder = "" if "--overwrite" in options else "--out run holds another run: "
-    assert_refused(capsys, folder, field)
-    assert bytes_of(here / "run") == before
+    assert_rejected(capsys, folder, field)
+    assert bytes_of(workdir / "run") == before
 
 
-def test_where_no_option_tells_two_runs_apart_the_field_does(here, tmp_path, capsys):
+def test_where_no_option_tells_two_runs_apart_the_field_does(workdir, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree("run", run)
     (run / "config.json").write_text("{}")
     assert train(run, *SAVED, "--resume", "--seed", "1") == 2
-    assert_refused(capsys, f"--out {run} holds another run: key is [")
+    assert_rejected(capsys, f"--out {run} holds another run: key is [")
 
 
-def test_resume_does_not_start_over_where_the_states_are_gone(here, tmp_path, capsys):
+def test_resume_does_not_start_over_where_the_states_are_gone(
+    workdir, tmp_path, capsys
+):
     shutil.copytree("run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints")
     before = bytes_of(tmp_path)
     assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 2
-    assert_refused(capsys, "--resume needs the states", "--overwrite")
+    assert_rejected(capsys, "--resume needs the states", "--overwrite")
     assert bytes_of(tmp_path) == before
 
 
@@ -608,13 +611,13 @@ def test_resume_does_not_start_over_where_the_states_are_gone(here, tmp_path, ca
     ],
     ids=" ".join,
 )
-def test_every_new_option_trains(here, tmp_path, options):
+def test_every_new_option_trains(workdir, tmp_path, options):
     assert train(tmp_path / "run", *options, epochs=4) == 0
     rows = lines(tmp_path / "run/metrics.jsonl")
     assert_falls([row["train/loss"] for row in rows])
 
 
-def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys):
+def test_patience_ends_a_run_and_resume_takes_it_as_done(workdir, tmp_path, capsys):
     options = ("--patience", "2", "--learning-rate", "5", "--resume")
     assert train(tmp_path / "run", *options, epochs=50) == 0
     printed = capsys.readouterr().out
@@ -640,8 +643,8 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys)
         (("--batch-size", "0", "--schedule", "linear"), ["--batch-size", "got 0"]),
         (("--epochs", "9" * 400), ["--epochs", "2**31"]),
         (("--latent-dim", "9" * 30), ["--latent-dim", "2**31"]),
-        (("--schedule", "step"), ["unknown schedule", "cosine"]),
-        (("--scaling", "unti"), ["unknown scaling", "did you mean 'unit'"]),
+        (("--schedule", "step"), ["--schedule must be one of", "cosine"]),
+        (("--scaling", "unti"), ["--scaling must be one of", "did you mean 'unit'"]),
         (("--scaling", "unit", "--divide-by", "2"), ["--scaling", "--divide-by"]),
         (("--compute-dtype", "float16"), ["--compute-dtype", "bfloat16"]),
         (
@@ -664,25 +667,25 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(here, tmp_path, capsys)
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
-def test_options_that_cannot_be_are_refused(here, tmp_path, capsys, options, words):
+def test_invalid_options_are_rejected(workdir, tmp_path, capsys, options, words):
     assert train(tmp_path / "new", *options) == 2
-    assert_refused(capsys, *words)
+    assert_rejected(capsys, *words)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("patience", [(), ("--patience", "1")], ids=len)
-def test_a_metric_that_is_none_is_refused(here, tmp_path, capsys, patience):
+def test_an_unknown_metric_is_rejected(workdir, tmp_path, capsys, patience):
     options = (*patience, "--monitor", "validation/los")
     assert train(tmp_path / "new", *options, epochs=50) == 2
-    assert_refused(capsys, "--monitor must", "did you mean 'validation/loss'")
+    assert_rejected(capsys, "--monitor must", "did you mean 'validation/loss'")
 
 
-def test_a_path_is_told_as_it_was_given(here, monkeypatch, tmp_path, capsys):
+def test_a_path_is_reported_as_it_was_given(workdir, monkeypatch, tmp_path, capsys):
     """Though a folder be called as an option is."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/batch_size/best")
     assert main("train", "--out", "runs/batch_size") == 2
-    assert_refused(capsys, "--out runs/batch_size holds a run already")
+    assert_rejected(capsys, "--out runs/batch_size holds a run already")
 
 
 # ---- small and empty -----------------------------------------------------------------
@@ -706,7 +709,7 @@ EXTREMES = {
         for name in EXTREMES
     ],
 )
-def test_the_smallest_data_are_trained_on_and_used(here, tmp_path, capsys, name):
+def test_the_smallest_data_are_trained_on_and_used(workdir, tmp_path, capsys, name):
     rows, options, is_without_validation = EXTREMES[name]
     np.save(tmp_path / "rows.npy", rows)
     if is_without_validation:

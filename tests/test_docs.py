@@ -138,7 +138,7 @@ TEXT = DERIVATION.read_text(encoding="utf-8")
 def quick_compilation():
     """Compile the pages' programs without optimisation, in half the time.
 
-    JAX's cache of compiled programs does not distinguish the two kinds. It is cleared, so
+    JAX's cache of compiled programs does not distinguish the two kinds. Clear it, so
     that no test compares a program of one kind with one of the other.
     """
     jax.clear_caches()

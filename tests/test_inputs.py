@@ -85,11 +85,11 @@ REJECTED = {
     "masked": (np.ma.array(X, mask=X > 0.9), r"masked array.*X\.filled\(value\)"),
     "masked nowhere": (np.ma.array(X), "masked array"),
     "list of masked rows": (list(np.ma.array(X, mask=X > 0.9)), "masked array"),
-    "sparse": (scipy.sparse.csr_matrix(X), r"sparse csr_matrix: give X\.toarray\(\)"),
+    "sparse": (scipy.sparse.csr_matrix(X), r"sparse csr_matrix; give X\.toarray\(\)"),
     "sparse array": (scipy.sparse.coo_array(X), "sparse coo_array"),
     "frame with text": (
         pd.DataFrame({"a": X[:, 0], "city": ["x"] * 300}),
-        "column 'city' is (str|object): drop it, or convert it",
+        "column 'city' is (str|object); drop it, or convert it",
     ),
     "frame with gaps": (
         pd.DataFrame({"a": X[:, 0], 7: pd.array([None] * 300, dtype="Float64")}),
@@ -97,18 +97,21 @@ REJECTED = {
     ),
     "frame of nullable columns": (
         pd.DataFrame(X).astype("Float64"),
-        r"column 0 is Float64: drop it, or convert it, frame\.astype\('float32'\)",
+        r"column 0 is Float64; drop it, or convert it, frame\.astype\('float32'\)",
     ),
     "frame with flags": (
         pd.DataFrame({"a": X[:, 0], "flag": X[:, 1] > 0.5}),
-        "column 'flag' is bool: .*astype",
+        "column 'flag' is bool; .*astype",
     ),
     "frame of dates": (
         pd.DataFrame({"day": pd.to_datetime(["2020-01-01"] * 300)}),
         "column 'day' is datetime64",
     ),
     "sparse tensor": (Tensor(X, "torch.sparse"), "Got unsupported ScalarType"),
-    "path": ("X.npy", r"got 'X\.npy': of a file take jaxae\.data\.load\(path\)\.train"),
+    "path": (
+        "X.npy",
+        r"got 'X\.npy'; read a file with jaxae\.data\.load\(path\)\.train",
+    ),
     "Path": (Path("X.npy"), r"jaxae\.data\.load\(path\)\.train"),
     "list of paths": (["X.npy", "Y.npy"], r"jaxae\.data\.load\(path\)\.train"),
     "objects": (X.astype(object), "object"),

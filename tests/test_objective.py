@@ -191,10 +191,10 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
             lambda: jaxae.Objective(model("relu"), penalties=(penalties.kl_sparsity,)),
             "latents between 0 and 1, but those of relu",
         ),
-        (lambda: penalties.get("l2"), "unknown penalty 'l2'; known: contr"),
+        (lambda: penalties.get("l2"), "penalty must be one of contr.*, got 'l2'"),
         (
             lambda: corruptions.get("noise"),
-            "unknown corruption 'noise'; known: gaussian",
+            "corruption must be one of gaussian.*, got 'noise'",
         ),
     ],
 )

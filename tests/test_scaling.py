@@ -195,7 +195,7 @@ def test_the_repr_of_a_scaling_has_its_numbers():
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(
-        ValueError, match="unknown scaling 'units' .*'unit'.* standardize"
+        ValueError, match="scaling must be one of .* standardize.* got 'units' .*'unit'"
     ):
         data.fit_scaling("units", STATS)
 

@@ -398,7 +398,10 @@ def test_a_lane_of_a_source_is_the_single_run(generator):
         ),
         ({"learning_rate": [1e39]}, "must be finite in float32"),
         ({"activation": []}, "list of at least one activation"),
-        ({"activation": ["sigmoi"]}, "unknown activation.*did you mean 'sigmoid'"),
+        (
+            {"activation": ["sigmoi"]},
+            "activation must be one of.*did you mean 'sigmoid'",
+        ),
         ({("learning_rate", "seed"): [(0.1, 1), (0.2,)]}, "tuples of 2 values each"),
         ({("seed", "learning_rate"): [(1, 1)], "seed": [1]}, "seed is in space twice"),
         ({"learning_rate": sweeps.uniform(0, 1)}, "num_samples must say how many"),

@@ -466,7 +466,7 @@ def bad(value, row=3, column=2):
         ),
         (
             {"data": "digits"},
-            r"must hold numbers, got 'digits': of a file take jaxae.data.load",
+            r"must hold numbers, got 'digits'; read a file with jaxae.data.load",
         ),
         ({"data": [X[0], X[1, :3]]}, "data gave no rows"),
         ({"data": (X, X[1:])}, "inputs and targets of equal length"),
@@ -591,7 +591,7 @@ def test_a_setting_is_checked_under_the_name_that_the_user_knows():
 
 
 def test_unknown_optimizer_lists_the_known():
-    with pytest.raises(ValueError, match="did you mean 'adam'.*known: adam, adamw"):
+    with pytest.raises(ValueError, match="one of adam, adamw.*did you mean 'adam'"):
         optimizers.get("adm")
 
 

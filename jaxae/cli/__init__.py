@@ -3,22 +3,19 @@
 tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where used.
 """
 
-import dataclasses
 import importlib.util
 import io
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 import jaxae
 from jaxae import _checks
-from jaxae.cli import run_folder
-from jaxae.cli.factory import HPARAMS
+from jaxae._checks import ArgumentError
+from jaxae.cli import config_file
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
@@ -29,115 +26,58 @@ from jaxae.cli.options import (
     ReconstructOptions,
     SweepOptions,
     TrainOptions,
+    argument_names,
 )
-from jaxae.cli.space import SpaceError
 from jaxae.cli.sweep import sweep
-from jaxae.cli.train import INTERRUPTED, train, with_runs
-from jaxae.cli.user_code import YourCodeError
+from jaxae.cli.train import INTERRUPTED, train
 
 
 class Verb(NamedTuple):
-    """What the command line knows of a job.
+    """A job of the command line.
 
     Attributes:
-      options: a dataclass; its docstring is what the usage says of the verb.
+      options: a dataclass; its docstring describes the verb in the usage.
       run: `(options) -> exit status`.
       packages: what must be installed.
-      words: the library's words that `_in_options` does not know by itself.
-      defaults: `(arguments) -> options or None`, where some of them name a file that
-        has the defaults.
+      defaults: `(arguments) -> options or None`, for arguments that name a file of
+        defaults.
     """
 
     options: type
     run: Callable[[Any], int]
     packages: tuple[str, ...]
-    words: Mapping[str, str] = MappingProxyType({})
     defaults: Callable[[list[str]], Any] = lambda arguments: None
 
 
-UNREAD = 141  # what a shell reports for a program whose reader went away
-_ARRAY = {"array=NAME": "--array NAME"}
-_NUMBERS = (*HPARAMS, "final_fraction", "schedule_steps")
+BROKEN_PIPE = 141  # what a shell reports for a program whose reader has gone
 
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
+_TRAIN_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "orbax")
+_SWEEP_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "pandas")
 VERBS = {
-    "train": Verb(
-        TrainOptions,
-        train,
-        packages=("tyro", "rich", "matplotlib", "sklearn", "orbax"),
-        words={
-            "num_epochs": "--epochs",
-            "checkpoint_dir": "--out",
-            **_ARRAY,
-            "load it inside `with jax.enable_x64(True):`": "say --dtype float64",
-            "patience waits": "--patience waits",
-            "monitor must": "--monitor must",
-            "accumulate must": "--accumulate must",
-            **{f"hparams['{name}']": _option(name) for name in _NUMBERS},
-            "give validation=, or set monitor='train/loss'": (
-                "give it some, --validation-fraction 0.1, or say --monitor train/loss"
-            ),
-        },
-        defaults=with_runs,
-    ),
-    "sweep": Verb(
-        SweepOptions,
-        sweep,
-        packages=("tyro", "rich", "matplotlib", "sklearn", "pandas"),
-        words={
-            "num_epochs": "--epochs",
-            **_ARRAY,
-            "accumulate must": "--accumulate must",
-            "sampler must": "--sampler must",
-            # In the file or beside it.
-            **{f"hparams['{name}']": name for name in (*_NUMBERS, "init_scale")},
-            "engine must": "--engine must",
-            "generator is": "--generator is",
-            "sweep the same": "sweep the same, replace it with --overwrite",
-        },
-    ),
-    "encode": Verb(EncodeOptions, encode, packages=("tyro",), words=_ARRAY),
-    "reconstruct": Verb(
-        ReconstructOptions, reconstruct, packages=("tyro",), words=_ARRAY
-    ),
-    "evaluate": Verb(
-        EvaluateOptions,
-        evaluate,
-        packages=("tyro", "rich", "sklearn"),
-        words=_ARRAY,
-    ),
-    "plot": Verb(PlotOptions, plot, packages=("tyro", "matplotlib")),
-    "gradcheck": Verb(
-        GradcheckOptions,
-        gradcheck,
-        packages=("tyro", "rich"),
-        words={
-            **{f"{name} must": f"--{name} must" for name in ("params", "grad")},
-            "surrogate must": "--surrogate must",
-            "load it inside `with jax.enable_x64(True):`": "say --x64",
-        },
-    ),
+    "train": Verb(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
+    "sweep": Verb(SweepOptions, sweep, _SWEEP_PACKAGES),
+    "encode": Verb(EncodeOptions, encode, ("tyro",)),
+    "reconstruct": Verb(ReconstructOptions, reconstruct, ("tyro",)),
+    "evaluate": Verb(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
+    "plot": Verb(PlotOptions, plot, ("tyro", "matplotlib")),
+    "gradcheck": Verb(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit status. A mistake is one sentence, no traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The name of a file need not be text; printing it must not fail.
+        # A file name may not be valid text, and must print all the same.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _main(argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # `head` has read enough: that is no mistake
-        # What is still to be written goes nowhere, or Python would tell of it.
+    except BrokenPipeError:  # a reader such as `head` has read enough: no error
+        # What is still to be written is discarded, or Python would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return BROKEN_PIPE
 
 
 def _main(argv: list[str] | None) -> int:
@@ -151,46 +91,41 @@ def _main(argv: list[str] | None) -> int:
         return 0
     try:
         verb = _checks.lookup("verb", VERBS, name)
-    except ValueError as error:
-        return _refuse(str(error))
-    try:
         _require_packages(verb)
         return verb.run(_parse(verb, rest, name))
-    except (YourCodeError, SpaceError) as error:
-        return _refuse(str(error))
+    except ArgumentError as error:
+        is_known = name in VERBS
+        names = argument_names(VERBS[name].options) if is_known else {}
+        return _print_error(error.render(names))
     except (ValueError, ImportError) as error:
-        return _refuse(_in_options(str(error), verb))
+        return _print_error(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _refuse(_in_options(run_folder.sentence(error), verb))
+        return _print_error(_sentence(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        found = _checks.first_line(error)
-        return _refuse(f"too large for this machine ({found}); use fewer numbers.")
+        line = _checks.first_line(error)
+        return _print_error(f"too large for this machine ({line}); use fewer numbers.")
     except KeyboardInterrupt:
         print("jaxae: interrupted.", file=sys.stderr)
         return INTERRUPTED
 
 
-def _refuse(sentence: str) -> int:
+def _print_error(sentence: str) -> int:
     print(f"jaxae: error: {sentence}", file=sys.stderr)
     return 2
 
 
-def _in_options(sentence: str, verb: Verb) -> str:
-    """The library's names of arguments as the command line spells them."""
-    names = [field.name for field in dataclasses.fields(verb.options)]
-    words = {name: _option(name) for name in names if "_" in name}
-    words.update(verb.words)
-    if not words:
-        return sentence
-    known = "|".join(map(re.escape, words))
-    # Not within a path, nor in what is said of a model: Autoencoder(latent_dim=4).
-    pattern = rf"(?<![\w'./-])(?:{_PLACES})?({known})(?![\w'/=]|\.\w)"
-    return re.sub(pattern, lambda match: words[match[1]], sentence)
-
-
-_PLACES = r"(?:hparams|config|model)\."  # where a run's identity has its fields
+def _sentence(error: OSError) -> str:
+    """The message of the library, or one made of what the system reports."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    name = error.filename if error.filename2 is None else error.filename2
+    where = "" if name is None else f" {name}"
+    return (
+        f"cannot read or write{where}: {error.strerror}; make room, grant access, or "
+        "choose another place."
+    )
 
 
 def _usage() -> str:
@@ -207,7 +142,7 @@ def _usage() -> str:
 
 
 def _require_packages(verb: Verb) -> None:
-    """Before any work, not when the training is done."""
+    """Raise before any work if a package is not installed."""
     for name in verb.packages:
         if importlib.util.find_spec(name) is None:
             raise _checks.extra("The command line", name, "cli")

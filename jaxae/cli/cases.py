@@ -1,4 +1,4 @@
-"""What `jaxae gradcheck` judges of the library: whatever its catalogues hold."""
+"""The cases of `jaxae gradcheck`: every part in the library's catalogues."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from jaxae.autoencoder import Autoencoder
 from jaxae.objective import Objective
 from jaxae.observations import Observation
 
-# Tiny: an entry is judged as well among few as among many, and compiles as fast.
+# Small, because each entry is checked for itself.
 INPUT_DIM, LATENT_DIM, NUM_ROWS = 6, 4, 8
 TYINGS = {"tied": True, "untied": False}
-# What a factory makes is in no catalogue: an example of each.
-MADE = {
+# An example of each factory: what it makes is in no catalogue.
+FACTORY_EXAMPLES = {
     "gaussian_with": observations.gaussian_with(
         activations.relu, (1.0, 0.9, 0.8, 0.5, 2.0, 3.0)
     )
@@ -28,7 +28,7 @@ MADE = {
 
 
 class Case(NamedTuple):
-    """A claim about a gradient: the arguments of `jaxae.gradcheck.check`."""
+    """A gradient to check: the arguments of `jaxae.gradcheck.check`."""
 
     fn: Callable[..., Any]
     params: Any
@@ -39,68 +39,76 @@ class Case(NamedTuple):
 
 
 class Derivative(NamedTuple):
-    """One hand-written derivative: where, of what, and the claim."""
+    """A hand-written derivative.
 
-    at: Any
+    Attributes:
+      point: where it is checked.
+      value: `(point) -> []`, the function.
+      claim: `(point) ->` its gradient, by hand.
+    """
+
+    point: Any
     value: Callable[[Any], jax.Array]
     claim: Callable[[Any], Any]
 
 
 def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
-    """Every case by name; its values are drawn from the generator, none is zero.
+    """Every case by name, a function of a generator that draws its values, none zero.
 
-    Each activation and each observation alone; all of their pairs, tied and untied,
-    through the backward pass by hand; so, too, each penalty and each corruption, and
-    the encoder without its bias.
+    There is a case for each activation and each observation alone, and, through the
+    whole backward pass by hand, for all of their pairs, each penalty, each corruption
+    and an encoder without bias, tied and untied.
     """
     cases: dict[str, Callable[[np.random.Generator], Case]] = {}
     for name, g in activations.CATALOGUE.items():
         cases[f"activation/{name}"] = functools.partial(_activation, g)
-    for name, observation in {**observations.CATALOGUE, **MADE}.items():
-        cases[f"observation/{name}"] = functools.partial(_observation, observation)
+    for name, part in {**observations.CATALOGUE, **FACTORY_EXAMPLES}.items():
+        cases[f"observation/{name}"] = functools.partial(_observation, part)
     for name, objective in _objectives():
         cases[name] = functools.partial(_objective, objective)
     return cases
 
 
-# ---- parts alone ---------------------------------------------------------------------
+# ---- single parts --------------------------------------------------------------------
 
 
 def _activation(g: Activation, rng: np.random.Generator) -> Case:
     a, dz = _normal(rng, 7), _normal(rng, 7)
-    theta = () if g.init is None else _moved(g.init(7), rng)
+    theta = () if g.init is None else _perturbed(g.init(7), rng)
 
     def z(a):
         return g.apply(a, *theta)
 
     def along_dz(function):
-        return lambda at: jnp.dot(dz, function(at))
+        return lambda point: jnp.dot(dz, function(point))
 
-    parts = {"vjp": Derivative(a, along_dz(z), lambda a: g.vjp(a, z(a), dz, *theta))}
+    derivatives = {
+        "vjp": Derivative(a, along_dz(z), lambda a: g.vjp(a, z(a), dz, *theta))
+    }
     if (slope := g.slope) is not None:
-        parts["slope"] = Derivative(a, along_dz(z), lambda a: dz * slope(a, z(a)))
+        derivatives["slope"] = Derivative(a, along_dz(z), lambda a: dz * slope(a, z(a)))
         if (curvature := g.curvature) is not None:
-            parts["curvature"] = Derivative(
+            derivatives["curvature"] = Derivative(
                 a,
                 along_dz(lambda a: slope(a, z(a))),
                 lambda a: dz * curvature(a, z(a)),
             )
     if (vjp_theta := g.vjp_theta) is not None:
-        parts["vjp_theta"] = Derivative(
+        derivatives["vjp_theta"] = Derivative(
             theta,
             along_dz(lambda theta: g.apply(a, *theta)),
             lambda theta: vjp_theta(a, g.apply(a, *theta), dz, *theta),
         )
-    return _together(parts)
+    return _sum(derivatives)
 
 
 def _observation(observation: Observation, rng: np.random.Generator) -> Case:
     eta = 2 * _normal(rng, INPUT_DIM)
     theta = ()
     if observation.init is not None:
-        theta = _moved(observation.init(INPUT_DIM), rng)
+        theta = _perturbed(observation.init(INPUT_DIM), rng)
     [x] = _rows(observation, theta, rng, num_rows=1)
-    parts = {
+    derivatives = {
         "dloss": Derivative(
             eta,
             lambda eta: observation.loss(eta, x, *theta),
@@ -108,26 +116,24 @@ def _observation(observation: Observation, rng: np.random.Generator) -> Case:
         )
     }
     if (dtheta := observation.dtheta) is not None:
-        parts["dtheta"] = Derivative(
+        derivatives["dtheta"] = Derivative(
             theta,
             lambda theta: observation.loss(eta, x, *theta),
             lambda theta: dtheta(eta, x, *theta),
         )
-    return _together(parts)
+    return _sum(derivatives)
 
 
-def _together(parts: dict[str, Derivative]) -> Case:
-    """The sum of the parts' values: one compilation, and still one verdict a part."""
+def _sum(derivatives: dict[str, Derivative]) -> Case:
+    """The sum of the functions, which compiles once; each has a leaf of its own."""
     return Case(
-        fn=lambda params: sum(part.value(params[name]) for name, part in parts.items()),
-        params={name: part.at for name, part in parts.items()},
-        grad=lambda params: {
-            name: part.claim(params[name]) for name, part in parts.items()
-        },
+        fn=lambda params: sum(d.value(params[name]) for name, d in derivatives.items()),
+        params={name: d.point for name, d in derivatives.items()},
+        grad=lambda params: {n: d.claim(params[n]) for n, d in derivatives.items()},
     )
 
 
-# ---- whole objectives ----------------------------------------------------------------
+# ---- objectives ----------------------------------------------------------------------
 
 
 def _objectives() -> Iterator[tuple[str, Objective]]:
@@ -137,27 +143,25 @@ def _objectives() -> Iterator[tuple[str, Objective]]:
         ae = _model(tying, g, observation)
         yield f"objective/{g}/{observation}/{tying}", Objective(ae)
     for name, penalty in penalties.CATALOGUE.items():
-        # Every activation, for l1 must meet z < 0; untied once, for that is pullback's.
-        bearing = [g for g in activations.CATALOGUE if _bears(g, penalty)]
-        for g, tying in (*((g, "tied") for g in bearing), (bearing[0], "untied")):
+        # Tied with every activation, so that l1 meets z < 0; untied with one.
+        accepted = [g for g in activations.CATALOGUE if _accepts(penalty, g)]
+        for g, tying in (*((g, "tied") for g in accepted), (accepted[0], "untied")):
             objective = Objective(_model(tying, g), penalties=(penalty,))
             yield f"penalty/{name}/{g}/{tying}", objective
     for tying in TYINGS:
         ae = _model(tying, "identity")
-        for name, made in MADE.items():
-            toy = dataclasses.replace(ae, observation=made, bias=False)
-            yield f"no_bias/{name}/{tying}", Objective(toy)
+        for name, part in FACTORY_EXAMPLES.items():
+            unbiased = dataclasses.replace(ae, observation=part, bias=False)
+            yield f"no_bias/{name}/{tying}", Objective(unbiased)
     for (name, corruption), tying in itertools.product(
         corruptions.CATALOGUE.items(), TYINGS
     ):
-        yield (
-            f"corruption/{name}/{tying}",
-            Objective(_model(tying), corruption=corruption),
-        )
+        objective = Objective(_model(tying), corruption=corruption)
+        yield f"corruption/{name}/{tying}", objective
 
 
 def _model(tying: str, g: str | None = None, observation: str | None = None):
-    """A model of these parts; of the first in the catalogue unless named."""
+    """A model of these parts; of the first in each catalogue by default."""
     return Autoencoder(
         input_dim=INPUT_DIM,
         latent_dim=LATENT_DIM,
@@ -169,7 +173,7 @@ def _model(tying: str, g: str | None = None, observation: str | None = None):
     )
 
 
-def _bears(g: str, penalty: penalties.Penalty) -> bool:
+def _accepts(penalty: penalties.Penalty, g: str) -> bool:
     try:
         penalty.check(_model("tied", g))
     except ValueError:
@@ -179,16 +183,16 @@ def _bears(g: str, penalty: penalties.Penalty) -> bool:
 
 def _objective(objective: Objective, rng: np.random.Generator) -> Case:
     ae, value_and_grad = objective.ae, manual.value_and_grad(objective)
-    params = _moved(ae.init(_key(rng)), rng)
+    params = _perturbed(ae.init(_key(rng)), rng)
     targets = _rows(ae.observation, params.observation, rng, NUM_ROWS)
-    # Small enough for a probability, whatever the name.
+    # Below 1, for some are probabilities.
     hparams = {
         name: jnp.float32(rng.uniform(0.1, 0.4)) for name in objective.hparam_names
     }
     return Case(
         fn=objective,
         params=params,
-        args=((_grey(rng, NUM_ROWS), targets), _key(rng), hparams),
+        args=((_grey_levels(rng, NUM_ROWS), targets), _key(rng), hparams),
         grad=lambda *arguments: value_and_grad(*arguments)[1],
         has_aux=True,
     )
@@ -201,7 +205,7 @@ def _normal(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def _grey(rng: np.random.Generator, num_rows: int) -> jax.Array:
+def _grey_levels(rng: np.random.Generator, num_rows: int) -> jax.Array:
     return jnp.asarray(rng.uniform(size=(num_rows, INPUT_DIM)), jnp.float32)
 
 
@@ -209,22 +213,22 @@ def _key(rng: np.random.Generator) -> jax.Array:
     return jax.random.key(int(rng.integers(2**32)))
 
 
-def _moved(tree: Any, rng: np.random.Generator) -> Any:
-    """With noise on every entry, so that no gradient hides behind a zero."""
+def _perturbed(tree: Any, rng: np.random.Generator) -> Any:
+    """The tree with noise on every entry, so that none is zero."""
     return jax.tree.map(lambda leaf: leaf + 0.3 * _normal(rng, *leaf.shape), tree)
 
 
 def _rows(
     observation: Observation, theta: tuple, rng: np.random.Generator, num_rows: int
 ) -> jax.Array:
-    """Grey levels where the observation admits them, else rows drawn from it."""
-    X = _grey(rng, num_rows)
+    """Grey levels if the observation accepts them, else samples from it."""
+    X = _grey_levels(rng, num_rows)
     try:
         observation.validate(X)
     except ValueError:
         if (sample := observation.sample) is None:
             raise
         keys = jax.random.split(_key(rng), num_rows)
-        drawn = [sample(key, eta, *theta) for key, eta in zip(keys, X, strict=True)]
-        return jnp.stack(drawn).astype(jnp.float32)
+        rows = [sample(key, eta, *theta) for key, eta in zip(keys, X, strict=True)]
+        return jnp.stack(rows).astype(jnp.float32)
     return X

@@ -1,4 +1,4 @@
-"""The rows of a run: loaded, checked, split by seed, scaled."""
+"""The data of a run: loaded, checked, split at random by the seed, scaled."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,9 @@ from jaxae.data import Dataset, Scaling, View
 from jaxae.data.statistics import integer_advice
 from jaxae.observations import Observation
 
-PARTS = ("train", "validation", "test")
-
 
 class Splits(NamedTuple):
-    """The rows of a run in the model's dtype: arrays, or Views of what is on disk."""
+    """The rows of a run in the model's dtype: arrays, or Views of rows on disk."""
 
     train: Any
     validation: Any
@@ -29,19 +27,30 @@ def load(options: TrainOptions, observation: Observation) -> Splits:
     """The data of a run, checked; the scaling is fitted to the training rows only.
 
     Raises:
-      ValueError, FileNotFoundError: for data that cannot be trained on, by their row.
+      FileNotFoundError: if there is no such file.
+      ValueError: for data that cannot be trained on, naming the row in the file.
     """
     dtype = _checks.floating_dtype(options.dtype)
-    found = _stored(options.data, options.array, options)
-    train, validation, test = _parts(found, options)
-    scaling = _scaling(options, found, train, observation)
-    _check(found.train, scaling, observation)
+    dataset = _load(options.data, options.array, options)
+    seed, fractions = options.seed, [options.validation_fraction]
+    if dataset.test is None:
+        fractions.insert(0, options.test_fraction)
+    train, *held_out = data.split(dataset.train, *fractions, seed=seed)
+    test = held_out[0] if dataset.test is None else dataset.test
+    scaling = _scaling(options, dataset, train, observation)
+    # All rows of the file at once, so that an error names the row in the file.
+    rows = scaled(dataset.train, scaling, np.float32)
+    if data.is_rows(rows):
+        data.column_stats(rows, validate=observation.validate)
+    else:
+        data.check_array(rows)
+        observation.validate(rows)
     return Splits(
         train=scaled(train, scaling, dtype),
-        validation=scaled(validation, scaling, dtype),
+        validation=scaled(held_out[-1], scaling, dtype),
         test=scaled(test, scaling, dtype),
         scaling=scaling,
-        info=found,
+        info=dataset,
     )
 
 
@@ -55,113 +64,93 @@ def load_rows(
     """All rows of a file of the user's, scaled as those of the run were.
 
     Raises:
-      ValueError, FileNotFoundError: for another width, and what is not finite.
+      FileNotFoundError: if there is no such file.
+      ValueError: for another width, and for a value that is not finite.
     """
     if array is None and Path(path).suffix.lower() == ".npz":
         array = options.array
-    rows = _stored(path, array, options).train
+    rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
         raise ValueError(
             f"{path} must have {num_columns} columns for the model of this run, got "
             f"{rows.shape[1]}."
         )
-    if rows.dtype.kind == "f" and scaling.clip:  # which would hide an infinity
-        _refuse_not_finite(rows)
-    found = scaled(rows, scaling, _checks.floating_dtype(options.dtype))
-    _refuse_not_finite(found)
-    return found
+    if scaling.clip:
+        _check_finite(rows)
+    rows = scaled(rows, scaling, _checks.floating_dtype(options.dtype))
+    _check_finite(rows)
+    return rows
 
 
-def _stored(path: str, array: str | None, options: TrainOptions) -> Dataset:
-    """What a name or a file holds; images are said to be taken as such."""
-    budget = _checks.positive_int("memory_budget", options.memory_budget)
-    found = data.load(
-        path, root=options.data_root, array=array, memory_budget=2**20 * budget
+def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
+    """A dataset or a file, with a note if its rows are images of the user's."""
+    dataset = data.load(
+        path,
+        root=options.data_root,
+        array=array,
+        memory_budget=2**20 * options.memory_budget,
     )
-    if found.licence == "yours" and found.image_shape is not None:
-        height, width = found.image_shape
+    if dataset.licence == "yours" and dataset.image_shape is not None:
+        height, width = dataset.image_shape
         note(
-            f"{path} holds [{len(found.train)}, {height}, {width}], and each row is an "
-            f"image of {height} x {width}; if these are tokens [N, T, D], store "
+            f"{path} holds [{len(dataset.train)}, {height}, {width}], and each row is "
+            f"an image of {height} x {width}; if these are tokens [N, T, D], store "
             f"X.reshape(-1, {width})."
         )
-    return found
+    return dataset
 
 
 def scaled(rows: Any, scaling: Scaling, dtype: Any) -> Any:
-    """Scaled rows: of an array an array, of rows on disk a View that scales."""
+    """The scaled rows: an array for an array, a View for rows on disk."""
     if data.is_rows(rows):
         return View(rows, scaling=scaling, dtype=dtype)
     return scaling.apply(rows, dtype)
 
 
-def _parts(found: Dataset, options: TrainOptions) -> tuple[Any, Any, Any]:
-    """train, validation, test, as stored."""
-    if found.test is not None:
-        fractions = (options.validation_fraction,)
-        train, validation = data.split(found.train, *fractions, seed=options.seed)
-        return train, validation, found.test
-    train, test, validation = data.split(
-        found.train,
-        options.test_fraction,
-        options.validation_fraction,
-        seed=options.seed,
-    )
-    return train, validation, test
-
-
 def _scaling(
-    options: TrainOptions, found: Dataset, train: Any, observation: Observation
+    options: TrainOptions, dataset: Dataset, train: Any, observation: Observation
 ) -> Scaling:
     if options.start_from is not None:
         scaling = data.load_scaling(options.start_from)
-        if found.train.dtype.kind == "f" and scaling.clip:  # hides an infinity
-            _refuse_not_finite(found.train)
+        if scaling.clip:
+            _check_finite(dataset.train)
         return scaling
     if options.scaling is not None:
         if options.divide_by is not None:
             raise ValueError(
-                "--scaling fits what --divide-by says by hand; leave one of them out."
+                "--scaling is fitted and --divide-by is given; leave one of them out."
             )
         _checks.lookup("scaling", data.SCALINGS, options.scaling)
-        if found.train.dtype.kind == "f":  # by the row of the file, not of the split
-            _refuse_not_finite(found.train)
-        # As float64, for the stored values may be integers.
+        _check_finite(dataset.train)
+        # In float64, because the stored values may be integers.
         return data.fit_scaling(
             options.scaling, data.column_stats(View(train, dtype=np.float64))
         )
-    divisor = found.scale if options.divide_by is None else options.divide_by
+    divisor = dataset.scale if options.divide_by is None else options.divide_by
     if not (np.isfinite(divisor) and divisor > 0):
         raise ValueError(f"--divide-by must be a positive number, got {divisor}.")
-    is_integer = found.train.dtype.kind in "biu"
+    is_integer = dataset.train.dtype.kind in "biu"
     if is_integer and options.divide_by is None and divisor == 1:
-        advice = integer_advice(found.train, "option", observation.validate)
+        advice = integer_advice(dataset.train, "option", observation.validate)
         raise ValueError(
-            f"--data {options.data} holds {found.train.dtype}, which training takes as "
-            f"floats: give {advice}."
+            f"--data {options.data} holds {dataset.train.dtype}, but training needs "
+            f"floats; give {advice}."
         )
     return data.divide(divisor)
 
 
-def _refuse_not_finite(rows: Any) -> None:
+def _check_finite(rows: Any) -> None:
+    """Raise for a value that is not finite; clipping would hide an infinity."""
+    if rows.dtype.kind in "biu":
+        return
     if data.is_rows(rows):
         data.column_stats(rows)
     else:
         data.check_array(rows)
 
 
-def _check(rows: Any, scaling: Scaling, observation: Observation) -> None:
-    """The whole file, so that a bad value is named by its row there."""
-    whole = scaled(rows, scaling, np.float32)
-    if data.is_rows(whole):
-        data.column_stats(whole, validate=observation.validate)
-    else:
-        data.check_array(whole)
-        observation.validate(whole)
-
-
 def describe(splits: Splits) -> dict[str, Any]:
-    """What `config.json` says of the data."""
+    """The entry "data" of `config.json`."""
     info = splits.info
     is_file = Path(info.source).is_file()
     return {

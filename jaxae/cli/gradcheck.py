@@ -1,35 +1,47 @@
-"""`jaxae gradcheck`: the library's gradients, or the user's, judged."""
+"""`jaxae gradcheck`: checks the library's gradients, or those of a user's function."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import importlib
 import json
 import math
 import os
+import re
+import sys
 import time
+import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+import jaxae
 from jaxae import _checks
-from jaxae._files import write_atomically
-from jaxae.cli import cases, run_folder, user_code
+from jaxae._checks import ArgumentError
+from jaxae._files import expanded
+from jaxae.autoencoder.files import read_tensors
+from jaxae.cli import cases, config_file, run_folder
 from jaxae.cli.cases import Case
-from jaxae.cli.options import GradcheckOptions, checked_seed
-from jaxae.cli.outputs import check_folder, check_inputs
+from jaxae.cli.options import GradcheckOptions, check_seed, option_name
 from jaxae.cli.reporting import progress
 from jaxae.gradcheck import Leaf, Report, check
 
-# What has a meaning only beside a function of the user's.
-USUAL_OUT = "runs/gradcheck"
-_OF_A_FUNCTION = ("params", "grad", "arg", "has_aux", "surrogate", "x64")
+DEFAULT_OUT = "runs/gradcheck"
+KINDS = "a .npz, .npy or .safetensors file, or a folder that jaxae.save wrote"
+_NAMES = {
+    name: option_name(name) for name in ("params", "grad", "surrogate", "has_aux")
+}
+_ONLY_WITH_FUNCTION = ("params", "grad", "arg", "has_aux", "surrogate", "x64")
 
 
-class Judged(NamedTuple):
-    """What was found about a case."""
+class Result(NamedTuple):
+    """The report on one case, and how long it took."""
 
     report: Report
     seconds: float
@@ -37,51 +49,45 @@ class Judged(NamedTuple):
 
 def gradcheck(options: GradcheckOptions) -> int:
     """`jaxae gradcheck`: 0 if every leaf is ok, 1 if not."""
-    checked_seed(options.seed)
-    _check_belong_together(options)
-    is_usual = options.out is None
-    where = USUAL_OUT if options.out is None else options.out
-    out = run_folder.check_out(
-        where, options.overwrite or (is_usual and _is_ours(where))
-    )
-    check_folder(out)
-    check_inputs(out, params=options.params)
+    check_seed(options.seed)
+    _check_combination(options)
+    replaces_default = options.out is None and _is_replaceable(Path(DEFAULT_OUT))
+    name = DEFAULT_OUT if options.out is None else options.out
+    out = run_folder.check_out(name, options.overwrite or replaces_default)
+    run_folder.check_inputs(out, params=options.params)
     if options.function is None:
-        judged = _judge_catalogue(options)
-        reports = {name: _as_json(one.report) for name, one in judged.items()}
-        _write(out, options, judged, reports)
-        _print_summary(judged)
+        results = _check_catalogue(options)
+        _write(out, options, results)
+        _print_summary(results)
     else:
-        [(name, one)] = (judged := _judge_yours(options)).items()
-        _write(out, options, judged, _as_json(one.report))
-        print(f"{name}\n{one.report}")
+        results = {options.function: _check_function(options)}
+        _write(out, options, results)
+        print(f"{options.function}\n{results[options.function].report}")
     print(f"run folder: {out}")
-    return 0 if all(one.report.ok for one in judged.values()) else 1
+    return 0 if all(result.report.ok for result in results.values()) else 1
 
 
-def _is_ours(out: str) -> bool:
-    """Whether a folder has nothing that another verb than this one wrote."""
+def _is_replaceable(out: Path) -> bool:
+    """Whether a folder has no files of another verb."""
     others = (
-        run_folder.PARAMS_FILE,
-        run_folder.METRICS_FILE,
-        run_folder.CHECKPOINTS,
-        run_folder.LANES,
+        *(run_folder.PARAMS_FILE, run_folder.METRICS_FILE),
+        *(run_folder.CHECKPOINTS, run_folder.LANES),
     )
-    return not any(Path(out, name).exists() for name in others)
+    return not any((out / name).exists() for name in others)
 
 
-def _check_belong_together(options: GradcheckOptions) -> None:
+def _check_combination(options: GradcheckOptions) -> None:
     default = GradcheckOptions()
     if options.function is None:
-        for name in _OF_A_FUNCTION:
+        for name in _ONLY_WITH_FUNCTION:
             if getattr(options, name) != getattr(default, name):
                 raise ValueError(
-                    f"--{name.replace('_', '-')} belongs to a function of yours: name "
-                    "it, as in jaxae gradcheck mypackage.losses:loss --params FILE."
+                    f"{option_name(name)} needs a function to check: name it, as in "
+                    "jaxae gradcheck mypackage.losses:loss --params FILE."
                 )
     elif options.params is None:
         raise ValueError(
-            f"--params must say where to judge {options.function}: {user_code.KINDS}."
+            f"--params must say where to check {options.function}: {KINDS}."
         )
     elif options.only is not None:
         raise ValueError(
@@ -90,53 +96,60 @@ def _check_belong_together(options: GradcheckOptions) -> None:
         )
 
 
-# ---- the two jobs --------------------------------------------------------------------
-
-
-def _judge_catalogue(options: GradcheckOptions) -> dict[str, Judged]:
-    judged = {}
-    chosen = _choose(cases.catalogue(), options.only)
+def _check_catalogue(options: GradcheckOptions) -> dict[str, Result]:
+    catalogue, only = cases.catalogue(), options.only or ""
+    chosen = {name: make for name, make in catalogue.items() if only in name}
+    if not chosen:
+        names = list(catalogue)
+        raise ValueError(
+            f"--only {only!r} is in the name of none of the {len(names)} cases"
+            f"{_checks.closest(only, names)}; names are like {', '.join(names[:2])} "
+            f"and {names[-1]}."
+        )
+    results = {}
     with progress("case", len(chosen), "{task.fields[name]}", name="") as show:
         for name, make in chosen.items():
             show(advance=0, name=name)
-            # Of the name, so that a case is the same alone as among others.
+            # Seeded by the name: a case has the same values alone and among others.
             rng = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
-            judged[name] = _judge(name, make(rng), options.seed)
+            results[name] = _check_case(name, make(rng), options.seed)
             show(advance=1)
-    return judged
+    return results
 
 
-def _choose(
-    found: dict[str, Callable[..., Case]], only: str | None
-) -> dict[str, Callable[..., Case]]:
-    chosen = {name: make for name, make in found.items() if (only or "") in name}
-    if not chosen:
-        raise ValueError(
-            f"--only {only!r} is in the name of none of the {len(found)} cases"
-            f"{_checks.closest(only, found)}; names are like {', '.join([*found][:2])} "
-            f"and {[*found][-1]}."
-        )
-    return chosen
-
-
-def _judge_yours(options: GradcheckOptions) -> dict[str, Judged]:
-    name, params = options.function, options.params
-    assert name is not None and params is not None
+def _check_function(options: GradcheckOptions) -> Result:
+    assert options.function is not None and options.params is not None
+    errors: list[BaseException] = []
     is_x64 = options.x64 or jax.config.read("jax_enable_x64")
     # Importable to the end: a function may import more when it is called.
-    with user_code.importable(os.getcwd()), jax.enable_x64(is_x64):
+    with _importable(os.getcwd()), jax.enable_x64(is_x64):
         case = Case(
-            fn=user_code.read_function(name),
-            params=user_code.read_params(params),
-            args=tuple(map(user_code.read_arg, options.arg)),
-            grad=user_code.read_function(options.grad) if options.grad else None,
+            fn=_recorded(read_function(options.function), errors),
+            params=_read_tree("--params", options.params, KINDS),
+            args=tuple(map(read_arg, options.arg)),
+            grad=_recorded(read_function(options.grad), errors)
+            if options.grad
+            else None,
             has_aux=options.has_aux,
             surrogate=options.surrogate,
         )
-        return {name: _judge(name, case, options.seed)}
+        return _check_case(options.function, case, options.seed, errors)
 
 
-def _judge(name: str, case: Case, seed: int) -> Judged:
+def _check_case(
+    name: str, case: Case, seed: int, user_errors: list[BaseException] | None = None
+) -> Result:
+    """Check one case.
+
+    Args:
+      name: of the case, for errors.
+      case: the function, where it is differentiated, and the claim.
+      seed: of the entries and directions that are sampled.
+      user_errors: what the user's functions raise is appended here.
+
+    Raises:
+      ValueError: for whatever was raised.
+    """
     started = time.perf_counter()
     try:
         report = check(
@@ -149,64 +162,224 @@ def _judge(name: str, case: Case, seed: int) -> Judged:
             surrogate=case.surrogate,
         )
     except (Exception, SystemExit) as error:
-        if user_code.is_refusal(error):
-            raise ValueError(f"{name}: {error}") from error
-        raise user_code.YourCodeError(
-            f"judging {name} {user_code.raised(error)}"
-        ) from error
-    return Judged(report, time.perf_counter() - started)
+        is_users = any(error is other for other in user_errors or ())
+        if isinstance(error, ArgumentError) and not is_users:
+            raise ValueError(f"{name}: {error.render(_NAMES)}") from error
+        place = _place(error) if is_users else None
+        raise ValueError(f"checking {name} {_raised(error, place)}") from error
+    return Result(report, time.perf_counter() - started)
 
 
-# ---- what is written -----------------------------------------------------------------
+# ---- the user's functions ------------------------------------------------------------
 
 
-def _as_json(report: Report) -> Any:
-    return json.loads(report.to_json())
+@contextlib.contextmanager
+def _importable(directory: str) -> Iterator[None]:
+    """Modules of this folder are imported first, as by `python -m`."""
+    sys.path.insert(0, directory)
+    try:
+        yield
+    finally:
+        sys.path.remove(directory)
 
 
-def _write(
-    out: Path, options: GradcheckOptions, judged: dict[str, Judged], report: Any
-) -> None:
-    """All at the end: an interrupted run leaves nothing, and an old one as it was."""
+def read_function(name: str) -> Callable[..., Any]:
+    """The function of that name, `module:function` or `module:object.method`.
+
+    Raises:
+      ValueError: for another form of name, a module or function that does not exist, or
+        a module that raises when it is imported.
+    """
+    module_name, _, attributes = name.partition(":")
+    if not all(map(str.isidentifier, f"{module_name}.{attributes}".split("."))):
+        raise ValueError(
+            "a function must be named MODULE:FUNCTION, e.g. mypackage.losses:loss, "
+            f"got {name!r}."
+        )
+    value: Any = _import(module_name, name)
+    for attribute in attributes.split("."):
+        if not hasattr(value, attribute):
+            raise ValueError(
+                f"{name} does not exist: {module_name} has no {attribute!r}"
+                f"{_checks.closest(attribute, dir(value))}."
+            )
+        value = getattr(value, attribute)
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {_checks.describe(value)}.")
+    return value
+
+
+def _import(module_name: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None)
+        is_missing = isinstance(error, ModuleNotFoundError) and missing is not None
+        if is_missing and f"{module_name}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"{name} does not exist: there is no module {missing!r}; it must be "
+                f"installed or in the current folder, {os.getcwd()}."
+            ) from error
+        description = _raised(error, _place(error))
+        raise ValueError(f"importing {module_name} {description}") from error
+
+
+def _recorded(function: Callable[..., Any], errors: list) -> Callable[..., Any]:
+    """The same function; what it raises is appended to `errors`."""
+
+    @functools.wraps(function)
+    def call(*args):
+        try:
+            return function(*args)
+        except (Exception, SystemExit) as error:
+            errors.append(error)
+            raise
+
+    return call
+
+
+def _raised(error: BaseException, place: str | None) -> str:
+    """What was raised, and where, in words that follow a name."""
+    line, kind = _checks.first_line(error), type(error).__name__
+    message = line if line.startswith(f"{kind}: ") else f"{kind}: {line}"
+    notes = getattr(error, "__notes__", [])  # JAX adds some too, about its own frames
+    where = [place] if place else []
+    where += [note.rstrip(".") for note in notes if note.startswith("gradcheck ")]
+    return f"raised {message}" + (f" ({'; '.join(where)})." if where else ".")
+
+
+def _place(error: BaseException) -> str | None:
+    """FILE:LINE: the innermost line in the file of the user's that was called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = max(i for i, frame in enumerate(frames) if frame.filename == __file__)
+    machinery = (importlib.__file__, str(Path(jax.__file__).parent), "<")
+    entered = [f for f in frames[last + 1 :] if not f.filename.startswith(machinery)]
+    if not entered:
+        return None
+    path, here = Path(entered[0].filename), Path.cwd()
+    line = [f.lineno for f in entered if f.filename == entered[0].filename][-1]
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+
+
+# ---- the user's arrays ---------------------------------------------------------------
+
+
+def read_arg(text: str) -> Any:
+    """The value of `--arg`: a number, a random key, or the arrays of a file or folder.
+
+    Raises:
+      ValueError: for any other value.
+      FileNotFoundError: for a file that does not exist.
+    """
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    if text.startswith("key:"):
+        seed = text.removeprefix("key:")
+        if not re.fullmatch("[0-9]{1,10}", seed) or int(seed) >= 2**32:
+            raise ValueError(
+                "--arg key:SEED must hold an integer from 0 to 2**32 - 1, got "
+                f"{_checks.describe(text)}."
+            )
+        return jax.random.key(int(seed))
+    return _read_tree("--arg", text, f"a number, key:SEED, {KINDS}")
+
+
+def _read_tree(option: str, name: str, kinds: str) -> Any:
+    """One array, a dict of arrays, or a model's params; nothing is unpickled."""
+    path = expanded(name)
+    suffix = path.suffix.lower()
+    if not path.is_dir():
+        if suffix not in (".npz", ".npy", ".safetensors"):
+            raise ValueError(f"{option} must be {kinds}, got {name!r}.")
+        if not path.is_file():
+            raise FileNotFoundError(f"{option} {name} does not exist; give {kinds}.")
+    if path.is_dir() or suffix == ".safetensors":
+        is_x64 = jax.config.read("jax_enable_x64")
+        with jax.enable_x64(True):  # to load float64, and reject it in our own words
+            tree: Any
+            tree = jaxae.load(path)[1] if path.is_dir() else read_tensors(path)[0]
+        if not is_x64 and any(
+            leaf.dtype == "float64" for leaf in jax.tree.leaves(tree)
+        ):
+            raise ValueError(
+                f"{option} {name} holds float64 arrays, which JAX would round to "
+                "float32 here; add --x64."
+            )
+        return tree if path.is_dir() else _nested(tree, path)
+    with _checks.reading(path, "store numbers, by np.save or np.savez"):
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            arrays = dict(content)
+    return _nested(arrays, path)
+
+
+def _nested(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`{"a/b": x}` as `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise ValueError(
+                f"{path} holds {name!r} beside an array that would be in a folder of "
+                "that name, or the other way round; rename one."
+            )
+        node[last] = array
+    return tree
+
+
+# ---- reports -------------------------------------------------------------------------
+
+
+def _write(out: Path, options: GradcheckOptions, results: dict[str, Result]) -> None:
+    """All at the end: an interrupted run writes nothing and keeps an older run."""
+    reports = {name: json.loads(r.report.to_json()) for name, r in results.items()}
     run_folder.clear(out)
     config = {
         "options": dataclasses.asdict(options),
-        "cases": list(judged),
-        **run_folder.environment(),
+        "cases": list(results),
+        **config_file.environment(),
     }
-    rows = [{"case": name, "seconds": one.seconds} for name, one in judged.items()]
-    timing = "".join(run_folder.to_json(row) + "\n" for row in rows)
-    write_atomically(out / run_folder.TIMING_FILE, timing.encode())
+    timing = [{"case": name, "seconds": r.seconds} for name, r in results.items()]
+    run_folder.write_rows(out / run_folder.TIMING_FILE, timing)
+    report = reports if options.function is None else reports[options.function]
     run_folder.write_json(out / run_folder.REPORT_FILE, report)
     run_folder.write_json(out / run_folder.CONFIG_FILE, config)
 
 
-def _print_summary(judged: dict[str, Judged]) -> None:
+def _print_summary(results: dict[str, Result]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("case", "verdicts")
     table.add_column("error / resolution", justify="right")
-    for name, (report, _) in judged.items():
+    for name, (report, _) in results.items():
         leaves = report.leaves.values()
-        worst = max((_ratio(leaf) for leaf in leaves), default=0.0)
-        table.add_row(name, _verdicts(report), f"{worst:.2g}")
+        largest = max(map(_ratio, leaves), default=0.0)
+        table.add_row(name, _verdicts(report), f"{largest:.2g}")
     Console().print(table)
-    bad = {name: one.report for name, one in judged.items() if not one.report.ok}
-    for name, report in bad.items():
+    failed = {name: r.report for name, r in results.items() if not r.report.ok}
+    for name, report in failed.items():
         print(f"{name}\n{report}\n")
-    verdict = f"{len(bad)} not ok: {', '.join(bad)}" if bad else "all ok"
-    print(f"{len(judged)} case{'s' * (len(judged) != 1)}, {verdict}")
+    verdict = f"{len(failed)} not ok: {', '.join(failed)}" if failed else "all ok"
+    print(f"{len(results)} case{'s' * (len(results) != 1)}, {verdict}")
 
 
 def _ratio(leaf: Leaf) -> float:
-    """How near the leaf came to failing, which it does above 1; NaN counts as all."""
+    """The error as a multiple of the tolerance; NaN counts as infinite."""
     ratio = leaf.error / leaf.resolution
     return math.inf if math.isnan(ratio) else ratio
 
 
 def _verdicts(report: Report) -> str:
-    """As "2 correct, 1 WRONG": in capitals if not ok, as in a report."""
+    """Such as "2 correct, 1 WRONG": in capitals if not ok, as in a report."""
     leaves = report.leaves.values()
     counts = collections.Counter(
         leaf.verdict if leaf.ok else leaf.verdict.upper() for leaf in leaves

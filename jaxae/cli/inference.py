@@ -1,4 +1,4 @@
-"""What was trained, used: `jaxae encode`, `reconstruct`, `evaluate` and `plot`."""
+"""`jaxae encode`, `reconstruct`, `evaluate` and `plot`: uses of a trained model."""
 
 import contextlib
 import dataclasses
@@ -14,20 +14,19 @@ from jaxae import _checks, data, metrics
 from jaxae._files import atomic
 from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
-from jaxae.cli import data_splits as splits_module
-from jaxae.cli import factory, pictures, run_folder
+from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.options import (
     EncodeOptions,
     EvaluateOptions,
     PlotOptions,
     ReconstructOptions,
     TrainOptions,
-    checked,
+    build_hparams,
+    build_objective,
+    with_generator,
 )
-from jaxae.cli.outputs import check_output
 from jaxae.cli.reporting import Interrupt, note
-from jaxae.cli.train import evaluate as evaluate_splits
-from jaxae.cli.train import print_results
+from jaxae.cli.run_folder import check_output
 from jaxae.data import Scaling, load_scaling
 from jaxae.data.scaling import SCALING_FILE
 from jaxae.training import diagnostics
@@ -36,7 +35,7 @@ _BLOCK_ROWS = 4096
 
 
 class Trained(NamedTuple):
-    """What a run folder holds of the model."""
+    """The model of a run folder, and the options it was trained with."""
 
     path: Path
     options: TrainOptions
@@ -46,25 +45,24 @@ class Trained(NamedTuple):
 
 
 @contextlib.contextmanager
-def trained(path: str) -> Iterator[Trained]:
+def load_trained(path: str) -> Iterator[Trained]:
     """The model of a run folder, in float64 where it was trained so.
 
     Raises:
-      FileNotFoundError, ValueError: for a folder that holds no whole run.
+      FileNotFoundError, ValueError: if the folder lacks a file, or one is damaged.
     """
-    config = Path(path) / CONFIG_FILE
-    described = run_folder.read_config(config)
-    options = checked(run_folder.as_options(TrainOptions, described["options"], config))
+    config_path = Path(path) / CONFIG_FILE
+    config = config_file.read_config(config_path)
+    options = config_file.as_options(TrainOptions, config["options"], config_path)
+    options = with_generator(options)
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(path)
         scaling = load_scaling(path)
-        if (said := run_folder.of_data(described, "scaling")) not in (
-            None,
-            scaling.name,
-        ):
+        name = config_file.data_entry(config, "scaling")
+        if name not in (None, scaling.name):
             raise ValueError(
                 f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
-                f"says {said!r}; restore the {SCALING_FILE} of this run."
+                f"says {name!r}; restore the {SCALING_FILE} of this run."
             )
         yield Trained(Path(path), options, ae, params, scaling)
 
@@ -72,136 +70,137 @@ def trained(path: str) -> Iterator[Trained]:
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
-    with trained(options.run) as model:
+    with load_trained(options.run) as model:
         rows, width = _rows(model, options.data, options.array), model.ae.latent_dim
-        latents = _Latents(model, lambda forward: forward.z)
+        latents = Latents(model, lambda forward: forward.z)
         _write(path, len(rows), width, _dtype(model), latents, rows)
-        latents.remark(options.data, len(rows))
+        latents.note_if_constant(options.data, len(rows))
     return 0
 
 
 def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
     path = check_output(options.output, options.run, ".npy", options.data)
-    with trained(options.run) as model:
+    with load_trained(options.run) as model:
         rows, dtype = _rows(model, options.data, options.array), _dtype(model)
         mean = jax.vmap(model.ae.observation.mean)
-        latents = _Latents(model, lambda forward: mean(forward.eta))
+        latents = Latents(model, lambda forward: mean(forward.eta))
 
-        def of_block(block):
+        def reconstruct_block(block):
             return model.scaling.invert(latents(block), dtype)
 
-        _write(path, len(rows), model.ae.input_dim, dtype, of_block, rows)
-        latents.remark(options.data, len(rows))
+        _write(path, len(rows), model.ae.input_dim, dtype, reconstruct_block, rows)
+        latents.note_if_constant(options.data, len(rows))
     return 0
 
 
-class _Latents:
-    """`output` of the forward pass of each block `[n, D]`.
+class Latents:
+    """A function of blocks of rows `[n, D]`: an output of their forward pass.
 
-    Also records the range and the saturation of the latents over all blocks.
+    It also records the range and the saturation of the latents over all blocks.
     """
 
     def __init__(self, model: Trained, output: Callable[[Forward], Any]):
         self._model = model
-        self._low, self._high, self._is_flat = np.inf, -np.inf, True
+        self._low, self._high, self._is_saturated = np.inf, -np.inf, True
 
         @jax.jit
-        def look(params, block):
+        def evaluate_block(params, block):
             ae = model.ae
             forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
             a, z = forward.a, forward.z
-            is_flat = False
+            is_saturated = False
             if ae.activation.slope is not None:
-                is_flat = metrics.is_saturated(ae, a, z).all()
-            return output(forward), z.min(axis=0), z.max(axis=0), is_flat
+                is_saturated = metrics.is_saturated(ae, a, z).all()
+            return output(forward), z.min(axis=0), z.max(axis=0), is_saturated
 
-        self._look = look
+        self._evaluate_block = evaluate_block
 
     def __call__(self, block) -> np.ndarray:
-        found, low, high, is_flat = jax.device_get(
-            self._look(self._model.params, block)
+        """The output for a block."""
+        values, low, high, is_saturated = jax.device_get(
+            self._evaluate_block(self._model.params, block)
         )
         self._low = np.minimum(self._low, low)
         self._high = np.maximum(self._high, high)
-        self._is_flat = self._is_flat and bool(is_flat)
-        return found
+        self._is_saturated = self._is_saturated and bool(is_saturated)
+        return values
 
-    def remark(self, name: str, num_rows: int) -> None:
+    def note_if_constant(self, name: str, num_rows: int) -> None:
         """Print a note if all latents are constant on the rows of that file."""
         if not np.any(self._low) and not np.any(self._high):
-            found = "is 0"
+            problem = "is 0"
         elif num_rows > 1 and np.all(self._low == self._high):
-            found = "is the same"
-        elif num_rows > 1 and self._is_flat:
-            found = "is saturated"
+            problem = "is the same"
+        elif num_rows > 1 and self._is_saturated:
+            problem = "is saturated"
         else:
             return
         note(
-            f"every latent {found} on every row of {name}; check that its rows differ, "
-            f"and that their units are those of the rows {self._model.path} was "
-            "trained on."
+            f"every latent {problem} on every row of {name}; check that its rows "
+            "differ, and that their units are those of the rows "
+            f"{self._model.path} was trained on."
         )
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
     output = None
-    with trained(options.run) as model:
+    with load_trained(options.run) as model:
         if options.output is not None:
             source = model.options.data if options.data is None else options.data
             output = check_output(options.output, options.run, data=source)
-        objective = factory.objective(model.options, model.ae)
+        objective = build_objective(model.options, model.ae)
         if options.data is None:
-            splits = _splits(model)
-            hparams = factory.hparams(model.options, len(splits.train))
-            results = evaluate_splits(objective, model.params, splits, hparams)
+            splits = _load_splits(model)
+            hparams = build_hparams(model.options, len(splits.train))
+            results = reporting.evaluate(objective, model.params, splits, hparams)
         else:
             rows = _rows(model, options.data, options.array)
-            hparams = factory.hparams(model.options, len(rows))
             data.column_stats(rows, validate=model.ae.observation.validate)
-            found = diagnostics.evaluate(objective, model.params, rows, hparams)
-            results = {"data": found}
+            hparams = build_hparams(model.options, len(rows))
+            of_rows = diagnostics.evaluate(objective, model.params, rows, hparams)
+            results = {"data": of_rows}
     if output is not None:
         run_folder.write_json(output, results)
-    print_results(results)
+    reporting.print_results(results)
     return 0
 
 
 def plot(options: PlotOptions) -> int:
-    """`jaxae plot RUN`: the pictures of a run once more."""
-    with trained(options.run) as model:
+    """`jaxae plot RUN`: draws the pictures of a run again."""
+    with load_trained(options.run) as model:
         rows = run_folder.read_rows(model.path / run_folder.METRICS_FILE)
         names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
         history = {
             name: np.array([_number(model.path, row.get(name)) for row in rows])
             for name in names
         }
-        pictures.draw(model.path, model.ae, model.params, history, _splits(model))
-    print(f"pictures: {', '.join(pictures.drawn(model.path))}")
-    print(f"run folder: {model.path}")
+        splits = _load_splits(model)
+        reporting.draw(model.path, model.ae, model.params, history, splits)
+    reporting.print_folder(model.path)
     return 0
 
 
 def _number(run: Path, value: Any) -> float:
-    if value is None:  # what was not finite
+    if value is None:  # a number that was not finite
         return np.nan
     if type(value) not in (int, float) or abs(value) >= 1e300:
         raise ValueError(
             f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, "
-            f"got {_checks.describe(value)}; restore a copy, or go on with "
-            "`jaxae train --resume`."
+            f"got {_checks.describe(value)}; restore a copy, or resume the run "
+            "with `jaxae train --resume`."
         )
     return float(value)
 
 
-def _splits(model: Trained) -> splits_module.Splits:
-    """The run's own rows, if they are still what they were."""
-    # Scaled as this run's rows were, also where that was taken from another run.
+def _load_splits(model: Trained) -> data_splits.Splits:
+    """The run's own rows, if they have not changed."""
+    # The scaling of this run's folder, also where the run took it from another run.
     options = dataclasses.replace(model.options, start_from=str(model.path))
-    splits = splits_module.load(options, model.ae.observation)
-    config = run_folder.read_config(model.path / CONFIG_FILE)
-    sha256 = run_folder.of_data(config, "sha256")
+    splits = data_splits.load(options, model.ae.observation)
+    config = config_file.read_config(model.path / CONFIG_FILE)
+    sha256 = config_file.data_entry(config, "sha256")
     if splits.info.sha256 != sha256:
         raise ValueError(
             f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "
@@ -212,13 +211,13 @@ def _splits(model: Trained) -> splits_module.Splits:
 
 
 def _rows(model: Trained, path: str, array: str | None) -> Any:
-    return splits_module.load_rows(
+    return data_splits.load_rows(
         path, array, model.ae.input_dim, model.scaling, model.options
     )
 
 
 def _dtype(model: Trained) -> Any:
-    """Of what is written: NumPy's files know no bfloat16."""
+    """The dtype of the file: NumPy has no bfloat16."""
     return np.float64 if model.options.dtype == "float64" else np.float32
 
 
@@ -230,13 +229,13 @@ def _write(
     function: Callable[[Any], np.ndarray],
     rows: Any,
 ) -> None:
-    """Write function(rows), of any size, by blocks, and whole or not at all."""
+    """Write function(rows), of any size, by blocks; atomically."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
         "shape": (num_rows, num_columns),
     }
-    # No memory map: on a full disk that would end the process, without a word.
+    # Not through a memory map, which ends the process silently if the disk is full.
     with atomic(path) as file, Interrupt() as interrupt:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, num_rows, _BLOCK_ROWS):

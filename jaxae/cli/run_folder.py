@@ -1,24 +1,19 @@
-"""A run folder: which files it has, how they are written and read."""
+"""A run folder: its files, what may be written to it, and how it is read."""
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
-import sys
-import types
-import typing
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import jaxae
-from jaxae import _checks
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import (
     BEST,
@@ -26,19 +21,19 @@ from jaxae.autoencoder.files import (
     LANES_FILE,
     PARAMS_FILE,
     is_sweep,
-    refuse_sweep,
 )
 from jaxae.checkpoints import locked
+from jaxae.cli.options import option_name
 from jaxae.data.scaling import SCALING_FILE
 
 METRICS_FILE = "metrics.jsonl"
-TIMING_FILE = "timing.jsonl"  # everything that a clock says, apart
+TIMING_FILE = "timing.jsonl"  # all times, so that the other files can be compared
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.json"  # of gradcheck
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES, USAGE = "reconstructions.png", "curves.png", "latents.png"
 PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES, USAGE)
-SUMS_FILE = "results.sha256"  # of what a run made; `sha256sum -c` reads it too
+SUMS_FILE = "results.sha256"  # checksums of the results; `sha256sum -c` reads it too
 RUN_FILES = (
     *(CONFIG_FILE, PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE),
     *(RESULTS_FILE, REPORT_FILE, SUMS_FILE, *PICTURES),
@@ -51,75 +46,99 @@ TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
 LANES, TOP = "lanes", "top"
 MAP, PARALLEL = "map.png", "parallel.png"
 
+# ---- where a run may be written ------------------------------------------------------
+
+_ALL_FILES = (
+    *(*RUN_FILES, SPACE_FILE, CURVES_FILE, LANES_FILE),
+    *(*TABLES.values(), MAP, PARALLEL, "by_*.png"),
+)
+_CHECKPOINT_FOLDERS = (CHECKPOINTS, LANES)  # every file in them belongs to the run
+_ALL_FOLDERS = (*_CHECKPOINT_FOLDERS, BEST, TOP)
+# A user's own folder may have a config.json, but hardly a file of these names.
+_MARKS = (PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE, LANES)
+
 
 def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     """The folder `--out` of that name, if a run may be written there.
 
     Raises:
-      ValueError: if it has no name, is a file, or holds a run that may be neither
-        overwritten nor resumed.
+      ValueError: if it has no name, is a file, belongs to a sweep or to another run, or
+        holds a run that may be neither overwritten nor resumed.
     """
-    if not name:
-        raise ValueError("--out must name a folder, got ''.")
     if overwrite and resume:
         raise ValueError("--overwrite and --resume exclude each other; give one.")
-    out = expanded(name)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, but {out} is a file.")
-    _check_kinds(out)
+    out = check_folder(name, RUN_FILES)
+    for folder in RUN_FOLDERS:
+        if (out / folder).exists() and not (out / folder).is_dir():
+            raise ValueError(
+                f"--out {out} has a file where the folder {folder} belongs; move it "
+                "away, or choose another folder."
+            )
     if is_sweep(out) or (out / LANES / LANES_FILE).is_file():
         raise ValueError(
             f"--out {out} is the folder of a sweep; choose another folder."
         )
     if resume:
-        _check_states(out)
+        _check_resumable(out)
     if not (overwrite or resume) and holds_run(out):
         raise ValueError(
             f"--out {out} holds a run already; choose another folder, replace it with "
-            "--overwrite, or go on with --resume."
+            "--overwrite, or resume it with --resume."
         )
     return out
 
 
-def _check_kinds(out: Path) -> None:
-    """Refuse folders in the place of files, and files in that of folders."""
-    for name in RUN_FILES:
-        if (out / name).is_dir():
+def check_folder(name: str, files: Iterable[str]) -> Path:
+    """The folder `--out` of that name, if these files may be written there.
+
+    Raises:
+      ValueError: if it has no name, is a file, is a part of another run or sweep, such
+        as its `best`, or has a folder in the place of a file.
+    """
+    if not name:
+        raise ValueError("--out must name a folder, got ''.")
+    out = expanded(name)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {out} is a file.")
+    if (owner := owner_of(out, _ALL_FOLDERS)) is not None:
+        raise ValueError(
+            f"--out {out} is a part of the run or sweep in {owner}, which it would "
+            "replace; choose another folder."
+        )
+    for file in files:
+        if (out / file).is_dir():
             raise ValueError(
-                f"--out {out} has a folder where the file {name} belongs; move it "
+                f"--out {out} has a folder where the file {file} belongs; move it "
                 "away, or choose another folder."
             )
-    for name in RUN_FOLDERS:
-        if (out / name).exists() and not (out / name).is_dir():
-            raise ValueError(
-                f"--out {out} has a file where the folder {name} belongs; move it "
-                "away, or choose another folder."
-            )
+    return out
 
 
 # A run that has one of these has ended.
-_OF_THE_END = (RESULTS_FILE, REPORT_FILE, SUMS_FILE, BEST)
-_OF_NO_RUN = {"cases", "best", "trial"}  # in config.json: gradcheck's, and best/'s
+_FINAL_FILES = (RESULTS_FILE, REPORT_FILE, SUMS_FILE, BEST)
+# In a config.json, these are of gradcheck, of a best epoch and of a lane of a sweep.
+_NOT_RESUMABLE = {"cases", "best", "trial"}
 
 
-def _check_states(out: Path) -> None:
-    """Refuse to start over what is no run, or a run that ended and lost its states."""
-    states = out / CHECKPOINTS
-    names = [path.name for path in states.iterdir()] if states.is_dir() else []
-    if any(map(str.isdigit, names)):  # what is damaged is none
+def _check_resumable(out: Path) -> None:
+    """Raise if the folder holds no run of train, or a run without its checkpoints."""
+    checkpoints = out / CHECKPOINTS
+    names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    if any(map(str.isdigit, names)):  # a damaged checkpoint has another name
         return
-    config = out / CONFIG_FILE
-    said = read_config(config) if config.exists() else {}
-    if found := _OF_NO_RUN & said.keys():
+    path = out / CONFIG_FILE
+    config = parse_json(path.read_bytes()) if path.exists() else {"options": {}}
+    is_run = isinstance(config, dict) and "options" in config
+    if not is_run or _NOT_RESUMABLE & config.keys():
         raise ValueError(
-            f"--resume goes on with a run of `jaxae train`, but --out {out} holds "
-            f"something else, for its {CONFIG_FILE} has {min(found)!r}; choose another "
-            "folder."
+            f"--resume needs a run of `jaxae train`, but {path} is not of one; choose "
+            "another folder."
         )
-    if any((out / name).exists() for name in _OF_THE_END):
+    if any((out / name).exists() for name in _FINAL_FILES):
         raise ValueError(
-            f"--resume needs the states of the run in {states}, which holds none; "
-            "restore them, replace the run with --overwrite, or choose another folder."
+            f"--resume needs the checkpoints of the run in {checkpoints}, which holds "
+            "none; restore them, replace the run with --overwrite, or choose another "
+            "folder."
         )
 
 
@@ -128,12 +147,106 @@ def holds_run(out: Path) -> bool:
     return any((out / name).exists() for name in (*RUN_FILES, *RUN_FOLDERS))
 
 
-@contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
-    """The folder, made if need be, and kept from other processes.
+def check_inputs(out: Path, **inputs: str | None) -> None:
+    """Raise if replacing a run would remove a file or folder that is read.
+
+    Args:
+      out: the folder that is replaced.
+      inputs: the file or folder that is read, by option.
 
     Raises:
-      ValueError: if another process holds it.
+      ValueError: naming the option.
+    """
+    home = os.path.realpath(out)
+    for name, input_name in inputs.items():
+        if input_name is None:
+            continue
+        path = Path(os.path.realpath(expanded(input_name)))
+        parts = path.relative_to(home).parts if path.is_relative_to(home) else ("..",)
+        if not parts or parts[0] in (*_ALL_FOLDERS, *_ALL_FILES):
+            raise ValueError(
+                f"--out {out} would replace {input_name}, which {option_name(name)} "
+                "reads; choose another folder."
+            )
+
+
+def check_output(
+    name: str, run: str, suffix: str = "", data: str | None = None
+) -> Path:
+    """The file `--output` of that name, if it may be written.
+
+    Args:
+      name: of the file.
+      run: the run folder that is read.
+      suffix: of the name; any if empty.
+      data: the file that is read.
+
+    Raises:
+      ValueError: for another suffix, for what is not a file, and for the data or a file
+        of any run, sweep, model or checkpoint folder, also through a link.
+      FileNotFoundError: if there is no folder to write it to.
+    """
+    path = Path(name)
+    if not path.name or (suffix and path.suffix != suffix):
+        kind = f"an {suffix} file" if suffix else "a file"
+        raise ValueError(f"--output must name {kind}, got {name!r}.")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"--output must name a file, but {path} is {kind}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    if data is not None and _is_same_file(path, expanded(data)):
+        raise ValueError(
+            f"--output {path} is the data itself, which it would replace; name "
+            "another file."
+        )
+    if (owner := owner_of(path, _CHECKPOINT_FOLDERS)) is None:
+        # A hard link has another name, and so may a file on a disk that ignores case.
+        below = (Path(run, folder).rglob("*") for folder in _ALL_FOLDERS)
+        files = itertools.chain(Path(run).glob("*"), *below)
+        same = (file for file in files if _is_same_file(path, file))
+        owners = (owner_of(file, _CHECKPOINT_FOLDERS) for file in same)
+        owner = next(filter(None, owners), None)
+    if owner is not None:
+        raise ValueError(
+            f"--output {path} is a file of the run, sweep or model in {owner}, which "
+            "it would replace; name another file."
+        )
+    return path
+
+
+def owner_of(path: Path, folders: tuple[str, ...]) -> Path | None:
+    """The folder of a run, sweep, model or checkpoints to which a path belongs.
+
+    Args:
+      path: of a file or folder, which need not exist; links are followed.
+      folders: names of the folders in which every file belongs to the run.
+    """
+    path = Path(os.path.realpath(path))
+    for home in path.parents:
+        first, *below = path.relative_to(home).parts
+        if first.isdecimal() and (home / first / "about").is_dir():  # a checkpoint
+            return home
+        is_file = not below and any(fnmatch(first, name) for name in _ALL_FILES)
+        if is_file or first in folders:
+            if any((home / mark).exists() for mark in _MARKS):
+                return home
+    return None
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+# ---- making and clearing -------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def make_and_lock(out: Path) -> Iterator[None]:
+    """Make the folder if need be, and lock it against other processes.
+
+    Raises:
+      ValueError: if another process uses it.
       OSError: if it cannot be made.
     """
     try:
@@ -147,7 +260,7 @@ def held(out: Path) -> Iterator[None]:
 
 
 def clear(out: Path) -> None:
-    """Make the folder, without the files of a run before."""
+    """Make the folder, and remove the files of an earlier run from it."""
     out.mkdir(parents=True, exist_ok=True)
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
@@ -157,53 +270,34 @@ def clear(out: Path) -> None:
 
 
 def clear_unfinished(out: Path) -> None:
-    """Without what a kill left of a file that was being written, by any version."""
+    """Remove half-written files that a killed process of any version left."""
     for name in RUN_FILES:
         for path in (*out.glob(f".{name}.*"), *out.glob(f"{BEST}/.{name}.*")):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
 
 
-def remove(out: Path) -> None:
-    """Remove a run's files, and the folder if nothing else is in it."""
-    clear(out)
-    with contextlib.suppress(OSError):
-        out.rmdir()
-
-
-def sentence(error: OSError) -> str:
-    """What the system refuses, in one sentence; the library's own as they are."""
-    if error.errno is None or error.strerror is None:
-        return str(error)
-    name = error.filename if error.filename2 is None else error.filename2
-    where = "" if name is None else f" {name}"
-    return (
-        f"cannot read or write{where}: {error.strerror}; make room, grant access, or "
-        "choose another place."
-    )
-
-
-# ---- what a run made -----------------------------------------------------------------
+# ---- results and their checksums -----------------------------------------------------
 
 _MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
-_MADE = (*_MODEL_FILES, METRICS_FILE, *(f"{BEST}/{name}" for name in _MODEL_FILES))
+_SUMMED = (*_MODEL_FILES, METRICS_FILE, *(f"{BEST}/{name}" for name in _MODEL_FILES))
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`, and before it the SHA-256 of all that a run made."""
+    """Write `results.json`, and before it the SHA-256 of each file of results."""
     content = _json_file(results)
-    made = {name: (out / name).read_bytes() for name in _MADE if (out / name).exists()}
+    files = {n: (out / n).read_bytes() for n in _SUMMED if (out / n).exists()}
     lines = [
         f"{hashlib.sha256(raw).hexdigest()}  {name}\n"
-        for name, raw in {**made, RESULTS_FILE: content}.items()
+        for name, raw in {**files, RESULTS_FILE: content}.items()
     ]
     write_atomically(out / SUMS_FILE, "".join(lines).encode())
     write_atomically(out / RESULTS_FILE, content)
 
 
-def damaged(out: Path) -> list[str]:
-    """The files of a run's results that are missing, or not what was written."""
-    names = "|".join(map(re.escape, (*_MADE, RESULTS_FILE)))
+def damaged_files(out: Path) -> list[str]:
+    """The files of results that are missing, or differ from what was written."""
+    names = "|".join(map(re.escape, (*_SUMMED, RESULTS_FILE)))
     line = rf"([0-9a-f]{{64}})  ({names})\n"
     sums = _read_or_nothing(out / SUMS_FILE).decode(errors="replace")
     if not re.fullmatch(rf"({line})*[0-9a-f]{{64}}  {RESULTS_FILE}\n", sums):
@@ -223,7 +317,7 @@ def _read_or_nothing(path: Path) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A file of JSON for people to read, whole or not at all."""
+    """Write a JSON file, indented; atomically."""
     write_atomically(path, _json_file(value))
 
 
@@ -232,18 +326,18 @@ def _json_file(value: Any) -> bytes:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """A file of a line of JSON a row, whole or not at all."""
+    """Write a file with a line of JSON for each row; atomically."""
     write_atomically(path, "".join(to_json(row) + "\n" for row in rows).encode())
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """One more line of JSON."""
+    """Append a line of JSON to a file."""
     with path.open("a") as file:
         file.write(to_json(row) + "\n")
 
 
 def to_json(value: Any, **options) -> str:
-    """JSON in which what is not finite is null: NaN is no JSON."""
+    """JSON, with null for numbers that are not finite: JSON has no NaN."""
 
     def clean(value):
         if isinstance(value, dict):
@@ -256,153 +350,31 @@ def to_json(value: Any, **options) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that `append` wrote; none where there is no file.
+    """The rows that `append` wrote; empty where there is no file.
 
     Raises:
-      ValueError: for a line that is no JSON object.
+      ValueError: for a line that is not a JSON object.
     """
-    rows = whole_rows(path)
+    rows = read_intact_rows(path)
     if path.exists() and len(rows) != len(path.read_bytes().splitlines()):
         raise ValueError(
             f"{path} must have a JSON object on each line, but line {len(rows) + 1} is "
-            "none; restore a copy, or go on with `jaxae train --resume`."
+            "none; restore a copy, or resume the run with `jaxae train --resume`."
         )
     return rows
 
 
-def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows before the first line that is no JSON object, as one that a kill cut."""
+def read_intact_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows before the first line that is not a JSON object: a kill may cut it."""
     if not path.exists():
         return []
-    rows = map(_parsed, path.read_bytes().splitlines())
+    rows = map(parse_json, path.read_bytes().splitlines())
     return list(itertools.takewhile(lambda row: isinstance(row, dict), rows))
 
 
-def _parsed(text: bytes) -> Any:
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text; None where it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-# ---- config.json ---------------------------------------------------------------------
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The `config.json` of a run.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is none of `jaxae train`, or that of a sweep.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; give the config.json that `jaxae train` wrote."
-        )
-    if path.name == CONFIG_FILE:
-        refuse_sweep(path.parent)
-    config = _parsed(path.read_bytes())
-    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
-        raise ValueError(
-            f'{path} is not the config.json of a run: a JSON object with "options" is '
-            "needed, as `jaxae train` writes it."
-        )
-    return config
-
-
-def of_data(config: dict[str, Any], name: str) -> Any:
-    """What a `config.json` says of the run's data by that name; None if nothing."""
-    data = config.get("data")
-    return data.get(name) if isinstance(data, dict) else None
-
-
-T = typing.TypeVar("T")
-
-
-def as_options(kind: type[T], values: dict[str, Any], path: Path) -> T:
-    """The options that a `config.json` holds; those that it lacks have their defaults.
-
-    Raises:
-      ValueError: naming one that is unknown, or of another type.
-    """
-    hints, found = typing.get_type_hints(kind), {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(
-                f"{path} has the option {name!r}, which this version of jaxae, "
-                f"{jaxae.__version__}, does not know; remove it."
-            )
-        found[name] = _as_a(hints[name], value)
-        if found[name] is _OTHER:
-            raise ValueError(
-                f"{path} has the option {name!r} as {_checks.describe(value)}, which "
-                f"is not {getattr(hints[name], '__name__', hints[name])}."
-            )
-    return kind(**found)
-
-
-_OTHER: Any = object()
-
-
-def _as_a(hint: Any, value: Any) -> Any:
-    """The value as one of this type, or `_OTHER`."""
-    if isinstance(hint, types.UnionType):
-        parts = (_as_a(part, value) for part in typing.get_args(hint))
-        return next((part for part in parts if part is not _OTHER), _OTHER)
-    if hint is float and type(value) is int:  # JSON writes 1.0 as it likes
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    return value if type(value) is hint else _OTHER
-
-
-def to_options(options: Any) -> dict[str, Any]:
-    """What `config.json` keeps of them: not where they came from, nor where to."""
-    values = dataclasses.asdict(options)
-    for name in ("config", "out", "overwrite", "resume"):
-        values.pop(name, None)
-    return values
-
-
-# A run that goes on may have others than its folder says.
-_FREE = (
-    *("epochs", "patience", "checkpoint_minutes", "checkpoint_steps"),
-    *("keep_checkpoints", "memory_budget", "data_root"),
-)
-
-
-def differences(out: Path, options: Any) -> str:
-    """Which options of a run are others than its folder's; "" where none can be named.
-
-    Some numbers can be said in two ways, and files may lie elsewhere: what differs here
-    need not make another run.
-    """
-    path = out / CONFIG_FILE
-    try:
-        was = as_options(type(options), read_config(path)["options"], path)
-    except (ValueError, OSError):
-        return ""
-    was, now = to_options(was), to_options(options)
-    return ", ".join(
-        f"--{name.replace('_', '-')} is {given(was[name])} there and "
-        f"{given(now[name])} here"
-        for name in now
-        if name not in _FREE and was[name] != now[name]
-    )
-
-
-def given(value: Any) -> str:
-    """The value of an option, as an error tells it."""
-    return "not given" if value is None else json.dumps(value)
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on, for its `config.json`."""
-    import jaxlib
-    import optax
-
-    modules = (jaxae, jax, jaxlib, optax, np)
-    versions = {module.__name__: module.__version__ for module in modules}
-    return {
-        "versions": {"python": sys.version.split()[0], **versions},
-        "device": jax.devices()[0].device_kind,
-    }

@@ -1,8 +1,7 @@
-"""`jaxae sweep`: from a space and data to a table, the best model and pictures."""
+"""`jaxae sweep`: from a space and data to a table, the best lanes and pictures."""
 
 import dataclasses
 import importlib.util
-import json
 import shutil
 import time
 import warnings
@@ -13,20 +12,23 @@ import jax
 
 import jaxae
 from jaxae import _checks
-from jaxae._files import expanded, write_atomically
-from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE
-from jaxae.cli import data_splits as splits_module
-from jaxae.cli import factory, reporting, run_folder, sweep_output
+from jaxae._checks import ArgumentError
+from jaxae._files import write_atomically
+from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE, PARAMS_FILE, is_sweep
+from jaxae.cli import config_file, data_splits, reporting, run_folder, sweep_output
 from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
     SweepOptions,
     TrainOptions,
+    build_autoencoder,
+    build_config,
+    build_hparams,
+    build_objective,
     check_counts,
-    checked,
-    key_of,
+    random_key,
+    with_generator,
 )
-from jaxae.cli.outputs import check_folder, check_inputs
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.space import Space
 from jaxae.cli.sweep_output import Job
@@ -36,40 +38,36 @@ from jaxae.training import diagnostics
 
 
 def sweep(options: SweepOptions) -> int:
-    """`jaxae sweep SPACE.toml`: everything from the data to the pictures."""
+    """`jaxae sweep SPACE.toml`: 0, or 1 if every lane diverged; 130 if interrupted."""
     _check_table(options)
     space = space_module.read(Path(options.space))
     space_module.check_options(space, options)
-    one = checked(space_module.as_train(options, space.first()))
-    options = dataclasses.replace(options, generator=one.generator)
+    single = space_module.as_train_options(options, space.first())
+    single = with_generator(single)
+    options = dataclasses.replace(options, **{"generator": single.generator})
     out = _check_out(options)
-    check_folder(out)
     if options.overwrite:
-        check_inputs(out, data=options.data)
+        run_folder.check_inputs(out, data=options.data)
     with Interrupt() as interrupt:
-        job = _job(options, space, one)
-        _rehearse(job)
+        job = _prepare(options, space, single)
         interrupt.raise_if_requested()
-        with run_folder.held(out):
+        with run_folder.make_and_lock(out):
             if options.overwrite:
-                _clear(out)
+                clear(out)
             try:
-                swept = _run(options, job, out, interrupt)
-            except _Stopped as stopped:
-                print(f"interrupted with {stopped}; the same command goes on.")
+                result = _run(options, job, out, interrupt)
+            except _Interrupted as interrupted:
+                print(f"interrupted with {interrupted}; the same command resumes it.")
                 print(f"run folder: {out}")
                 return INTERRUPTED
-            return sweep_output.conclude(options, job, out, swept)
+            return sweep_output.write(options, job, out, result)
 
 
-# ---- before --------------------------------------------------------------------------
+# ---- checks --------------------------------------------------------------------------
 
 
 def _check_table(options: SweepOptions) -> None:
-    if options.table not in run_folder.TABLES:
-        raise ValueError(
-            f"--table must be {' or '.join(run_folder.TABLES)}, got {options.table!r}."
-        )
+    _checks.lookup("table", run_folder.TABLES, options.table)
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(
             "--table parquet needs the package 'pyarrow', which is not installed; run: "
@@ -79,45 +77,21 @@ def _check_table(options: SweepOptions) -> None:
 
 def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
-    if not options.out:
-        raise ValueError("--out must name a folder, got ''.")
-    out = expanded(options.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, but {out} is a file.")
-    names = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
-    for name in (name for name in names if (out / name).is_dir()):
+    files = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
+    out = run_folder.check_folder(options.out, files)
+    # The lanes have the sweep's fingerprint too, so config.json may be missing.
+    has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
+    is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
+    if run_folder.holds_run(out) and not (options.overwrite or is_resumable):
         raise ValueError(
-            f"--out {out} has a folder where the file {name} belongs; move it away, or "
-            "choose another folder."
+            f"--out {out} holds a run already that is no sweep; choose another folder, "
+            "or replace it with --overwrite."
         )
-    if run_folder.holds_run(out) and not options.overwrite:
-        found = _other_run(out)
-        if found is not None:
-            raise ValueError(
-                f"--out {out} {found}; choose another folder, or replace it with "
-                "--overwrite."
-            )
     return out
 
 
-def _other_run(out: Path) -> str | None:
-    """What a folder holds that is not known to be a sweep."""
-    config = out / CONFIG_FILE
-    try:
-        is_sweep = "sweep" in json.loads(config.read_bytes())
-    except (ValueError, TypeError, OSError) as error:
-        # Its lanes say which sweep it is, too, and config.json is then written again.
-        if (out / run_folder.LANES / LANES_FILE).exists():
-            is_sweep = not (out / run_folder.PARAMS_FILE).exists()
-        elif config.exists():
-            return f"has a damaged {CONFIG_FILE} ({_checks.first_line(error)})"
-        else:
-            is_sweep = False
-    return None if is_sweep else "holds a run already that is no sweep"
-
-
-def _clear(out: Path) -> None:
-    """Without the files of a sweep or run before."""
+def clear(out: Path) -> None:
+    """Remove the files of an earlier sweep or run."""
     run_folder.clear(out)
     for name in sweep_output.FILES:
         if name != run_folder.SPACE_FILE:  # it may be the one that was read
@@ -126,12 +100,12 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
-    splits = splits_module.load(one, jaxae.observations.get(one.observation))
-    ae = factory.autoencoder(one, splits.train.shape[1])
-    objective = factory.objective(one, ae)
-    hparams = factory.hparams(one, len(splits.train))
-    validation = splits.validation if len(splits.validation) else None
+def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
+    """The arguments of `jaxae.sweep`, checked by the library."""
+    splits = data_splits.load(single, jaxae.observations.get(single.observation))
+    ae = build_autoencoder(single, splits.train.shape[1])
+    objective = build_objective(single, ae)
+    hparams = build_hparams(single, len(splits.train))
     metric, halving = _metrics(options, objective, splits, hparams)
     budget, devices = options.memory_budget, options.devices
     if devices is not None and not 1 <= devices <= jax.local_device_count():
@@ -139,20 +113,20 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             f"--devices must be between 1 and {jax.local_device_count()}, the number "
             f"of this machine, got {devices}."
         )
-    check_counts(options, ("lanes_at_once", "memory_budget", "top", "num_samples"))
-    return Job(
+    check_counts(options)
+    job = Job(
         space=space,
-        options=one,
+        options=single,
         splits=splits,
         metric=metric,
         arguments={
             "objective": objective,
             "data": splits.train,
-            "space": space_module.completed(space, one),
+            "space": space_module.with_optimizers(space, single),
             "hparams": {n: v for n, v in hparams.items() if n not in space.names},
-            "key": key_of(options),
-            "config": factory.config(one),
-            "validation": validation,
+            "key": random_key(options),
+            "config": build_config(single),
+            "validation": splits.validation if len(splits.validation) else None,
             "num_samples": options.num_samples,
             "sampler": options.sampler,
             "halving": halving,
@@ -162,66 +136,50 @@ def _job(options: SweepOptions, space: Space, one: TrainOptions) -> Job:
             "memory_budget": None if budget is None else 2**20 * budget,
         },
     )
+    # Checks all arguments before the disk changes. For lanes in sequence nothing is
+    # measured.
+    jaxae.sweeps.plan(**{**job.arguments, "lanes_at_once": 1})
+    return job
 
 
 def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
-    """By which lanes are better, and how they are halved; both names are looked up."""
-    # One row tells what there will be, before hours of training do.
+    """The metric that ranks lanes, and the halving; their names are checked."""
+    # One row shows which metrics there will be, before hours of training do.
     params = objective.ae.init(jax.random.key(0))
-    seen = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
-    means = diagnostics.names_of_step(objective)
-    each_epoch = [f"train/{name}" for name in means]
+    at_end = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
+    of_steps = diagnostics.names_of_step(objective)
+    each_epoch = [f"train/{name}" for name in of_steps]
+    default = "train/loss"
     if len(splits.validation):
-        each_epoch += [f"validation/{name}" for name in seen]
-    known = [*each_epoch, *(f"train/{n}" for n in seen if n not in means)]
-    default = "validation/loss" if len(splits.validation) else "train/loss"
+        each_epoch += [f"validation/{name}" for name in at_end]
+        default = "validation/loss"
+    known = [*each_epoch, *(f"train/{n}" for n in at_end if n not in of_steps)]
     metric = default if options.metric is None else options.metric
-    _check_metric("--metric", metric, known)
+    _checks.lookup("metric", dict.fromkeys(known), metric)
     if options.halving_first is None:
         if options.halving_metric is not None or options.halving_factor != 2:
             raise ValueError(
                 "--halving-factor and --halving-metric need --halving-first, the "
-                "epochs after which the best lanes go on alone."
+                "epochs after which only the best lanes are continued."
             )
         return metric, None
-    by = options.halving_metric
-    if by is None:
-        by = metric if metric in each_epoch else default
-    _check_metric("--halving-metric", by, each_epoch)
+    halving_metric = options.halving_metric
+    if halving_metric is None:
+        halving_metric = metric if metric in each_epoch else default
+    _checks.lookup("halving_metric", dict.fromkeys(each_epoch), halving_metric)
     try:
-        halving = Halving(options.halving_first, options.halving_factor, by)
-    except ValueError as error:
-        raise ValueError(f"--halving-{error}") from None
+        halving = Halving(options.halving_first, options.halving_factor, halving_metric)
+    except ArgumentError as error:
+        names = {n: f"--halving-{n}" for n in ("first", "factor", "metric")}
+        raise ValueError(error.render(names)) from None
     return metric, halving
 
 
-def _check_metric(option: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
+# ---- training ------------------------------------------------------------------------
 
 
-class _Rehearsed(Exception):
-    """All that the library refuses lies behind."""
-
-
-def _rehearse(job: Job) -> None:
-    """Let the library refuse what it will, before anything on disk changes."""
-
-    def stop(plan: Plan) -> None:
-        raise _Rehearsed
-
-    try:
-        # With lanes_at_once nothing is measured, and so nothing compiled.
-        jaxae.sweep(**{**job.arguments, "lanes_at_once": 1}, on_plan=stop)
-    except _Rehearsed:
-        pass
-
-
-# ---- while it goes -------------------------------------------------------------------
-
-
-class _Stopped(Exception):
-    """By Ctrl-C, with so many lanes done."""
+class _Interrupted(Exception):
+    """By a signal, with so many lanes done."""
 
 
 def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
@@ -235,7 +193,7 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
     )
     with bar as show, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        reporter = _Reporter(out, show, interrupt)
+        reporter, lanes = Reporter(out, show, interrupt), out / run_folder.LANES
 
         def on_plan(plan: Plan) -> None:
             interrupt.raise_if_requested()
@@ -245,30 +203,37 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
             run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
 
         try:
-            swept = jaxae.sweep(
+            result = jaxae.sweep(
                 **job.arguments,
-                out=out / run_folder.LANES,
+                out=lanes,
                 on_plan=on_plan,
                 on_progress=reporter,
             )
-        except ValueError as error:  # of the folder alone: the rest was rehearsed
-            said = str(error).replace(f"out {out / run_folder.LANES}", f"--out {out}")
-            raise ValueError(said) from None
-        reporter.end()
+        except ArgumentError as error:
+            if error.argument != f"out {lanes}":
+                raise
+            raise ArgumentError(
+                f"--out {out}",
+                error.problem,
+                advice="sweep the same, replace it with --overwrite, or choose another "
+                "folder",
+            ) from None
+        reporter.write()
     for warning in caught:
         note(str(warning.message))
-    return swept
+    return result
 
 
-class _Reporter:
-    """Shows how far a sweep is, and writes a line of it at most each second."""
+class Reporter:
+    """Shows how far a sweep is, and writes it to a file at most once a second."""
 
     def __init__(self, out: Path, show, interrupt: Interrupt):
         self._out, self._show, self._interrupt = out, show, interrupt
         self._last: Progress | None = None
-        self._written = 0.0  # when
+        self._written_at = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Show the progress; raise if a signal has come."""
         self._last = progress
         lanes = f"{progress.lanes_done}/{progress.num_lanes}"
         self._show(
@@ -277,34 +242,35 @@ class _Reporter:
             lanes=lanes,
             rate=self._rate(),
         )
-        if time.monotonic() - self._written >= 1:
-            self.end()
+        if time.monotonic() - self._written_at >= 1:
+            self.write()
         if self._interrupt.is_requested:
-            raise _Stopped(f"{progress.lanes_done} of {progress.num_lanes} lanes done")
+            raise _Interrupted(
+                f"{progress.lanes_done} of {progress.num_lanes} lanes done"
+            )
 
     def _rate(self) -> float:
         assert self._last is not None
         trained = self._last.steps - self._last.steps_kept
         return trained / max(self._last.seconds, 1e-9)
 
-    def end(self) -> None:
-        """Write where it stands."""
+    def write(self) -> None:
+        """Write the latest progress."""
         if self._last is not None:
             row = {**self._last._asdict(), "model_steps_per_second": self._rate()}
             run_folder.append(self._out / run_folder.TIMING_FILE, row)
-            self._written = time.monotonic()
+            self._written_at = time.monotonic()
 
 
 def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
-    """What `config.json` says: all that a repetition needs."""
-    given = run_folder.to_options(options)
-    shared = {name: float(v) for name, v in job.arguments["hparams"].items()}
+    """The entries of `config.json`: all that is needed to repeat the sweep."""
+    hparams = job.arguments["hparams"]
     return {
-        "sweep": given,
+        "sweep": config_file.to_options(options),
         "space": job.space.text.decode(),
-        "hparams": shared,
+        "hparams": {name: float(value) for name, value in hparams.items()},
         "metric": job.metric,
         "halving": repr(job.arguments["halving"]),
-        "data": splits_module.describe(job.splits),
-        **run_folder.environment(),
+        "data": data_splits.describe(job.splits),
+        **config_file.environment(),
     }

@@ -1,4 +1,4 @@
-"""What a sweep leaves: its table, its curves, the best lanes as runs, pictures."""
+"""The files of a sweep: its table, its curves, its best lanes as runs, pictures."""
 
 import io
 import shutil
@@ -11,37 +11,30 @@ import numpy as np
 from jaxae import plots
 from jaxae._files import write_atomically
 from jaxae.autoencoder import save
-from jaxae.cli import data_splits as splits_module
-from jaxae.cli import pictures, run_folder
+from jaxae.autoencoder.files import BEST
+from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import SweepOptions, TrainOptions
-from jaxae.cli.run_folder import (
-    CURVES_FILE,
-    MAP,
-    PARALLEL,
-    SPACE_FILE,
-    TABLES,
-    TOP,
-)
+from jaxae.cli.run_folder import CURVES_FILE, MAP, PARALLEL, SPACE_FILE, TABLES, TOP
 from jaxae.cli.space import Space
-from jaxae.cli.train import evaluate, print_results
 from jaxae.data.scaling import save_scaling
 from jaxae.sweeps import Sweep
 
 PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
 FILES = (SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
-_SHOWN, _BESIDE = 5, ("validation/fvu",)  # lanes, at least; metrics beside the one
+_MIN_PRINTED = 5  # lanes, if there are so many
+_MORE_METRICS = ("validation/fvu",)  # printed beside the metric
 
 
 class Job(NamedTuple):
-    """What is to be done, checked.
+    """A sweep that is ready to run.
 
     Attributes:
-      space: what varies.
-      options: of a single run, with a value of each that varies.
-      splits: the rows.
-      metric: by which lanes are better.
+      space: of the file.
+      options: of a single run, with the first value of each axis.
+      splits: the data.
+      metric: that ranks the lanes.
       arguments: of `jaxae.sweep`.
     """
 
@@ -52,25 +45,24 @@ class Job(NamedTuple):
     arguments: dict[str, Any]
 
 
-def conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
-    """Write all of it and say so; return the exit status."""
-    table = swept.table
+def write(options: SweepOptions, job: Job, out: Path, sweep: Sweep) -> int:
+    """Write and print the results of a sweep; return the exit status."""
+    table = sweep.table
     _write_table(options, out, table)
-    curves, arrays = io.BytesIO(), dict[str, Any](swept.metrics)
+    curves, arrays = io.BytesIO(), dict[str, Any](sweep.metrics)
     np.savez(curves, **arrays)
     write_atomically(out / CURVES_FILE, curves.getvalue())
-    drawn = _draw(out, table, job.metric)
-    ranked = _ranked(swept, job.metric)
+    pictures = _draw(out, table, job.metric)
+    ranked = _ranked(sweep, job.metric)
     shutil.rmtree(out / TOP, ignore_errors=True)
-    results: dict[str, Any] = {}
+    results = []
     for rank, lane in enumerate(ranked[: options.top], 1):
-        path = out / run_folder.BEST if rank == 1 else out / TOP / str(rank)
-        found = _save_lane(options, job, swept, lane, path)
-        results = results or found
-    _print_lanes(table, ranked[: max(_SHOWN, options.top)], job.metric)
+        path = out / BEST if rank == 1 else out / TOP / str(rank)
+        results.append(_save_lane(options, job, sweep, lane, path))
+    _print_lanes(table, ranked[: max(_MIN_PRINTED, options.top)], job.metric)
     counts = table["status"].value_counts()
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print(f"{len(table)} lane{'s' * (len(table) > 1)}: {said}.")
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+    print(f"{len(table)} lane{'s' * (len(table) > 1)}: {statuses}.")
     if not ranked:
         print(
             "jaxae: error: every lane diverged; sweep smaller learning rates, or look "
@@ -78,17 +70,17 @@ def conclude(options: SweepOptions, job: Job, out: Path, swept: Sweep) -> int:
             file=sys.stderr,
         )
     else:
-        print(f"best: lane {ranked[0]}, saved in {out / run_folder.BEST}:")
-        print_results(results)
-    if drawn:
-        print(f"pictures: {', '.join(drawn)}")
+        print(f"best: lane {ranked[0]}, saved in {out / BEST}:")
+        reporting.print_results(results[0])
+    if pictures:
+        print(f"pictures: {', '.join(pictures)}")
     print(f"run folder: {out}")
     return 0 if ranked else 1
 
 
 def _write_table(options: SweepOptions, out: Path, table) -> None:
     path = out / TABLES[options.table]
-    for other in TABLES.values():  # of another call: it would not be kept up to date
+    for other in TABLES.values():  # the table of an earlier call is out of date
         (out / other).unlink(missing_ok=True)
     if options.table == "csv":
         write_atomically(path, table.to_csv().encode())
@@ -98,31 +90,33 @@ def _write_table(options: SweepOptions, out: Path, table) -> None:
         write_atomically(path, content.getvalue())
 
 
-def _ranked(swept: Sweep, metric: str) -> list[int]:
-    """Lanes by their metric, the best first; halved ones behind those that went on."""
-    values = swept.final[metric]
+def _ranked(sweep: Sweep, metric: str) -> list[int]:
+    """Lanes by their metric, the best first; halved lanes after all others."""
+    values = sweep.final[metric]
     lanes = [
         lane
-        for lane in range(len(swept))
-        if swept.status[lane] != "diverged" and np.isfinite(values[lane])
+        for lane in range(len(sweep))
+        if sweep.status[lane] != "diverged" and np.isfinite(values[lane])
     ]
-    return sorted(lanes, key=lambda i: (swept.status[i] == "halved", values[i]))
+    return sorted(lanes, key=lambda i: (sweep.status[i] == "halved", values[i]))
 
 
 def _save_lane(
-    options: SweepOptions, job: Job, swept: Sweep, lane: int, path: Path
+    options: SweepOptions, job: Job, sweep: Sweep, lane: int, path: Path
 ) -> dict[str, Any]:
-    """One lane as a run folder, which `jaxae evaluate` and the like read."""
-    trial, params = swept.trial(lane), swept.params(lane)
-    values = space_module.values_of(swept.axes, lane, job.options)
-    num_epochs = trial["config"].num_epochs
-    one = space_module.as_train(options, values)
+    """Write one lane as a run folder, for `jaxae evaluate` and so on; its results."""
+    trial, params = sweep.trial(lane), sweep.params(lane)
     objective, hparams = trial["objective"], trial["hparams"]
-    metrics = {name: v[lane, :num_epochs] for name, v in swept.metrics.items()}
+    num_epochs = trial["config"].num_epochs
+    values = space_module.lane_values(sweep.axes, lane, job.options)
+    single = space_module.as_train_options(options, values)
+    metrics = {name: v[lane, :num_epochs] for name, v in sweep.metrics.items()}
     metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
-    given = run_folder.to_options(one) | {"epochs": num_epochs, "memory_budget": 1024}
-    described = {
-        "options": given,
+    description = {
+        "options": {
+            **config_file.to_options(single),
+            **{"epochs": num_epochs, "memory_budget": TrainOptions().memory_budget},
+        },
         "hparams": hparams,
         "trial": {
             "lane": lane,
@@ -133,23 +127,23 @@ def _save_lane(
                 "generator": options.generator,
                 "fold_in": values.get("seed", 0),
             },
-            job.metric: float(swept.final[job.metric][lane]),
+            job.metric: float(sweep.final[job.metric][lane]),
         },
-        "data": splits_module.describe(job.splits),
-        **run_folder.environment(),
+        "data": data_splits.describe(job.splits),
+        **config_file.environment(),
     }
-    results = evaluate(objective, params, job.splits, hparams)
+    results = reporting.evaluate(objective, params, job.splits, hparams)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save(unfinished, objective.ae, params, run=described)
+    save(unfinished, objective.ae, params, run=description)
     save_scaling(unfinished, job.splits.scaling)
     rows = [
         {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
         for epoch in range(num_epochs)
     ]
     run_folder.write_rows(unfinished / run_folder.METRICS_FILE, rows)
-    pictures.draw(unfinished, objective.ae, params, metrics, job.splits)
+    reporting.draw(unfinished, objective.ae, params, metrics, job.splits)
     run_folder.write_json(
         unfinished / run_folder.RESULTS_FILE, {"status": "sweep", **results}
     )
@@ -159,41 +153,39 @@ def _save_lane(
 
 
 def _draw(out: Path, table, metric: str) -> list[str]:
-    """Against each axis, over the first two, and over all."""
+    """Draw the metric against each axis, over the first two, and over all."""
     columns = [name for name in table.columns if name in space_module.NAMES]
     axes = [n for n in columns if n != "seed" and table[n].nunique() > 1]
-    drawn = [f"by_{name}.png" for name in axes]
+    pictures = [f"by_{name}.png" for name in axes]
     for name in axes:
         plots.sweep_curves(table, name, out / f"by_{name}.png", metric)
     if len(axes) > 1:
         plots.sweep_map(table, axes[0], axes[1], out / MAP, metric)
         plots.sweep_parallel(table, out / PARALLEL, metric)
-        drawn += [MAP, PARALLEL]
-    return drawn
+        pictures += [MAP, PARALLEL]
+    return pictures
 
 
 def _print_lanes(table, lanes: list[int], metric: str) -> None:
-    """The best lanes, best first."""
+    """Print a table of the best lanes."""
     from rich.console import Console
     from rich.table import Table
 
     axes = [n for n in table.columns if n in space_module.NAMES]
     axes = [n for n in axes if table[n].nunique() > 1] or axes
-    shown = dict.fromkeys([metric, *(n for n in _BESIDE if n in table.columns)])
-    found = Table("lane", title=f"best by {metric}", title_justify="left")
-    for name in (*axes, *shown):
-        # Spaces, for a narrow terminal to break the line at.
+    more = (name for name in _MORE_METRICS if name in table.columns)
+    names = (*axes, *dict.fromkeys([metric, *more]))
+    printed = Table("lane", title=f"best by {metric}", title_justify="left")
+    for name in names:
+        # A narrow terminal can break the line at spaces only.
         heading = name.replace("/", " ").replace("_", " ")
-        found.add_column(heading, justify="right", overflow="fold")
+        printed.add_column(heading, justify="right", overflow="fold")
     for lane in lanes:
-        values = [table.at[lane, name] for name in (*axes, *shown)]
-        found.add_row(str(lane), *(_cell(value) for value in values))
+        values = [table.at[lane, name] for name in names]
+        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+        printed.add_row(str(lane), *cells)
     if lanes:
         console = Console()
-        if not console.is_terminal:  # a file is as wide as need be
+        if not console.is_terminal:  # no line of a file needs to be broken
             console = Console(width=200)
-        console.print(found)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        console.print(printed)

@@ -116,8 +116,10 @@ def get(name: str) -> Observation:
     found = find(name) if isinstance(name, str) else None
     if found is None:
         known = ", ".join([*CATALOGUE, *(f"{factory}(...)" for factory in FACTORIES)])
-        near = _checks.closest(name, CATALOGUE)
-        raise ValueError(f"unknown observation {name!r}{near}; known: {known}.")
+        similar = _checks.closest(name, CATALOGUE)
+        raise _checks.ArgumentError(
+            "observation", f"must be one of {known}", f"{name!r}{similar}"
+        )
     return found
 
 
