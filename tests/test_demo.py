@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import jax
@@ -112,7 +113,11 @@ def test_the_count_of_images_is_of_those_with_less_error_than_pca(out, outputs):
 def test_evaluate_reads_the_models_and_agrees(model, out, outputs, tmp_path):
     path = tmp_path / "metrics.json"
     assert cli.main(["evaluate", str(out / model), "-o", str(path)]) == 0
-    metrics = json.loads(path.read_text())["test"]
+    results = json.loads(path.read_text())
+    assert (
+        "validation" not in results
+    )  # all other rows are for training, as in the demo
+    metrics = results["test"]
     error, _, fvu = table(outputs["pca_loses"])[model]
     assert metrics["squared_error"] == pytest.approx(error, abs=1e-3)
     assert metrics["fvu"] == pytest.approx(fvu, abs=1e-3)
@@ -144,4 +149,6 @@ def test_the_commands_to_run_next_exist(outputs):
     for verb, *arguments in map(shlex.split, commands):
         tyro.cli(cli.VERBS[verb].options, args=arguments)  # exits on an unknown option
     assert "make test" in text
-    assert (ROOT / "examples" / "space.toml").is_file()
+    space = tomllib.loads((ROOT / "examples" / "space.toml").read_text())
+    num_trials = len(space["learning_rate"]) * len(space["activation"])
+    assert f"{num_trials * space['seed']['count']} models in one program" in text
