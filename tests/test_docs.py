@@ -61,11 +61,19 @@ def blocks(text, language):
 def programs(text):
     """(line number, language, content, the output shown under it or None), by block."""
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences[1:], None]):
         if fence[1] in ("python", "console"):
             is_shown = after is not None and after[1] == "text"
             line = text.count("\n", 0, fence.start(2))
             yield line, fence[1], fence[2], after[2] if is_shown else None
+
+
+def has_programs(page):
+    return any(programs(page.read_text(encoding="utf-8")))
+
+
+def name_of(page):
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
 
 
 def commands(block):
@@ -138,8 +146,8 @@ TEXT = DERIVATION.read_text(encoding="utf-8")
 def quick_compilation():
     """Compile the pages' programs without optimisation, in half the time.
 
-    JAX's cache of compiled programs does not distinguish the two kinds. Clear it, so
-    that no test compares a program of one kind with one of the other.
+    JAX's cache of compiled programs does not distinguish the two kinds. It is cleared,
+    so that no test compares a program of one kind with one of the other.
     """
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
@@ -149,7 +157,7 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", list(filter(has_programs, PAGES)), ids=name_of)
 def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # `jaxae gradcheck` adds the folder
@@ -184,6 +192,24 @@ def test_console_blocks_are_read_as_a_shell_reads_them():
     assert list(commands(block)) == expected
     with pytest.raises(AssertionError):
         list(commands("$ make demo\n"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_of_the_page_lead_to_files(page):
+    text = without_blocks(page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    _, _, navigation = (
+        (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")
+    )
+    listed = set(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE))
+    folder = ROOT / "docs"
+    assert listed == {
+        page.relative_to(folder).as_posix() for page in folder.rglob("*.md")
+    }
 
 
 @pytest.mark.parametrize("name", names_in(TEXT))
