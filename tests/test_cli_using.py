@@ -136,7 +136,7 @@ def test_latents_that_say_nothing_about_the_rows_are_noted(workdir, tmp_path, ca
             err = capsys.readouterr().err
             if name in message:
                 assert err == (
-                    f"jaxae: note: every latent {said[name]} on every row of "
+                    f"jaxae: note: every latent {message[name]} on every row of "
                     f"{tmp_path}/new.npy; check that its rows differ, and that their "
                     "units are those of the rows run was trained on.\n"
                 )
@@ -580,7 +580,7 @@ def test_resume_does_not_start_over_where_the_states_are_gone(
     shutil.rmtree(tmp_path / "run/checkpoints")
     before = bytes_of(tmp_path)
     assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 2
-    assert_rejected(capsys, "--resume needs the states", "--overwrite")
+    assert_rejected(capsys, "--resume needs the checkpoints", "--overwrite")
     assert bytes_of(tmp_path) == before
 
 
@@ -649,7 +649,7 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(workdir, tmp_path, caps
         (("--compute-dtype", "float16"), ["--compute-dtype", "bfloat16"]),
         (
             ("--patience", "1", "--validation-fraction", "0"),
-            ["--patience", "--monitor train/loss"],
+            ["--patience", "--monitor='train/loss'"],
         ),
         (("--data", "nan.npy"), ["row 31415, column 4"]),
         (
