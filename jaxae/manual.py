@@ -122,7 +122,9 @@ def value_and_grad(objective) -> Callable:
       ValueError: if `objective` is not an Objective; when called, as an objective does.
     """
     if not isinstance(objective, Objective):
-        raise ValueError(f"objective must be a jaxae.Objective, got {objective!r}.")
+        raise _checks.ArgumentError(
+            "objective", "must be a jaxae.Objective", repr(objective)
+        )
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
         inputs, targets = objective.prepare(batch, key, hparams)
@@ -204,9 +206,11 @@ def _batch_pass(
 
 def _example_pass(ae, params, x, target, method: str):
     if not isinstance(ae, Autoencoder):
-        raise ValueError(
-            f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
-            f"the order is {method}(ae, params, x)."
+        raise _checks.ArgumentError(
+            "ae",
+            "must be a jaxae.Autoencoder",
+            type(ae).__name__,
+            f"the order is {method}(ae, params, x)",
         )
 
     def example(name, value):
