@@ -119,7 +119,9 @@ def value_and_grad(objective) -> Callable:
       ValueError: if `objective` is not an Objective; when called, as an objective does.
     """
     if not isinstance(objective, Objective):
-        raise ValueError(f"objective must be a jaxae.Objective, got {objective!r}.")
+        raise _checks.ArgumentError(
+            "objective", "must be a jaxae.Objective", repr(objective)
+        )
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
         loss, aux, p = objective.value_and_pass(params, batch, key, hparams, state)
@@ -179,9 +181,11 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
 def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     """One example as a batch of one, and the objective that is its loss."""
     if not isinstance(ae, Autoencoder):
-        raise ValueError(
-            f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
-            f"the order is {method}(ae, params, x)."
+        raise _checks.ArgumentError(
+            "ae",
+            "must be a jaxae.Autoencoder",
+            type(ae).__name__,
+            f"the order is {method}(ae, params, x)",
         )
 
     def batch_of_one(name, value):

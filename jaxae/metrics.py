@@ -91,9 +91,10 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
     """
     _check_batches(a=a)
     if ae.activation.slope is None:
-        raise ValueError(
-            "saturated_fraction needs an activation with slope, but "
-            f"{ae.activation} has none; use an elementwise one."
+        raise _checks.ArgumentError(
+            "saturated_fraction",
+            f"needs an activation with slope, but {ae.activation} has none",
+            advice="use an elementwise one",
         )
     is_flat = is_saturated(ae, a, ae.activation.apply(a))
     return jnp.mean(jnp.all(is_flat, axis=0).astype(jnp.float32))

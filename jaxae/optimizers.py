@@ -353,8 +353,10 @@ def _function(kind: str, catalogue: Mapping[str, Any], given: Any) -> Any:
 
 def _flag(name: str, hparam: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(
-            f"{name} must be True or False, got {value!r}; its number is "
-            f"hparams[{hparam!r}]."
+        raise _checks.ArgumentError(
+            name,
+            "must be True or False",
+            repr(value),
+            f"its number is hparams[{hparam!r}]",
         )
     return bool(value)

@@ -295,7 +295,7 @@ def test_a_run_that_ended_is_not_started_over_without_its_states(run, capsys, le
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = bytes_of(run)
     assert train(run, *SAVED, "--resume") == 2
-    assert_rejected(capsys, "--resume needs the states of the run")
+    assert_rejected(capsys, "--resume needs the checkpoints of the run")
     assert bytes_of(run) == before
 
 

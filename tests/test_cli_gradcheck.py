@@ -260,7 +260,7 @@ AT_P = ("--params", "p.npz")
         ),
         (
             ("mylosses:refused_by_jaxae", *AT_P),
-            ["raised ArgumentError", "(mylosses"],
+            ["refused_by_jaxae raised", "(mylosses"],
         ),
         (("mylosses:exits", *AT_P), ["raised SystemExit: 0 (mylosses.py:"]),
         (("mylosses:noisy", *AT_P), ["mylosses:noisy raised TypeError", "missing 2"]),

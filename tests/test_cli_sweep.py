@@ -360,17 +360,20 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
     [
         ("lerning_rate = [0.1]", "'lerning_rate'.*did you mean 'learning_rate'"),
         ("learning_rate = 0.1", r"learning_rate as 0.1; it must be a list such as"),
-        ("learning_rate = []", "it must be a list such as"),
-        ('learning_rate = ["a"]', "'a' in learning_rate, whose values must be numbers"),
-        ("learning_rate = [true]", "whose values must be numbers"),
-        ("learning_rate = [inf]", "which must be finite"),
+        (
+            "learning_rate = []",
+            r"toml\['learning_rate'\] must be a list of at least one",
+        ),
+        ('learning_rate = ["a"]', r"a list of at least one number, got \['a'\]"),
+        ("learning_rate = [true]", "a list of at least one number"),
+        ("learning_rate = [inf]", "must be finite"),
         (
             f"learning_rate = [{10**400}]",
-            "int 1000.* in learning_rate, which must",
+            "must be finite, got list .1000",
         ),
         (f"learning_rate = [{'9' * 5000}]", "is not TOML: Exceeds the limit"),
         (f"l1 = {{ low = 0, high = {10**400} }}", "a range needs finite low < high"),
-        (f"seed = [{2**64}]", "18446744073709551616 in seed, which must be < 2..32"),
+        (f"seed = [{2**64}]", "between 0 and 2..32 - 1, got .18446744073709551616"),
         (f"seed = {{ count = {10**30} }}", "of at least 1 and at most 1048576"),
         ("learning_rate = { low = 1 }", "a range has low, high and"),
         ("learning_rate = { low = 1, high = 2, step = 1 }", "and nothing else"),
@@ -380,14 +383,14 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         ("latent_dim = { low = 2, high = 4 }", "give latent_dim a list, not a range"),
         ("seed = { range = [0, 8] }", r"a list or \{ count = 8 \}"),
         ("seed = { count = 0 }", "an integer of at least 1"),
-        ("latent_dim = [0]", "0 in latent_dim, which must be >= 1"),
-        ("latent_dim = [2.0]", "must be integers"),
-        ("tied = [1]", "true or false"),
+        ("latent_dim = [0]", "must lie between 1 and 2..31 - 1, got .0."),
+        ("latent_dim = [2.0]", "a list of at least one integer"),
+        ("tied = [1]", "must be True or False"),
         ("activation = ['rulu']", "did you mean 'relu'"),
         ("together = 3", r"write \[\[together\]\]"),
         ("[[together]]\nl1 = [1.0]", "at least two names"),
         ("[[together]]\nl1 = [1.0]\nlearning_rate = [1, 2]", "lists of one length"),
-        ("[[together]]\nl1 = { low = 1, high = 2 }\nseed = [1]", "a list of at least"),
+        ("[[together]]\nl1 = { low = 1, high = 2 }\nseed = [1]", "lists of one length"),
         ("l1 = [1]\n[[together]]\nl1 = [1]\nseed = [1]", "leave one out"),
         ("l1 = [", "is not TOML"),
         ("", "varies nothing"),
@@ -479,7 +482,7 @@ def test_a_schedule_over_the_whole_run_needs_one_number_of_steps(workdir, capsys
     (workdir / "space.toml").write_text("batch_size = [10, 20]\n")
     arguments = ["--data", "rows.npy", "--schedule", "cosine"]
     assert cli.main(["sweep", "space.toml", *arguments]) == 2
-    assert "say --schedule-steps" in capsys.readouterr().err
+    assert "give --schedule-steps" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_reported(workdir, capsys):

@@ -580,7 +580,7 @@ def test_resume_does_not_start_over_where_the_states_are_gone(
     shutil.rmtree(tmp_path / "run/checkpoints")
     before = bytes_of(tmp_path)
     assert train(tmp_path / "run", *SAVED, "--resume", epochs=5) == 2
-    assert_rejected(capsys, "--resume needs the states", "--overwrite")
+    assert_rejected(capsys, "--resume needs the checkpoints", "--overwrite")
     assert bytes_of(tmp_path) == before
 
 
@@ -649,7 +649,7 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(workdir, tmp_path, caps
         (("--compute-dtype", "float16"), ["--compute-dtype", "bfloat16"]),
         (
             ("--patience", "1", "--validation-fraction", "0"),
-            ["--patience", "--monitor train/loss"],
+            ["--patience", "--monitor='train/loss'"],
         ),
         (("--data", "nan.npy"), ["row 31415, column 4"]),
         (

@@ -32,6 +32,7 @@ from jaxae.objective import Objective
 from jaxae.optimizers import Optimizer
 from jaxae.training import TrainConfig
 from jaxae.training.config import settings
+from jaxae.training.epochs import INIT_SCALE
 
 with contextlib.suppress(ImportError):  # main says what to install
     from tyro import conf
@@ -92,7 +93,7 @@ def argument_names(kind: Any) -> dict[str, str]:
     names |= {f"config.{name}": option_name(name) for name in _parameters(TrainConfig)}
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
-        return names | {f"hparams['{name}']": name for name in HPARAMS}
+        return names | {f"hparams['{name}']": name for name in (*HPARAMS, INIT_SCALE)}
     names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
     return names | {"hparams": "the command"}
 

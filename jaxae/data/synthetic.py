@@ -68,9 +68,10 @@ class _SparseFeatures:
           ValueError: if it is not.
         """
         if not 0 < hparams[DENSITY] <= 1:
-            raise ValueError(
-                f"hparams[{DENSITY!r}] must be above 0 and at most 1 for {self!r}, "
-                f"got {hparams[DENSITY]}."
+            raise _checks.ArgumentError(
+                f"hparams[{DENSITY!r}]",
+                f"must be above 0 and at most 1 for {self!r}",
+                str(hparams[DENSITY]),
             )
 
     @property

@@ -112,8 +112,8 @@ def from_distribution(
 
 def _from_likelihood(log_likelihood, mean, *, sample, name, validate, base_measure):
     if base_measure not in ("counting", "lebesgue"):
-        raise ValueError(
-            f"base_measure must be 'counting' or 'lebesgue', got {base_measure!r}."
+        raise _checks.ArgumentError(
+            "base_measure", "must be 'counting' or 'lebesgue'", repr(base_measure)
         )
     # The user writes these functions for one example; vectorize adds the batch axis.
     log_prob = jnp.vectorize(log_likelihood, signature="(d),(d)->()")
@@ -148,9 +148,10 @@ def _from_likelihood(log_likelihood, mean, *, sample, name, validate, base_measu
 
 def _sum_columns(log_probs, x, name: str):
     if not _checks.is_real(log_probs) or jnp.shape(log_probs) not in ((), x.shape):
-        raise ValueError(
-            f"{name} must return a number, or one for each of the {len(x)} columns, "
-            f"got {_checks.describe(log_probs)}."
+        raise _checks.ArgumentError(
+            name,
+            f"must return a number, or one for each of the {len(x)} columns",
+            _checks.describe(log_probs),
         )
     return jnp.sum(log_probs)
 
@@ -161,4 +162,4 @@ def _name_of(function: Callable) -> str:
 
 def _check_callable(name: str, value) -> None:
     if not callable(value):
-        raise ValueError(f"{name} must be a function, got {value!r}.")
+        raise _checks.ArgumentError(name, "must be a function", repr(value))

@@ -41,9 +41,13 @@ class Halving:
     def __post_init__(self):
         _checks.positive_int("first", self.first)
         if _checks.positive_int("factor", self.factor) < 2:
-            raise ValueError(f"factor must be at least 2, got {self.factor}.")
+            raise _checks.ArgumentError(
+                "factor", "must be at least 2", str(self.factor)
+            )
         if not isinstance(self.metric, str):
-            raise ValueError(f"metric must be a metric's name, got {self.metric!r}.")
+            raise _checks.ArgumentError(
+                "metric", "must be a metric's name", repr(self.metric)
+            )
 
 
 def rungs_of(halving, num_epochs: int, validation) -> list[range]:
@@ -55,13 +59,14 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
     if halving is None:
         return [range(num_epochs)]
     if not isinstance(halving, Halving):
-        raise ValueError(
-            f"halving must be a jaxae.sweeps.Halving or None, got {halving!r}."
+        raise _checks.ArgumentError(
+            "halving", "must be a jaxae.sweeps.Halving or None", repr(halving)
         )
     if halving.metric.startswith("validation/") and validation is None:
-        raise ValueError(
-            f"halving compares {halving.metric}, but there are no validation data; "
-            "give validation=, or Halving(metric='train/loss')."
+        raise _checks.ArgumentError(
+            "halving",
+            f"compares {halving.metric}, but there are no validation data",
+            advice="give validation=, or Halving(metric='train/loss')",
         )
     ends, end = [], halving.first
     while end < num_epochs:

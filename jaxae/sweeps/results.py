@@ -247,9 +247,10 @@ class Sweep:
         """
         final = self.final
         if not isinstance(metric, str) or metric not in final:
-            raise ValueError(
-                f"metric must be one of {', '.join(final)}, got {metric!r}"
-                f"{_checks.closest(metric, final)}."
+            raise _checks.ArgumentError(
+                "metric",
+                f"must be one of {', '.join(final)}",
+                f"{metric!r}{_checks.closest(metric, final)}",
             )
         values = np.where(self.status == FINISHED, final[metric], np.nan)
         if np.isnan(values).all():
@@ -276,8 +277,8 @@ class Sweep:
     def _place(self, lane) -> tuple[LaneResults, int]:
         is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
         if not is_integer or not -len(self) <= lane < len(self):
-            raise ValueError(
-                f"lane must be an integer below {len(self)}, got {lane!r}."
+            raise _checks.ArgumentError(
+                "lane", f"must be an integer below {len(self)}", repr(lane)
             )
         g, i = self._places[int(lane)]
         return self._results[g], int(i)
