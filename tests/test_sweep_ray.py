@@ -16,7 +16,7 @@ from jaxae.sweeps import ray_engine, running, store
 
 ray = pytest.importorskip("ray")
 
-# ray starts its programs by a fork at which JAX warns; they are other programs at once.
+# JAX warns of the forks by which ray starts other programs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called")
 
 KEY = jax.random.key(0)
@@ -60,12 +60,12 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.slow  # without halving, the next test compares the same tables
-def test_a_cluster_makes_what_one_process_makes(cluster):
+def test_a_cluster_gives_the_results_of_one_process(cluster):
     halving = jaxae.sweeps.Halving()
-    found, expected = sweep(engine="ray", halving=halving), sweep(halving=halving)
-    assert found.table.equals(expected.table)
+    result, expected = sweep(engine="ray", halving=halving), sweep(halving=halving)
+    assert result.table.equals(expected.table)
     for lane in range(len(expected)):
-        chex.assert_trees_all_equal(found.params(lane), expected.params(lane))
+        chex.assert_trees_all_equal(result.params(lane), expected.params(lane))
 
 
 def test_a_killed_worker_loses_nothing(cluster, tmp_path, monkeypatch):
@@ -124,12 +124,12 @@ def test_blocks_of_more_than_a_minute_come_back_each_minute(monkeypatch, tmp_pat
     monkeypatch.setattr(ray_engine, "_train_block", counting)
     monkeypatch.setattr(ray_engine, "Engine", lambda: engine)
     monkeypatch.setattr(running, "BLOCK_SECONDS", 0.0)  # every block lasts a minute
-    found, expected = sweep(engine="ray", out=tmp_path), sweep()
+    result, expected = sweep(engine="ray", out=tmp_path), sweep()
     assert len(calls) > 3 * len(list(tmp_path.glob("lanes/*")))
-    assert found.table.equals(expected.table)
+    assert result.table.equals(expected.table)
 
 
-def test_engines_are_none_or_ray():
+def test_an_unknown_engine_raises():
     with pytest.raises(ValueError, match="engine must be None or 'ray', got 'slurm'"):
         sweep(engine="slurm")
 

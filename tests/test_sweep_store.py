@@ -1,4 +1,4 @@
-"""Lanes on disk: a killed sweep goes on, and makes the same table."""
+"""Lanes on disk: a resumed sweep gives the results of an uninterrupted one."""
 
 import json
 import os
@@ -36,12 +36,12 @@ def sweep(out=None, space=SPACE, X=X, **changes):
     return jaxae.sweep(OBJECTIVE, X, space, out=out, **arguments)
 
 
-def assert_same(found, expected):
-    assert found.table.equals(expected.table)
+def assert_same(result, expected):
+    assert result.table.equals(expected.table)
     for name, values in expected.metrics.items():
-        np.testing.assert_array_equal(found.metrics[name], values)
+        np.testing.assert_array_equal(result.metrics[name], values)
     for lane in range(len(expected)):
-        chex.assert_trees_all_equal(found.params(lane), expected.params(lane))
+        chex.assert_trees_all_equal(result.params(lane), expected.params(lane))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def counted(monkeypatch):
 
 @pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
 def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkeypatch):
-    whole = sweep(halving=halving)
+    uninterrupted = sweep(halving=halving)
     num_blocks = len(counted)
     assert num_blocks > 1
     write, calls = store.Store.write, []
@@ -76,18 +76,18 @@ def test_finished_lanes_are_not_trained_again(tmp_path, counted, halving, monkey
         sweep(tmp_path / "out", halving=halving)
     monkeypatch.setattr(store.Store, "write", write)
     counted.clear()
-    assert_same(sweep(tmp_path / "out", halving=halving), whole)
+    assert_same(sweep(tmp_path / "out", halving=halving), uninterrupted)
     assert len(counted) == num_blocks - num_blocks // 2
     counted.clear()
-    assert_same(sweep(tmp_path / "out", halving=halving), whole)
+    assert_same(sweep(tmp_path / "out", halving=halving), uninterrupted)
     assert counted == []
 
 
 @pytest.mark.parametrize(
     "optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.slow)]
 )
-def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
-    """sgd keeps nothing but a structure without leaves."""
+def test_survivors_resume_whatever_the_state_of_the_optimizer(tmp_path, optimizer):
+    """The state of sgd is a pytree without leaves."""
     config = jaxae.TrainConfig(
         num_epochs=4,
         batch_size=8,
@@ -95,18 +95,18 @@ def test_halved_lanes_go_on_whatever_an_optimizer_keeps(tmp_path, optimizer):
         diagnostics=False,
     )
     arguments = {"config": config, "halving": jaxae.sweeps.Halving()}
-    found = sweep(**arguments)
-    best = found.best()
-    run = jaxae.train(data=X, validation=X[:20], **found.trial(best))
+    result = sweep(**arguments)
+    best = result.best()
+    run = jaxae.train(data=X, validation=X[:20], **result.trial(best))
     np.testing.assert_allclose(
-        found.metrics["validation/loss"][best],
+        result.metrics["validation/loss"][best],
         run.metrics["validation/loss"],
         rtol=1e-5,
     )
-    assert_same(sweep(tmp_path, **arguments), found)
+    assert_same(sweep(tmp_path, **arguments), result)
     for path in (tmp_path / "lanes").glob("2-*"):  # of the last rung
         path.unlink()
-    assert_same(sweep(tmp_path, **arguments), found)
+    assert_same(sweep(tmp_path, **arguments), result)
 
 
 STEP_SECONDS = 8.0
@@ -130,7 +130,7 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
         write(*arguments)
 
     arguments = {"lanes_at_once": 12, "memory_budget": None}
-    whole = sweep(**arguments)
+    uninterrupted = sweep(**arguments)
     with monkeypatch.context() as patch:
         patch.setattr(running, "time", clock)
         patch.setattr(checkpointing, "time", clock)
@@ -147,16 +147,18 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
         return run(state, means, hparams, seed_of, shared, first, last, **static)
 
     monkeypatch.setattr(program, "run", counting)
-    assert_same(sweep(tmp_path, **arguments), whole)
+    assert_same(sweep(tmp_path, **arguments), uninterrupted)
     assert sum(steps) == 4 * 6 - saved_at[-1] / STEP_SECONDS
 
 
 @pytest.mark.parametrize("halving", [None, jaxae.sweeps.Halving()])
-def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(tmp_path, halving):
+def test_a_sweep_resumed_to_more_epochs_equals_one_with_them_from_the_start(
+    tmp_path, halving
+):
     longer = jaxae.TrainConfig(num_epochs=7, batch_size=8)
     sweep(tmp_path, halving=halving)
-    found = sweep(tmp_path, halving=halving, config=longer)
-    assert_same(found, sweep(halving=halving, config=longer))
+    result = sweep(tmp_path, halving=halving, config=longer)
+    assert_same(result, sweep(halving=halving, config=longer))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,9 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(tmp_path, halvi
         ({"hparams": {"init_scale": 2.0}}, "hparams.init_scale is null there"),
     ],
 )
-def test_another_sweep_is_refused_by_the_field_that_differs(tmp_path, changes, field):
+def test_the_folder_of_another_sweep_raises_and_names_the_field(
+    tmp_path, changes, field
+):
     space = {"learning_rate": [0.1], "seed": [0]}
     sweep(tmp_path, space=SPACE if "space" in changes else space)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -181,7 +185,7 @@ def test_another_sweep_is_refused_by_the_field_that_differs(tmp_path, changes, f
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_a_version_is_part_of_what_a_sweep_is(tmp_path, monkeypatch):
+def test_a_sweep_of_another_version_raises(tmp_path, monkeypatch):
     space = {"learning_rate": [0.1]}
     sweep(tmp_path, space=space)
     monkeypatch.setattr("jaxae.training.fingerprint.__version__", "9")
@@ -191,26 +195,26 @@ def test_a_version_is_part_of_what_a_sweep_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "other"])
 def test_damaged_lanes_are_trained_again(tmp_path, counted, damage):
-    whole = sweep(tmp_path)
+    uninterrupted = sweep(tmp_path)
     path = sorted((tmp_path / "lanes").iterdir())[1]
     content = path.read_bytes()
     flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
-    made = {
+    contents = {
         "truncate": content[:-9],
         "flip": flipped,
         "empty": b"",
         "other": b"{}" * 99,
     }
-    path.write_bytes(made[damage])
+    path.write_bytes(contents[damage])
     counted.clear()
     with pytest.warns(RuntimeWarning, match=f"{path.name} is damaged"):
-        again = sweep(tmp_path)
+        resumed = sweep(tmp_path)
     assert len(counted) == 1
-    assert_same(again, whole)
+    assert_same(resumed, uninterrupted)
     assert path.read_bytes() == content
 
 
-def test_a_damaged_plan_and_a_held_folder_are_refused(tmp_path):
+def test_a_damaged_plan_and_a_locked_folder_raise(tmp_path):
     sweep(tmp_path, space={"learning_rate": [0.1]})
     (tmp_path / "sweep.json").write_text('{"identity": 3')
     with pytest.raises(ValueError, match="is damaged"):
@@ -244,9 +248,9 @@ def test_kill_9_loses_no_finished_lane(tmp_path, counted):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = len(list(out.glob("lanes/*.safetensors")))
-    assert kept > 0
-    found = sweep(out, config=config)
-    assert len(counted) == len(list(out.glob("lanes/*.safetensors"))) - kept
-    assert_same(found, sweep(config=config))
+    num_saved = len(list(out.glob("lanes/*.safetensors")))
+    assert num_saved > 0
+    result = sweep(out, config=config)
+    assert len(counted) == len(list(out.glob("lanes/*.safetensors"))) - num_saved
+    assert_same(result, sweep(config=config))
     assert json.loads((out / "sweep.json").read_text())["schedules"]

@@ -40,16 +40,16 @@ def test_the_table_has_a_row_a_lane_the_last_axis_fastest():
     assert table.index.name == "lane"
 
 
-def single_run(found, lane, data=X, validation=None):
-    return jaxae.train(data=data, validation=validation, **found.trial(lane))
+def single_run(result, lane, data=X, validation=None):
+    return jaxae.train(data=data, validation=validation, **result.trial(lane))
 
 
-def assert_lane_is(run, found, lane, rtol):
+def assert_lane_is(run, result, lane, rtol):
     assert_close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol)
-    jax.tree.map(assert_close, run.params, found.params(lane))
-    for name, values in found.metrics.items():
+    jax.tree.map(assert_close, run.params, result.params(lane))
+    for name, values in result.metrics.items():
         assert_close(values[lane], run.metrics[name], err_msg=name)
-    for name, values in found.final.items():
+    for name, values in result.final.items():
         assert_close(values[lane], run.metrics[name][-1], err_msg=name)
 
 
@@ -67,12 +67,12 @@ DENOISING = {
 
 
 @pytest.mark.parametrize("gradient", ["autodiff", "manual"])
-def test_in_sequence_every_lane_is_the_single_run_to_the_bit(gradient):
+def test_lanes_in_sequence_are_bit_identical_to_single_runs(gradient):
     config = dataclasses.replace(
         CONFIG, num_epochs=8, gradient=gradient, diagnostics=gradient == "manual"
     )
     arguments = {"config": config, "key": KEY, "validation": X[:20]}
-    found = jaxae.sweep(
+    result = jaxae.sweep(
         DENOISING["objective"],
         X,
         DENOISING["space"],
@@ -80,16 +80,18 @@ def test_in_sequence_every_lane_is_the_single_run_to_the_bit(gradient):
         lanes_at_once=1,
         **arguments,
     )
-    assert len(found) == 8
-    for lane in range(len(found)):
-        assert_lane_is(single_run(found, lane, validation=X[:20]), found, lane, rtol=0)
+    assert len(result) == 8
+    for lane in range(len(result)):
+        assert_lane_is(
+            single_run(result, lane, validation=X[:20]), result, lane, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
     "lanes_at_once", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
 )
-def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
-    found = jaxae.sweep(
+def test_lanes_at_once_equal_single_runs_up_to_rounding(lanes_at_once):
+    result = jaxae.sweep(
         DENOISING["objective"],
         X,
         DENOISING["space"],
@@ -99,9 +101,9 @@ def test_at_once_every_lane_is_the_single_run_up_to_rounding(lanes_at_once):
         key=KEY,
         validation=X[:20],
     )
-    for lane in range(len(found)):
-        run = single_run(found, lane, validation=X[:20])
-        assert_lane_is(run, found, lane, rtol=2e-5)
+    for lane in range(len(result)):
+        run = single_run(result, lane, validation=X[:20])
+        assert_lane_is(run, result, lane, rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient)
     ae = jaxae.Autoencoder(
         input_dim=6, latent_dim=4, activation=activations.get(activation), tied=False
     )
-    found = jaxae.sweep(
+    result = jaxae.sweep(
         jaxae.Objective(ae, penalties=added),
         X,
         {"latent_dim": [3, 7], "adamw_decay": [0.0, 0.1]},
@@ -135,26 +137,26 @@ def test_a_padded_lane_is_the_plain_model_of_its_own_width(activation, gradient)
         key=KEY,
         validation=X[:20],
     )
-    assert [found.params(i).W_dec.shape[0] for i in range(4)] == [3, 3, 7, 7]
-    for lane in range(len(found)):
-        assert found.trial(lane)["objective"].ae.latent_dim == (3, 7)[lane // 2]
-        run = single_run(found, lane, validation=X[:20])
-        assert_lane_is(run, found, lane, rtol=1e-5)
-    # What is not there stays exactly 0, and is no part of any number.
-    stacked = found._results[0].params
+    assert [result.params(i).W_dec.shape[0] for i in range(4)] == [3, 3, 7, 7]
+    for lane in range(len(result)):
+        assert result.trial(lane)["objective"].ae.latent_dim == (3, 7)[lane // 2]
+        run = single_run(result, lane, validation=X[:20])
+        assert_lane_is(run, result, lane, rtol=1e-5)
+    # The padding stays exactly 0, and is in no metric.
+    stacked = result._results[0].params
     assert not stacked.W_enc[0, 3:].any() and not stacked.W_dec[1, 3:].any()
     assert not stacked.b_enc[0, 3:].any()
 
 
 def test_a_padded_lane_starts_from_the_same_bits():
-    found = sweep(
+    result = sweep(
         {"latent_dim": [2, 3, 9], "seed": [0, 5]},
         hparams={"learning_rate": 0.0, "l1": 0.0, "init_scale": 0.7},
         config=dataclasses.replace(CONFIG, num_epochs=1),
     )
     for lane in range(6):
-        run = single_run(found, lane)
-        chex.assert_trees_all_equal(run.params, found.params(lane))
+        run = single_run(result, lane)
+        chex.assert_trees_all_equal(run.params, result.params(lane))
 
 
 # ---- generators of random numbers ----------------------------------------------------
@@ -166,7 +168,7 @@ def test_a_padded_lane_starts_from_the_same_bits():
 )
 def test_under_every_generator_a_lane_is_the_single_run(generator):
     """Start, order and noise; rbg draws for a whole vmap from its first key."""
-    found = jaxae.sweep(
+    result = jaxae.sweep(
         jaxae.Objective(model(), corruption=corruptions.gaussian),
         X,
         {"latent_dim": [3, 5], "seed": range(4)},
@@ -176,14 +178,14 @@ def test_under_every_generator_a_lane_is_the_single_run(generator):
         lanes_at_once=8,
     )
     for lane in range(4):  # of the narrower model, padded
-        assert_lane_is(single_run(found, lane), found, lane, rtol=1e-5)
-    Ws = [np.asarray(found.params(lane).W) for lane in range(4)]
+        assert_lane_is(single_run(result, lane), result, lane, rtol=1e-5)
+    Ws = [np.asarray(result.params(lane).W) for lane in range(4)]
     for a, b in itertools.combinations(Ws, 2):
         assert abs(a - b).max() > 0.1
 
 
 def group_of(objective=OBJECTIVE, data=X, generator="rbg", optimizer=None, **space):
-    """The lanes of a space, of which none is trained."""
+    """The group of a space with one program."""
     space = space or {"learning_rate": np.geomspace(1e-3, 1, 32), "seed": range(3)}
     key = jax.random.key(0, impl=generator)
     optimizer = optimizer or jaxae.optimizers.adam
@@ -203,7 +205,7 @@ def noisy(hparams):
     return optax.GradientTransformation(init, lambda *arguments: None)
 
 
-def test_lanes_that_would_draw_otherwise_are_not_at_once():
+def test_lanes_whose_draws_vmap_would_change_do_not_share_one():
     own = corruptions.Corruption("own", lambda key, x, rate: x)
     corrupted = dataclasses.replace(OBJECTIVE, corruption=own)
     rates = {"learning_rate": [0.1, 0.2], "corruption_rate": [0.1], "seed": [0, 1]}
@@ -218,41 +220,41 @@ def test_lanes_that_would_draw_otherwise_are_not_at_once():
 
 
 @pytest.mark.parametrize(
-    "given, at_once, reason",
+    "choices, at_once, reason",
     [
-        ({"asked": 24}, 16, "not 24: chunks are of one size"),
-        ({"asked": 32}, 32, ""),
-        ({"asked": 500}, 96, ""),
-        ({"asked": 64, "budget": 50_000}, 16, "not 64: memory_budget holds 17"),
+        ({"lanes_at_once": 24}, 16, "not 24: chunks are of one size"),
+        ({"lanes_at_once": 32}, 32, ""),
+        ({"lanes_at_once": 500}, 96, ""),
+        ({"lanes_at_once": 64, "budget": 50_000}, 16, "not 64: memory_budget holds 17"),
         (
-            {"asked": 64, "generator": "rbg"},
+            {"lanes_at_once": 64, "generator": "rbg"},
             32,
             "not 64: rbg keys are not vmap-invariant, so lanes are of one seed",
         ),
     ],
 )
-def test_a_plan_says_why_it_is_not_what_was_asked_for(given, at_once, reason):
-    group = group_of(generator=given.get("generator", "threefry2x32"))
+def test_a_plan_says_why_it_is_not_the_one_requested(choices, at_once, reason):
+    group = group_of(generator=choices.get("generator", "threefry2x32"))
     schedule = plans.schedule_of(
         group,
         lambda *arguments: 1 / 0,  # nothing is tried
         100,
-        budget=given.get("budget", 2**30),
+        budget=choices.get("budget", 2**30),
         num_devices=1,
-        lanes_at_once=given["asked"],
+        lanes_at_once=choices["lanes_at_once"],
         block_seconds=60.0,
     )
     assert (schedule.lanes_at_once, schedule.reason) == (at_once, reason)
-    said = str(plans.Plan(("",), (96,), (schedule,), 1))
-    assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in said
+    text = str(plans.Plan(("",), (96,), (schedule,), 1))
+    assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in text
     again = functools.partial(plans.as_saved, schedule, group, 1)
-    assert again(None) == again(given["asked"]) == schedule
+    assert again(None) == again(choices["lanes_at_once"]) == schedule
     assert again(2).reason == "not 2: a resumed sweep keeps its schedule"
 
 
-def test_what_changes_the_program_is_a_group_of_its_own():
+def test_each_value_of_a_static_axis_is_a_group_of_its_own():
     plan = []
-    found = sweep(
+    result = sweep(
         {
             ("activation", "tied"): [("sigmoid", True), (activations.relu, False)],
             ("optimizer", "batch_size"): [("adam", 8), ("momentum", 10)],
@@ -261,30 +263,30 @@ def test_what_changes_the_program_is_a_group_of_its_own():
         hparams={"l1": 0.1, "momentum": 0.9},
         on_plan=plan.append,
     )
-    assert len(found) == 8 and plan == [found.plan]
-    assert len(found.plan.names) == 4
-    assert "8 lanes in 4 compiled programs, 1 device" in str(found.plan)
-    assert "activation relu, tied False, optimizer momentum" in str(found.plan)
+    assert len(result) == 8 and plan == [result.plan]
+    assert len(result.plan.names) == 4
+    assert "8 lanes in 4 compiled programs, 1 device" in str(result.plan)
+    assert "activation relu, tied False, optimizer momentum" in str(result.plan)
     for lane in (0, 3, 7):
-        assert_lane_is(single_run(found, lane), found, lane, rtol=2e-5)
-    assert list(found.table["optimizer"].unique()) == ["adam", "momentum"]
+        assert_lane_is(single_run(result, lane), result, lane, rtol=2e-5)
+    assert list(result.table["optimizer"].unique()) == ["adam", "momentum"]
     # A number that only some groups read is given to these.
-    assert "momentum" not in found.trial(0)["hparams"]
-    assert "momentum" in found.trial(7)["hparams"]
+    assert "momentum" not in result.trial(0)["hparams"]
+    assert "momentum" in result.trial(7)["hparams"]
 
 
-def test_rows_on_disk_are_read_whole(tmp_path):
+def test_rows_on_disk_are_read_into_memory(tmp_path):
     np.save(tmp_path / "X.npy", X)
     on_disk = np.load(tmp_path / "X.npy", mmap_mode="r")
     space = {"learning_rate": [0.1, 0.01]}
-    found, expected = (
+    result, expected = (
         jaxae.sweep(OBJECTIVE, data, space, hparams={"l1": 0.1}, key=KEY, config=config)
         for data, config in (
             (on_disk, dataclasses.replace(CONFIG, memory_budget=9)),
             (X, CONFIG),
         )
     )
-    chex.assert_trees_all_equal(found.params(1), expected.params(1))
+    chex.assert_trees_all_equal(result.params(1), expected.params(1))
 
 
 def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():
@@ -296,9 +298,9 @@ def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():
 
 
 def test_seed_is_0_unless_swept_whatever_the_lane():
-    found = sweep({"l1": [0.1, 0.2]}, hparams={"learning_rate": 1e-3})
+    result = sweep({"l1": [0.1, 0.2]}, hparams={"learning_rate": 1e-3})
     for lane in range(2):
-        key = found.trial(lane)["key"]
+        key = result.trial(lane)["key"]
         assert (
             jax.random.key_data(key) == jax.random.key_data(jax.random.fold_in(KEY, 0))
         ).all()
@@ -308,19 +310,19 @@ def test_one_compilation_a_group_whatever_the_values():
     for each in (program.run, program.begin, program.evaluate_block):
         each.clear_cache()
     config = dataclasses.replace(CONFIG, diagnostics=True)
-    given = {"validation": X[:20], "config": config}
-    sweep(**given)
-    sweep({"learning_rate": [0.5, 0.25], "seed": [5, 6, 9]}, **given)
+    arguments = {"validation": X[:20], "config": config}
+    sweep(**arguments)
+    sweep({"learning_rate": [0.5, 0.25], "seed": [5, 6, 9]}, **arguments)
     more = dataclasses.replace(config, num_epochs=5)
-    found = sweep(**{**given, "config": more})
-    assert found.metrics["train/loss"].shape == (6, 5)
+    result = sweep(**{**arguments, "config": more})
+    assert result.metrics["train/loss"].shape == (6, 5)
     for each in (program.run, program.begin):
         assert each._cache_size() == 1
     # Of the validation data, and of the training data at the end.
     assert program.evaluate_block._cache_size() == 2
     grouped = {"tied": [True, False], "learning_rate": [0.1, 0.2], "seed": [1, 2, 3]}
     program.run.clear_cache()
-    sweep(grouped, **given)
+    sweep(grouped, **arguments)
     assert program.run._cache_size() == 2
 
 
@@ -336,33 +338,33 @@ def test_a_step_is_traced_once(monkeypatch):
 
 
 def test_a_diverging_lane_stops_alone():
-    sick = sweep({"learning_rate": [1e-2, 1e38], "seed": [0]})
-    table = sick.table
+    diverging = sweep({"learning_rate": [1e-2, 1e38], "seed": [0]})
+    table = diverging.table
     assert list(table["status"]) == ["finished", "diverged"]
     assert table["stopped_at"][1] >= 0
-    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), sick.params(1))
+    finite = jax.tree.map(lambda leaf: np.isfinite(leaf).all(), diverging.params(1))
     assert all(jax.tree.leaves(finite))
     with pytest.warns(RuntimeWarning, match="non-finite"):
-        run = single_run(sick, 1)
+        run = single_run(diverging, 1)
     assert run.stopped_at == table["stopped_at"][1]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
         run.params,
-        sick.params(1),
+        diverging.params(1),
     )
-    # The sound lane is, to the bit, that of the same program with the sick one sane.
-    sane = sweep({"learning_rate": [1e-2, 1e-3], "seed": [0]})
-    chex.assert_trees_all_equal(sick.params(0), sane.params(0))
+    # Its neighbour is bit-identical to the one beside a lane that does not diverge.
+    stable = sweep({"learning_rate": [1e-2, 1e-3], "seed": [0]})
+    chex.assert_trees_all_equal(diverging.params(0), stable.params(0))
 
 
 @pytest.mark.parametrize("generator", ["threefry2x32", "unsafe_rbg"])
 def test_a_lane_of_a_source_is_the_single_run(generator):
-    """Its batches, and all that is looked at when it ends."""
+    """Its batches, and its diagnostics after the last epoch."""
 
     def source(key, hparams):
         return jax.random.uniform(key, (8, 6)) * hparams["height"]
 
-    found = jaxae.sweep(
+    result = jaxae.sweep(
         OBJECTIVE,
         source,
         {"height": [0.2, 0.9], "latent_dim": [3, 5], "seed": [0, 1]},
@@ -371,11 +373,11 @@ def test_a_lane_of_a_source_is_the_single_run(generator):
         config=jaxae.TrainConfig(num_epochs=2, steps_per_epoch=5),
         lanes_at_once=8,
     )
-    assert found.metrics["train/loss"].shape == (8, 2)
-    assert {"train/l0", "train/fvu", "train/dead_fraction"} <= set(found.final)
-    assert len(set(found.final["train/fvu"])) == 8
+    assert result.metrics["train/loss"].shape == (8, 2)
+    assert {"train/l0", "train/fvu", "train/dead_fraction"} <= set(result.final)
+    assert len(set(result.final["train/fvu"])) == 8
     for lane in (0, 1, 5):  # of the narrower model, padded
-        assert_lane_is(single_run(found, lane, data=source), found, lane, rtol=1e-5)
+        assert_lane_is(single_run(result, lane, data=source), result, lane, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -435,17 +437,17 @@ def test_a_lane_of_a_source_is_the_single_run(generator):
         ([0.1, 0.2], "space must be a dict"),
     ],
 )
-def test_bad_spaces_are_refused_in_one_sentence(space, sentence):
+def test_a_bad_space_raises_one_sentence(space, sentence):
     with pytest.raises(ValueError, match=sentence):
         sweep(space)
 
 
 def test_lane_out_of_range_and_missing_pandas(monkeypatch):
-    found = sweep({"learning_rate": [0.1]})
+    result = sweep({"learning_rate": [0.1]})
     with pytest.raises(ValueError, match="lane must be an integer below 1, got 1"):
-        found.params(1)
+        result.params(1)
     with pytest.raises(ValueError, match="metric must be one of train.*got .3"):
-        found.best([3])
+        result.best([3])
     real_import = builtins.__import__
 
     def without_pandas(name, *arguments, **keywords):
@@ -455,7 +457,7 @@ def test_lane_out_of_range_and_missing_pandas(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ImportError, match=r"pip install 'jaxae\[sweep\]'"):
-        _ = found.table
+        _ = result.table
 
 
 # ---- ranges --------------------------------------------------------------------------
@@ -486,7 +488,7 @@ def test_ranges_are_drawn_together_and_from_the_key(sampler):
     assert counts.sum() == 256
 
 
-def test_without_scipy_sobol_points_are_refused_and_random_ones_drawn(monkeypatch):
+def test_without_scipy_sobol_raises_and_random_draws(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     draw = functools.partial(
         sweeps.spaces.lanes_of, {"l1": sweeps.uniform(0, 1)}, {}, 4, KEY, num_samples=2
@@ -568,7 +570,7 @@ def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
         ),
     ],
 )
-def test_bad_choices_are_refused(make, sentence):
+def test_bad_arguments_raise(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
 
@@ -582,17 +584,17 @@ def test_bad_choices_are_refused(make, sentence):
     num_devices=st.integers(1, 4),
     num_chunks=st.integers(1, 9),
 )
-def test_every_lane_has_one_place_beside_those_of_its_seed(
+def test_every_lane_has_one_slot_beside_the_lanes_of_its_seed(
     seeds, lanes_at_once, num_devices, num_chunks
 ):
     seeds = np.array(seeds)
-    found = groups.layout_of(seeds, lanes_at_once, num_devices)
-    assert found.lanes_at_once <= lanes_at_once
-    assert len(found.slots) % num_devices == 0
-    assert sorted(found.lanes()) == list(range(len(seeds)))
-    of_slots = found.seeds[found.seed_of][:, :, None]
-    np.testing.assert_array_equal(*np.broadcast_arrays(seeds[found.slots], of_slots))
-    blocks = found.blocks(num_chunks)
+    result = groups.layout_of(seeds, lanes_at_once, num_devices)
+    assert result.lanes_at_once <= lanes_at_once
+    assert len(result.slots) % num_devices == 0
+    assert sorted(result.lanes()) == list(range(len(seeds)))
+    of_slots = result.seeds[result.seed_of][:, :, None]
+    np.testing.assert_array_equal(*np.broadcast_arrays(seeds[result.slots], of_slots))
+    blocks = result.blocks(num_chunks)
     assert {block.slots.shape[0] for block in blocks} == {num_chunks}
     assert sorted(np.concatenate([b.lanes() for b in blocks])) == list(
         range(len(seeds))
@@ -602,7 +604,7 @@ def test_every_lane_has_one_place_beside_those_of_its_seed(
 # ---- halving -------------------------------------------------------------------------
 
 
-def test_a_metric_that_no_epoch_has_is_refused_before_any_work():
+def test_halving_by_an_unknown_metric_raises_before_any_work():
     plans = []
     halving = sweeps.Halving(metric="validation/los")
     sentence = "one of train/loss, .*, got 'validation/los' .did you mean"
@@ -613,30 +615,30 @@ def test_a_metric_that_no_epoch_has_is_refused_before_any_work():
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("validation", [None, X[:20]])
-def test_what_halving_may_compare_is_what_epochs_log(on_nonfinite, validation):
+def test_halving_knows_the_metrics_that_epochs_log(on_nonfinite, validation):
     config = dataclasses.replace(CONFIG, on_nonfinite=on_nonfinite, diagnostics=False)
-    found = sweep(config=config, validation=validation)
+    result = sweep(config=config, validation=validation)
     halving = sweeps.Halving(metric="none")
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError) as error:
         if validation is None:
             halving = sweeps.Halving(metric="train/none")
         sweep(config=config, validation=validation, halving=halving)
-    told = str(refusal.value).split("one of ")[1].split(", got")[0].split(", ")
-    assert sorted(told) == sorted(found.metrics)
+    names = str(error.value).split("one of ")[1].split(", got")[0].split(", ")
+    assert sorted(names) == sorted(result.metrics)
 
 
-def test_the_best_go_on_and_are_what_they_would_have_been():
+def test_survivors_of_halving_are_trained_as_without_it():
     space = {"learning_rate": [1e-4, 1e-3, 1e-2, 3e-2, 1e38], "seed": [0, 1]}
     config = dataclasses.replace(CONFIG, num_epochs=6)
     arguments = {"config": config, "validation": X[:20]}
     halving = sweeps.Halving(first=1, factor=2)
-    whole = sweep(space, **arguments)
-    found = sweep(space, halving=halving, **arguments)
-    table = found.table
+    full = sweep(space, **arguments)
+    result = sweep(space, halving=halving, **arguments)
+    table = result.table
     assert (table["status"] == "diverged").sum() == 2
     assert sorted(table["epochs"]) == [1] * 5 + [2] * 2 + [4] + [6] * 2
-    losses = whole.metrics["validation/loss"]
-    losses = np.where(whole.status[:, None] == "diverged", np.inf, losses)
+    losses = full.metrics["validation/loss"]
+    losses = np.where(full.status[:, None] == "diverged", np.inf, losses)
     alive = np.arange(10)
     for epochs, number in ((1, 5), (2, 3), (4, 2)):
         order = np.argsort(losses[alive, epochs - 1], kind="stable")
@@ -644,23 +646,23 @@ def test_the_best_go_on_and_are_what_they_would_have_been():
         assert list(np.flatnonzero(table["epochs"] > epochs)) == list(alive)
     for lane in range(10):
         ran = table["epochs"][lane]
-        for name in found.metrics:
-            values = found.metrics[name][lane]
+        for name in result.metrics:
+            values = result.metrics[name][lane]
             np.testing.assert_allclose(
-                values[:ran], whole.metrics[name][lane, :ran], rtol=1e-4
+                values[:ran], full.metrics[name][lane, :ran], rtol=1e-4
             )
             assert np.isnan(values[ran:]).all()
-    best = found.best()
-    assert best == whole.best() and table["status"][best] == "finished"
-    assert_lane_is(single_run(found, best, validation=X[:20]), found, best, rtol=1e-4)
-    gone = int(np.flatnonzero(found.status == "halved")[0])
-    assert found.trial(gone)["config"].num_epochs == table["epochs"][gone] < 6
+    best = result.best()
+    assert best == full.best() and table["status"][best] == "finished"
+    assert_lane_is(single_run(result, best, validation=X[:20]), result, best, rtol=1e-4)
+    gone = int(np.flatnonzero(result.status == "halved")[0])
+    assert result.trial(gone)["config"].num_epochs == table["epochs"][gone] < 6
 
 
 # ---- schedules and memory ------------------------------------------------------------
 
 
-def test_a_plan_is_that_of_the_sweep_and_prepares_without_training(monkeypatch):
+def test_plan_returns_the_plan_of_the_sweep_and_trains_nothing(monkeypatch):
     """By the sizes alone: with lanes_at_once nothing is timed."""
     arguments = {"hparams": {"l1": 0.1}, "config": CONFIG, "key": KEY}
     space = {**SPACE, "tied": [True, False]}
@@ -680,7 +682,7 @@ def test_a_plan_is_that_of_the_sweep_and_prepares_without_training(monkeypatch):
     assert task.rungs == [range(3)] and task.lanes_at_once is None
 
 
-def test_a_plan_tries_what_is_fastest_and_leaves_no_trace(tmp_path, monkeypatch):
+def test_plan_times_schedules_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = {"hparams": {"l1": 0.1}, "key": KEY}
     config = dataclasses.replace(CONFIG, num_epochs=10_000_000)
@@ -692,7 +694,7 @@ def test_a_plan_tries_what_is_fastest_and_leaves_no_trace(tmp_path, monkeypatch)
         sweeps.plan(OBJECTIVE, X, {"seed": [0, 1]}, config=config, **arguments)
 
 
-def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
+def test_a_chunk_that_exceeds_the_memory_is_halved_and_no_lane_lost(monkeypatch):
     shapes = []
     run = program.run
 
@@ -704,12 +706,12 @@ def test_a_chunk_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
 
     expected = sweep(lanes_at_once=3)
     monkeypatch.setattr(program, "run", full)
-    found = sweep(lanes_at_once=6)
+    result = sweep(lanes_at_once=6)
     assert np.prod(shapes[0][1:]) == 6 and np.prod(shapes[-1][1:]) <= 3
     for lane in range(6):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-            found.params(lane),
+            result.params(lane),
             expected.params(lane),
         )
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE"):
@@ -739,15 +741,15 @@ def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
         at_once = block.lanes_at_once
         return steps * len(block.lanes()) * (1.0 if at_once == fastest else 2.0)
 
-    given = {"budget": 2**30, "num_devices": 1, "lanes_at_once": None}
-    chosen = plans.schedule_of(group, trial, 1000, block_seconds=1e9, **given)
+    limits = {"budget": 2**30, "num_devices": 1, "lanes_at_once": None}
+    chosen = plans.schedule_of(group, trial, 1000, block_seconds=1e9, **limits)
     assert chosen.lanes_at_once == fastest and len(chosen.tried) == 3
     assert chosen.seconds == 16 * 1000
     again = plans.schedule_of(
-        group, trial, 1000, block_seconds=1e9, reuse=chosen, **given
+        group, trial, 1000, block_seconds=1e9, reuse=chosen, **limits
     )
-    assert again == chosen._replace(tried=())  # known, so that nothing else is tried
-    short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **given)
+    assert again == chosen._replace(tried=())  # reused, so that nothing else is tried
+    short = plans.schedule_of(group, trial, 1000, block_seconds=5000.0, **limits)
     assert short.num_chunks * short.lanes_at_once * 1000 <= max(5000, 1000 * fastest)
 
 
@@ -763,12 +765,12 @@ from jaxae.sweeps import program
 jax.config.update("jax_numpy_rank_promotion", "raise")
 lowered = []
 run = program.run
-class Seen:
+class Lowering:
     def __call__(self, *a, **k):
         if not lowered:
             lowered.append(run.lower(*a, **k).compile().as_text())
         return run(*a, **k)
-program.run = Seen()
+program.run = Lowering()
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
 objective = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=4))
 rates = np.geomspace(1e-3, 1e-1, 7)
@@ -802,7 +804,7 @@ print("num_partitions=8" in text or "num_partitions=8" in text.replace(" ", ""))
 """
 
 
-def test_lanes_on_eight_devices_are_those_of_one_and_exchange_nothing():
+def test_lanes_on_eight_devices_equal_those_on_one_without_communication():
     command = [sys.executable, "-c", ON_EIGHT_DEVICES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -53,7 +53,7 @@ def sweep(
 
     Args:
       objective: what is minimised.
-      data: as for `train`, shared by all lanes; rows on disk are read whole.
+      data: as for `train`, shared by all lanes; rows on disk are read into memory.
       space: the values of each axis by name: a list, or `sweeps.uniform` or
         `sweeps.log_uniform`; under a tuple of names, a list of tuples. All combinations
         are lanes, the last axis fastest. Hyperparameters, `init_scale`, `seed` and
@@ -158,7 +158,7 @@ def prepare(
     out=None,
     engine: str | None = None,
 ) -> SweepTask:
-    """Check the arguments of a sweep; nothing is compiled, trained or written.
+    """Check the arguments of a sweep; nothing is trained, and nothing is written.
 
     Args: as for `sweep`.
 
@@ -171,15 +171,10 @@ def prepare(
     checks.check_arguments(objective, key, config)
     _check_choices(config, lanes_at_once, memory_budget, engine)
     devices = _as_devices(devices)
+    devices = devices[:1] if engine == "ray" else devices  # a task uses one
     out = None if out is None else _checks.folder("out", out)
-    lanes = spaces.lanes_of(
-        space,
-        hparams,
-        objective.ae.latent_dim,
-        key,
-        num_samples=num_samples,
-        sampler=sampler,
-    )
+    latent_dim = objective.ae.latent_dim
+    lanes = spaces.lanes_of(space, hparams, latent_dim, key, num_samples, sampler)
     _check_num_epochs(config, lanes)
     groups = groups_of(objective, config, lanes, hparams, data, key)
     rungs = halving_module.rungs_of(halving, config.num_epochs, validation)
@@ -189,25 +184,22 @@ def prepare(
             objective, config, hparams, key, data, validation, lanes, halving
         )
     data, validation = _placed(groups, data, validation)
-    for group in groups:
-        checks.check_updates(group.config, data)
-    devices = devices[:1] if engine == "ray" else devices  # a task uses one
     runs = [GroupRun(group, data, validation, key, devices) for group in groups]
     for run in runs if halving is not None else ():
         halving_module.check_metric(halving, run.metric_names())
     return SweepTask(
-        tuple(runs),
-        lanes,
-        rungs,
-        key,
-        config,
-        halving,
-        lanes_at_once,
-        devices,
-        memory_budget,
-        out,
-        engine,
-        fingerprint,
+        runs=tuple(runs),
+        lanes=lanes,
+        rungs=rungs,
+        key=key,
+        config=config,
+        halving=halving,
+        lanes_at_once=lanes_at_once,
+        devices=devices,
+        memory_budget=memory_budget,
+        out=out,
+        engine=engine,
+        fingerprint=fingerprint,
     )
 
 
@@ -270,6 +262,7 @@ def _placed(groups: list[Group], data, validation):
                 "validation", validation, group.objective, jnp.float32, 2**62
             )
             validation = jax.tree.map(jnp.asarray, validation)
+        checks.check_updates(group.config, data)
     return data, validation
 
 

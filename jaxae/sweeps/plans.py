@@ -271,12 +271,12 @@ def _reason(
 ) -> str:
     """Why at_once is less than was requested, or than all lanes; empty if it is not."""
     num_lanes = math.ceil(len(group.lanes) / num_devices)
-    wanted = min(requested or num_lanes, num_lanes)
-    if at_once == wanted:
+    desired = min(requested or num_lanes, num_lanes)
+    if at_once == desired:
         return ""
-    if fitting is not None and fitting < min(wanted, group.max_at_once):
+    if fitting is not None and fitting < min(desired, group.max_at_once):
         why = f"memory_budget holds {fitting}"
-    elif group.max_at_once < wanted:
+    elif group.max_at_once < desired:
         kind = "of one seed" if group.vmapped == "seed" else "in sequence"
         why = f"{group.generator} keys are not vmap-invariant, so lanes are {kind}"
     elif requested is None:

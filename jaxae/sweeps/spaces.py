@@ -146,7 +146,7 @@ class Lanes(NamedTuple):
 
 
 def lanes_of(
-    space, hparams: Mapping, latent_dim: int, key, *, num_samples=None, sampler="sobol"
+    space, hparams: Mapping, latent_dim: int, key, num_samples=None, sampler="sobol"
 ) -> Lanes:
     """Every combination of the axes of a space.
 
