@@ -1,4 +1,4 @@
-"""Files on disk: paths from a user, and files that are whole or not there."""
+"""Paths from the user, and atomic writes of files."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, where what a kill left stays
+except ImportError:  # Windows, where the files of killed processes are not removed
     fcntl: Any = None  # type: ignore[no-redef]
 
 _SUFFIX = ".jaxae-tmp"
@@ -25,28 +25,28 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(
-            f"{path} starts with the home folder of a user whom this system does not "
-            f"know; write the folder out, or ./{path} for a name that starts with ~."
+            f"{path} starts with the home folder of an unknown user; write the folder "
+            f"out, or ./{path} for a name that starts with ~."
         ) from None
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which appears at `path` when it is whole, or not at all.
+    """Open a file for writing that appears at `path` only when it is complete.
 
-    It is written beside its place, as `.NAME.RANDOM.jaxae-tmp`, and then renamed. Such
-    files that a killed process left in the folder are removed first.
+    It is written as `.NAME.RANDOM.jaxae-tmp` in the same folder and then renamed. Such
+    files of killed processes are removed first.
     """
     remove_unfinished(path.parent)
     handle, temporary = _create(path)
-    # The lock ends when the last descriptor is closed: after the file has its name.
+    # The lock ends when the last descriptor is closed, which must be after the rename.
     lock = None if fcntl is None else os.dup(handle)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -58,15 +58,15 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file; see `atomic`."""
+    """Write a file with this content; see `atomic`."""
     with atomic(path) as file:
         file.write(content)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove files of `atomic` that no process is writing any more.
+    """Remove the temporary files of `atomic` that no process is writing.
 
-    A writer holds a lock on its file, which the system releases however it ends.
+    A writer holds a lock on its file, which the system releases when the process ends.
     """
     if fcntl is None:
         return
@@ -79,7 +79,7 @@ def remove_unfinished(folder: Path) -> None:
 def _create(path: Path) -> tuple[int, str]:
     """An empty file beside `path`, open and locked."""
     while True:
-        # A part of the name is enough to recognise it; a long one would get too long.
+        # Not the full name, because file names have a maximal length.
         prefix = f".{path.name[:50]}."
         try:
             handle, temporary = tempfile.mkstemp(
@@ -93,7 +93,7 @@ def _create(path: Path) -> tuple[int, str]:
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.path.exists(temporary):
             return handle, temporary
-        os.close(handle)  # another process removed it before the lock was there
+        os.close(handle)  # another process removed it before it was locked
 
 
 def _umask() -> int:

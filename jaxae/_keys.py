@@ -1,12 +1,12 @@
-"""Random keys: which generator they belong to, and how functions of them are mapped."""
+"""Generators of random keys, and functions of keys under vmap."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-# Every other generator counts as one that is not. JAX documents that "rbg" and
-# "unsafe_rbg" are not: under vmap they draw for all keys from the first of them
+# All other generators count as not vmap-invariant. JAX documents that "rbg" and
+# "unsafe_rbg" are not: under vmap they draw from the first key for all keys
 # (https://github.com/jax-ml/jax/issues/34497).
 _VMAP_INVARIANT = ("threefry2x32",)
 
@@ -17,22 +17,23 @@ def generator_of(key) -> str:
 
 
 def is_vmap_invariant(key) -> bool:
-    """Whether a function of such keys draws the same under `vmap` as key by key."""
+    """Whether functions of such keys give the same numbers with and without `vmap`."""
     return generator_of(key) in _VMAP_INVARIANT
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(key, ...)`, which draws the same under `vmap` as key by key.
+    """`function(key, ...)`, with the same random numbers with and without `vmap`.
 
-    For a generator that is not vmap-invariant, `vmap` becomes a loop over the keys.
+    If the generator is not vmap-invariant, `vmap` becomes a loop over the keys.
     """
 
     @jax.custom_batching.sequential_vmap
-    def looped(*arguments):  # JAX would trace the defaults of named ones too
+    def sequential(*arguments):  # of named arguments JAX would trace the defaults too
         return function(*arguments)
 
-    def called(key, *arguments):
-        chosen = function if is_vmap_invariant(key) else looped
-        return chosen(key, *arguments)
+    def call(key, *arguments):
+        if is_vmap_invariant(key):
+            return function(key, *arguments)
+        return sequential(key, *arguments)
 
-    return called
+    return call

@@ -1,4 +1,4 @@
-"""Denoising noise: pure functions (key, x, rate) -> x of one example.
+"""Corruptions of denoising autoencoders: pure functions (key, x, rate) -> x.
 
 References:
   Vincent, Larochelle, Lajoie, Bengio and Manzagol, Stacked denoising autoencoders,
@@ -17,12 +17,12 @@ from jaxae import _checks
 
 
 class Corruption(NamedTuple):
-    """A named noise; calling it calls `apply`.
+    """A corruption of one example; calling it calls `apply`.
 
     Attributes:
-      name: how it is printed, saved and looked up.
+      name: identifies the corruption in output, saved files and look-ups.
       apply: `(key, x [D], rate []) -> x [D]`; the key is consumed.
-      max_rate: the largest rate that has a meaning; 1 for a probability.
+      max_rate: the largest valid rate; 1 for a probability.
     """
 
     name: str
@@ -45,27 +45,27 @@ class Corruption(NamedTuple):
 
     @property
     def rates(self) -> _checks.Range:
-        """The rates that have a meaning."""
-        largest = self.max_rate
-        upper = "" if math.isinf(largest) else f" and at most {largest:g}"
+        """The valid rates."""
+        limit = self.max_rate
+        upper = "" if math.isinf(limit) else f" and at most {limit:g}"
         return _checks.Range(
-            lambda rate: 0 <= rate <= largest, f"at least 0{upper} for {self}"
+            lambda rate: 0 <= rate <= limit, f"at least 0{upper} for {self}"
         )
 
     def __repr__(self) -> str:
         return self.name
 
 
-# Drawn in float32 whatever x is and whether x64 is on or off, so that one key means one
-# noise: a gradient can be compared across dtypes.
+# Noise is drawn in float32, whatever the dtype of x and whether x64 is enabled, so that
+# a key determines the noise and gradients can be compared across dtypes.
 
 
-def _chance(key, shape: tuple[int, ...], probability) -> Bool[Array, "D"]:
+def _bernoulli(key, shape: tuple[int, ...], probability) -> Bool[Array, "D"]:
     return jax.random.uniform(key, shape, jnp.float32) < probability
 
 
 def _masking(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
-    return jnp.where(_chance(key, x.shape, rate), 0, x)
+    return jnp.where(_bernoulli(key, x.shape, rate), 0, x)
 
 
 def _gaussian(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
@@ -74,15 +74,17 @@ def _gaussian(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
 
 
 def _salt_and_pepper(key, x: Float[Array, "D"], rate) -> Float[Array, "D"]:
-    where_key, value_key = jax.random.split(key)
-    extreme = _chance(value_key, x.shape, 0.5).astype(x.dtype)
-    return jnp.where(_chance(where_key, x.shape, rate), extreme, x)
+    mask_key, value_key = jax.random.split(key)
+    values = _bernoulli(value_key, x.shape, 0.5).astype(x.dtype)
+    return jnp.where(_bernoulli(mask_key, x.shape, rate), values, x)
 
 
-masking = Corruption("masking", _masking)  # each input is 0 with probability rate
+# Sets each input to 0 with probability rate.
+masking = Corruption("masking", _masking)
 # Adds N(0, rate^2) to each input.
 gaussian = Corruption("gaussian", _gaussian, max_rate=math.inf)
-salt_and_pepper = Corruption("salt_and_pepper", _salt_and_pepper)  # 0 or 1, likewise
+# Sets each input to 0 or 1, equally likely, with probability rate.
+salt_and_pepper = Corruption("salt_and_pepper", _salt_and_pepper)
 
 CATALOGUE: dict[str, Corruption] = {
     c.name: c for c in (masking, gaussian, salt_and_pepper)

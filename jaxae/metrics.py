@@ -1,4 +1,4 @@
-"""What is looked at: functions of whole batches `[B, D]`; do not vmap them."""
+"""Metrics: functions of a batch `[B, D]`, not to be vmapped over examples."""
 
 import math
 from typing import Any
@@ -30,7 +30,7 @@ def squared_error(x, x_hat) -> Float[Array, ""]:
 def fvu(x, x_hat) -> Float[Array, ""]:
     """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2.
 
-    nan where every row is the same, so that there is no variance.
+    nan if all rows of x are equal, because their variance is 0.
 
     Args:
       x, x_hat: `[B, D]`.
@@ -40,14 +40,17 @@ def fvu(x, x_hat) -> Float[Array, ""]:
     """
     _check_batches(x=x, x_hat=x_hat)
     residual = jnp.sum((x_hat - x) ** 2)
-    # About the first row, for the mean of equal numbers rounds.
+    # Subtract the first row first: the mean of equal numbers rounds, that of zeros not.
     from_first = x - x[:1]
     variance = jnp.sum((from_first - jnp.mean(from_first, axis=0, keepdims=True)) ** 2)
     return jnp.where(variance == 0, jnp.nan, residual / variance)
 
 
 def l0(z) -> Float[Array, ""]:
-    """Mean over examples, of latents `[B, H]`, of the number that is not 0.
+    """Mean over examples of the number of latents that are not 0.
+
+    Args:
+      z: `[B, H]`, latents.
 
     Raises:
       ValueError: if z is not a batch.
@@ -57,7 +60,10 @@ def l0(z) -> Float[Array, ""]:
 
 
 def dead_fraction(z) -> Float[Array, ""]:
-    """Fraction of latents, `[B, H]`, that are dead: 0 on every example.
+    """Fraction of latents that are dead (see `is_dead`).
+
+    Args:
+      z: `[B, H]`, latents.
 
     Raises:
       ValueError: if z is not a batch.
@@ -66,9 +72,15 @@ def dead_fraction(z) -> Float[Array, ""]:
 
 
 def is_dead(z) -> Bool[Array, "H"]:
-    """Which latents, `[B, H]`, are dead: 0 on every example.
+    """Which latents are dead: 0 on every example of the batch.
 
-    A latent that is only close to 0, as sigmoid latents are, is not dead.
+    A latent that is only close to 0, as sigmoid latents may be, is not dead.
+
+    Args:
+      z: `[B, H]`, latents.
+
+    Returns:
+      A mask `[H]`.
 
     Raises:
       ValueError: if z is not a batch.
@@ -78,9 +90,10 @@ def is_dead(z) -> Bool[Array, "H"]:
 
 
 def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
-    """Fraction of latents that learn nothing: |g'(a)| < 0.01 on every example.
+    """Fraction of latents that are saturated: |g'(a)| < 0.01 on every example.
 
-    For sigmoid: z within about 0.01 of 0 or of 1, on whichever side; for relu: dead.
+    A saturated sigmoid latent is within about 0.01 of 0 or of 1 on each example. A
+    saturated relu latent is dead.
 
     Args:
       ae: the model; its activation must be elementwise.
@@ -96,23 +109,24 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
             f"needs an activation with slope, but {ae.activation} has none",
             advice="use an elementwise one",
         )
-    is_flat = is_saturated(ae, a, ae.activation.apply(a))
-    return jnp.mean(jnp.all(is_flat, axis=0).astype(jnp.float32))
+    mask = is_saturated(ae, a, ae.activation.apply(a))
+    return jnp.mean(jnp.all(mask, axis=0).astype(jnp.float32))
 
 
 def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
-    """Where |g'(a)| < 0.01, of a and z `[B, H]`; needs an activation with slope."""
-    assert ae.activation.slope is not None  # refused by who calls
+    """Where |g'(a)| < 0.01, for a and z `[B, H]`; the activation must have a slope."""
+    assert ae.activation.slope is not None  # checked by the callers
     slope = ae.activation.slope(a, z)
     slope = _checks.returned(f"activation {ae.activation}: slope", slope, jnp.shape(a))
     return jnp.abs(slope) < SATURATED_SLOPE
 
 
 def bits_per_dim(ae: Autoencoder, params, X) -> float:
-    """-mean log2 p(x | x_hat) / D, in bits a column.
+    """-mean log2 p(x | x_hat) / D, in bits per column.
 
-    Compare only like with like: a mass function's bits with a mass function's, and
-    densities on data of one scale.
+    Bits of a probability mass function are comparable only to those of another mass
+    function, and bits of a density only to those of another density on data of the same
+    scale.
 
     Args:
       ae: the model; its observation must be a likelihood.
@@ -120,34 +134,34 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
       X: `[N, D]`, in the support of that likelihood.
 
     Raises:
-      ValueError: for data outside the support (grey levels under a Bernoulli), or an
-        observation that is not a likelihood.
+      ValueError: if the data are outside the support (such as grey levels under a
+        Bernoulli), or the observation is not a likelihood.
     """
     log_probs = np.asarray(jax.vmap(ae.log_prob, in_axes=(None, 0))(params, X))
-    impossible = np.flatnonzero(np.isneginf(log_probs))
-    if impossible.size:
+    outside = np.flatnonzero(np.isneginf(log_probs))
+    if outside.size:
+        others = f"and {outside.size - 1} more " if outside.size > 1 else ""
         raise ValueError(
-            f"data must be in the support of {ae.observation}, but row {impossible[0]} "
-            f"{f'and {impossible.size - 1} more ' if impossible.size > 1 else ''}"
-            "cannot occur under it (grey levels have a loss but no bits: binarize)."
+            f"data must be in the support of {ae.observation}, but row {outside[0]} "
+            f"{others}cannot occur under it (grey levels have a loss but no bits: "
+            "binarize)."
         )
     return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
 
 
 def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
-    """Bits a column, from the log p of an example of so many columns."""
+    """Bits per column, from the log p of an example in nats."""
     return -log_prob / (input_dim * math.log(2))
 
 
 def _check_batches(**arrays) -> None:
-    """Refuse what would broadcast into a number without meaning."""
+    """Check that the arrays are batches of one shape, because others may broadcast."""
     for name, array in arrays.items():
         _checks.refuse_masked(name, array)
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
-    if len(set(shapes.values())) > 1 or any(
-        len(shape) != 2 for shape in shapes.values()
-    ):
-        found = " and ".join(f"{name} {list(s)}" for name, s in shapes.items())
+    is_batch = all(len(shape) == 2 for shape in shapes.values())
+    if not is_batch or len(set(shapes.values())) > 1:
+        description = " and ".join(f"{name} {list(s)}" for name, s in shapes.items())
         raise ValueError(
-            f"metrics take whole batches of one shape [B, D], got {found}."
+            f"metrics take whole batches of one shape [B, D], got {description}."
         )

@@ -1,8 +1,9 @@
-"""optax transformations as functions of hyperparameters: hparams -> transformation.
+"""Optimizers: functions of hyperparameters, hparams -> optax.GradientTransformation.
 
-Called inside the traced function, so that every number is traced: nothing recompiles
-and any of them can be a sweep's lane. `build` adds schedules, warm-up, clipping and
-accumulation to any of them. Write your own likewise:
+They are called inside the traced function, so that every hyperparameter is traced: a
+change of one does not recompile, and each can vary across the lanes of a sweep. `build`
+adds a schedule, warm-up, clipping and accumulation to any of them. An optimizer of your
+own looks like this:
 
     lambda hp: optax.chain(
         optax.clip(hp["max_gradient"]), optax.lion(hp["learning_rate"])
@@ -27,12 +28,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
 Schedule = Callable[[Any, Mapping[str, Any]], Any]
 
-_LEARNING_RATES = AT_LEAST_0._replace(reason="below it the loss is climbed")
+_LEARNING_RATE = AT_LEAST_0._replace(reason="a negative one would ascend the loss")
 _RANGES: dict[Callable[..., Any], dict[str, Range]] = {}
 
 
-def _in(**ranges: Range) -> Callable[[F], F]:
-    """Says of an optimizer or a schedule which values the numbers it reads may have."""
+def _with_ranges(**ranges: Range) -> Callable[[F], F]:
+    """Register the ranges of the hyperparameters that a function reads."""
 
     def register(function: F) -> F:
         _RANGES[function] = ranges
@@ -42,15 +43,16 @@ def _in(**ranges: Range) -> Callable[[F], F]:
 
 
 def check_hparams(optimizer: Optimizer, hparams: Mapping[str, Any]) -> None:
-    """Refuse numbers of an optimizer that are out of range.
+    """Check that the hyperparameters of an optimizer are in their ranges.
 
-    The learning rate of any, what the optimizers here read, and, of an optimizer with a
-    method `check_hparams(hparams)`, what that refuses.
+    Checked are the learning rate of any optimizer, the hyperparameters that the
+    optimizers of this module read, and, for an optimizer with a method
+    `check_hparams(hparams)`, what that method checks.
 
     Raises:
-      ValueError: naming the hyperparameter, its value and its range.
+      ValueError: if one is not; the message names its value and its range.
     """
-    _LEARNING_RATES.check("learning_rate", hparams)
+    _LEARNING_RATE.check("learning_rate", hparams)
     _check_ranges(optimizer, hparams)
     if hasattr(optimizer, "check_hparams"):
         optimizer.check_hparams(hparams)
@@ -71,18 +73,18 @@ def sgd(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     return optax.sgd(hparams["learning_rate"])
 
 
-@_in(momentum=Range(lambda x: 0 <= x < 1, "at least 0 and below 1"))
+@_with_ranges(momentum=Range(lambda x: 0 <= x < 1, "at least 0 and below 1"))
 def momentum(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     """Gradient descent with heavy-ball momentum; reads `learning_rate`, `momentum`."""
     return optax.sgd(hparams["learning_rate"], momentum=hparams["momentum"])
 
 
-@_in(adamw_decay=AT_LEAST_0)
+@_with_ranges(adamw_decay=AT_LEAST_0)
 def adamw(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     """Adam with decoupled decay; reads `learning_rate`, `adamw_decay`.
 
-    Loshchilov and Hutter, 2019. The decay is not called weight_decay here: that is a
-    penalty's coefficient.
+    Loshchilov and Hutter, 2019. The decay is not called weight_decay, which is the name
+    of a penalty's coefficient.
     """
     return optax.adamw(hparams["learning_rate"], weight_decay=hparams["adamw_decay"])
 
@@ -106,40 +108,40 @@ def get(name: str) -> Optimizer:
     return _checks.lookup("optimizer", CATALOGUE, name)
 
 
-_FRACTIONS = Range(lambda x: 0 <= x <= 1, "between 0 and 1")
-_ABOVE_0 = Range(
+_FRACTION = Range(lambda x: 0 <= x <= 1, "between 0 and 1")
+_POSITIVE_FRACTION = Range(
     lambda x: 0 < x <= 1,
     "above 0 and at most 1",
     "an exponential schedule of 0 makes no second update",
 )
 
 # ---- schedules: (count, hparams) -> the factor on the learning rate at that update ---
-# optax's constructors branch on their numbers, and so refuse traced ones; a factor on
-# the updates does not, and is the same, for every catalogue optimizer's update is
-# -learning_rate * direction.
+# optax's schedules branch on their numbers, which must therefore not be traced. A
+# factor on the updates has the same effect, because the update of every optimizer in
+# the catalogue is -learning_rate * direction.
 
 
 def constant(count, hparams: Mapping[str, Any]):
-    """1, always; reads nothing."""
+    """The constant 1; reads no hyperparameters."""
     del count, hparams
     return 1.0
 
 
-@_in(schedule_steps=AT_LEAST_0, final_fraction=_FRACTIONS)
+@_with_ranges(schedule_steps=AT_LEAST_0, final_fraction=_FRACTION)
 def linear(count, hparams: Mapping[str, Any]):
-    """1 + (f - 1) t, t = min(count / T, 1): in a line from 1 to f, then f.
+    """1 + (f - 1) t, t = min(count / T, 1): linear from 1 to f, then f.
 
-    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`.
+    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`.
     """
     t = jnp.minimum(_elapsed(count, hparams), 1)
     return 1 + (hparams["final_fraction"] - 1) * t
 
 
-@_in(schedule_steps=AT_LEAST_0, final_fraction=_FRACTIONS)
+@_with_ranges(schedule_steps=AT_LEAST_0, final_fraction=_FRACTION)
 def cosine(count, hparams: Mapping[str, Any]):
     """f + (1 - f) (1 + cos(pi t)) / 2, t = min(count / T, 1): from 1 to f, then f.
 
-    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`. Loshchilov and
+    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`. Loshchilov and
     Hutter, SGDR, 2017, without restarts.
     """
     t = jnp.minimum(_elapsed(count, hparams), 1)
@@ -147,11 +149,11 @@ def cosine(count, hparams: Mapping[str, Any]):
     return final_fraction + (1 - final_fraction) * (1 + jnp.cos(jnp.pi * t)) / 2
 
 
-@_in(schedule_steps=AT_LEAST_0, final_fraction=_ABOVE_0)
+@_with_ranges(schedule_steps=AT_LEAST_0, final_fraction=_POSITIVE_FRACTION)
 def exponential(count, hparams: Mapping[str, Any]):
-    """f^(count / T): f after T updates, f^2 after 2 T, and so on without end.
+    """f^(count / T): f after T updates, f^2 after 2 T, and so on.
 
-    Reads T = `schedule_steps`, below 1 as 1, and f = `final_fraction`, above 0.
+    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`, above 0.
     """
     return hparams["final_fraction"] ** _elapsed(count, hparams)
 
@@ -172,7 +174,7 @@ def _warmed_up(schedule: Schedule, count, hparams):
     return warmup * schedule(jnp.maximum(count - steps, 0), hparams)
 
 
-# ---- assembling ----------------------------------------------------------------------
+# ---- build ---------------------------------------------------------------------------
 
 
 def build(
@@ -180,27 +182,28 @@ def build(
 ) -> Optimizer:
     """An optimizer with a schedule, warm-up, clipping and accumulation.
 
-    update = -learning_rate * schedule(count) * direction(clipped mean gradient), where
-    count is of updates before this one. All that the learning rate multiplies, AdamW's
-    decay too, is scheduled, as by `optax.adamw(schedule)`. The same arguments, by name
-    or by function, give the same object: a static argument that compiles once.
+        update = -learning_rate * schedule(count) * direction(clipped mean gradient)
+
+    where count is the number of updates before this one. As in `optax.adamw(schedule)`,
+    the schedule multiplies everything that the learning rate multiplies, including
+    AdamW's decay. The same arguments, by name or by function, give the same object: a
+    static argument that compiles once.
 
     Args:
-      optimizer: `hparams -> optax.GradientTransformation` whose updates are in
-        proportion to its learning rate, or a name in CATALOGUE.
-      schedule: `(count, hparams) -> factor`, or a name in SCHEDULES; constant unless
-        given.
-      warmup: multiply by min(count / w, 1), w = hparams["warmup_steps"] >= 0, and let
-        the schedule begin after it; the first update is then 0. With cosine this is
-        `optax.warmup_cosine_decay_schedule` from 0 with decay_steps w + T.
-      clip: scale gradients whose norm, over all leaves, is above hparams["max_norm"]
-        to that norm.
-      accumulate: steps whose gradients are averaged for one update; between updates
-        parameters rest. Clipping sees the average.
+      optimizer: `hparams -> optax.GradientTransformation` with updates proportional to
+        its learning rate, or a name in CATALOGUE.
+      schedule: `(count, hparams) -> factor`, or a name in SCHEDULES; None is constant.
+      warmup: whether to multiply by min(count / w, 1), w = hparams["warmup_steps"]
+        >= 0, and start the schedule after that; the first update is then 0. With cosine
+        this is `optax.warmup_cosine_decay_schedule` from 0 with decay_steps w + T.
+      clip: whether to scale gradients with a global norm above hparams["max_norm"] to
+        that norm.
+      accumulate: the number of steps whose gradients are averaged for one update. The
+        parameters change on updates only, and clipping acts on the average.
 
     Raises:
-      ValueError: for an unknown name, what is no function, a flag that is no bool,
-        accumulate < 1.
+      ValueError: if a name is unknown, an argument is not a function or a bool, or
+        accumulate is below 1.
     """
     return _build(
         _function("optimizer", CATALOGUE, optimizer),
@@ -212,13 +215,13 @@ def build(
 
 
 def name_of(optimizer: Callable[..., Any]) -> str:
-    """What an optimizer is called: "adam", "adam+cosine+warmup+clip+accumulate(4)"."""
+    """The name, such as "adam" or "adam+cosine+warmup+clip+accumulate(4)"."""
     return getattr(optimizer, "__name__", None) or repr(optimizer)
 
 
 @functools.cache
 def _build(optimizer, schedule, warmup: bool, clip: bool, accumulate: int) -> Optimizer:
-    # Nothing added is nothing new: build("adam") is adam, and shares its programs.
+    # build("adam") is adam itself, so that both share their compiled programs.
     if schedule is constant and not warmup and not clip and accumulate == 1:
         return optimizer
     return _Built(optimizer, schedule, warmup, clip, accumulate)
@@ -226,9 +229,9 @@ def _build(optimizer, schedule, warmup: bool, clip: bool, accumulate: int) -> Op
 
 @dataclass(frozen=True, repr=False)
 class _Built:
-    """An optimizer and what `build` added; printed and pickled by what it is made of.
+    """An optimizer with the additions of `build`.
 
-    A record and not a closure: closures neither pickle nor say what they hold.
+    A record instead of a closure, so that it has a repr and can be pickled.
     """
 
     optimizer: Optimizer
@@ -238,22 +241,22 @@ class _Built:
     accumulate: int
 
     def __call__(self, hparams: Mapping[str, Any]) -> optax.GradientTransformation:
-        # Called once here, for the names that a schedule reads to be read now, where
-        # training looks for them, and not first inside the update.
+        # Training records which hyperparameters are read by this call. A schedule reads
+        # its own in the update, so evaluate it once here.
         self._factor(jnp.int32(0), hparams)
         factor = functools.partial(self._factor, hparams=hparams)
-        parts = [_clip(hparams["max_norm"])] if self.clip else []
-        parts.append(self.optimizer(hparams))
+        transformations = [_clip(hparams["max_norm"])] if self.clip else []
+        transformations.append(self.optimizer(hparams))
         if self.warmup or self.schedule is not constant:
-            parts.append(optax.scale_by_schedule(factor))
-        made = optax.chain(*parts)
-        return made if self.accumulate == 1 else _accumulate(made, self.accumulate)
+            transformations.append(optax.scale_by_schedule(factor))
+        chain = optax.chain(*transformations)
+        return chain if self.accumulate == 1 else _accumulate(chain, self.accumulate)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Refuse numbers out of range; for values that can be seen, before any work.
+        """Check that the hyperparameters, which must not be traced, are in range.
 
         Raises:
-          ValueError: naming the hyperparameter, its value and its range.
+          ValueError: if one is not; the message names its value and its range.
         """
         check_hparams(self.optimizer, hparams)
         _check_ranges(self.schedule, hparams)
@@ -269,12 +272,12 @@ class _Built:
 
     @property
     def __name__(self) -> str:
-        parts = [name_of(self.optimizer)]
-        parts += [name_of(self.schedule)] if self.schedule is not constant else []
-        parts += ["warmup"] if self.warmup else []
-        parts += ["clip"] if self.clip else []
-        parts += [f"accumulate({self.accumulate})"] if self.accumulate > 1 else []
-        return "+".join(parts)
+        names = [name_of(self.optimizer)]
+        names += [name_of(self.schedule)] if self.schedule is not constant else []
+        names += ["warmup"] if self.warmup else []
+        names += ["clip"] if self.clip else []
+        names += [f"accumulate({self.accumulate})"] if self.accumulate > 1 else []
+        return "+".join(names)
 
     def __repr__(self) -> str:
         return self.__name__
@@ -289,28 +292,28 @@ def _clip(max_norm) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads, state, params=None):
-        # optax selects between the gradient and its multiple, which with a traced
-        # max_norm has another dtype where parameters are of half precision.
+        # optax selects between the gradient and its multiple. With a traced max_norm
+        # these differ in dtype if the gradient is in half precision.
         dtype = jnp.result_type(jnp.float32, max_norm, *jax.tree.leaves(grads))
-        wide = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
-        clipped, state = clip.update(wide, state, params)
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), grads)
+        clipped, state = clip.update(cast, state, params)
         return jax.tree.map(_cast_like, clipped, grads), state
 
     return optax.GradientTransformation(clip.init, update)
 
 
 class AccumulatorState(NamedTuple):
-    """The mean gradient since the last update, at least float32, and of how many."""
+    """The gradients accumulated since the last update."""
 
-    mini_step: Int32[Array, ""]
-    mean: Any  # the params' own type
-    inner: Any  # the state of what makes the updates
+    mini_step: Int32[Array, ""]  # their number
+    mean: Any  # their mean, a pytree like params, in float32 or wider
+    inner: Any  # the state of the transformation that makes the updates
 
 
 def _accumulate(
     inner: optax.GradientTransformation, num_steps: int
 ) -> optax.GradientTransformation:
-    """`optax.MultiSteps`, whose accumulator is of no fixed dtype before optax 0.2.6."""
+    """`optax.MultiSteps`, whose accumulator has no fixed dtype before optax 0.2.6."""
 
     def init(params):
         def zeros(leaf):
@@ -347,8 +350,8 @@ def _cast_like(new, old):
     return new.astype(old.dtype)
 
 
-def _function(kind: str, catalogue: Mapping[str, Any], given: Any) -> Any:
-    return given if callable(given) else _checks.lookup(kind, catalogue, given)
+def _function(kind: str, catalogue: Mapping[str, Any], value: Any) -> Any:
+    return value if callable(value) else _checks.lookup(kind, catalogue, value)
 
 
 def _flag(name: str, hparam: str, value: Any) -> bool:

@@ -519,7 +519,7 @@ def test_parameters_of_any_memory_layout_are_saved_as_they_read(tmp_path):
 def test_a_part_that_would_be_loaded_as_another_is_not_saved(tmp_path):
     impostor = prelu._replace(name="relu")
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=impostor)
-    with pytest.raises(ValueError, match="'relu' is another than jaxae's"):
+    with pytest.raises(ValueError, match="'relu' has the name of one of jaxae's"):
         jaxae.save(tmp_path / "m", ae, ae.init(KEY))
     for run in ({"x": np.nan}, {"x": np.ones(2)}):
         with pytest.raises(ValueError, match="run must be JSON"):

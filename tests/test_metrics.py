@@ -28,14 +28,14 @@ def test_squared_error_and_fvu_equal_scikit_learn():
 
 @pytest.mark.parametrize("metric", [metrics.squared_error, metrics.fvu])
 @pytest.mark.parametrize("other", [X[:1], X[:, :1], X[0]])
-def test_metrics_refuse_to_broadcast(metric, other):
+def test_metrics_reject_shapes_that_would_broadcast(metric, other):
     with pytest.raises(ValueError, match="whole batches of one shape"):
         metric(X, other)
     with pytest.raises(ValueError, match="whole batches of one shape"):
         metrics.l0(X[0])
 
 
-def test_l0_and_dead_fraction_count():
+def test_l0_and_dead_fraction_count_zeros():
     z = jnp.array([[0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]])
     assert metrics.l0(z) == 1.5
     assert metrics.dead_fraction(z) == 0.5
@@ -52,14 +52,14 @@ def test_saturated_latents_are_flat_on_every_example(activation, flat):
     np.testing.assert_allclose(metrics.saturated_fraction(ae, a), 1 / 3)
 
 
-def test_the_sigmoid_saturates_about_a_hundredth_from_0_and_1():
+def test_sigmoid_latents_saturate_within_a_hundredth_of_0_and_1():
     ae = model(H=1)
     for z, expected in [(0.0100, 1), (0.0103, 0), (0.9897, 0), (0.99, 1)]:
         a = jnp.log(z / (1 - jnp.full((2, 1), z)))
         assert metrics.saturated_fraction(ae, a) == expected
 
 
-def test_a_relu_that_is_saturated_is_dead():
+def test_saturated_relu_latents_are_dead():
     a = jnp.asarray(RNG.normal(size=(3, 40)), "f4")
     ae = model("relu", H=40)
     expected = metrics.dead_fraction(ae.activation.apply(a))
@@ -67,7 +67,7 @@ def test_a_relu_that_is_saturated_is_dead():
     assert metrics.saturated_fraction(model("identity", H=40), a) == 0
 
 
-def test_only_a_slope_saturates():
+def test_saturated_fraction_needs_a_slope_and_a_batch():
     ae = jaxae.Autoencoder(input_dim=6, latent_dim=4, activation=prelu)
     with pytest.raises(ValueError, match="needs an activation with slope, but prelu"):
         metrics.saturated_fraction(ae, jnp.ones((2, 4)))

@@ -44,9 +44,11 @@ def test_bernoulli_loss_is_within_4_ulp_of_the_larger_of_1_and_eta(eta, x):
 @settings(max_examples=200, deadline=None)
 @given(eta=st.floats(-1e4, 1e4, width=32), x=st.floats(0, 1, width=32))
 def test_bernoulli_gradient_is_sigm_minus_x_within_4_ulp_of_1(eta, x):
-    found = float(bernoulli.dloss(jnp.float32([eta]), jnp.float32([x]))[0])
+    gradient = float(bernoulli.dloss(jnp.float32([eta]), jnp.float32([x]))[0])
     eta, x = np.float64(np.float32(eta)), np.float64(np.float32(x))
-    assert abs(found - (scipy.special.expit(eta) - x)) <= 4 * np.spacing(np.float32(1))
+    assert abs(gradient - (scipy.special.expit(eta) - x)) <= 4 * np.spacing(
+        np.float32(1)
+    )
 
 
 def test_bernoulli_is_finite_at_extremes_and_both_gradients_are_its_derivative():
@@ -81,7 +83,7 @@ def test_grey_levels_have_a_loss_and_no_log_prob():
     assert np.isfinite(bernoulli.loss(ETA, grey))
     with pytest.raises(ValueError, match=r"0 or 1.*found 0.5 at column 2"):
         bernoulli.log_prob(ETA, grey)
-    # Where values cannot be seen, the truth: a grey level has probability 0.
+    # For traced values, -inf: a grey level has probability 0.
     assert jax.jit(bernoulli.log_prob)(ETA, grey) == -np.inf
 
 
@@ -93,12 +95,12 @@ def test_bernoulli_validate_names_row_column_and_value(bad):
         bernoulli.validate(data)
 
 
-def test_validate_counts_what_it_does_not_name():
+def test_validate_counts_the_other_bad_values():
     with pytest.raises(ValueError, match="row 0, column 0 and 5 more"):
         gaussian.validate(np.full((2, 3), np.nan))
 
 
-def test_eta_of_mean_is_the_link_undone():
+def test_eta_of_mean_inverts_the_inverse_link():
     mean = jnp.array([0.01, 0.3, 0.99])
     for observation in (bernoulli, gaussian):
         eta = observation.eta_of_mean(mean)
@@ -155,8 +157,8 @@ def test_gaussian_with_equals_numpy(name, weights, x64):
         "log_prob": scipy.stats.norm(x_hat, w**-0.5).logpdf(x).sum(),
     }
     for field, value in expected.items():
-        found = getattr(observation, field)(jnp.asarray(eta), jnp.asarray(x))
-        np.testing.assert_allclose(found, value, rtol=1e-12, atol=1e-14)
+        result = getattr(observation, field)(jnp.asarray(eta), jnp.asarray(x))
+        np.testing.assert_allclose(result, value, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(observation.mean(jnp.asarray(eta)), x_hat, rtol=1e-13)
     gradcheck.check(
         observation.loss, jnp.asarray(eta), jnp.asarray(x), grad=observation.dloss
@@ -167,11 +169,11 @@ def test_gaussian_with_equals_numpy(name, weights, x64):
 def test_gaussian_with_of_identity_is_gaussian():
     plain = gaussian_with(activations.identity)
     for field in ("loss", "dloss", "log_prob"):
-        found, expected = (
+        result, expected = (
             getattr(plain, field)(ETA, X),
             getattr(gaussian, field)(ETA, X),
         )
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
     np.testing.assert_array_equal(plain.eta_of_mean(X), X)
     assert gaussian_with(activations.relu).eta_of_mean is None
 
@@ -191,7 +193,7 @@ def test_gaussian_with_samples_have_their_mean_and_variance():
         observation.validate(np.array([[0.0, np.nan]]))
 
 
-def test_gaussian_with_is_one_object_and_its_name_finds_it():
+def test_gaussian_with_is_cached_and_found_by_its_name():
     relu = activations.relu
     for weights in (None, WEIGHTS, (1,), (0.1 + 0.2, 1e-30, 7)):
         made = gaussian_with(relu, weights)
@@ -204,7 +206,7 @@ def test_gaussian_with_is_one_object_and_its_name_finds_it():
     assert observations.get("gaussian_with(relu,1,2)") is gaussian_with(relu, (1, 2))
 
 
-def test_files_that_say_gaussian_link_still_load():
+def test_files_with_the_old_name_gaussian_link_load():
     """The name of `gaussian_with` in version 0.1."""
     relu = activations.relu
     assert observations.get("gaussian_link(relu)") is gaussian_with(relu)
@@ -213,7 +215,7 @@ def test_files_that_say_gaussian_link_still_load():
     )
 
 
-def test_gaussian_with_of_a_link_of_yours_is_found_by_nobody_else():
+def test_gaussian_with_of_a_custom_link_is_not_found_by_name():
     own = activations.elementwise("own", jnp.tanh, lambda a, z: 1 - z**2)
     assert gaussian_with(own) is gaussian_with(own)
     assert observations.find("gaussian_with(own)") is None
@@ -230,12 +232,12 @@ def test_gaussian_with_of_a_link_of_yours_is_found_by_nobody_else():
     ],
     ids=repr,
 )
-def test_gaussian_with_refuses_weights_of_another_kind(weights):
+def test_gaussian_with_rejects_weights_of_another_kind(weights):
     with pytest.raises(ValueError, match="weights must be a tuple of positive finite"):
         gaussian_with(activations.relu, weights)
 
 
-def test_gaussian_with_refuses_in_one_sentence():
+def test_errors_of_gaussian_with_are_one_sentence():
     for link in (b"relu", jnp.tanh, prelu, activations.relu._replace(slope=None)):
         with pytest.raises(ValueError, match="link must be an elementwise Activation"):
             gaussian_with(link)
@@ -267,17 +269,17 @@ def test_gaussian_with_is_saved_by_name(tmp_path, weights):
     )
     params = ae.init(jax.random.key(0))
     jaxae.save(tmp_path, ae, params)
-    loaded, found = jaxae.load(tmp_path)
+    loaded, loaded_params = jaxae.load(tmp_path)
     assert loaded == ae and loaded.observation is ae.observation
-    np.testing.assert_array_equal(found.W, params.W)
+    np.testing.assert_array_equal(loaded_params.W, params.W)
     own = gaussian_with(activations.relu._replace(name="own"))
-    mine = dataclasses.replace(ae, observation=own)
-    jaxae.save(tmp_path, mine, params)
+    custom = dataclasses.replace(ae, observation=own)
+    jaxae.save(tmp_path, custom, params)
     with pytest.raises(ValueError, match="'gaussian_with.own.', which is not one of"):
         jaxae.load(tmp_path)
-    assert jaxae.load(tmp_path, observation=own)[0] == mine
+    assert jaxae.load(tmp_path, observation=own)[0] == custom
     impostor = gaussian_with(activations.tanh._replace(name="relu"))
-    with pytest.raises(ValueError, match="is another than jaxae's of that name"):
+    with pytest.raises(ValueError, match="has the name of one of jaxae's"):
         jaxae.save(tmp_path, dataclasses.replace(ae, observation=impostor), params)
 
 
@@ -296,7 +298,7 @@ def _link_vjp(observation):
     return lambda eta, dz: observation.inverse_link.vjp(eta, observation.mean(eta), dz)
 
 
-def test_the_recipe_rebuilds_gaussian_and_finds_x_hat_minus_x(x64):
+def test_the_recipe_gives_gaussian_and_its_gradient_x_hat_minus_x(x64):
     rebuilt = from_log_prob(_normal_log_density, _itself)
     eta, x = ETA.astype(float), X.astype(float)
     x_hat = rebuilt.mean(eta)
@@ -321,7 +323,7 @@ def test_recipe_link_vjp_is_the_derivative(x64):
     gradcheck.check_vjp(observation.mean, eta, vjp=_link_vjp(observation)).assert_ok()
 
 
-def test_recipe_samples_where_a_sampler_is_given():
+def test_the_recipe_samples_with_the_given_sampler():
     def sample(key, mu):
         return mu + jax.random.normal(key, mu.shape)
 
@@ -339,15 +341,15 @@ def test_from_distribution_equals_the_hand_written_one():
     eta = ETA + 0.1
     np.testing.assert_allclose(made.mean(eta), bernoulli.mean(eta), rtol=1e-6)
     for name in ("loss", "dloss", "log_prob"):
-        found, expected = getattr(made, name)(eta, X), getattr(bernoulli, name)(eta, X)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        result, expected = getattr(made, name)(eta, X), getattr(bernoulli, name)(eta, X)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     gradcheck.check(made.loss, eta, X, grad=made.dloss).assert_ok()
     gradcheck.check_vjp(made.mean, eta, vjp=_link_vjp(made)).assert_ok()
     drawn = made.sample(jax.random.key(0), ETA)
     assert set(np.unique(drawn)) <= {0, 1}
 
 
-def test_from_distribution_takes_mean_and_seed_as_distrax_and_tfp_have_them():
+def test_from_distribution_takes_mean_and_seed_as_in_distrax_and_tfp():
     class Laplace:
         def __init__(self, eta):
             self.eta = eta
@@ -370,29 +372,29 @@ def test_from_distribution_takes_mean_and_seed_as_distrax_and_tfp_have_them():
 
 
 @pytest.mark.parametrize("make", [from_log_prob, from_distribution])
-def test_recipes_refuse_what_is_no_function(make):
+def test_recipes_reject_values_that_are_no_function(make):
     with pytest.raises(ValueError, match="must be a function, got 'normal'"):
         make("normal", "mean") if make is from_log_prob else make("normal")
 
 
-def test_recipes_refuse_a_density_of_part_of_the_data():
+def test_recipes_reject_a_density_of_some_columns():
     partial = from_log_prob(lambda x, mu: -((x - mu)[:2] ** 2), _itself)
     with pytest.raises(ValueError, match=r"one for each of the 4 columns, got float32"):
         partial.loss(ETA, X)
 
 
-def test_recipes_refuse_an_unknown_support():
+def test_recipes_reject_an_unknown_base_measure():
     with pytest.raises(ValueError, match="'counting' or 'lebesgue', got 'integers'"):
         from_log_prob(_normal_log_density, _itself, base_measure="integers")
 
 
 @pytest.mark.parametrize("name", observations.CATALOGUE)
-def test_pickling_keeps_the_object(name):
+def test_unpickling_gives_the_same_object(name):
     observation = observations.get(name)
     assert pickle.loads(pickle.dumps(observation)) is observation
     assert repr(observation) == name
 
 
-def test_unknown_name_lists_the_known():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="one of bernoulli.*did you mean 'gaussian'"):
         observations.get("gausian")

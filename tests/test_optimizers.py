@@ -47,7 +47,7 @@ def traced(hparams=NUMBERS, dtype=jnp.float32):
 
 
 def follow(optimizer, hparams, *, params=PARAMS, num_steps=200, num_repeats=1):
-    """Parameters at every step down a noisy bowl, whose noise is the same for all."""
+    """Parameters at every step on a quadratic loss with the same noise each time."""
 
     def step(carry, i):
         params, state = carry
@@ -88,38 +88,38 @@ def each(names, schedules):
 @pytest.mark.parametrize(
     "name, schedule", each(optimizers.CATALOGUE, optimizers.SCHEDULES)
 )
-def test_a_schedule_is_optaxs_own_for_every_optimizer(name, schedule):
-    found, _ = followed(optimizers.build(name, schedule=schedule), traced())
+def test_a_schedule_is_that_of_optax_for_every_optimizer(name, schedule):
+    result, _ = followed(optimizers.build(name, schedule=schedule), traced())
     expected, _ = follow(fixed(OPTAX[name](OPTAX_SCHEDULES[schedule])), {})
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
-    assert not np.allclose(found["W"][0], found["W"][-1])
+    chex.assert_trees_all_close(result, expected, rtol=2e-5, atol=2e-6)
+    assert not np.allclose(result["W"][0], result["W"][-1])
 
 
-def test_the_catalogue_is_tested_whole():
+def test_every_optimizer_and_schedule_of_the_catalogue_is_tested():
     assert set(OPTAX) == set(optimizers.CATALOGUE)
     assert set(OPTAX_SCHEDULES) == set(optimizers.SCHEDULES)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_warmup_and_cosine_are_optaxs_own(name):
+def test_warmup_and_cosine_are_those_of_optax(name):
     schedule = optax.warmup_cosine_decay_schedule(
         0, RATE, WARMUP, WARMUP + STEPS, FINAL * RATE
     )
     built = optimizers.build(name, schedule="cosine", warmup=True)
-    found, _ = followed(built, traced())
+    result, _ = followed(built, traced())
     expected, _ = follow(fixed(OPTAX[name](schedule)), {})
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+    chex.assert_trees_all_close(result, expected, rtol=2e-5, atol=2e-6)
 
 
 def factors(schedule, *, warmup=True, **numbers):
-    """The factor at each of the first updates, read off sgd."""
+    """The factors of the first updates, which are those of sgd on a gradient of -1."""
     built = optimizers.build("sgd", schedule=schedule, warmup=warmup)
     transformation = built({**NUMBERS, "learning_rate": 1.0, **numbers})
-    state, found = transformation.init(jnp.float32(0)), []
+    state, updates = transformation.init(jnp.float32(0)), []
     for _ in range(6):
         update, state = transformation.update(jnp.float32(-1), state)
-        found.append(float(update))
-    return found
+        updates.append(float(update))
+    return updates
 
 
 def test_schedules_at_a_few_counts():
@@ -132,7 +132,7 @@ def test_schedules_at_a_few_counts():
     np.testing.assert_allclose(factors("exponential", **numbers), expected, rtol=1e-6)
 
 
-def test_warmup_rises_in_a_line_and_then_the_schedule_begins():
+def test_warmup_is_linear_and_the_schedule_starts_after_it():
     numbers = {"schedule_steps": 2, "final_fraction": 0.0, "warmup_steps": 2}
     assert factors("linear", **numbers) == [0, 0.5, 1, 0.5, 0, 0]
     assert factors("constant", **numbers) == [0, 0.5, 1, 1, 1, 1]
@@ -148,25 +148,25 @@ def test_no_warmup_steps_are_no_warmup(schedule):
 # ---- clipping and accumulation -------------------------------------------------------
 
 
-def test_clipping_is_optaxs_own():
-    found, _ = followed(optimizers.build("momentum", clip=True), traced())
+def test_clipping_is_that_of_optax():
+    result, _ = followed(optimizers.build("momentum", clip=True), traced())
     chain = optax.chain(optax.clip_by_global_norm(0.3), OPTAX["momentum"](RATE))
     expected, _ = follow(fixed(chain), {})
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+    chex.assert_trees_all_close(result, expected, rtol=2e-5, atol=2e-6)
     unclipped, _ = followed(optimizers.momentum, traced())
-    assert not np.allclose(found["W"], unclipped["W"])
+    assert not np.allclose(result["W"], unclipped["W"])
 
 
 @pytest.mark.parametrize("name", optimizers.CATALOGUE)
-def test_accumulation_is_optaxs_own(name):
-    found, _ = followed(optimizers.build(name, accumulate=4), traced())
+def test_accumulation_is_that_of_optax(name):
+    result, _ = followed(optimizers.build(name, accumulate=4), traced())
     steps = optax.MultiSteps(OPTAX[name](RATE), 4).gradient_transformation()
     expected, _ = follow(fixed(steps), {})
-    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+    chex.assert_trees_all_close(result, expected, rtol=2e-5, atol=2e-6)
 
 
-def test_counts_are_of_updates_and_clipping_sees_the_average():
-    """Each gradient seen three times over is one update for it."""
+def test_the_count_is_of_updates_and_clipping_acts_on_the_average():
+    """Three steps with one gradient are one update with that gradient."""
     keywords = {"schedule": "cosine", "warmup": True, "clip": True}
     once, state = followed(optimizers.build("adam", **keywords), traced())
     built = optimizers.build("adam", **keywords, accumulate=3)
@@ -181,7 +181,7 @@ def test_counts_are_of_updates_and_clipping_sees_the_average():
 
 @pytest.mark.parametrize("gradient", ["autodiff", "manual"])
 def test_small_batches_accumulated_are_a_big_batch(gradient):
-    """For one epoch, whose order of rows is the same."""
+    """In one epoch, where the order of the rows is the same."""
     runs = [
         train(
             data=X[:48],
@@ -207,21 +207,21 @@ EVERYTHING = {"schedule": "cosine", "warmup": True, "clip": True, "accumulate": 
 @pytest.mark.parametrize(
     "name, schedule", each(optimizers.CATALOGUE, optimizers.SCHEDULES)
 )
-def test_lanes_of_a_vmap_are_the_runs_one_by_one(name, schedule):
+def test_lanes_of_a_vmap_are_single_runs(name, schedule):
     built = optimizers.build(name, **{**EVERYTHING, "schedule": schedule})
     lanes = {
         key: jnp.stack([value, 0.7 * value, 0.4 * value])
         for key, value in traced().items()
     }
     run = functools.partial(follow, built, num_steps=40)
-    found, _ = jax.jit(jax.vmap(run))(lanes)
+    result, _ = jax.jit(jax.vmap(run))(lanes)
     for i in range(3):
         expected, _ = followed(built, {k: v[i] for k, v in lanes.items()}, num_steps=40)
-        lane = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        lane = jax.tree.map(lambda leaf, i=i: leaf[i], result)
         chex.assert_trees_all_close(lane, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_traces_once_for_any_numbers():
+def test_training_traces_once_for_any_hyperparameters():
     calls, counts = [], []
 
     def counted(hparams):
@@ -243,7 +243,7 @@ def test_training_traces_once_for_any_numbers():
     assert counts[0] >= 1 and counts == counts[:1] * 3
 
 
-def test_a_sweep_over_what_was_built():
+def test_a_sweep_of_a_built_optimizer():
     """Lane by lane what training repeats."""
     sweep = jaxae.sweep(
         OBJECTIVE,
@@ -264,7 +264,7 @@ def test_a_sweep_over_what_was_built():
 @pytest.mark.parametrize(
     "name, dtype", each(optimizers.CATALOGUE, ["bfloat16", "float64"])
 )
-def test_every_dtype_trains_in_its_own(name, dtype):
+def test_parameters_keep_their_dtype(name, dtype):
     built = optimizers.build(name, **EVERYTHING)
     needed = set(HPARAMS) | {"schedule_steps", "final_fraction", "warmup_steps"}
     needed |= {"momentum": {"momentum"}, "adamw": {"adamw_decay"}}.get(name, set())
@@ -287,17 +287,17 @@ READS = {
     "schedule": ({"schedule": "linear"}, ["final_fraction", "schedule_steps"]),
     "warmup": ({"warmup": True}, ["warmup_steps"]),
     "clip": ({"clip": True}, ["max_norm"]),
-    "own": ({"schedule": lambda count, hp: hp["mine"] / (1 + count)}, ["mine"]),
+    "own": ({"schedule": lambda count, hp: hp["custom"] / (1 + count)}, ["custom"]),
 }
 
 
 @pytest.mark.parametrize("key, accumulate", each(READS, [1, 2]))
-def test_training_knows_what_is_read(key, accumulate):
+def test_training_knows_which_hyperparameters_are_read(key, accumulate):
     keywords, names = READS[key]
     built = optimizers.build("adam", **keywords, accumulate=accumulate)
     with pytest.raises(ValueError, match=f"lacks {', '.join(names)}; "):
         train(config=config(optimizer=built))
-    numbers = {**NUMBERS, "mine": 0.5}
+    numbers = {**NUMBERS, "custom": 0.5}
     hparams = {**HPARAMS, **{name: numbers[name] for name in names}}
     assert train(hparams=hparams, config=config(optimizer=built)).status == "finished"
     with pytest.raises(ValueError, match=f"has {', '.join(names)}, which nothing"):
@@ -305,7 +305,7 @@ def test_training_knows_what_is_read(key, accumulate):
 
 
 @pytest.mark.parametrize("accumulate", [18, 19])
-def test_a_run_too_short_for_one_update_is_refused(accumulate):
+def test_a_run_too_short_for_one_update_raises(accumulate):
     settings = config(optimizer=optimizers.build("adam", accumulate=accumulate))
     if accumulate == 18:  # three epochs of six steps
         before = OBJECTIVE.ae.init(KEY)
@@ -318,7 +318,7 @@ def test_a_run_too_short_for_one_update_is_refused(accumulate):
 # ---- names and identity --------------------------------------------------------------
 
 
-def of_your_own(hparams):
+def custom_optimizer(hparams):
     return optax.lion(hparams["learning_rate"])
 
 
@@ -333,8 +333,11 @@ def halving(count, hparams):
         ({"schedule": "constant"}, "adam"),
         ({"schedule": "cosine"}, "adam+cosine"),
         (EVERYTHING, "adam+cosine+warmup+clip+accumulate(2)"),
-        ({"optimizer": of_your_own, "clip": True}, "of_your_own+clip"),
-        ({"optimizer": of_your_own, "schedule": halving}, "of_your_own+halving"),
+        ({"optimizer": custom_optimizer, "clip": True}, "custom_optimizer+clip"),
+        (
+            {"optimizer": custom_optimizer, "schedule": halving},
+            "custom_optimizer+halving",
+        ),
     ],
 )
 def test_the_same_arguments_give_the_same_object(keywords, name):
@@ -357,11 +360,11 @@ def test_the_same_arguments_give_the_same_object(keywords, name):
     assert hash(built) == hash(optimizers.build(**keywords))
 
 
-def test_nothing_added_is_the_optimizer_itself():
+def test_build_without_additions_is_the_optimizer_itself():
     assert optimizers.build("sgd") is optimizers.sgd
-    assert optimizers.build(of_your_own, schedule="constant") is of_your_own
+    assert optimizers.build(custom_optimizer, schedule="constant") is custom_optimizer
     assert repr(optimizers.build("sgd", warmup=True)) == "sgd+warmup"
-    anonymous = functools.partial(of_your_own)
+    anonymous = functools.partial(custom_optimizer)
     assert optimizers.name_of(anonymous) == repr(anonymous)
 
 
@@ -382,13 +385,13 @@ def test_nothing_added_is_the_optimizer_itself():
         ({"warmup": 10}, r"warmup must be True or .*hparams\['warmup_steps'\]"),
     ],
 )
-def test_refusals_say_what_would_do(keywords, sentence):
+def test_errors_say_what_would_do(keywords, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         optimizers.build(**{"optimizer": "adam", **keywords})
     assert "\n" not in str(error.value)
 
 
-def test_a_model_trains_with_everything(digits):
+def test_a_model_trains_with_all_additions(digits):
     built = optimizers.build("adamw", schedule="cosine", warmup=True, clip=True)
     numbers = {**NUMBERS, "schedule_steps": 60, "warmup_steps": 10, "max_norm": 5.0}
     run = train(

@@ -1,7 +1,7 @@
-"""A model on disk: `config.json` for people, `params.safetensors` for everything else.
+"""Saved models: `config.json` for people, and `params.safetensors`.
 
-The safetensors file carries the model's description in its own metadata, so the two
-files cannot drift apart unnoticed. Nothing is ever unpickled.
+The metadata of the safetensors file repeat the model's description, so that a mismatch
+of the two files is detected. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from jaxae.autoencoder.parametrizations import Params
 
 PARAMS_FILE = "params.safetensors"
 CONFIG_FILE = "config.json"
-BEST = "best"  # in the folder of a run or a sweep: the folder of its best model
-LANES_FILE = "sweep.json"  # in the folder of a sweep's lanes
+BEST = "best"  # folder of the best model, in the folder of a run or a sweep
+LANES_FILE = "sweep.json"  # in the folder of a saved sweep
 
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
-    """The choices of a model as plain JSON values, parts by name."""
+    """The fields of a model as JSON values; activation and observation by name."""
     model = {
         "input_dim": ae.input_dim,
         "latent_dim": ae.latent_dim,
@@ -45,7 +45,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
     return model
 
 
-# Choices that older files lack, and that newer ones say only where they are not these.
+# Of fields that older files lack, and that newer ones have only for other values.
 _DEFAULTS = {"bias": True, "pre_bias": False, "parametrization": None}
 _MODEL_FIELDS = (
     *("input_dim", "latent_dim", "activation", "observation", "tied"),
@@ -56,29 +56,30 @@ _MODEL_FIELDS = (
 def save(directory, ae, params, *, run: dict | None = None) -> None:
     """Write a model to a folder: `config.json` and `params.safetensors`.
 
-    Each file is written whole and then renamed into place, so that a reader never sees
-    half a file. A model already there is replaced.
+    Each file is written atomically: a reader never sees half a file. A model that is
+    already in the folder is replaced.
 
     Args:
-      directory: made if it does not exist.
+      directory: the folder; created if it does not exist.
       ae: the model.
       params: its parameters.
-      run: further JSON values for `config.json`, such as how it was trained.
+      run: further JSON values for `config.json`, such as the training configuration.
 
     Raises:
-      ValueError: if `params` are not this model's, `directory` is a file, `run` is not
-        JSON, or a part of your own bears a known part's name.
+      ValueError: if `params` are not those of this model, `directory` is a file, `run`
+        is not JSON, or a custom activation or observation has the name of one of
+        jaxae's.
     """
-    _check_can_be_found_again(ae)
+    _check_names(ae)
     ae.check_params(params)
     directory = expanded(_checks.folder("directory", directory))
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"directory must be a folder, but {directory} is a file.")
     model = describe(ae)
     config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
-    # safetensors writes the buffer as it lies, whatever the strides say.
+    # safetensors writes the buffer of an array without regard to its strides.
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
-    # One entry: safetensors writes several in an order that varies.
+    # One entry, because the order in which safetensors writes several varies.
     metadata = {"jaxae": add_checksum(model, tensors)}
     content = safetensors.numpy.save(tensors, metadata=metadata)
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,14 +98,15 @@ def load(
 
     Args:
       directory: the folder.
-      activation, observation, parametrization: parts of your own, for a model that was
-        built with them; the saved name must be theirs.
+      activation, observation, parametrization: the custom ones that the model was
+        built with, if any; their names must be the saved ones.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, the two disagree, a part is unknown and not
-        given, float64 parameters would lose digits (x64 is off), or the folder is that
-        of a sweep (which names its best model's).
+      ValueError: if a file is damaged, the two files disagree, the saved name of the
+        activation or observation is unknown and none is given, the parameters are
+        float64 and x64 is not enabled, or the folder is that of a sweep (the message
+        names the folder of its best model).
     """
     directory = expanded(_checks.folder("directory", directory))
     refuse_sweep(directory)
@@ -114,18 +116,18 @@ def load(
         metadata = {**_DEFAULTS, **metadata}
     if metadata != model:
         raise ValueError(
-            f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE} "
-            f"beside it: {model} against {metadata}; restore the pair from one save."
+            f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE}: "
+            f"{model} against {metadata}; restore both files from one save."
         )
     ae = _build(directory, model, activation, observation, parametrization)
     return ae, _assemble(directory, ae, tensors)
 
 
 def refuse_sweep(directory: Path) -> None:
-    """Refuse the folder of a sweep, which holds many models.
+    """Check that a folder is not that of a sweep, which holds many models.
 
     Raises:
-      ValueError: naming the folder of the best one.
+      ValueError: if it is; the message names the folder of the best model.
     """
     if (directory / LANES_FILE).is_file() and not (directory / CONFIG_FILE).exists():
         advice = "save one of its models by jaxae.save(DIR, ae, sweep.params(lane))"
@@ -134,34 +136,39 @@ def refuse_sweep(directory: Path) -> None:
     elif (directory / BEST).is_dir():
         advice = f"its best model is in {directory / BEST}"
     else:
-        advice = "it has no best model yet: the same `jaxae sweep` again finishes it"
+        advice = "it has no best model yet: run the same `jaxae sweep` to finish it"
     raise ValueError(f"{directory} is the folder of a sweep, not of a model; {advice}.")
 
 
 def is_sweep(directory: Path) -> bool:
     """Whether `jaxae sweep` wrote the folder."""
     try:
-        found = json.loads((directory / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):  # refused where a model is read
+        config = json.loads((directory / CONFIG_FILE).read_bytes())
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # loading the model raises a ValueError
         return False
-    return isinstance(found, dict) and "sweep" in found and "model" not in found
+    return isinstance(config, dict) and "sweep" in config and "model" not in config
 
 
-def _check_can_be_found_again(ae: Any) -> None:
+def _check_names(ae: Any) -> None:
+    """Check that the names of the activation and observation identify them."""
     if not isinstance(ae, Autoencoder):
         raise ValueError(
             f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
             "the order is jaxae.save(DIR, ae, params)."
         )
-    parts = (
+    named_parts = (
         ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
         ("observation", ae.observation, observations.find(ae.observation.name)),
     )
-    for kind, part, found in parts:
-        if found is not None and found is not part:
+    for kind, part, own in named_parts:
+        if own is not None and own is not part:
             raise ValueError(
-                f"{kind} {part.name!r} is another than jaxae's of that name, and would "
-                "be loaded as that one; give yours a name of its own."
+                f"{kind} {part.name!r} has the name of one of jaxae's, which would be "
+                "loaded instead; give yours another name."
             )
 
 
@@ -173,33 +180,33 @@ def _to_json(config: dict[str, Any]) -> bytes:
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 of arrays by name: names, dtypes, shapes and values."""
-    found = hashlib.sha256()
+    """SHA-256 of the names, dtypes, shapes and values of arrays."""
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype} {array.shape} ".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
+        sha256.update(f"{name} {array.dtype} {array.shape} ".encode())
+        sha256.update(array.reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
 
 
-def add_checksum(kind: dict[str, Any], tensors: Mapping[str, Any]) -> str:
-    """The metadata entry of a safetensors file: what it holds, and the digest of it."""
-    return json.dumps({**kind, "sha256": digest(tensors)})
+def add_checksum(description: dict[str, Any], tensors: Mapping[str, Any]) -> str:
+    """The metadata entry of a safetensors file: a description, and the checksum."""
+    return json.dumps({**description, "sha256": digest(tensors)})
 
 
-def verify_checksum(kind: Any, tensors: Mapping[str, Any]) -> Any:
-    """What `add_checksum` was told, from the entry as JSON gives it back.
+def verify_checksum(entry: Any, tensors: Mapping[str, Any]) -> Any:
+    """The description in a parsed metadata entry, after a check of its checksum.
 
-    Files of others, and those that were written before there was a digest, have none.
+    Files of other programs, and of versions before there was a checksum, have none.
 
     Raises:
-      ValueError: if the tensors are not those that were sealed.
+      ValueError: if the tensors do not have the checksum.
     """
-    if isinstance(kind, dict) and "sha256" in kind:
-        kind = dict(kind)
-        if kind.pop("sha256") != digest(tensors):
+    if isinstance(entry, dict) and "sha256" in entry:
+        entry = dict(entry)
+        if entry.pop("sha256") != digest(tensors):
             raise ValueError("its numbers are not those that were saved")
-    return kind
+    return entry
 
 
 def _named_leaves(params: Params):
@@ -208,7 +215,7 @@ def _named_leaves(params: Params):
 
 
 def _read_model(path: Path) -> dict[str, Any]:
-    _must_exist(path)
+    _check_exists(path)
     try:
         model = {**_DEFAULTS, **json.loads(path.read_bytes())["model"]}
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -222,12 +229,17 @@ def _read_model(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
-    """The tensors of a safetensors file by name, and the model that it describes."""
-    _must_exist(path)
+    """The tensors of a safetensors file by name, and the model that it describes.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged, or float64 tensors would be rounded.
+    """
+    _check_exists(path)
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             model = json.loads((file.metadata() or {}).get("jaxae", "null"))
-            _refuse_rounding(path, file)
+            _check_precision(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
@@ -242,7 +254,7 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
         ) from None
 
 
-def _refuse_rounding(path: Path, file) -> None:
+def _check_precision(path: Path, file) -> None:
     is_double = any(file.get_slice(name).get_dtype() == "F64" for name in file.keys())
     if is_double and not jax.config.read("jax_enable_x64"):
         raise ValueError(
@@ -276,43 +288,44 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
         raise ValueError(f"{directory}: {error}") from None
 
 
-def _parametrization(model: dict[str, Any], own: Any) -> dict[str, Any]:
+def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
     """The arguments of `Autoencoder` that say the parametrization."""
     name = model["parametrization"]
-    if name is None and own is None:
+    if name is None and custom is None:
         return {key: model[key] for key in ("tied", "bias", "pre_bias")}
-    part = _part("parametrization", name, own, ("tied", "untied"), lambda name: None)
+    part = _part("parametrization", name, custom, ("tied", "untied"), lambda name: None)
     return {"parametrization": part}
 
 
-def _part(kind: str, name: Any, given, catalogue: Collection, find: Callable):
-    if given is not None:
-        if not any(hasattr(given, name) for name in ("apply", "dloss", "expand")):
-            raise ValueError(f"{kind} must be the part itself, got {given!r}.")
-        if given.name != name:
+def _part(kind: str, name: Any, custom, catalogue: Collection, find: Callable):
+    """A part of a saved model, by name or the custom one."""
+    if custom is not None:
+        if not any(hasattr(custom, name) for name in ("apply", "dloss", "expand")):
+            raise ValueError(f"{kind} must be the part itself, got {custom!r}.")
+        if custom.name != name:
             raise ValueError(
-                f"the model was saved with {kind} {name!r}, but {given.name!r} was "
-                "given; give the part it was built with."
+                f"the model was saved with {kind} {name!r}, but {custom.name!r} was "
+                f"given; give the {kind} it was built with."
             )
-        return given
-    found = find(name) if isinstance(name, str) else None
-    if found is None:
+        return custom
+    part = find(name) if isinstance(name, str) else None
+    if part is None:
         raise ValueError(
             f"the model was saved with {kind} {name!r}, which is not one of "
             f"{', '.join(sorted(catalogue))}; if it is your own, pass it: "
             f"jaxae.load(DIR, {kind}=...)."
         )
-    return found
+    return part
 
 
 def _assemble(directory: Path, ae: Autoencoder, tensors: dict) -> Params:
     template = jax.eval_shape(lambda: ae.init(jax.random.key(0)))
     expected = dict(_named_leaves(template))
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != {name: leaf.shape for name, leaf in expected.items()}:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != {name: leaf.shape for name, leaf in expected.items()}:
         raise ValueError(
             f"{directory / PARAMS_FILE} holds {_shapes(tensors)}, but the model in "
-            f"{CONFIG_FILE} has {_shapes(expected)}; restore the pair from one save."
+            f"{CONFIG_FILE} has {_shapes(expected)}; restore both files from one save."
         )
     for name, tensor in tensors.items():
         _checks.floating(f"tensor {name} of {directory / PARAMS_FILE}", tensor)
@@ -324,7 +337,7 @@ def _shapes(leaves: dict) -> str:
     return ", ".join(f"{name}{list(leaf.shape)}" for name, leaf in leaves.items())
 
 
-def _must_exist(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; {path.parent} is not a folder that jaxae.save or "

@@ -214,7 +214,7 @@ def sweep_map(
     """Plot a heat map of a metric after the last epoch over two axes of a sweep.
 
     A cell shows the best setting of the other axes, as the mean over seeds. The best
-    cell has a frame. A cell shows how many of its lanes diverged; a cross: all did.
+    cell has a frame. A cell shows how many of its lanes diverged; a cross if all did.
     It is grey if no lane was trained to the end, and white if it has no lane. An axis
     of many values, such as a random one, is cut into bins.
 
