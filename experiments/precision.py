@@ -224,7 +224,7 @@ def is_shown(row, rows) -> bool:
 
 
 def show(rows) -> None:
-    """Whether a row is shown: default products only if they differ from full ones."""
+    """Print medians of the errors and the worst of other measures: start -> end."""
     table = []
     for row in rows:
         error, arithmetic = row["error"], row["error_of_arithmetic"]
