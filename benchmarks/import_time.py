@@ -1,9 +1,9 @@
-"""How much `import jaxae` costs beyond `import jax, optax`, in one interleaved run.
+"""The time of `import jaxae` relative to `import jax, optax`.
 
     python benchmarks/import_time.py
 
-Each import is a fresh interpreter; the two alternate, so that a noisy machine slows
-both alike. Promise: the ratio of medians is at most 1.2.
+Each import runs in a new interpreter. The two alternate, so that noise of the machine
+affects both. Promise: the ratio of medians is at most 1.2.
 """
 
 import os
@@ -13,25 +13,25 @@ import sys
 import time
 
 REPEATS = 15
-# With compiled bytecode, as an installed package has it.
+# With compiled bytecode, as for an installed package.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def seconds(statement: str) -> float:
-    """The wall time of an interpreter that runs one statement."""
+    """The wall-clock time of an interpreter that runs one statement."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", statement], check=True, env=ENVIRONMENT)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Print the medians' ratio."""
-    baseline, ours = [], []
-    seconds("import jax, optax, jaxae")  # writes bytecode, fills the disk's cache
+    """Print the ratio of the medians."""
+    baseline, jaxae = [], []
+    seconds("import jax, optax, jaxae")  # writes bytecode, fills the disk cache
     for _ in range(REPEATS):
         baseline.append(seconds("import jax, optax"))
-        ours.append(seconds("import jaxae"))
-    ratio = statistics.median(ours) / statistics.median(baseline)
+        jaxae.append(seconds("import jaxae"))
+    ratio = statistics.median(jaxae) / statistics.median(baseline)
     print(f"import jaxae / import jax, optax: {ratio:.3f} (medians of {REPEATS})")
 
 

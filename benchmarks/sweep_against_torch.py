@@ -1,23 +1,23 @@
-"""A sweep's speed against training the same lanes with torch, and one after another.
+"""The speed of a sweep against training the same lanes one by one, also with torch.
 
     make bench-env && .venv-bench/bin/python benchmarks/sweep_against_torch.py
 
 Every lane is a tied sigmoid autoencoder with Bernoulli cross-entropy, trained by Adam
-on batches in a fresh order each epoch, with the mean loss of each epoch logged. What is
-counted is model-steps a second of the whole call, from data to logged losses:
+on batches in a new order each epoch, with the mean loss of each epoch logged. Measured
+are model-steps per second of the full call, from data to logged losses:
 
 sweep: `jaxae.sweep`.
 train: `jaxae.train`, one lane after another.
 torch: `torch.optim.Adam`, one lane after another.
 torch.func: `vmap` of the gradient over stacked parameters, Adam on the stacks, and one
-    order shared by all lanes, whatever their seeds.
+    order of batches shared by all lanes.
 
-Before anything is counted, each contestant is compiled and tuned: the sweep plans as it
-does for a long run, torch takes the fastest of its Adams and numbers of threads, and
-torch.func of its ensemble sizes and numbers of threads. Then all take turns, a few
-rounds, and medians of each round's ratios are reported, since a machine's speed drifts.
-All start from the same parameters, but the orders of their rows differ, so that what
-must agree is the mean over lanes of the last epoch's loss, to a percent.
+Each contestant is first compiled and tuned: the sweep uses the plan of a long run,
+torch the fastest of its Adams and numbers of threads, and torch.func the fastest of its
+ensemble sizes and numbers of threads. Then the contestants alternate for a few rounds,
+and medians of the ratios within a round are reported, because the speed of a machine
+drifts. All start from the same parameters. The orders of their rows differ, so the
+means over lanes of the last epoch's loss must agree to one percent.
 
 Writes benchmarks/results/sweep_<device>.json, and a table beside it.
 """
@@ -51,8 +51,8 @@ except ImportError:
 RESULTS = Path(__file__).parent / "results"
 SEQUENCE, ENSEMBLE = "torch", "torch.func"
 TOLERANCE = 0.01  # of the losses, relative to the sweep's
-TRIAL_STEPS = 4  # of a setting that may be the fastest
-NUM_TRIALS = 6  # of which the first warms up
+TRIAL_STEPS = 4  # steps of a trial of a setting
+NUM_TRIALS = 6  # of each setting; the first is a warm-up
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -78,27 +78,27 @@ class Case(NamedTuple):
 
     @property
     def num_lanes(self) -> int:
-        """All pairs."""
+        """The number of pairs of a learning rate and a seed."""
         return self.num_rates * self.num_seeds
 
     @property
     def num_steps(self) -> int:
-        """Of single models, in all."""
+        """The total number of steps of single models."""
         return self.num_lanes * self.num_epochs * (self.num_rows // self.batch_size)
 
     @property
     def space(self) -> dict[str, list]:
-        """As a sweep is given it."""
+        """The space of the sweep."""
         rates = np.geomspace(1e-3, 1e-2, self.num_rates)
         return {"learning_rate": rates.tolist(), "seed": list(range(self.num_seeds))}
 
     @property
     def lanes(self) -> list[tuple[float, int]]:
-        """(learning rate, seed) of each."""
+        """(learning rate, seed) of each lane."""
         return list(itertools.product(*self.space.values()))
 
     def with_one_seed(self) -> "Case":
-        """As many lanes, which see the same batches."""
+        """As many lanes with one seed, so that all see the same batches."""
         return self._replace(num_rates=self.num_lanes, num_seeds=1)
 
     def data(self) -> np.ndarray:
@@ -119,9 +119,9 @@ class Contestant(NamedTuple):
     """One way to train all lanes of a case.
 
     Attributes:
-      run: `() -> losses [L]`, the last epoch's.
-      setting: what was found to be fastest.
-      seconds: that compiling, warming up and finding it took.
+      run: `() -> losses [L]` of the last epoch.
+      setting: the fastest setting.
+      seconds: of compilation, warm-up and tuning.
     """
 
     run: Callable[[], np.ndarray]
@@ -129,11 +129,11 @@ class Contestant(NamedTuple):
     seconds: float
 
 
-# ---- ours ----------------------------------------------------------------------------
+# ---- jaxae ---------------------------------------------------------------------------
 
 
 def objective_of(case: Case) -> jaxae.Objective:
-    """The model of a case, and what it minimises."""
+    """The model of a case and its loss."""
     ae = jaxae.Autoencoder(
         input_dim=case.input_dim,
         latent_dim=case.latent_dim,
@@ -145,7 +145,7 @@ def objective_of(case: Case) -> jaxae.Objective:
 
 
 def config_of(case: Case, num_epochs: int | None = None) -> jaxae.TrainConfig:
-    """The default, without the diagnostics: torch logs the loss only."""
+    """The default configuration without diagnostics: torch logs the loss only."""
     return jaxae.TrainConfig(
         num_epochs=num_epochs or case.num_epochs,
         batch_size=case.batch_size,
@@ -154,10 +154,11 @@ def config_of(case: Case, num_epochs: int | None = None) -> jaxae.TrainConfig:
 
 
 def sweep(case: Case, device: str) -> Contestant:
-    """One call of `jaxae.sweep`, with the plan that a long one makes."""
+    """One call of `jaxae.sweep`, with the plan of a long sweep."""
     del device
     arguments = objective_of(case), case.data(), case.space
     key = jax.random.key(0)
+<<<<<<< HEAD
     start = time.perf_counter()
     long_config = config_of(case, num_epochs=100_000)
     plan = jaxae.sweeps.plan(*arguments, key=key, config=long_config)
@@ -171,6 +172,27 @@ def sweep(case: Case, device: str) -> Contestant:
 
     run()
     return Contestant(run, f"{at_once} at once", time.perf_counter() - start)
+=======
+    call = functools.partial(jaxae.sweep, objective, X, case.space, key=key)
+
+    def stop(plan):
+        plans.append(plan)
+        raise _Planned
+
+    start = time.perf_counter()
+    try:
+        call(config=config_of(case, num_epochs=100_000), on_plan=stop)
+    except _Planned:
+        pass
+    lanes_at_once = plans[0].schedules[0].lanes_at_once
+
+    def run():
+        result = call(config=config_of(case), lanes_at_once=lanes_at_once)
+        return result.metrics["train/loss"][:, -1]
+
+    run()
+    return Contestant(run, f"{lanes_at_once} at once", time.perf_counter() - start)
+>>>>>>> work-records
 
 
 def train(case: Case, device: str) -> Contestant:
@@ -180,27 +202,29 @@ def train(case: Case, device: str) -> Contestant:
     key = jax.random.key(0)
 
     def lane(rate, seed):
-        made = jaxae.train(
+        run = jaxae.train(
             objective,
             X,
             hparams={"learning_rate": rate},
             key=jax.random.fold_in(key, seed),
             config=config,
         )
-        return made.metrics["train/loss"][-1]
+        return run.metrics["train/loss"][-1]
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     lane(*case.lanes[0])
-    seconds = time.perf_counter() - begun
-    return Contestant(lambda: np.array([lane(*one) for one in case.lanes]), "", seconds)
+    seconds = time.perf_counter() - start
+    return Contestant(
+        lambda: np.array([lane(*pair) for pair in case.lanes]), "", seconds
+    )
 
 
 # ---- torch ---------------------------------------------------------------------------
 
 
 @functools.cache
-def drawn(case: Case, seed: int, device: str) -> list["torch.Tensor"]:
-    """W, b_enc, b_dec, where our lanes of that seed begin."""
+def initial_params(case: Case, seed: int, device: str) -> list["torch.Tensor"]:
+    """W, b_enc and b_dec, the initial parameters of jaxae's lanes of that seed."""
     state = init_state(
         objective_of(case),
         {"learning_rate": 0.0},
@@ -218,13 +242,13 @@ def loss_of(W, b, c, x) -> "torch.Tensor":
 
 
 def in_sequence(case: Case, device: str) -> Contestant:
-    """One model after another, by the fastest of torch's Adams."""
+    """One model after another, with the fastest of torch's Adams."""
     X = torch.from_numpy(case.data()).to(device)
 
     def lane(rate, seed, options, num_epochs=case.num_epochs, num_steps=None):
         torch.manual_seed(seed)
-        starts = drawn(case, seed, device)
-        params = [leaf.clone().requires_grad_() for leaf in starts]
+        initial = initial_params(case, seed, device)
+        params = [leaf.clone().requires_grad_() for leaf in initial]
         optimizer = torch.optim.Adam(params, lr=rate, **options)
         means = []
         for _ in range(num_epochs):
@@ -252,13 +276,13 @@ def in_sequence(case: Case, device: str) -> Contestant:
 
     def run():
         torch.set_num_threads(threads)
-        return np.array([lane(*one, adams[name])[-1] for one in case.lanes])
+        return np.array([lane(*pair, adams[name])[-1] for pair in case.lanes])
 
     return Contestant(run, f"{name} Adam, {threads} threads", seconds)
 
 
 def vmapped(case: Case, device: str) -> Contestant:
-    """Ensembles of lanes, by `torch.func`."""
+    """Ensembles of lanes with `torch.func`."""
     X = torch.from_numpy(case.data()).to(device)
     gradient = torch.func.vmap(
         torch.func.grad_and_value(loss_of, argnums=(0, 1, 2)), in_dims=(0, 0, 0, None)
@@ -267,9 +291,9 @@ def vmapped(case: Case, device: str) -> Contestant:
     def ensemble(lanes, num_epochs=case.num_epochs, num_steps=None):
         torch.manual_seed(0)
         rates = torch.tensor([rate for rate, _ in lanes], device=device)
-        starts = [drawn(case, seed, device) for _, seed in lanes]
-        params = [torch.stack(leaves) for leaves in zip(*starts, strict=True)]
-        means_, squares = (list(map(torch.zeros_like, params)) for _ in range(2))
+        initial = [initial_params(case, seed, device) for _, seed in lanes]
+        params = [torch.stack(leaves) for leaves in zip(*initial, strict=True)]
+        first, second = (list(map(torch.zeros_like, params)) for _ in range(2))
         count, means = 0, []
         for _ in range(num_epochs):
             order = torch.randperm(len(X), device=device)
@@ -278,7 +302,7 @@ def vmapped(case: Case, device: str) -> Contestant:
             for rows in batches:
                 grads, loss = gradient(*params, X[rows])
                 count += 1
-                adam(params, list(grads), means_, squares, rates, count)
+                adam(params, list(grads), first, second, rates, count)
                 total += loss
             means.append(total / len(batches))
         return torch.stack(means).tolist()
@@ -305,43 +329,46 @@ def vmapped(case: Case, device: str) -> Contestant:
 
 
 @torch.no_grad()
-def adam(params, grads, means, squares, rates, count: int) -> None:
-    """One step in place, on stacks `[L, ...]`, each lane with its learning rate."""
-    torch._foreach_lerp_(means, grads, 1 - BETA1)
-    torch._foreach_mul_(squares, BETA2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - BETA2)
-    scales = torch._foreach_sqrt(squares)
+def adam(params, grads, first, second, rates, count: int) -> None:
+    """A step in place on stacks `[L, ...]`, each lane with its own learning rate.
+
+    `first` and `second` are the moments of the gradients.
+    """
+    torch._foreach_lerp_(first, grads, 1 - BETA1)
+    torch._foreach_mul_(second, BETA2)
+    torch._foreach_addcmul_(second, grads, grads, 1 - BETA2)
+    scales = torch._foreach_sqrt(second)
     torch._foreach_div_(scales, (1 - BETA2**count) ** 0.5)
     torch._foreach_add_(scales, EPSILON)
-    steps = torch._foreach_div(means, scales)
+    steps = torch._foreach_div(first, scales)
     rates = rates / (1 - BETA1**count)
     for param, step in zip(params, steps, strict=True):
         param.addcmul_(rates.view(-1, *[1] * (param.dim() - 1)), step, value=-1)
 
 
 def thread_counts(device: str) -> list[int]:
-    """All cores, and one: small models may be faster on one."""
-    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    every = every or os.cpu_count() or 1
-    return [1] if device == "cuda" else sorted({every, 1}, reverse=True)
+    """All cores, and one, on which small models may be faster."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    cores = cores or os.cpu_count() or 1
+    return [1] if device == "cuda" else sorted({cores, 1}, reverse=True)
 
 
 def fastest(settings: list[tuple], trial: Callable):
-    """The setting with the least median of some trials, and the seconds of them all.
+    """The setting with the least median time, and the seconds of all trials.
 
-    The median, since torch on several threads is now and then many times slower where
-    a core has something else to do.
+    The median, because torch on several threads is sometimes many times slower if
+    another process uses a core.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     times: dict[tuple, list[float]] = {setting: [] for setting in settings}
     for _ in range(NUM_TRIALS):
         for setting in settings:
             times[setting].append(seconds(trial, *setting))
     medians = {setting: statistics.median(t[1:]) for setting, t in times.items()}
-    return min(medians, key=medians.__getitem__), time.perf_counter() - begun
+    return min(medians, key=medians.__getitem__), time.perf_counter() - start
 
 
-# ---- a race --------------------------------------------------------------------------
+# ---- the comparison ------------------------------------------------------------------
 
 
 CONTESTANTS = {
@@ -353,25 +380,25 @@ CONTESTANTS = {
 
 
 def seconds(function: Callable, *arguments) -> float:
-    """That a call takes; all of these bring their results to the host."""
-    begun = time.perf_counter()
+    """The time of a call, which returns its results on the host."""
+    start = time.perf_counter()
     function(*arguments)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def race(case: Case, device: str, num_rounds: int) -> dict:
-    """All contestants in turn, so many times."""
-    prepared = {name: make(case, device) for name, make in CONTESTANTS.items()}
-    losses = {name: one.run().mean() for name, one in prepared.items()}
+def compare(case: Case, device: str, num_rounds: int) -> dict:
+    """The times of all contestants, which alternate for a number of rounds."""
+    contestants = {name: make(case, device) for name, make in CONTESTANTS.items()}
+    losses = {name: entry.run().mean() for name, entry in contestants.items()}
     check(case, losses)
-    times: dict[str, list[float]] = {name: [] for name in prepared}
-    names = list(prepared)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
     for i in range(num_rounds):
-        # Each in every place: one may leave the machine warm, or busy, for the next.
+        # In a rotating order, because one may affect the time of the next.
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(seconds(prepared[name].run))
+            times[name].append(seconds(contestants[name].run))
     return {
         "case": case._asdict(),
         "model-steps a second": {
@@ -388,8 +415,10 @@ def race(case: Case, device: str, num_rounds: int) -> dict:
             for name, t in times.items()
             if name != "sweep"
         },
-        "setting": {name: one.setting for name, one in prepared.items()},
-        "seconds before": {name: round(c.seconds, 1) for name, c in prepared.items()},
+        "setting": {name: entry.setting for name, entry in contestants.items()},
+        "seconds before": {
+            name: round(entry.seconds, 1) for name, entry in contestants.items()
+        },
         "seconds": {name: [round(s, 3) for s in t] for name, t in times.items()},
         "last loss, mean over lanes": {
             n: round(float(v), 3) for n, v in losses.items()
@@ -398,35 +427,35 @@ def race(case: Case, device: str, num_rounds: int) -> dict:
 
 
 def check(case: Case, losses: dict[str, float]) -> None:
-    """Refuse a race in which not all did the same work."""
+    """Check that all contestants reach the same loss."""
     for name, loss in losses.items():
-        off = abs(loss / losses["sweep"] - 1)
-        assert off < TOLERANCE, f"{case}: {name} ends at {loss}, not as {losses}"
+        error = abs(loss / losses["sweep"] - 1)
+        assert error < TOLERANCE, f"{case}: {name} ends at {loss}, not as {losses}"
 
 
 def table(result: dict) -> str:
-    """In Markdown."""
+    """The results as a Markdown table."""
     lines = [
-        f"Model-steps a second of the whole run, on {result['device']} "
-        f"({result['cores']} cores), {result['date']}. In brackets, how many times as "
-        f"fast the sweep is: medians of {result['rounds']} rounds.",
+        f"Model-steps per second of the full run, on {result['device']} "
+        f"({result['cores']} cores), {result['date']}. In brackets, the sweep's speed-up: "
+        f"medians of {result['rounds']} rounds.",
         "",
         "| size, batch, lanes | sweep | train | torch | torch.func |",
         "|---|---|---|---|---|",
     ]
-    for name, found in result["cases"].items():
-        case = found["case"]
+    for name, measured in result["cases"].items():
+        case = measured["case"]
         num_lanes = case["num_rates"] * case["num_seeds"]
         cells = [f"{name}, {case['batch_size']}, {num_lanes}"]
-        for contestant, speed in found["model-steps a second"].items():
-            ratio = found["sweep is faster than"].get(contestant)
+        for contestant, speed in measured["model-steps a second"].items():
+            ratio = measured["sweep is faster than"].get(contestant)
             cells.append(f"{speed}" + ("" if ratio is None else f" ({ratio:.1f}x)"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def device_name(device: str) -> str:
-    """As its maker calls it."""
+    """The name of the device model."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -436,21 +465,21 @@ def device_name(device: str) -> str:
 
 
 def main() -> None:
-    """Race at every size, and write it down."""
+    """Compare the contestants at every size, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one-seed", action="store_true", help="lanes share a seed")
-    parser.add_argument("--sizes", nargs="*", help="such as 20x5; all unless given")
-    given = parser.parse_args()
-    if given.device == "cpu":
+    parser.add_argument("--sizes", nargs="*", help="such as 20x5; by default all")
+    args = parser.parse_args()
+    if args.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif jax.default_backend() != "gpu" or not torch.cuda.is_available():
         sys.exit("--device cuda needs a GPU that both jax and torch can use.")
-    cases = [case for case in CASES if not given.sizes or str(case) in given.sizes]
-    if given.one_seed:
+    cases = [case for case in CASES if not args.sizes or str(case) in args.sizes]
+    if args.one_seed:
         cases = [case.with_one_seed() for case in cases]
-    device = device_name(given.device)
+    device = device_name(args.device)
     result = {
         "what": "model-steps a second of a sweep, and of the same lanes otherwise",
         "versions": {
@@ -463,17 +492,18 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "device": device,
         "cores": thread_counts("cpu")[0],
-        "rounds": given.rounds,
+        "rounds": args.rounds,
         "cases": {},
     }
     for case in cases:
-        found = result["cases"][str(case)] = race(case, given.device, given.rounds)
-        print(case, json.dumps(found, indent=1), flush=True)
+        measured = compare(case, args.device, args.rounds)
+        result["cases"][str(case)] = measured
+        print(case, json.dumps(measured, indent=1), flush=True)
     print(table(result))
-    if given.sizes:
-        return  # a part is no result
-    name = "cpu" if given.device == "cpu" else device.replace(" ", "_")
-    path = RESULTS / f"sweep_{name}{'_one_seed' if given.one_seed else ''}.json"
+    if args.sizes:
+        return  # only results of all sizes are written
+    name = "cpu" if args.device == "cpu" else device.replace(" ", "_")
+    path = RESULTS / f"sweep_{name}{'_one_seed' if args.one_seed else ''}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(result))
     print(path)

@@ -1,18 +1,18 @@
-"""What torch's `gradcheck` says of the gradients in `experiments/_gradient_cases`.
+"""The outcomes of torch's `gradcheck` for `experiments/_gradient_cases`.
 
     make bench-env && .venv-bench/bin/python benchmarks/torch_gradcheck.py
 
-The claims are the very ones: function and claim are JAX functions in float64, wrapped
-into a `torch.autograd.Function` whose backward pass is the claim times the cotangent,
-with one input a leaf. `gradcheck(f, leaves)` judges it with its defaults where its 2 N
-evaluations are affordable, and with `fast_mode=True` at every size; there, once it has
-failed, its search for a message in slow mode is skipped. It counts as an
-alarm that it raises; which leaf it names is not asked. Cases in half precision cannot
-be stated, since it wants float64. What it does in float32 is counted apart, over the
-right gradients at the smallest size.
+Function and claim are the same JAX functions, in float64, wrapped into a
+`torch.autograd.Function` whose backward pass is the claim times the cotangent, with one
+input per leaf. `gradcheck(f, leaves)` is called with its defaults at the sizes where
+its 2 N evaluations are affordable, and with `fast_mode=True` at every size; there its
+search for a message in slow mode, after a failure, is skipped. A case is rejected if it
+raises; the leaf that it names is not compared. Cases in half precision cannot be run,
+because gradcheck requires float64. Its outcomes in float32 are counted separately, for
+the right gradients at the smallest size.
 
 Writes benchmarks/results/torch_gradcheck.json, which `experiments/gradient_bugs.py`
-shows beside its own judges.
+reports with its own judges.
 """
 
 import datetime
@@ -38,7 +38,7 @@ RESULT = HERE / "results" / "torch_gradcheck.json"
 SIZES = (Size(5, 3, 4), Size(20, 10, 8), Size(64, 32, 32), Size(784, 500, 64))
 NUM_SEEDS = dict(zip(SIZES, (10, 3, 3, 1), strict=True))
 NUM_SLOW = 2  # sizes at which 2 N evaluations are affordable
-OUTCOMES = {  # by whether it raised
+OUTCOMES = {  # by whether gradcheck raised
     "bug": {True: "caught", False: "missed"},
     "right": {True: "false alarm", False: "passed"},
 }
@@ -70,8 +70,8 @@ def judge(case, fn, grad, inputs, dtype, **options) -> str:
         return float(fn(jax.tree.unflatten(structure, leaves), *args))
 
     def claims(leaves):
-        found = jax.tree.leaves(grad(jax.tree.unflatten(structure, leaves), *args))
-        return [np.array(claim, dtype) for claim in found]
+        grads = jax.tree.leaves(grad(jax.tree.unflatten(structure, leaves), *args))
+        return [np.array(leaf, dtype) for leaf in grads]
 
     leaves = [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
     try:
@@ -86,7 +86,7 @@ def judge(case, fn, grad, inputs, dtype, **options) -> str:
 
 
 def cast(leaf, dtype) -> np.ndarray:
-    """Real numbers in `dtype`, all others as they are."""
+    """A floating-point leaf in `dtype`; any other leaf unchanged."""
     leaf = np.asarray(leaf)
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
@@ -97,9 +97,9 @@ def is_narrow(inputs) -> bool:
 
 
 def judge_case(case, size) -> dict[str, Counter]:
-    """Outcomes by mode, counted over seeds."""
+    """The number of seeds by mode and outcome."""
     fn, grad = jax.jit(case.function.loss), case.grad
-    found: dict[str, Counter] = {}
+    outcomes: dict[str, Counter] = {}
     for seed in range(NUM_SEEDS[size]):
         inputs = case.function.inputs(np.random.default_rng(seed), size)
         modes = {"torch, fast": {"fast_mode": True}}
@@ -109,12 +109,12 @@ def judge_case(case, size) -> dict[str, Counter]:
             result = "cannot run"
             if not is_narrow(inputs):
                 result = judge(case, fn, grad, inputs, np.float64, **options)
-            found.setdefault(mode, Counter())[result] += 1
-    return found
+            outcomes.setdefault(mode, Counter())[result] += 1
+    return outcomes
 
 
 def in_float32() -> Counter:
-    """Outcomes for the right gradients that can be stated, at the smallest size."""
+    """Outcomes for the right gradients in float32, at the smallest size."""
     counts: Counter = Counter()
     for case in CASES.values():
         inputs = case.function.inputs(np.random.default_rng(0), SIZES[0])
@@ -125,10 +125,10 @@ def in_float32() -> Counter:
 
 
 def main() -> None:
-    """Run all that can be stated, and write it down."""
+    """Run all cases, and write the results."""
     warnings.simplefilter("ignore")  # torch warns of every float32 input
     jax.config.update("jax_enable_x64", True)
-    # After fast mode has failed, slow mode words the message: hours at 784x500.
+    # After fast mode has failed, slow mode composes the message: hours at 784x500.
     module = sys.modules["torch.autograd.gradcheck"]
     module._run_slow_mode_and_get_error = lambda *args, **kwargs: ""
     with tempfile.TemporaryDirectory() as cache:

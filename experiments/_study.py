@@ -1,4 +1,4 @@
-"""What the studies share: options, table, result and pictures; nothing of any claim."""
+"""Helpers of the studies: options, tables, result.json and plots."""
 
 import argparse
 import io
@@ -17,7 +17,7 @@ import jaxae
 
 
 def parse(argv, name: str, doc: str, **flags: str) -> argparse.Namespace:
-    """The options --quick and --out, a folder that exists from here on; and `flags`."""
+    """Parse --quick, --out and the given flags, and create the folder of --out."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for flag, meaning in ({"quick": "under a minute"} | flags).items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
@@ -35,7 +35,7 @@ def parse(argv, name: str, doc: str, **flags: str) -> argparse.Namespace:
     return args
 
 
-def finish(args, doc: str, settings, dataset, passed: bool, found: dict) -> int:
+def finish(args, doc: str, settings, dataset, passed: bool, results: dict) -> int:
     """Write result.json, print the verdict, and return the exit status."""
     modules = (jaxae, jax, jaxlib, optax, np, sklearn)
     result = {
@@ -51,17 +51,17 @@ def finish(args, doc: str, settings, dataset, passed: bool, found: dict) -> int:
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in modules},
         },
-        **found,
+        **results,
     }
     path = args.out / "result.json"
-    text = json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_to_json(result), indent=2, allow_nan=False, ensure_ascii=False)
     _write(path, f"{text}\n".encode())
     print(f"{'PASS' if passed else 'FAIL'}: {path}")
     return 0 if passed else 1
 
 
 def print_table(rows: list[dict], formats: dict[str, str]) -> None:
-    """The columns that `formats` names, each in its format; the first to the left."""
+    """Print the columns named in `formats`, each in its format."""
     table = [list(formats)]
     for row in rows:
         table.append([format(row[name], spec) for name, spec in formats.items()])
@@ -74,6 +74,7 @@ def print_table(rows: list[dict], formats: dict[str, str]) -> None:
 
 
 def save(figure, path: Path) -> None:
+    """Write a figure as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     _write(path, file.getvalue())
@@ -85,18 +86,18 @@ def _paragraph(doc: str, name: str) -> str:
     return " ".join(paragraph.split("\n\n")[0].split())
 
 
-def _plain(value):
-    """As JSON has it: no arrays, and null for what is not finite."""
+def _to_json(value):
+    """The value with lists for arrays and None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(part) for part in value]
+        return [_to_json(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Beside its place, then moved into it: a reader never sees half a file."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    """Write the file atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

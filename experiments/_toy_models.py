@@ -1,6 +1,6 @@
-"""Toy Models of Superposition (Elhage et al., 2022): the model, its rivals, measures.
+"""Toy Models of Superposition (Elhage et al., 2022): model, candidates and measures.
 
-In NumPy and float64, but for `objective`, which is the library's.
+In NumPy and float64, except for `objective`, which is the library's.
 """
 
 import functools
@@ -16,14 +16,14 @@ NOT_REPRESENTED, OWN_DIMENSION, SUPERPOSED = KINDS = (
     "own dimension",
     "superposed",
 )
-LEAST_NORM = 0.5  # of a feature that is represented
-LEAST_INTERFERENCE = 0.25  # of one that is superposed: two that share, evenly, have 1
+MIN_NORM = 0.5  # of a represented feature
+MIN_INTERFERENCE = 0.25  # of a superposed feature; two that share a dimension have 1
 
 
 def objective(num_features, latent_dim, importance=None, inverse_link=activations.relu):
-    """x_hat = o(W^T W x + b): tied, no bias before the latents; I_i is a weight.
+    """x_hat = o(W^T W x + b): tied, without b_enc; the importances I_i are weights.
 
-    The loss has the factor 1/2 of the lecture, which the paper's has not.
+    The loss has the factor 1/2 of the lecture, which the paper's loss lacks.
     """
     return jaxae.Objective(
         jaxae.Autoencoder(
@@ -36,27 +36,27 @@ def objective(num_features, latent_dim, importance=None, inverse_link=activation
     )
 
 
-# ---- what a feature is given ---------------------------------------------------------
+# ---- measures of a feature -----------------------------------------------------------
 
 
 def norms(W) -> np.ndarray:
-    """||W_i||, [n], W_i the column of feature i."""
+    """||W_i||, [n], where W_i is the column of feature i."""
     return np.linalg.norm(W, axis=0)
 
 
 def squared_overlaps(W) -> np.ndarray:
-    """(W_i . W_j / ||W_i||)^2, [n, n]: how much of j is along i."""
+    """(W_i . W_j / ||W_i||)^2, [n, n]: the squared projection of j on i."""
     lengths = norms(W)
     return (W.T @ W / np.where(lengths == 0, 1, lengths)[:, None]) ** 2
 
 
 def interference(W) -> np.ndarray:
-    """sum_{j != i} (W_i . W_j / ||W_i||)^2, [n]: what others put along i."""
+    """sum_{j != i} (W_i . W_j / ||W_i||)^2, [n]: the other features along i."""
     return squared_overlaps(W).sum(axis=1) - norms(W) ** 2
 
 
 def dimensionality(W) -> np.ndarray:
-    """D_i = ||W_i||^2 / sum_j (W_i . W_j / ||W_i||)^2, [n]; 0 of a feature left out."""
+    """D_i = ||W_i||^2 / sum_j (W_i . W_j / ||W_i||)^2, [n]; 0 if W_i is 0."""
     total = squared_overlaps(W).sum(axis=1)
     return norms(W) ** 2 / np.where(total == 0, 1, total)
 
@@ -67,35 +67,34 @@ def dimensions_per_feature(W) -> float:
 
 
 def kinds(W) -> np.ndarray:
-    """Which of KINDS each feature is, [n]."""
-    of_represented = np.where(
-        interference(W) < LEAST_INTERFERENCE, OWN_DIMENSION, SUPERPOSED
-    )
-    return np.where(norms(W) < LEAST_NORM, NOT_REPRESENTED, of_represented)
+    """The kind of each feature, [n], of KINDS."""
+    is_superposed = ~(interference(W) < MIN_INTERFERENCE)
+    represented = np.where(is_superposed, SUPERPOSED, OWN_DIMENSION)
+    return np.where(norms(W) < MIN_NORM, NOT_REPRESENTED, represented)
 
 
-# ---- one dimension too few: the rivals -----------------------------------------------
-# x_i is 0, but with probability p it is U(0, 1): E x = p / 2, E x^2 = p / 3.
+# ---- candidates for n features and n - 1 latents -------------------------------------
+# x_i ~ U(0, 1) with probability p, otherwise 0: E x = p / 2, E x^2 = p / 3.
 
 
 def loss_of_ignoring(importance, density):
-    """x_hat_i = E x_i, and all others exact: I_i / 2 times the variance."""
+    """The loss of x_hat_i = E x_i with all others exact: I_i / 2 times the variance."""
     return importance / 2 * (density / 3 - density**2 / 4)
 
 
 def loss_of_sharing(importance, other_importance, density):
-    """W_j = -W_i, and all others exact: x_hat_i = relu(x_i - x_j).
+    """The loss of W_j = -W_i with all others exact: x_hat_i = relu(x_i - x_j).
 
-    Where both are there, each is off by the smaller, and E min^2 of two of U(0, 1) is
-    1/6.
+    If both features are active, the error of each is the smaller of the two, and the
+    mean of min(u, v)^2 is 1/6 for u and v from U(0, 1).
     """
     return (importance + other_importance) / 2 * density**2 / 6
 
 
-def rivals(importance, density) -> dict[str, float]:
-    """The least loss for each kind that the last of n features may be, m = n - 1.
+def candidates(importance, density) -> dict[str, float]:
+    """The least loss for each kind of the last of n features, m = n - 1.
 
-    One feature is ignored, or two share a dimension; the rest have one each.
+    One feature is ignored, or two share a dimension; all others have one each.
     """
     *others, last = importance
     return {
@@ -120,9 +119,9 @@ def expected_loss(W, b, importance, density, num_nodes=24) -> float:
     """E 1/2 sum_i I_i (relu(W^T W x + b)_i - x_i)^2, over all 2^n sets of features."""
     num_features = W.shape[1]
     total = 0.0
-    for is_there in itertools.product((False, True), repeat=num_features):
-        count = sum(is_there)
-        x, weights = _cube(num_features, is_there, num_nodes)
+    for is_active in itertools.product((False, True), repeat=num_features):
+        count = sum(is_active)
+        x, weights = _quadrature(num_features, is_active, num_nodes)
         errors = np.maximum(x @ W.T @ W + b, 0) - x
         loss = weights @ (errors**2 @ np.asarray(importance)) / 2
         total += density**count * (1 - density) ** (num_features - count) * loss
@@ -130,13 +129,13 @@ def expected_loss(W, b, importance, density, num_nodes=24) -> float:
 
 
 @functools.cache
-def _cube(num_features, is_there, num_nodes):
-    """Gauss and Legendre's nodes in (0, 1) for what is there, 0 for what is not."""
+def _quadrature(num_features, is_active, num_nodes):
+    """Gauss-Legendre nodes in (0, 1) for active features, 0 for others; and weights."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    count = sum(is_there)
+    count = sum(is_active)
     grid = itertools.product((nodes + 1) / 2, repeat=count)
     x = np.zeros((num_nodes**count, num_features))
-    x[:, np.flatnonzero(is_there)] = list(grid)
+    x[:, np.flatnonzero(is_active)] = list(grid)
     products = np.ones(1)
     for _ in range(count):
         products = np.outer(products, weights / 2).ravel()

@@ -1,63 +1,66 @@
-"""How small an error in a gradient does gradcheck catch, and at what cost?
+"""How small an error in a gradient does gradcheck detect, and at what cost?
 
-Claim: an error planted in the gradient of W is caught, and W alone is blamed, once it
-is 3 times the resolution that the report states, at every size up to 784x500 and in
-every seed. Where the claimed gradient alone is wrong, that is so in float32 from 1e-5
-of the leaf's largest entry on, be it in one of 392,000 entries, in a row or in all of
-them. Right gradients pass.
+Claim: an error planted in the gradient of W is detected, and only W fails, if the error
+is at least 3 times the resolution in the report, at every size up to 784x500 and for
+every seed. If only the claimed gradient is wrong, this holds in float32 for errors from
+1e-5 of the leaf's largest entry, in one of 392,000 entries, in a row or in all of them.
+Right gradients pass.
 
-Source: no published number; it is what `jaxae.gradcheck` promises of itself. The model,
-Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, October 2012.
+Source: no published number; it is what `jaxae.gradcheck` promises. The model, Hugo
+Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, October 2012.
 
     python experiments/detection_power.py [--quick] [--out DIR]
 
-A tied sigmoid autoencoder with a Bernoulli output, at its start, on a batch (digits
-where they fit, uniform numbers elsewhere). Planted in dl/dW are, of relative size eps,
+The model is a tied sigmoid autoencoder with a Bernoulli output at its initial
+parameters. The batch are digits if their size fits, otherwise uniform random numbers.
+Errors of relative size eps are planted in dl/dW:
 
-  one entry      + eps max |dl/dW|, where |dl/dW| is the median
-  largest entry  + eps max |dl/dW|, where |dl/dW| is the largest
-  one row        x (1 + eps), the row whose largest entry is the median of them
+  one entry      + eps max |dl/dW|, at the median |dl/dW|
+  largest entry  + eps max |dl/dW|, at the largest |dl/dW|
+  one row        x (1 + eps), the row whose largest entry is the median over rows
   whole leaf     x (1 + eps)
 
-and eps = 2^k is the smallest that is caught: for 9 of 10 seeds (all, if fewer are run)
-it is that or less. In two situations:
+Reported is the smallest eps = 2^k that is detected for 9 of 10 seeds (for all, if fewer
+are run), in two situations:
 
-  claim   The claimed gradient is wrong, automatic differentiation is right. Once the
-          differences have confirmed it, it speaks for every entry. The unit of an
-          error is the leaf's largest entry; along directions, its norm.
-  rule    The function's own rule (`jax.custom_vjp`) is wrong, so automatic
-          differentiation is too. Only differences tell: of every entry if there are at
-          most 64, else of some, the largest among them, and along random directions.
-          There the unit of an error elsewhere is the leaf's Euclidean norm.
+  claim   The claimed gradient is wrong, and automatic differentiation is right. Once
+          differences confirm autodiff, it gives the true value of every entry. Errors
+          are relative to the leaf's largest entry; along directions, to its norm.
+  rule    The function's own rule (`jax.custom_vjp`) is wrong, and so is autodiff. Only
+          differences detect the error: of every entry if there are at most 64,
+          otherwise of some, including the largest, and along random directions. Errors
+          in other entries are relative to the leaf's Euclidean norm.
 
-The same errors are put to `jax.test_util.check_grads` and
-`chex.assert_numerical_grads`, which cannot tell the two situations apart: to them the
-function is what it is, and its rule is what is claimed. Where they reject the right
-gradient as well, no error is caught.
+The same errors are given to `jax.test_util.check_grads` and
+`chex.assert_numerical_grads`, for which the two situations are the same: they compare
+the function with its rule. If they also reject the right gradient, an error does not
+count as detected.
 
-What a check costs is no part of the verdict: evaluations are counted, and times are
-ratios to one compiled `value_and_grad` of the same model in the same run.
+The cost of a check is not part of the verdict. Evaluations are counted, and times are
+relative to one compiled `value_and_grad` of the same model in the same run.
 
-Found (full run, on two busy cores):
-* In 842 checks the largest error missed is 1.2 resolutions; these are 1.1e-6 to 2.9e-6
-  in float32, 1.2e-11 to 6.2e-11 in float64. No other leaf is blamed, no right gradient
-  rejected.
-* Claim: of 392,000 entries one is caught from 3.8e-6 of the largest on, a row from
-  7.6e-6, the whole leaf from 1.9e-6. A row's eps is relative to its own entries: where
-  these are small (5x3, one seed), it has to be 3e-5.
-* Rule: the largest entry and the whole leaf as above, but of 392,000 entries one from
-  4.9e-4 on, a row from 6.1e-5: an error has to stand out of the norm of the leaf. Of
-  what is only just caught, the entry named as the worst is at times another (2 of 10
-  seeds at 64x32, 1 of 3 at 784x500); from 1.6 resolutions on it never is.
-* `check_grads` catches one entry from 1.0 on (784x500) and 0.12 (5x3), the whole leaf
-  from 0.004 and 0.06; at 20x10 and 64x32 it rejects the right gradient for 8 and 10 of
-  10 seeds. chex rejects none, and catches the whole leaf from 32 on (784x500), 2 (5x3).
-* At 784x500 and 128 images a check is 275 evaluations of the loss, 9 of the claim and 3
-  of autodiff. It takes 516 times as long as `value_and_grad` in float32 (3.2 s) and 102
-  times as long as in float64, which it evaluates in; less disturbed, 423 (1.4 s) and
-  219. Compiling, once, is 59% of the first check (34%).
-* The number of evaluations is proportional to that of leaves, and to their size up to
-  64 entries (407 a leaf of sines); beyond it does not grow (129 at 65, 111 at 100,000).
+Results (full run, on two busy cores):
+* In 842 checks the largest error missed is 1.2 resolutions. Resolutions are 1.1e-6 to
+  2.9e-6 in float32, 1.2e-11 to 6.2e-11 in float64. No other leaf fails, and no right
+  gradient is rejected.
+* Claim: an error is detected in one of 392,000 entries from 3.8e-6 of the largest, in a
+  row from 7.6e-6, in the whole leaf from 1.9e-6. A row's eps is relative to its own
+  entries: a row of small entries (5x3, one seed) needs 3e-5.
+* Rule: the largest entry and the whole leaf as above, but one of 392,000 entries from
+  4.9e-4, and a row from 6.1e-5, because the error must exceed the noise relative to the
+  norm of the leaf. For the smallest errors detected, the entry reported as the worst is
+  sometimes another (2 of 10 seeds at 64x32, 1 of 3 at 784x500); from 1.6 resolutions it
+  never is.
+* `check_grads` detects one entry from 1.0 (784x500) and 0.12 (5x3), the whole leaf from
+  0.004 and 0.06; at 20x10 and 64x32 it rejects the right gradient for 8 and 10 of 10
+  seeds. chex rejects none, and detects the whole leaf from 32 (784x500) and 2 (5x3).
+* At 784x500 and 128 images a check takes 275 evaluations of the loss, 9 of the claim
+  and 3 of autodiff. It takes 516 times as long as `value_and_grad` in float32 (3.2 s)
+  and 102 times as long as in float64, which it evaluates in; on a less busy machine,
+  423 (1.4 s) and 219. Compilation, once, is 59% of the first check (34%).
+* The number of evaluations is proportional to the number of leaves, and to their size
+  up to 64 entries (407 for a leaf of sines). For larger leaves it is constant (129 at
+  65 entries, 111 at 100,000).
 """
 
 import contextlib
@@ -82,22 +85,22 @@ from matplotlib.lines import Line2D
 import jaxae
 from jaxae import gradcheck
 
-ENOUGH = 3  # resolutions from which on everything is caught
-SEEN_BY_CLAIM = 1e-5  # of the largest entry, in float32
+NUM_RESOLUTIONS = 3  # from which every error must be detected
+MAX_CLAIM_ERROR = 1e-5  # smallest error that must be detected, in float32
 SITUATIONS = ("claim", "rule")
 PEERS = {"check_grads": gradient_bugs.by_check_grads, "chex": gradient_bugs.by_chex}
-ALL_LOOKED_AT = 64  # entries of a leaf up to which each is differenced
-LEAST, MOST = -44, 10  # exponents of 2 tried
+EXHAUSTIVE_SIZE = 64  # up to this size gradcheck differences every entry of a leaf
+MIN_EXPONENT, MAX_EXPONENT = -44, 10  # of eps = 2^k
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
     cases: tuple[tuple[Size, str, int], ...]  # size, dtype, number of seeds
-    num_seeds: int  # the most of them
+    num_seeds: int  # the largest of them
     num_timings: int
-    stride: int  # in exponents, of larger errors looked at with the first seed
-    leaf_sizes: tuple[int, ...]  # of the count of evaluations
+    stride: int  # of the exponents of larger errors, tried for the first seed
+    leaf_sizes: tuple[int, ...]  # for which evaluations are counted
     num_leaves: tuple[int, ...]
 
 
@@ -133,7 +136,7 @@ def main(argv=None) -> int:
     digits = jaxae.data.digits()
     X = jaxae.data.scaled(digits.train, digits.scale)
     rows, costs = [], []
-    with compiled_once():
+    with compilation_cached():
         scaling = count_evaluations(settings)
         for size, dtype, num_seeds in settings.cases:
             with jax.enable_x64(dtype == "float64"):
@@ -142,22 +145,22 @@ def main(argv=None) -> int:
                 problems = [draw_problem(model, X, seed, dtype) for seed in seeds]
                 costs.append(measure_cost(model, problems[0], settings))
                 rows += measure_power(model, problems, settings.stride)
-            jax.clear_caches()  # what chex has replaced must not outlive it
+            jax.clear_caches()  # traces hold chex's replacement of stop_gradient
     holds, missed = judge(rows), largest_missed(rows)
     show_power(rows)
     show_cost(costs, scaling)
     draw(rows, args.out / "detection_power.png")
     print(f"largest error missed, in units of the resolution: {missed:.2f}")
     print(f"claim: {holds}")
-    found = {"holds": holds, "largest_missed_in_resolutions": missed}
-    found |= {"power": rows, "cost": costs, "evaluations": scaling}
+    results = {"holds": holds, "largest_missed_in_resolutions": missed}
+    results |= {"power": rows, "cost": costs, "evaluations": scaling}
     passed = all(holds.values())
-    return _study.finish(args, __doc__, settings, digits, passed, found)
+    return _study.finish(args, __doc__, settings, digits, passed, results)
 
 
 @contextlib.contextmanager
-def compiled_once():
-    """Each check traces anew; what it compiles is kept, here and nowhere else."""
+def compilation_cached():
+    """A compilation cache on disk for the study, because each check traces anew."""
     before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory() as cache:
         gradient_bugs.keep_compiled(cache)
@@ -172,21 +175,21 @@ def compiled_once():
 
 
 class Model(NamedTuple):
-    """Functions of `(params, X, planted)`; what is planted is [H, D], in dl/dW."""
+    """Functions of `(params, X, planted)`; planted [H, D] is an error in dl/dW."""
 
     size: Size
     ae: jaxae.Autoencoder
     loss: object
     wrong_grad: object
-    wrong_rule: object  # the loss again, but with that gradient as its rule
+    wrong_rule: object  # the loss with wrong_grad as its rule
 
 
 class Problem(NamedTuple):
-    """Where the gradient is taken."""
+    """A point at which the gradient is checked."""
 
     params: object
     X: object  # [B, D]
-    dW: np.ndarray  # [H, D], right
+    dW: np.ndarray  # [H, D], the right gradient
     key: object
 
 
@@ -260,34 +263,34 @@ ERRORS = {
 }
 
 
-def size_where_seen(planted, dW, situation) -> float:
-    """The error in the unit of what sees it."""
+def visible_error(planted, dW, situation) -> float:
+    """The relative error along the entries or directions that gradcheck measures."""
     entries, unit = np.abs(planted), np.max(np.abs(dW))
-    along = np.linalg.norm(planted) / np.linalg.norm(dW)
-    if dW.size <= ALL_LOOKED_AT:
+    along_directions = np.linalg.norm(planted) / np.linalg.norm(dW)
+    if dW.size <= EXHAUSTIVE_SIZE:
         return np.max(entries) / unit
     if situation == "claim":
-        return max(np.max(entries) / unit, along)
-    return max(entries.flat[np.argmax(np.abs(dW))] / unit, along)
+        return max(np.max(entries) / unit, along_directions)
+    return max(entries.flat[np.argmax(np.abs(dW))] / unit, along_directions)
 
 
-# ---- the smallest error that is caught -----------------------------------------------
+# ---- the smallest error that is detected ---------------------------------------------
 
 
-class Look(NamedTuple):
-    """One check."""
+class Trial(NamedTuple):
+    """A check of a gradient with a planted error."""
 
     eps: float
-    seen: float  # the size of the error in the unit of what sees it
+    visible_error: float
     resolution: float
     verdict: str
-    caught: bool
+    is_detected: bool
     evaluations: int  # of the loss, of the claim and of autodiff
-    blamed: tuple[str, ...]  # other leaves than W that are not ok
-    is_named: bool | None  # the worst entry lies where the error does
+    other_failures: tuple[str, ...]  # leaves other than W that are not ok
+    is_located: bool | None  # whether the worst entry has a planted error
 
 
-def look(model, problem, situation, planted, eps) -> Look:
+def run_trial(model, problem, situation, planted, eps) -> Trial:
     fn, grad = model.loss, model.wrong_grad
     if situation == "rule":
         fn, grad = model.wrong_rule, None
@@ -295,38 +298,38 @@ def look(model, problem, situation, planted, eps) -> Look:
     error = jnp.asarray(eps * planted, X.dtype)
     report = gradcheck.check(fn, params, X, error, grad=grad, key=key)
     leaf = report.leaves["W"]
-    blamed = {path for path, leaf in report.leaves.items() if not leaf.ok} - {"W"}
-    return Look(
+    failures = {path for path, leaf in report.leaves.items() if not leaf.ok} - {"W"}
+    return Trial(
         eps,
-        seen=float(size_where_seen(eps * planted, dW, situation)),
+        visible_error=float(visible_error(eps * planted, dW, situation)),
         resolution=leaf.resolution,
         verdict=leaf.verdict,
-        caught=leaf.verdict in ("wrong", "surrogate") and not leaf.ok,
+        is_detected=leaf.verdict in ("wrong", "surrogate") and not leaf.ok,
         evaluations=sum(report.cost.values()),
-        blamed=tuple(sorted(blamed)),
-        is_named=bool(planted[leaf.worst.index]) if leaf.worst else None,
+        other_failures=tuple(sorted(failures)),
+        is_located=bool(planted[leaf.worst.index]) if leaf.worst else None,
     )
 
 
-def walk(is_caught, start) -> int | None:
-    """The exponent k of the smallest 2^k caught, in steps of 2 from where it may be."""
-    k = min(max(start, LEAST), MOST)
-    if is_caught(k):
-        while k > LEAST and is_caught(k - 1):
+def smallest_exponent(is_detected, start) -> int | None:
+    """The exponent k of the smallest 2^k detected, by a linear search from `start`."""
+    k = min(max(start, MIN_EXPONENT), MAX_EXPONENT)
+    if is_detected(k):
+        while k > MIN_EXPONENT and is_detected(k - 1):
             k -= 1
         return k
-    while k < MOST:
+    while k < MAX_EXPONENT:
         k += 1
-        if is_caught(k):
+        if is_detected(k):
             return k
     return None
 
 
 def measure_power(model, problems, stride) -> list[dict]:
-    """A row an error: the smallest caught by each judge, by seed."""
+    """A row for each planted error: the smallest that each judge detects, by seed."""
     name, dtype = str(model.size), str(problems[0].X.dtype)
     rights = {
-        situation: [look(model, p, situation, 0 * p.dW, 0.0) for p in problems]
+        situation: [run_trial(model, p, situation, 0 * p.dW, 0.0) for p in problems]
         for situation in SITUATIONS
     }
     rows = []
@@ -336,112 +339,113 @@ def measure_power(model, problems, stride) -> list[dict]:
         row["entries"] = problems[0].dW.size
         for situation in SITUATIONS:
             right = rights[situation]
-            found = [
+            searches = [
                 search(model, situation, *each, 0 if i else stride)
                 for i, each in enumerate(zip(problems, planted, right, strict=True))
             ]
-            row["judges"][situation] = summed_up(found, right)
+            row["judges"][situation] = summarise(searches, right)
         for peer in PEERS:
             row["judges"][peer] = search_by_peer(model, peer, problems, planted)
         rows.append(row)
-        numbers = {judge: found["eps"] for judge, found in row["judges"].items()}
-        print(f"{name}, {dtype}, {error}: smallest eps caught {numbers}", flush=True)
+        numbers = {judge: summary["eps"] for judge, summary in row["judges"].items()}
+        print(f"{name}, {dtype}, {error}: smallest eps detected {numbers}", flush=True)
     return rows
 
 
 def search(model, situation, problem, planted, right, stride):
-    """The smallest caught, if any, and all looks on the way."""
-    looks = {}
+    """The trial of the smallest error detected, or None; and all trials."""
+    trials = {}
 
-    def is_caught(k):
-        looks[k] = look(model, problem, situation, planted, 2.0**k)
-        return looks[k].caught
+    def is_detected(k):
+        trials[k] = run_trial(model, problem, situation, planted, 2.0**k)
+        return trials[k].is_detected
 
-    unit = size_where_seen(planted, problem.dW, situation)
-    found = walk(is_caught, math.ceil(math.log2(right.resolution / unit)))
-    larger = range(found + stride, 1, stride) if stride and found is not None else ()
-    for k in larger:
-        is_caught(k)  # what is larger is caught as well
-    return looks.get(found), list(looks.values())
+    unit = visible_error(planted, problem.dW, situation)
+    start = math.ceil(math.log2(right.resolution / unit))
+    smallest = smallest_exponent(is_detected, start)
+    if stride and smallest is not None:
+        for k in range(smallest + stride, 1, stride):  # larger errors
+            is_detected(k)
+    return trials.get(smallest), list(trials.values())
 
 
-def summed_up(found, right) -> dict:
-    smallest = [least for least, _ in found]
-    eps = [least.eps if least else math.inf for least in smallest]
-    looks = [look._asdict() for _, looks in found for look in looks]
+def summarise(searches, right) -> dict:
+    smallest = [trial for trial, _ in searches]
+    eps = [trial.eps if trial else math.inf for trial in smallest]
+    trials = [trial._asdict() for _, trials in searches for trial in trials]
     return {
-        "eps": for_nine_of_ten(eps),
-        "evaluations": int(np.median([look["evaluations"] for look in looks])),
-        "by_seed": [least and least._asdict() for least in smallest],
-        "named": sum(bool(least and least.is_named) for least in smallest),
+        "eps": ninth_decile(eps),
+        "evaluations": int(np.median([trial["evaluations"] for trial in trials])),
+        "by_seed": [trial and trial._asdict() for trial in smallest],
+        "num_located": sum(bool(trial and trial.is_located) for trial in smallest),
         "right_passes": sum(map(passes, right)),
-        "resolution": max(each.resolution for each in right),
-        "looks": looks,
+        "resolution": max(trial.resolution for trial in right),
+        "trials": trials,
     }
 
 
-def passes(look) -> bool:
-    return look.verdict == "correct" and not look.blamed
+def passes(trial) -> bool:
+    return trial.verdict == "correct" and not trial.other_failures
 
 
-def for_nine_of_ten(eps) -> float:
+def ninth_decile(eps) -> float:
     return sorted(eps)[math.ceil(0.9 * len(eps)) - 1]
 
 
-# ---- the same by the peers -----------------------------------------------------------
+# ---- the other checkers --------------------------------------------------------------
 
 
-class Counted:
-    """A function that knows how often it was called."""
+class CallCounter:
+    """A function that counts its calls in `calls`."""
 
     def __init__(self, function) -> None:
         self.function, self.calls = function, 0
 
     def __call__(self, *args):
-        """Call it once more."""
+        """Call the function."""
         self.calls += 1
         return self.function(*args)
 
 
 def search_by_peer(model, peer, problems, planted) -> dict:
-    found, num_passed, evaluations, start = [], 0, 0, -4
+    smallest, num_passed, evaluations, start = [], 0, 0, -4
     for problem, error in zip(problems, planted, strict=True):
 
-        def is_caught(k, problem=problem, error=error):
-            return ask(model, peer, problem, 2.0**k * error)[0]
+        def is_detected(k, problem=problem, error=error):
+            return run_peer(model, peer, problem, 2.0**k * error)[0]
 
-        is_rejected, evaluations = ask(model, peer, problem, 0 * error)
+        is_rejected, evaluations = run_peer(model, peer, problem, 0 * error)
         num_passed += not is_rejected
-        k = None if is_rejected else walk(is_caught, start)
-        found.append(math.inf if k is None else 2.0**k)
+        k = None if is_rejected else smallest_exponent(is_detected, start)
+        smallest.append(math.inf if k is None else 2.0**k)
         start = start if k is None else k
     return {
-        "eps": for_nine_of_ten(found),
-        "by_seed": [{"eps": eps} for eps in found],
+        "eps": ninth_decile(smallest),
+        "by_seed": [{"eps": eps} for eps in smallest],
         "right_passes": num_passed,
         "evaluations": evaluations,
     }
 
 
-def ask(model, peer, problem, error) -> tuple[bool, int]:
-    """Whether it raises an alarm, and the evaluations of loss and gradient."""
-    loss, claim = Counted(model.loss), Counted(model.wrong_grad)
+def run_peer(model, peer, problem, error) -> tuple[bool, int]:
+    """Whether the peer rejects the gradient, and its evaluations of loss and claim."""
+    loss, claim = CallCounter(model.loss), CallCounter(model.wrong_grad)
     function = Function(inputs=lambda: (), loss=loss)
     case = Case(peer, "bug", "", "", function, claim, wrong=("W",))
     args = problem.X, jnp.asarray(error, problem.X.dtype)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        said = PEERS[peer](case, loss, claim, problem.params, args)
-    if said == gradient_bugs.CANNOT:
+        outcome = PEERS[peer](case, loss, claim, problem.params, args)
+    if outcome == gradient_bugs.CANNOT:
         raise RuntimeError(f"{peer} cannot run at {model.size}.")
-    return said == gradient_bugs.RIGHT["bug"], loss.calls + claim.calls
+    return outcome == gradient_bugs.RIGHT["bug"], loss.calls + claim.calls
 
 
 # ---- cost ----------------------------------------------------------------------------
 
 
 def measure_cost(model, problem, settings) -> dict:
-    """Of a check of the right gradient, the first one with what it compiles apart."""
+    """The cost of a check of the right gradient; the first check includes compiling."""
     params, X, dW, key = problem
     zero = jnp.zeros_like(params.W)
 
@@ -472,7 +476,7 @@ def measure_cost(model, problem, settings) -> dict:
 
 
 def time_of_gradient(model, params, X, settings) -> float:
-    """Seconds of one compiled `value_and_grad`: a median."""
+    """The median time of one compiled `value_and_grad`, in seconds."""
     run = jax.jit(jax.value_and_grad(model.loss))
     zero = jnp.zeros_like(params.W)
     jax.block_until_ready(run(params, X, zero))
@@ -488,7 +492,7 @@ def timed(function):
 
 
 def count_evaluations(settings) -> list[dict]:
-    """Of a function by the number of its leaves and their size."""
+    """The evaluations of a check, by number and size of leaves."""
 
     def fn(leaves):
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves)
@@ -507,71 +511,81 @@ def count_evaluations(settings) -> list[dict]:
 
 def judge(rows) -> dict[str, bool]:
     """Whether each part of the claim holds."""
-    each = [
+    summaries = [
         (row, situation, row["judges"][situation])
         for row in rows
         for situation in SITUATIONS
     ]
-    looks = [look for _, _, found in each for look in found["looks"]]
-    enough = [look for look in looks if look["seen"] >= ENOUGH * look["resolution"]]
-    seen = [
-        least["seen"] if least else math.inf
-        for row, situation, found in each
+    trials = [trial for _, _, summary in summaries for trial in summary["trials"]]
+    large = [t for t in trials if in_resolutions(t) >= NUM_RESOLUTIONS]
+    smallest = [
+        trial["visible_error"] if trial else math.inf
+        for row, situation, summary in summaries
         if situation == "claim" and row["dtype"] == "float32"
-        for least in found["by_seed"]
+        for trial in summary["by_seed"]
     ]
     return {
-        f"caught from {ENOUGH} resolutions on": all(look["caught"] for look in enough),
-        "no other leaf is blamed": not any(look["blamed"] for look in looks),
-        f"wrong claims are caught from {SEEN_BY_CLAIM} on": max(seen) <= SEEN_BY_CLAIM,
+        f"detected from {NUM_RESOLUTIONS} resolutions": all(
+            trial["is_detected"] for trial in large
+        ),
+        "no other leaf fails": not any(trial["other_failures"] for trial in trials),
+        f"wrong claims are detected from {MAX_CLAIM_ERROR}": (
+            max(smallest) <= MAX_CLAIM_ERROR
+        ),
         "right gradients pass": all(
-            found["right_passes"] == len(found["by_seed"]) for _, _, found in each
+            summary["right_passes"] == len(summary["by_seed"])
+            for _, _, summary in summaries
         ),
     }
 
 
+def in_resolutions(trial) -> float:
+    """The visible error in units of the resolution."""
+    return trial["visible_error"] / trial["resolution"]
+
+
 def largest_missed(rows) -> float:
-    """By either situation, in units of the resolution, where seen."""
-    looks = [
-        look
+    """The largest visible error that is not detected, in units of the resolution."""
+    trials = [
+        trial
         for row in rows
         for situation in SITUATIONS
-        for look in row["judges"][situation]["looks"]
+        for trial in row["judges"][situation]["trials"]
     ]
-    missed = [look["seen"] / look["resolution"] for look in looks if not look["caught"]]
+    missed = [in_resolutions(trial) for trial in trials if not trial["is_detected"]]
     return max(missed, default=0.0)
 
 
-# ---- what is seen --------------------------------------------------------------------
+# ---- tables and plots ----------------------------------------------------------------
 
 
 def show_power(rows) -> None:
-    """The smallest eps caught; in brackets in units of the resolution, where seen."""
+    """The smallest eps detected; in brackets the visible error in resolutions."""
     table = []
     for row in rows:
-        line = {"smallest eps caught": f"{row['model']} {row['dtype']}"}
+        line = {"smallest eps detected": f"{row['model']} {row['dtype']}"}
         line["error in"] = row["error"]
         for situation in SITUATIONS:
-            found = row["judges"][situation]
-            least = [least for least in found["by_seed"] if least]
-            most = max((each["seen"] / each["resolution"] for each in least), default=0)
-            line[situation] = f"{found['eps']:.1e} ({most:.1f})"
-        found = row["judges"]["rule"]
-        line["named"] = f"{found['named']}/{len(found['by_seed'])}"
+            summary = row["judges"][situation]
+            detected = [trial for trial in summary["by_seed"] if trial]
+            largest = max(map(in_resolutions, detected), default=0)
+            line[situation] = f"{summary['eps']:.1e} ({largest:.1f})"
+        summary = row["judges"]["rule"]
+        line["located"] = f"{summary['num_located']}/{len(summary['by_seed'])}"
         if row["error"] == "whole leaf":
-            line["named"] = "-"  # any entry would do
+            line["located"] = "-"  # every entry has the error
         for peer in PEERS:
-            line[peer] = of_peer(row["judges"][peer])
+            line[peer] = format_peer(row["judges"][peer])
         table.append(line)
     _study.print_table(table, dict.fromkeys(table[0], ""))
 
 
-def of_peer(found) -> str:
-    if not math.isinf(found["eps"]):
-        return f"{found['eps']:.1e}"
-    count = len(found["by_seed"])
-    rejected = count - found["right_passes"]
-    return f"rejects right {rejected}/{count}" if rejected else "never"
+def format_peer(summary) -> str:
+    if not math.isinf(summary["eps"]):
+        return f"{summary['eps']:.1e}"
+    count = len(summary["by_seed"])
+    num_rejected = count - summary["right_passes"]
+    return f"rejects right {num_rejected}/{count}" if num_rejected else "never"
 
 
 def show_cost(costs, scaling) -> None:
@@ -600,37 +614,37 @@ LABELS = {
     "chex": "chex.assert_numerical_grads",
 }
 MARKERS = "os^Dv"
-PLACES = {"largest entry": "the largest entry", "whole leaf": "the whole leaf"}
-NONE = {  # where those stand that catch no error
+ERROR_NAMES = {"largest entry": "the largest entry", "whole leaf": "the whole leaf"}
+UNDETECTED_HEIGHTS = {  # in the plot, of checkers that detect no error
     "rejects the right gradient too": 1e8,
-    f"catches none up to {2**MOST}": 1e6,
+    f"detects none up to {2**MAX_EXPONENT}": 1e6,
 }
 
 
 def draw(rows, path) -> None:
-    """A panel a kind of error: what is caught against evaluations."""
+    """A panel for each kind of error: the smallest error against evaluations."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     panels = figure.subplots(1, len(ERRORS), sharex=True, sharey=True)
     models = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
     for axes, error in zip(panels, ERRORS, strict=True):
-        for height in NONE.values():
+        for height in UNDETECTED_HEIGHTS.values():
             axes.axhline(height, color="0.8", lw=1, zorder=0)
         for row in rows:
             if row["error"] == error:
                 marker = MARKERS[models.index((row["model"], row["dtype"]))]
                 draw_row(axes, row["judges"], marker)
-        axes.set(title=f"error in {PLACES.get(error, error)}")
+        axes.set(title=f"error in {ERROR_NAMES.get(error, error)}")
         axes.set(xscale="log", yscale="log", xlim=(2, 2000))
         axes.set_xlabel("evaluations, loss and gradients")
         axes.set_yticks(10.0 ** np.arange(-10, 5, 2))
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     note = {"color": "0.35", "va": "bottom", "fontsize": 8.5}
-    for reason, height in NONE.items():
+    for reason, height in UNDETECTED_HEIGHTS.items():
         panels[0].text(2.2, 1.5 * height, reason, **note)
-    panels[0].set(ylabel="smallest relative error caught", ylim=(None, 1e9))
+    panels[0].set(ylabel="smallest relative error detected", ylim=(None, 1e9))
     figure.suptitle(
-        "The smallest error caught in dl/dW of a tied autoencoder, by cost of a check"
+        "The smallest error detected in dl/dW of a tied autoencoder, by cost of a check"
     )
     judges = [
         Line2D([], [], **style(judge, "o"), ls="", label=label)
@@ -646,17 +660,17 @@ def draw(rows, path) -> None:
 
 
 def draw_row(axes, judges, marker) -> None:
-    for judge, found in judges.items():
-        eps, look = found["eps"], style(judge, marker)
+    for judge, summary in judges.items():
+        eps, options = summary["eps"], style(judge, marker)
         if math.isinf(eps):
-            is_rejected = found["right_passes"] < len(found["by_seed"])
-            eps = list(NONE.values())[0 if is_rejected else 1]
-            look |= {"markerfacecolor": "none"}
-        axes.plot(found["evaluations"], eps, **look)
+            is_rejected = summary["right_passes"] < len(summary["by_seed"])
+            eps = list(UNDETECTED_HEIGHTS.values())[0 if is_rejected else 1]
+            options |= {"markerfacecolor": "none"}
+        axes.plot(summary["evaluations"], eps, **options)
 
 
 def style(judge, marker) -> dict:
-    """An open ring where the rule is wrong: it often lies around the claim's."""
+    """An open ring for "rule", whose points often coincide with those of "claim"."""
     colour, is_ring = COLOURS[judge], judge == "rule"
     face, size = ("none", 10) if is_ring else (colour, 6)
     return {

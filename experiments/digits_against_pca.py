@@ -10,19 +10,19 @@ the one with the least squared error on the training images.
 
     python experiments/digits_against_pca.py [--quick] [--out DIR]
 
-For each of several random splits into training, validation and test images: PCA is
-fitted to the training images; each model is trained on them by one compiled sweep over
-learning rate and seed, its learning rate chosen by validation squared error; both are
-judged on the test images, by ||x_hat - x||^2 an image, over 64 pixels in [0, 1].
-Two rows say where a difference comes from: PCA clipped to [0, 1], since a Bernoulli
-mean cannot leave it either, and the linear autoencoder (identity latents, Gaussian
-output), which is PCA at its best.
+The images are split at random, several times, into training, validation and test
+images. PCA is fitted to the training images. Each model is trained on them by one
+compiled sweep over learning rate and seed, and its learning rate is chosen by
+validation squared error. Both are compared by ||x_hat - x||^2 per test image, over 64
+pixels in [0, 1]. Two rows show the source of a difference: PCA clipped to [0, 1], the
+range of a Bernoulli mean, and the linear autoencoder (identity latents, Gaussian
+output), whose optimum is PCA.
 
-Found (5 splits of 1079 training, 359 validation and 359 test images, 3 seeds each,
+Results (5 splits of 1079 training, 359 validation and 359 test images, 3 seeds each,
 mean and standard deviation over all): PCA 0.738 +- 0.008, clipped 0.670 +- 0.007, the
 linear autoencoder 0.744 +- 0.009; sigmoid 0.924 +- 0.018, relu 0.609 +- 0.028, identity
 0.556 +- 0.010. Identity and relu beat PCA on every split, clipped or not; sigmoid on
-none. About half of the way from PCA to relu is mere clipping.
+none. Clipping explains about half of the difference between PCA and relu.
 """
 
 import sys
@@ -45,13 +45,13 @@ MODELS = {
     "identity latents": (activations.identity, observations.bernoulli),
 }
 MUST_BEAT_PCA = ("relu latents", "identity latents")
-# Times the rival's error, to beat it: twice what PCA's own varies by between splits,
-# and far more than another machine's rounding moves.
-LEAD = 0.98
+# A model beats PCA if its error is at most this times PCA's. The margin is twice the
+# variation of PCA's error between splits, and much larger than that between machines.
+MARGIN = 0.98
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
     num_splits: int
     num_seeds: int
@@ -76,19 +76,19 @@ def main(argv=None) -> int:
     counts = {"beats_pca": "", "beats_clipped_pca": "", "splits": ""}
     _study.print_table(rows, {"model": "", "mean": ".3f", "std": ".3f", **counts})
     draw(rows, args.out / "test_squared_error.png")
-    found = {
+    results = {
         "sigmoid_does_not_beat_pca": wins["sigmoid latents"] == 0,
         "test_squared_error": rows,
         "splits": splits,
     }
-    return _study.finish(args, __doc__, settings, digits, passed, found)
+    return _study.finish(args, __doc__, settings, digits, passed, results)
 
 
 # ---- one split -----------------------------------------------------------------------
 
 
 def run_split(X, seed, settings) -> dict:
-    """Test squared errors: one for PCA, one a seed for each model."""
+    """Test squared errors: one for PCA, one per seed for each model."""
     print(f"split {seed + 1} of {settings.num_splits}", flush=True)
     train, test, validation = jaxae.data.split(X, 0.2, 0.2, seed=seed)
     return pca_errors(train, test) | {
@@ -134,17 +134,17 @@ def train_model(ae, train, validation, test, settings) -> dict:
     )
     evaluate = jax.jit(objective.evaluate)
 
-    def errors(X):  # [learning rates, seeds]: of the lanes' axes the last is fastest
+    def errors(X):  # [learning rates, seeds]: seed is the fastest axis of the lanes
         lanes = map(sweep.params, range(len(sweep)))
         by_lane = [float(evaluate(lane, X, {})["squared_error"]) for lane in lanes]
         return np.reshape(by_lane, (-1, settings.num_seeds))
 
-    on_validation = errors(validation).mean(axis=1)
-    chosen = int(np.argmin(on_validation))
+    validation_errors = errors(validation).mean(axis=1)
+    best = int(np.argmin(validation_errors))
     return {
-        "by_seed": errors(test)[chosen].tolist(),
-        "learning_rate": settings.learning_rates[chosen],
-        "validation_by_learning_rate": on_validation.tolist(),
+        "by_seed": errors(test)[best].tolist(),
+        "learning_rate": settings.learning_rates[best],
+        "validation_by_learning_rate": validation_errors.tolist(),
     }
 
 
@@ -152,11 +152,11 @@ def train_model(ae, train, validation, test, settings) -> dict:
 
 
 def judge(splits) -> list[dict]:
-    """Mean and spread over splits and seeds, and on how many splits PCA is beaten."""
+    """Mean and deviation over splits and seeds, and the number of wins against PCA."""
     runs = {name: np.array([s[name]["by_seed"] for s in splits]) for name in splits[0]}
 
     def wins(errors, rival):  # [splits, seeds]
-        return int(np.sum(errors.mean(axis=1) < LEAD * runs[rival].mean(axis=1)))
+        return int(np.sum(errors.mean(axis=1) < MARGIN * runs[rival].mean(axis=1)))
 
     return [
         {
@@ -180,13 +180,13 @@ def draw(rows, path) -> None:
     means = [row["mean"] for row in rows]
     bars = axes.bar(names, means, color=colours, width=0.65)
     axes.bar_label(bars, fmt="%.3f", label_type="center", color="white")
-    for place, row in enumerate(rows):
-        # Side by side, for they would hide each other.
-        places = place + np.linspace(-0.2, 0.2, len(row["runs"]))
-        label = "one run" if place == 0 else None
-        axes.plot(places, row["runs"], ".", color="black", markersize=3, label=label)
+    for position, row in enumerate(rows):
+        # Side by side, so that they do not hide each other.
+        x = position + np.linspace(-0.2, 0.2, len(row["runs"]))
+        label = "one run" if position == 0 else None
+        axes.plot(x, row["runs"], ".", color="black", markersize=3, label=label)
     axes.axhline(means[0], color="0.3", linestyle="--", linewidth=1, label="PCA's mean")
-    axes.set_ylabel("test squared error an image")
+    axes.set_ylabel("test squared error per image")
     axes.set_title(
         f"Digits, {LATENT_DIM} latents; in colour: tied weights, Bernoulli output"
     )

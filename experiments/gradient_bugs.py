@@ -1,11 +1,11 @@
-"""Which wrong gradients do gradient checkers catch, and which right ones do they fail?
+"""Which wrong gradients do gradient checkers detect, and which right ones do they fail?
 
-Claim: `jaxae.gradcheck` finds every one of these wrong gradients, in exactly the leaves
-that are wrong, and calls none of the right ones wrong that are easily taken for it, at
-every size and seed. Where a right one's own rounding leaves less than 10 % of a leaf to
-be seen, it says "undecided" and no more; that is so in less than 1 % of the judgements.
-`jax.test_util.check_grads`, `chex.assert_numerical_grads` and torch's `gradcheck` judge
-the same claims beside it; nothing is claimed of them.
+Claim: `jaxae.gradcheck` detects every one of these wrong gradients, in exactly the
+leaves that are wrong, and calls none of the right ones wrong, difficult as they are, at
+every size and seed. If the rounding error of a right gradient exceeds 10 % of a leaf,
+the verdict is "undecided"; that is so in less than 1 % of the checks.
+`jax.test_util.check_grads`, `chex.assert_numerical_grads` and torch's `gradcheck` are
+given the same gradients; nothing is claimed about them.
 
 Source: the autoencoder and its gradient are Hugo Larochelle's, Neural networks:
 Autoencoder, Université de Sherbrooke, October 2012; the published bugs name the project
@@ -13,24 +13,24 @@ and the issue in which they were reported.
 
     python experiments/gradient_bugs.py [--quick | --full] [--out DIR]
 
-A case, of those in `_gradient_cases`, is a function of a pytree with a gradient claimed
-for it. A bug is caught if the leaves that are not ok are the ones that are wrong by
-design; a right gradient passes if every leaf is ok. All other outcomes are counted
-apart: missed, false alarm, other leaves blamed, undecided, cannot run.
+A case of `_gradient_cases` is a function of a pytree with a claimed gradient. A bug is
+caught if the leaves that are not ok are those that are wrong by design; a right
+gradient passes if every leaf is ok. The other outcomes are: missed, false alarm, other
+leaves, undecided, cannot run.
 
-How each judge is called, with its own defaults, in the case's own dtype:
-  jaxae        check(fn, params, *args, grad=claim, surrogate=as the case declares)
-  check_grads  check_grads(f, (params,), order=1, modes=("rev",)), f a `custom_vjp`
-               whose backward pass is the claim times the cotangent
-  by leaf      the same for each leaf by itself, the others fixed: it then says which
-               leaf is wrong, and small leaves do not hide behind large ones
-  chex         assert_numerical_grads(f, leaves, order=1), f a `custom_jvp` of the
-               leaves (it takes no pytree) whose tangent is <claim, tangent>
-  torch        gradcheck in float64, as it demands; `benchmarks/torch_gradcheck.py`
-               runs it in its own environment, its results are read from there
-Of the peers only `by leaf` is asked which leaves are wrong; the others need but raise.
-A surrogate can be declared to jaxae alone. Where a judge fails right gradients, what it
-catches means little: the two halves of the picture belong together.
+Each judge is called with its defaults, in the dtype of the case:
+  jaxae        check(fn, params, *args, grad=claim, surrogate=that of the case)
+  check_grads  check_grads(f, (params,), order=1, modes=("rev",)), where f is a
+               `custom_vjp` whose backward pass is the claim times the cotangent
+  by leaf      the same for one leaf at a time, with the others fixed. This shows which
+               leaf is wrong, and large leaves do not hide errors in small ones
+  chex         assert_numerical_grads(f, leaves, order=1), where f is a `custom_jvp` of
+               the leaves (it takes no pytree) whose tangent is <claim, tangent>
+  torch        gradcheck in float64, which it requires; its results are those of
+               `benchmarks/torch_gradcheck.py`, which runs in its own environment
+Of the peers only `by leaf` must name the wrong leaves; the others need only raise. Only
+jaxae has declarations of surrogates. The bugs that a judge catches mean little if it
+fails right gradients, so both halves of the plot belong together.
 """
 
 import concurrent.futures
@@ -63,17 +63,17 @@ TORCH = Path(__file__).parents[1] / "benchmarks" / "results" / "torch_gradcheck.
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
     sizes: tuple[Size, ...]
     num_seeds: int
     num_seeds_large: int  # at the last size, if there are several
     num_processes: int
-    stride: int = 1  # of the cases, every so many-th
+    stride: int = 1  # of the cases that are run
 
 
 class Dataset(NamedTuple):
-    """What the cases draw their inputs from."""
+    """The source of the cases' inputs."""
 
     name: str = "random numbers"
     sha256: None = None
@@ -95,24 +95,24 @@ def main(argv=None) -> int:
     print_outcomes(rows)
     draw(rows, args.out / "detection_matrix.png")
     passed = is_as_claimed(rows)
-    found = {"totals": totals(rows), "cases": rows}
-    return _study.finish(args, __doc__, settings, Dataset(), passed, found)
+    results = {"totals": totals(rows), "cases": rows}
+    return _study.finish(args, __doc__, settings, Dataset(), passed, results)
 
 
 # ---- the judges: (case, fn, grad, params, args) -> outcome ---------------------------
 
 
-def outcome(case: Case, blamed: set) -> str:
-    """Of a judge that names leaves."""
-    if not blamed:
+def outcome(case: Case, failed: set) -> str:
+    """The outcome of a judge that names the leaves that fail."""
+    if not failed:
         return WRONG["bug"] if case.wrong else RIGHT["right"]
     if case.kind == "right":
         return WRONG["right"]
-    return RIGHT["bug"] if blamed == set(case.wrong) else OTHER
+    return RIGHT["bug"] if failed == set(case.wrong) else OTHER
 
 
 def by_jaxae(case: Case, fn, grad, params, args) -> tuple[str, str]:
-    """With the report."""
+    """The outcome, and the report or the error."""
     surrogate = case.function.surrogate
     options = {"grad": grad, "surrogate": surrogate}
     try:
@@ -143,15 +143,15 @@ def by_check_grads_of_leaves(case: Case, fn, grad, params, args) -> str:
         )
         return raises(case, lambda: check_grads(f, (leaves[i],), 1, modes=("rev",)))
 
-    found = {path: judge_leaf(i) for i, path in enumerate(paths)}
-    if CANNOT in found.values():
+    outcomes = {path: judge_leaf(i) for i, path in enumerate(paths)}
+    if CANNOT in outcomes.values():
         return CANNOT
     alarms = RIGHT["bug"], WRONG["right"]
-    return outcome(case, {path for path, each in found.items() if each in alarms})
+    return outcome(case, {path for path, each in outcomes.items() if each in alarms})
 
 
 def by_chex(case: Case, fn, grad, params, args) -> str:
-    """On `fn` as it is: chex replaces stop_gradient, which a compiled one escapes."""
+    """On the loss that is not compiled, because chex replaces stop_gradient in it."""
     _, leaves, fill = flatten(params)
     loss = case.function.loss
     f = jax.custom_jvp(lambda *leaves: loss(fill(leaves), *args))
@@ -169,12 +169,12 @@ def by_chex(case: Case, fn, grad, params, args) -> str:
 JUDGES = {
     "check_grads": by_check_grads,
     "by leaf": by_check_grads_of_leaves,
-    "chex": by_chex,  # last, since what is traced meanwhile sees its stop_gradient
+    "chex": by_chex,  # last, because it replaces stop_gradient in what is traced
 }
 
 
 def with_vjp(fn, grad):
-    """`fn` with the claim as its derivative."""
+    """`fn` with the claim as its rule."""
 
     def backward(params, cotangent):
         scale = functools.partial(jnp.multiply, cotangent)
@@ -186,7 +186,7 @@ def with_vjp(fn, grad):
 
 
 def raises(case: Case, check) -> str:
-    """Whether an alarm is raised, by what checks an assertion."""
+    """The outcome of a judge that raises an AssertionError for a wrong gradient."""
     try:
         check()
     except AssertionError:
@@ -207,7 +207,7 @@ def flatten(tree):
 
 
 def judge_all(settings, cache) -> list[dict]:
-    """A row a case: outcomes by judge and size, counted over seeds."""
+    """A row for each case: the number of seeds by judge, size and outcome."""
     keep_compiled(cache)
     names = list(CASES)[:: settings.stride]
     tasks = [(name, size) for size in settings.sizes for name in names]
@@ -228,9 +228,9 @@ def judge_all(settings, cache) -> list[dict]:
         row["outcomes"] = {judge: {} for judge in ("jaxae", *JUDGES)}
         row["failures"] = {}
         for size in settings.sizes:
-            found, failures = counts[tasks.index((name, size))]
-            for judged, counter in found.items():
-                row["outcomes"][judged][str(size)] = dict(counter)
+            outcomes, failures = counts[tasks.index((name, size))]
+            for judge_name, counter in outcomes.items():
+                row["outcomes"][judge_name][str(size)] = dict(counter)
             if failures:
                 row["failures"][str(size)] = failures
         rows.append(row)
@@ -243,88 +243,88 @@ def num_seeds_at(size, settings) -> int:
 
 
 def keep_compiled(cache) -> None:
-    """What is compiled for one seed serves all others."""
+    """Cache compiled programs on disk, to share them between seeds."""
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def judge(task, seeds) -> tuple[dict, dict]:
-    """Outcomes of each judge; and of ours, by seed, the reports that are not right."""
+    """The outcomes of each judge, and jaxae's reports of other outcomes, by seed."""
     name, size = task
     case, failures = CASES[name], {}
     fn, grad = jax.jit(case.function.loss), case.grad
     problems = [case.function.inputs(np.random.default_rng(s), size) for s in seeds]
-    found = {"jaxae": Counter()}
+    outcomes = {"jaxae": Counter()}
     for seed, (params, *args) in zip(seeds, problems, strict=True):
         result, report = by_jaxae(case, fn, grad, params, args)
-        found["jaxae"][result] += 1
+        outcomes["jaxae"][result] += 1
         if result != RIGHT[case.kind]:
             failures[seed] = f"{result}\n{report}"
             print(f"{name}, {size}, seed {seed}: {failures[seed]}", flush=True)
-    for judged, by_peer in JUDGES.items():
+    for judge_name, by_peer in JUDGES.items():
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            found[judged] = Counter(
+            outcomes[judge_name] = Counter(
                 by_peer(case, fn, grad, jax.tree.map(jnp.asarray, params), args)
                 for params, *args in problems
             )
-    jax.clear_caches()  # what chex has replaced must not outlive it
-    print(f"{name}, {size}: {json.dumps(found)}", flush=True)
-    return found, failures
+    jax.clear_caches()  # traces hold chex's replacement of stop_gradient
+    print(f"{name}, {size}: {json.dumps(outcomes)}", flush=True)
+    return outcomes, failures
 
 
 def with_torch(rows) -> list[dict]:
-    """With what torch's gradcheck found, where it was run."""
+    """The rows with the outcomes of torch's gradcheck, if there are any."""
     if not TORCH.exists():
         return rows
     by_case = json.loads(TORCH.read_text())["outcomes"]
     for row in rows:
-        for judged, outcomes in by_case.get(row["name"], {}).items():
-            row["outcomes"][judged] = outcomes
+        for judge_name, outcomes in by_case.get(row["name"], {}).items():
+            row["outcomes"][judge_name] = outcomes
     return rows
 
 
-# ---- what is seen --------------------------------------------------------------------
+# ---- tables and plots ----------------------------------------------------------------
 
 
-def pooled(row, judged) -> Counter:
+def pooled(row, judge_name) -> Counter:
     """Outcomes over all sizes."""
-    return sum(map(Counter, row["outcomes"].get(judged, {}).values()), Counter())
+    return sum(map(Counter, row["outcomes"].get(judge_name, {}).values()), Counter())
 
 
-def is_all_right(row, judged) -> bool:
-    return set(pooled(row, judged)) == {RIGHT[row["kind"]]}
+def is_all_right(row, judge_name) -> bool:
+    return set(pooled(row, judge_name)) == {RIGHT[row["kind"]]}
 
 
 def is_as_claimed(rows) -> bool:
-    """Every bug caught; of the right ones all but few passed, the others undecided."""
-    found = {kind: Counter(totals(rows)[kind]["jaxae"]) for kind in RIGHT}
-    for counts in found.values():
+    """All bugs caught; all but few right gradients passed, the others undecided."""
+    counts_of = {kind: Counter(totals(rows)[kind]["jaxae"]) for kind in RIGHT}
+    for counts in counts_of.values():
         del counts["cases all right"], counts["cases"]
-    right = found["right"]
+    right = counts_of["right"]
     return (
-        set(found["bug"]) == {RIGHT["bug"]}
+        set(counts_of["bug"]) == {RIGHT["bug"]}
         and set(right) <= {RIGHT["right"], UNDECIDED}
         and right[UNDECIDED] < 0.01 * right.total()
     )
 
 
 def judges_of(rows) -> list[str]:
-    return list(dict.fromkeys(judged for row in rows for judged in row["outcomes"]))
+    return list(dict.fromkeys(name for row in rows for name in row["outcomes"]))
 
 
 def totals(rows) -> dict:
-    """Outcomes over all cases of a kind, by judge; and the cases that are all right."""
-    found = {}
+    """Outcomes over all cases by kind and judge, and the number of cases all right."""
+    by_kind = {}
     for kind in RIGHT:
-        of_kind = [row for row in rows if row["kind"] == kind]
-        for judged in judges_of(rows):
-            counts = sum((pooled(row, judged) for row in of_kind), Counter())
-            cases = [row["name"] for row in of_kind if is_all_right(row, judged)]
-            all_right = {"cases all right": len(cases), "cases": len(of_kind)}
-            found.setdefault(kind, {})[judged] = dict(counts) | all_right
-    return found
+        cases = [row for row in rows if row["kind"] == kind]
+        for judge_name in judges_of(rows):
+            counts = sum((pooled(row, judge_name) for row in cases), Counter())
+            num_all_right = sum(is_all_right(row, judge_name) for row in cases)
+            all_right = {"cases all right": num_all_right, "cases": len(cases)}
+            by_kind.setdefault(kind, {})[judge_name] = dict(counts) | all_right
+    return by_kind
 
 
 def print_outcomes(rows) -> None:
@@ -333,17 +333,19 @@ def print_outcomes(rows) -> None:
         table = []
         for row in rows:
             if row["kind"] == kind:
-                cells = {judged: cell(row, judged, word) for judged in judges}
+                cells = {name: cell(row, name, word) for name in judges}
                 table.append({f"{kind}, {word} of": row["name"], **cells})
         counts = totals(rows)[kind]
-        last = {judged: counts[judged]["cases all right"] for judged in judges}
-        last = {judged: f"{count} of {len(table)}" for judged, count in last.items()}
-        table.append({f"{kind}, {word} of": f"cases always {word}", **last})
+        cells = {
+            name: f"{counts[name]['cases all right']} of {len(table)}"
+            for name in judges
+        }
+        table.append({f"{kind}, {word} of": f"cases always {word}", **cells})
         _study.print_table(table, dict.fromkeys(table[0], ""))
 
 
-def cell(row, judged, word) -> str:
-    counts = pooled(row, judged)
+def cell(row, judge_name, word) -> str:
+    counts = pooled(row, judge_name)
     if set(counts) <= {CANNOT}:
         return "cannot" if counts else "-"
     return f"{counts[word]}/{counts.total()}"
@@ -354,26 +356,25 @@ BAD_TO_GOOD = BAD_TO_GOOD.with_extremes(bad="0.85")
 
 
 def draw(rows, path) -> None:
-    """A row a case, a column a judge at a size; the colour is the share right."""
+    """A row per case, a column per judge and size; the colour is the share right."""
     counts = [sum(row["kind"] == kind for row in rows) for kind in RIGHT]
     figure = Figure(figsize=(16, 1.9 + 0.2 * max(counts)), layout="constrained")
     panels = figure.subplots(1, 2)
     judges = judges_of(rows)
     columns = [
-        (judged, size)
-        for judged in judges
+        (name, size)
+        for name in judges
         for size in dict.fromkeys(
-            size for row in rows for size in row["outcomes"].get(judged, {})
+            size for row in rows for size in row["outcomes"].get(name, {})
         )
     ]
     for axes, (kind, word) in zip(panels, RIGHT.items(), strict=True):
         of_kind = [row for row in rows if row["kind"] == kind]
-        shares = np.array(
+        shares = np.ma.masked_invalid(
             [[share(row, *column, word) for column in columns] for row in of_kind]
         )
-        shown = np.ma.masked_invalid(shares)
         image = axes.pcolormesh(
-            shown, vmin=0, vmax=1, cmap=BAD_TO_GOOD, edgecolors="w", linewidth=0.6
+            shares, vmin=0, vmax=1, cmap=BAD_TO_GOOD, edgecolors="w", linewidth=0.6
         )
         axes.set_ylim(max(counts), 0)
         axes.set_yticks(np.arange(len(of_kind)) + 0.5, [r["name"] for r in of_kind])
@@ -383,16 +384,15 @@ def draw(rows, path) -> None:
         axes.xaxis.tick_top()
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(False)
-        for judged in judges:
-            at = [i for i, column in enumerate(columns) if column[0] == judged]
-            axes.axvline(
-                at[0], color="k", linewidth=1.2, ymin=1 - len(of_kind) / max(counts)
-            )
-            label = judged.replace("check_grads", "jax\ncheck_grads")
+        for name in judges:
+            indices = [i for i, column in enumerate(columns) if column[0] == name]
+            height = len(of_kind) / max(counts)
+            axes.axvline(indices[0], color="k", linewidth=1.2, ymin=1 - height)
+            label = name.replace("check_grads", "jax\ncheck_grads")
             label = label.replace("by leaf", "check_grads\nby leaf").replace(", ", "\n")
             axes.annotate(
                 label,
-                (np.mean(at) + 0.5, 1),
+                (np.mean(indices) + 0.5, 1),
                 (0, 46),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
@@ -402,14 +402,14 @@ def draw(rows, path) -> None:
             )
         title = f"{len(of_kind)} {'wrong' if kind == 'bug' else 'right'} gradients"
         axes.set_title(f"{title}: share {word}", pad=84, loc="left", fontsize=12)
-    below = panels[1].inset_axes((0.2, 0.3, 0.6, 0.015))  # where there are no rows
-    bar = figure.colorbar(image, cax=below, orientation="horizontal")
+    bar_axes = panels[1].inset_axes((0.2, 0.3, 0.6, 0.015))  # below the shorter panel
+    bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal")
     bar.set_label("share of seeds judged right (grey: cannot be run)")
     _study.save(figure, path)
 
 
-def share(row, judged, size, word) -> float:
-    counts = Counter(row["outcomes"].get(judged, {}).get(size, {}))
+def share(row, judge_name, size, word) -> float:
+    counts = Counter(row["outcomes"].get(judge_name, {}).get(size, {}))
     return counts[word] / counts.total() if set(counts) - {CANNOT} else np.nan
 
 

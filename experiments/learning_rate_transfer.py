@@ -1,9 +1,9 @@
 """Does the learning rate that is best for a narrow autoencoder suit a wide one?
 
-Claim: in the standard parametrisation it does not with Adam: from width 64 to 2,048 its
-best learning rate falls, for every seed and observation, and faster than that of
-gradient descent, with momentum or without, each by a slope of at least 0.1; at the
-widest model the rate that was best at the narrowest costs at least 5 % of the loss.
+Claim: with Adam in the standard parametrisation it does not. From width 64 to 2,048
+Adam's best learning rate falls, for every seed and observation, and faster than that of
+gradient descent with or without momentum, both by a slope of at least 0.1. For the
+widest model, the rate that is best for the narrowest costs at least 5 % of the loss.
 
 Source: Yang et al., Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
 Hyperparameter Transfer, 2022, which finds this for Adam. The model, Hugo Larochelle,
@@ -11,37 +11,38 @@ Neural networks: Autoencoder, Université de Sherbrooke, October 2012.
 
     python experiments/learning_rate_transfer.py [--quick] [--out DIR]
 
-Tied autoencoders of D = 64 pixels and H relu latents are trained on digits, by each
-optimizer on a grid of learning rates. Loss is the last epoch's on held-out images,
-above that of a perfect reconstruction (under a Bernoulli, grey levels keep their
-entropy); a lane that diverged has an infinite one. The best rate is the vertex of the
-parabola through the least mean over seeds and its neighbours, in logarithms of both;
-and so for each seed alone, which is the spread. A best at an end of the grid is no
-measurement, and fails the study.
+Tied autoencoders of D = 64 pixels and H relu latents are trained on digits, with each
+optimizer on a grid of learning rates. The loss is that of the last epoch on held-out
+images, above that of a perfect reconstruction (which under a Bernoulli is the entropy
+of the grey levels); a diverged lane has an infinite loss. The best rate is the vertex
+of the parabola through the least mean over seeds and its neighbours, in logarithms of
+both; computed for each seed, it gives the spread. If a best rate is at an end of the
+grid, the study fails.
 
-Latents are relu, for then the output starts at about the same size at every width:
-codes z and weights W are of size (D + H)^-1/2. Sigmoid latents, the lecture's, start at
-about 1/2, so that a wider model has a larger output to unlearn; in a pilot the best
-Gaussian one of 2,048 did hardly more than predict the mean.
+Latents are relu, because the initial output then has about the same size at every
+width: latents z and weights W have size (D + H)^-1/2. Sigmoid latents, as in the
+lecture, are initially about 1/2, so the initial output of a wider model is larger. In a
+pilot run the best Gaussian model of width 2,048 hardly did better than the mean.
 
-Conjectured as the claim was, before the full run and after a pilot of one seed, and no
-part of the verdict: the slopes are those at which the first step moves the output as
-far at every width. A weight moves by the rate with Adam, so the output by rate * sum_j
-|z_j|, and the rate is as (D + H)^1/2 / H; by rate * z_j with gradient descent, so the
-output by rate * sum_j z_j^2: (D + H) / H.
+A conjecture made with the claim, before the full run and after a pilot run of one seed,
+not part of the verdict: the best rates are those with which the first step changes the
+output by the same amount at every width. With Adam the change of a weight is the rate,
+so that of the output is rate * sum_j |z_j|, and the rate is proportional to
+(D + H)^1/2 / H. With gradient descent the change of a weight is rate * z_j, that of the
+output rate * sum_j z_j^2, and the rate is proportional to (D + H) / H.
 
-Found (full run, on a CPU; of slopes and costs mean and standard deviation over seeds):
+Results (full run, on a CPU; mean and standard deviation over seeds):
 * Adam's best rate falls from 0.033 to 0.010 (Bernoulli), from 0.0091 to 0.0011
   (Gaussian): slopes -0.34 +- 0.02 and -0.63 +- 0.04.
-* The rate of width 64 costs it 10 +- 3 % and 518 +- 90 % at 2,048. At first 10 % were
-  claimed. That holds, but so narrowly that another machine may find less, and the claim
-  now is half of it.
+* The rate of width 64 costs 10 +- 3 % and 518 +- 90 % at width 2,048. An earlier claim
+  was 10 %. It holds, but by a margin that another machine may not reproduce, so the
+  claim is half of it.
 * Gradient descent: 0.04 +- 0.02 and -0.24 +- 0.06, with momentum 0.15 +- 0.04 and
-  -0.03 +- 0.01. The rate of width 64 is still the grid's best at 2,048, but for a
-  Gaussian without momentum, where it costs 219 +- 165 %: not Adam alone is concerned.
-* The conjecture, -0.59 for Adam and -0.18 for the others, is about right under a
-  Gaussian without momentum, and wrong elsewhere: under a Bernoulli every slope is above
-  it by 0.2 or more.
+  -0.03 +- 0.01. The rate of width 64 is still the grid's best at 2,048, except for a
+  Gaussian without momentum, where it costs 219 +- 165 %: not only Adam is affected.
+* The conjecture, -0.59 for Adam and -0.18 for the others, is about right for a Gaussian
+  without momentum, and wrong otherwise: for a Bernoulli every slope is above it by at
+  least 0.2.
 """
 
 import sys
@@ -58,10 +59,10 @@ import jaxae
 from jaxae import activations, observations
 
 NUM_PIXELS = 64
-LEAST_COST = 0.05  # of transfer with Adam, relative to the loss of the best rate
-# By which slopes must differ from 0 and from each other: over all widths, 2^5, that is
-# half a step of the grid of rates. A parabola through three noisy losses says no more.
-LEAST_SLOPE = 0.1
+MIN_COST = 0.05  # of transfer with Adam, relative to the loss of the best rate
+# The least difference of slopes from 0 and from each other. Over all widths, 2^5, it is
+# half a step of the grid, which is what a parabola through three noisy losses resolves.
+MIN_SLOPE = 0.1
 RATES = {
     "adam": 2.0 ** np.arange(-12, -1),
     "sgd": 2.0 ** np.arange(-8, 1),
@@ -74,7 +75,7 @@ FLOORS = {  # the loss of x_hat = x
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
     widths: tuple[int, ...]
     optimizers: tuple[str, ...]
@@ -96,11 +97,11 @@ def main(argv=None) -> int:
     digits = jaxae.data.digits()
     X = jaxae.data.scaled(digits.train, digits.scale)
     train, validation = jaxae.data.split(X, 0.2, seed=0)
-    # One sweep a width, and not width an axis of one: that would pad every model to the
-    # widest, three times the work.
+    # One sweep per width. With width as an axis, all models would be padded to the
+    # widest, which is three times the work.
     by_width = [train_width(H, train, validation, settings) for H in settings.widths]
     rows = [
-        measure(model, np.stack([of_width[model] for of_width in by_width]), settings)
+        measure(model, np.stack([losses[model] for losses in by_width]), settings)
         for model in by_width[0]
     ]
     verdicts = judge(rows)
@@ -108,9 +109,9 @@ def main(argv=None) -> int:
     draw_losses(rows, settings.widths, args.out / "loss_by_learning_rate.png")
     draw_rates(rows, settings.widths, args.out / "best_learning_rate.png")
     print(f"claim: {verdicts}")
-    found = {"holds": verdicts, "by_optimizer": rows}
+    results = {"holds": verdicts, "by_optimizer": rows}
     passed = all(verdicts.values())
-    return _study.finish(args, __doc__, settings, digits, passed, found)
+    return _study.finish(args, __doc__, settings, digits, passed, results)
 
 
 # ---- one width -----------------------------------------------------------------------
@@ -147,12 +148,11 @@ def train_width(width, train, validation, settings) -> dict:
     )
     loss = np.where(sweep.status == "finished", sweep.final["validation/loss"], np.inf)
 
-    def losses(optimizer, observation):  # of the lanes' axes the last is fastest
+    def losses(optimizer, observation):  # the last axis of the lanes, seed, is fastest
         is_optimizer = sweep.axes["optimizer"] == optimizer
         is_observation = sweep.axes["observation"] == str(observation)
-        of_both = loss[is_optimizer & is_observation]
-        above = of_both - FLOORS[observation](validation)
-        return above.reshape(-1, settings.num_seeds)
+        excess = loss[is_optimizer & is_observation] - FLOORS[observation](validation)
+        return excess.reshape(-1, settings.num_seeds)
 
     return {
         (optimizer, str(observation)): losses(optimizer, observation)
@@ -165,10 +165,10 @@ def train_width(width, train, validation, settings) -> dict:
 
 
 def measure(model, loss, settings) -> dict:
-    """What losses `[widths, rates, seeds]` of an optimizer and observation say."""
+    """Best rates, slopes and costs from losses `[widths, rates, seeds]` of a model."""
     optimizer, observation = model
     rates, widths = RATES[optimizer], settings.widths
-    by_seed = np.array([[best_rate(rates, c) for c in of_width.T] for of_width in loss])
+    by_seed = np.array([[best_rate(rates, c) for c in curves.T] for curves in loss])
     best = np.array([best_rate(rates, curve) for curve in loss.mean(axis=2)])
     return {
         "optimizer": optimizer,
@@ -187,63 +187,62 @@ def measure(model, loss, settings) -> dict:
 
 
 def best_rate(rates, loss) -> float:
-    """The vertex of the parabola in logarithms; NaN where the least is at an end."""
+    """The vertex of the parabola in logarithms; NaN if the least loss is at an end."""
     i = int(np.argmin(loss))
     if i in (0, len(loss) - 1):
         return np.nan
-    left, here, right = np.log(loss[i - 1 : i + 2])
-    if np.isinf([left, right]).any():  # diverged: no parabola
+    left, center, right = np.log(loss[i - 1 : i + 2])
+    if np.isinf([left, right]).any():  # a diverged neighbour gives no parabola
         return rates[i]
-    steps = (left - right) / (left - 2 * here + right) / 2
+    steps = (left - right) / (left - 2 * center + right) / 2
     return rates[i] * (rates[1] / rates[0]) ** steps
 
 
 def slope(widths, rates) -> np.ndarray:
-    """Of log rate `[widths, ...]` against log width, by least squares."""
+    """The least-squares slope of log rate `[widths, ...]` against log width."""
     x = np.log(widths) - np.mean(np.log(widths))
     return x @ np.log(rates) / (x @ x)
 
 
 def conjectured_rate(optimizer, widths) -> np.ndarray:
-    """Up to a factor: see above."""
+    """The best rate of the conjecture above, up to a factor."""
     H = np.array(widths)
     power = 1 / 2 if optimizer == "adam" else 1
     return (NUM_PIXELS + H) ** power / H
 
 
 def cost_of_transfer(loss) -> np.ndarray:
-    """Loss at the narrowest width's best rate over that at its own, - 1.
+    """Relative increase of the loss at the narrowest width's best rate.
 
-    `[widths, seeds]`. The rates are those of the grid that are best on average: at
-    these each model was trained.
+    `[widths, seeds]`. The best rates are those of the grid, by the mean over seeds.
     """
     best = loss.mean(axis=2).argmin(axis=1)
     return loss[:, best[0]] / loss[np.arange(len(loss)), best] - 1
 
 
 def judge(rows) -> dict[str, bool]:
-    """Whether each part of the claim holds."""
+    """Whether each statement of the claim holds."""
 
-    def of(optimizer, name):  # [observations, ...]
+    def values(optimizer, name):  # [observations, ...]
         return np.array([row[name] for row in rows if row["optimizer"] == optimizer])
 
-    adam = of("adam", "slope_by_seed")
+    adam = values("adam", "slope_by_seed")
     others = {row["optimizer"] for row in rows} - {"adam"}
-    cost = of("adam", "cost_of_transfer_by_seed")[:, -1].mean(axis=-1)
+    cost = values("adam", "cost_of_transfer_by_seed")[:, -1].mean(axis=-1)
     measured = [[row["best_rate"], *row["best_rate_by_seed"].T] for row in rows]
     return {
         "every best rate is inside the grid": bool(np.isfinite(measured).all()),
-        "Adam's best rate falls": bool(np.all(adam <= -LEAST_SLOPE)),
+        "Adam's best rate falls": bool(np.all(adam <= -MIN_SLOPE)),
         "faster than the others'": all(
-            bool(np.all(adam <= of(other, "slope_by_seed") - LEAST_SLOPE))
+            bool(np.all(adam <= values(other, "slope_by_seed") - MIN_SLOPE))
             for other in others
         ),
-        "it does not transfer": bool(np.all(cost >= LEAST_COST)),
+        "it does not transfer": bool(np.all(cost >= MIN_COST)),
     }
 
 
 def show(rows, widths) -> None:
-    """Best rates, their slope, the cost; of seeds mean and standard deviation."""
+    """Print best rates, their slopes and the cost of transfer."""
     table = []
     for row in rows:
         slopes, cost = row["slope_by_seed"], row["cost_of_transfer_by_seed"][-1]
@@ -261,14 +260,14 @@ def show(rows, widths) -> None:
     _study.print_table(table, dict.fromkeys(table[0], "") | numbers)
 
 
-# ---- what is seen --------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------
 
-MAX_SHOWN = 20  # of a loss: predicting the mean costs less
+MAX_SHOWN = 20  # largest loss in the plot; that of predicting the mean is less
 COLOURS = {"adam": "#d1495b", "sgd": "#335c67", "momentum": "#e09f3e"}
 
 
 def draw_losses(rows, widths, path) -> None:
-    """A panel an optimizer and observation, a curve a width."""
+    """A panel for each optimizer and observation, a curve for each width."""
     num_columns = len(rows) // len(FLOORS)
     figure = Figure(figsize=(1 + 3.6 * num_columns, 7), layout="constrained")
     panels = figure.subplots(
@@ -280,11 +279,9 @@ def draw_losses(rows, widths, path) -> None:
             draw_curve(axes, row, i, colour, label=str(width))
         axes.set(title=f"{row['optimizer']}/{row['observation']}", yscale="log")
         axes.set_xscale("log", base=2)
-    for of_observation, shown in zip(
-        panels, np.reshape(rows, panels.shape), strict=True
-    ):
-        least = min(row["lowest_loss"].min() for row in shown)
-        of_observation[0].set_ylim(0.7 * least, MAX_SHOWN)
+    for panel_row, models in zip(panels, np.reshape(rows, panels.shape), strict=True):
+        lowest = min(row["lowest_loss"].min() for row in models)
+        panel_row[0].set_ylim(0.7 * lowest, MAX_SHOWN)
     for axes in panels[-1]:
         axes.set_xlabel("learning rate")
     figure.supylabel("validation loss above that of x̂ = x")
@@ -308,7 +305,7 @@ def draw_curve(axes, row, i, colour, label) -> None:
 
 
 def draw_rates(rows, widths, path) -> None:
-    """A panel an observation, a line an optimizer."""
+    """A panel for each observation, a line for each optimizer."""
     names = list(dict.fromkeys(row["observation"] for row in rows))
     figure = Figure(figsize=(1 + 4 * len(names), 4.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True)

@@ -1,41 +1,43 @@
-"""What does a narrow precision cost the gradient along a training run?
+"""How large is the error of the gradient in low precision during training?
 
-Claim: before training, rounding costs the gradient of every leaf at most 3 sqrt(k) u of
-its largest entry, with k roundings in sequence and u the unit roundoff of bfloat16,
-float16 or float32; and float32 keeps the direction all along, with a cosine of at
-least 0.999.
+Claim: before training, the rounding error of the gradient of every leaf is at most
+3 sqrt(k) u of its largest entry, where k is the number of roundings in sequence and u
+the unit roundoff of bfloat16, float16 or float32. In float32 the gradient keeps its
+direction during training, with a cosine of at least 0.999.
 
 Source: the bound, Higham and Mary, "A new approach to probabilistic rounding error
-analysis", 2019: k roundings in sequence cost about sqrt(k) u. The models, Hugo
-Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, October 2012.
+analysis", 2019: k roundings in sequence have an error of about sqrt(k) u. The models,
+Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, October 2012.
 
     python experiments/precision.py [--quick] [--out DIR]
 
 Tied autoencoders are trained on digits in float32. At several epochs the gradient of
 the mean loss over a batch of B images is computed with params and data in each dtype
 and compared with the same gradient in float64 (`jaxae.gradcheck.precision`). k = D + H
-+ B: the sums over pixels, latents and images. What is reported is the worst leaf.
++ B, for the sums over pixels, latents and images. The worst leaf is reported.
 
-Conjectured before looking, and no part of the verdict: in every dtype the error grows
-along training, for the mean over a batch shrinks and the rounding of its terms does
-not. To see where it comes from, each gradient is also computed at params that the dtype
-holds exactly (the digits it does: they are sixteenths); what remains is arithmetic.
+A conjecture made before the run, not part of the verdict: in every dtype the error
+grows during training, because the mean gradient of a batch shrinks and the rounding
+error of its terms does not. To separate the sources of error, each gradient is also
+computed at params that the dtype represents exactly (it represents the digits exactly,
+because they are sixteenths). The remaining error is that of the arithmetic.
 
-Found (full run, on a CPU, where the default matrix products are those in full):
+Results (full run, on a CPU, where default matrix products are in full precision):
 * Before training the largest error of all models, leaves and seeds is 4.0 u in
   bfloat16, 10.5 u in float16 and 13.0 u in float32; the bound is 58.8 u. The cosine in
-  float32 is at least 1 - 3e-10 all along.
+  float32 is at least 1 - 3e-10 throughout.
 * In 100 epochs the median error grows in every model and dtype, as conjectured: by a
   factor of 11 to 230 in bfloat16, 17 to 204 in float16, 1.9 to 62 in float32. (In the
-  20 epochs of the quick run, seen first, it does not in float32 in 2 of the 4 models;
-  so this was taken out of the claim.)
-* So bfloat16 may lose the direction: at the end its lowest cosine is 0.31, with up to
-  47% of a leaf's signs flipped (identity/gaussian), and 0.76, with 25% (relu/gaussian);
-  with a Bernoulli it stays above 0.99. In float16 the lowest of all is 0.96.
-* Most of that is where the gradient is taken, not how: at params that the dtype holds
-  the error is 0.17 to 0.38 of that in bfloat16, 0.17 to 0.68 in float16.
-* Nothing overflows, also in float16; there at most 4.7% of a leaf's entries come out as
-  zero that are not, in bfloat16 1.6%.
+  20 epochs of the earlier quick run it does not grow in float32 in 2 of the 4 models,
+  so this is not part of the claim.)
+* bfloat16 may lose the direction: at the end its lowest cosine is 0.31, with up to 47%
+  of a leaf's signs flipped (identity/gaussian), and 0.76, with 25% (relu/gaussian);
+  with a Bernoulli it stays above 0.99. In float16 the lowest cosine is 0.96.
+* Most of the error comes from the rounding of the params: at params that the dtype
+  represents exactly the error is 0.17 to 0.38 of that in bfloat16, 0.17 to 0.68 in
+  float16.
+* Nothing overflows, not even in float16. At most 4.7% of a leaf's nonzero entries
+  underflow to zero in float16, and 1.6% in bfloat16.
 """
 
 import itertools
@@ -63,17 +65,17 @@ ACTIVATIONS = (
 OBSERVATIONS = (observations.bernoulli, observations.gaussian)
 UNIT_ROUNDOFFS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 NARROW = ("bfloat16", "float16")  # in which the params, float32, are not exact
-LEAST_COSINE = 0.999  # of float32
-LEAST_GROWTH = 1.1  # of a median error: rounding is chance, and so are its last digits
+MIN_COSINE = 0.999  # of float32
+MIN_GROWTH = 1.1  # factor by which a median error counts as growing
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
-    epochs: tuple[int, ...]  # after which the gradient is looked at
+    epochs: tuple[int, ...]  # after which the gradient is measured
     num_seeds: int
-    num_activations: int  # the first so many of ACTIVATIONS
-    batch_size: int = 256  # of the gradient that is looked at
+    num_activations: int  # the first of ACTIVATIONS
+    batch_size: int = 256  # of the gradient that is measured
     latent_dim: int = 64
     learning_rate: float = 0.003  # Adam, on batches of 64
 
@@ -96,56 +98,57 @@ def main(argv=None) -> int:
             activation=activation,
             observation=observation,
         )
-        rows += follow_training(ae, X, settings)
+        rows += measure_training(ae, X, settings)
     bound = 3 * math.sqrt(X.shape[1] + settings.latent_dim + settings.batch_size)
     verdicts, growing = judge(rows, bound), count_growing(rows)
-    seen = [row for row in rows if is_seen(row, rows)]
-    show(seen)
-    draw(seen, bound, args.out / "error_along_training.png")
+    shown = [row for row in rows if is_shown(row, rows)]
+    show(shown)
+    draw(shown, bound, args.out / "error_along_training.png")
     print(f"error grows, models: {growing}")
     print(f"claim: {verdicts}")
-    found = {"holds": verdicts, "error_grows": growing, "bound_in_u": bound}
-    found["along_training"] = rows
+    results = {"holds": verdicts, "error_grows": growing, "bound_in_u": bound}
+    results["along_training"] = rows
     passed = all(verdicts.values())
-    return _study.finish(args, __doc__, settings, digits, passed, found)
+    return _study.finish(args, __doc__, settings, digits, passed, results)
 
 
 # ---- one model -----------------------------------------------------------------------
 
 
-def follow_training(ae, X, settings) -> list[dict]:
-    """A row a precision: each measure of the worst leaf, `[num_seeds, num_looks]`."""
+def measure_training(ae, X, settings) -> list[dict]:
+    """A row per precision: measures of the worst leaf, `[num_seeds, num_epochs]`."""
     name = f"{ae.activation}/{ae.observation}"
-    print(f"training and looking: {name}", flush=True)
+    print(f"training: {name}", flush=True)
     batch = X[: settings.batch_size]
     trained = train(ae, X, settings)
 
     def loss(params, X):
         return jnp.mean(jax.vmap(ae.loss, (None, 0))(params, X))
 
-    grad = jax.jit(jax.grad(loss))  # compiled once, not at every look
+    grad = jax.jit(jax.grad(loss))  # compiled once for all epochs
 
-    def look(params, *place):
-        here = jax.tree.map(lambda leaf: leaf[place], params)
-        return gradcheck.precision(loss, here, batch, grad=grad)
+    def measure(params, *index):
+        point = jax.tree.map(lambda leaf: leaf[index], params)
+        return gradcheck.precision(loss, point, batch, grad=grad)
 
-    def looks_at(params):
+    def measure_all(params):
         seeds = range(settings.num_seeds)
-        return [[look(params, seed, e) for e in settings.epochs] for seed in seeds]
+        return [[measure(params, seed, e) for e in settings.epochs] for seed in seeds]
 
-    rows, looks = [], looks_at(trained)
-    for mode in next(iter(looks[0][0].leaves.values())):
+    rows, reports = [], measure_all(trained)
+    for mode in next(iter(reports[0][0].leaves.values())):
         row = {"model": name, "precision": mode, "epochs": settings.epochs}
-        for measure in gradcheck.Deviation._fields:
-            row[measure] = of_worst_leaf(looks, mode, measure)
-        at_exact = looks_at(rounded(trained, mode)) if mode in NARROW else looks
-        row["error_of_arithmetic"] = of_worst_leaf(at_exact, mode, "error")
+        for field in gradcheck.Deviation._fields:
+            row[field] = worst_over_leaves(reports, mode, field)
+        is_rounded = mode in NARROW
+        exact = measure_all(round_to(trained, mode)) if is_rounded else reports
+        row["error_of_arithmetic"] = worst_over_leaves(exact, mode, "error")
         rows.append(row)
     return rows
 
 
-def rounded(params, dtype):
-    """The nearest params that `dtype` holds exactly."""
+def round_to(params, dtype):
+    """The nearest params that `dtype` represents exactly, in their own dtype."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), params)
 
 
@@ -155,25 +158,25 @@ def train(ae, X, settings):
     config = jaxae.TrainConfig(batch_size=64)
     fixed = {"objective": jaxae.Objective(ae), "config": config}
 
-    def keep_and_train(state, _):
+    def epoch(state, _):
         return training.epoch(state, hparams, X, **fixed)[0], state.params
 
     def run(seed):
         state = training.init_state(hparams=hparams, key=jax.random.key(seed), **fixed)
-        return jax.lax.scan(keep_and_train, state, length=settings.epochs[-1] + 1)[1]
+        return jax.lax.scan(epoch, state, length=settings.epochs[-1] + 1)[1]
 
     with jax.default_matmul_precision("highest"):
         return jax.jit(jax.vmap(run))(jnp.arange(settings.num_seeds))
 
 
-def of_worst_leaf(looks, mode, measure) -> np.ndarray:
-    """A NaN in any leaf stays one."""
-    worst = np.min if measure == "cosine" else np.max
+def worst_over_leaves(reports, mode, field) -> np.ndarray:
+    """The worst value of a field over leaves; NaN if any is NaN."""
+    worst = np.min if field == "cosine" else np.max
 
-    def of_look(found):
-        return worst([getattr(modes[mode], measure) for modes in found.leaves.values()])
+    def of_report(report):
+        return worst([getattr(modes[mode], field) for modes in report.leaves.values()])
 
-    return np.array([[of_look(found) for found in run] for run in looks])
+    return np.array([[of_report(report) for report in run] for run in reports])
 
 
 # ---- all models ----------------------------------------------------------------------
@@ -188,17 +191,17 @@ def judge(rows, bound) -> dict[str, bool]:
         "within the bound before training": all(
             np.all(error[:, 0] <= bound) for error in in_units
         ),
-        "float32 keeps the direction": bool(np.min(cosines) >= LEAST_COSINE),
+        "float32 keeps the direction": bool(np.min(cosines) >= MIN_COSINE),
     }
 
 
 def count_growing(rows) -> dict[str, str]:
-    """In how many models the median error is larger at the end, by LEAST_GROWTH."""
+    """The number of models whose median error grows by MIN_GROWTH, by precision."""
     counts = {}
     for mode in UNIT_ROUNDOFFS:
         medians = [medians_of(row["error"]) for row in rows if row["precision"] == mode]
         num_growing = sum(
-            bool(median[-1] > LEAST_GROWTH * median[0]) for median in medians
+            bool(median[-1] > MIN_GROWTH * median[0]) for median in medians
         )
         counts[mode] = f"{num_growing} of {len(medians)}"
     return counts
@@ -208,8 +211,8 @@ def medians_of(values) -> np.ndarray:
     return np.median(values, axis=0)
 
 
-def is_seen(row, rows) -> bool:
-    """The device's default products are where they differ: not on a CPU."""
+def is_shown(row, rows) -> bool:
+    """Whether to show a row; default products only if they differ from full ones."""
     if row["precision"] in UNIT_ROUNDOFFS:
         return True
     (full,) = (
@@ -217,11 +220,11 @@ def is_seen(row, rows) -> bool:
         for other in rows
         if (other["model"], other["precision"]) == (row["model"], "float32")
     )
-    return not np.allclose(row["error"], full["error"], rtol=0.5)  # of mere rounding
+    return not np.allclose(row["error"], full["error"], rtol=0.5)
 
 
 def show(rows) -> None:
-    """Start -> end: median errors, and the worst of all seeds of everything else."""
+    """Print medians of the errors and the worst of other measures: start -> end."""
     table = []
     for row in rows:
         error, arithmetic = row["error"], row["error_of_arithmetic"]
@@ -240,13 +243,13 @@ def show(rows) -> None:
     _study.print_table(table, dict.fromkeys(table[0], ""))
 
 
-# ---- what is seen --------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------
 
 COLOURS = {"bfloat16": "#d1495b", "float16": "#e09f3e", "float32": "#335c67"}
 
 
 def draw(rows, bound, path) -> None:
-    """A panel a model."""
+    """A panel for each model."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     num_columns = len(models) // len(OBSERVATIONS)
     figure = Figure(figsize=(1.5 + 2.6 * num_columns, 6.5), layout="constrained")

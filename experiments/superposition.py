@@ -1,44 +1,48 @@
 """When does a tied autoencoder give several features one dimension?
 
-Claim: of n features and n - 1 latents, the last one is left out, has a dimension of its
-own or shares one, as the exact losses of a few candidates say: in 95 % of the cells,
-density by importance, where one kind of candidate leads by 10 %; and the trained loss
-is nowhere 2 % above the best candidate's. Of n = 20 features in m = 5 latents, dense
-ones leave dimensions to the 5 most important; the rarer they are, the more are
-represented (give or take one), beyond two a dimension; without the relu it is 5 always.
-Of n = 400 in m = 30, dimensions per feature, D* = m / ||W||^2, stay within 0.05 of 1
-over a range of densities, and of 1/2 over another.
+Claim: with n features and n - 1 latents, the exact losses of a few candidate solutions
+predict whether the last feature is not represented, has a dimension of its own or
+shares one: in 95 % of the cells of density by importance in which one kind of candidate
+leads by 10 %; and no trained loss is more than 2 % above the best candidate's. With n =
+20 features and m = 5 latents, the 5 most important of dense features have a dimension
+each; the lower the density, the more features are represented (give or take one), up to
+more than two per dimension; without the relu it is always 5. With n = 400 and m = 30,
+the dimensions per feature, D* = m / ||W||^2, stay within 0.05 of 1 over a range of
+densities, and of 1/2 over another.
 
 Source: Elhage et al., Toy Models of Superposition, 2022,
-https://transformer-circuits.pub/2022/toy_model: the model, the candidates, what to look
-at. The model is Hugo Larochelle's autoencoder with tied weights, Neural networks:
-Autoencoder, Université de Sherbrooke, October 2012, with no bias before the latents.
+https://transformer-circuits.pub/2022/toy_model: the model, the candidates and the
+measures. The model is Hugo Larochelle's autoencoder with tied weights, Neural networks:
+Autoencoder, Université de Sherbrooke, October 2012, without a bias before the latents.
 
     python experiments/superposition.py [--quick] [--out DIR]
 
-Features are there with probability `density`, then U(0, 1); the loss is half the
-squared error, each feature counted by its importance. Density and seed are lanes of one
-program; importance, a part of the observation, takes a compilation a value. All is in
-`jaxae.observations`, `jaxae.Autoencoder` and `jaxae.data`; the measures, the candidates
-and the expected loss, by quadrature in float64, are in `_toy_models.py`.
+A feature is active with probability `density`, and then U(0, 1). The loss is half the
+squared error, weighted by the importance of each feature. Densities and seeds are lanes
+of one program. Importances belong to the observation, so each set of them is compiled
+separately. The model uses `jaxae.observations`, `jaxae.Autoencoder` and `jaxae.data`;
+the measures, the candidates and the expected loss, by quadrature in float64, are in
+`_toy_models.py`.
 
-Found (full run, 8820 + 140 + 30 lanes, on a CPU):
-* n = 2 and n = 3: as the candidates say in 99.5 % of the cells where one kind leads by
-  10 %, and in 97.7 % and 94.1 % of all. The trained loss is 0.88 to 1.004 times the
-  best candidate's: near the boundaries solutions in between are better, as W = (1, -c),
-  0 < c < 1, and there superposition begins earlier than the candidates say. Where
-  importances are equal theory has a tie, which training breaks. (At first the claim was
-  all cells with a lead of 5 %; the quick run, seen first, showed those solutions.)
-* In a cell 69 % and 75 % of the seeds come within 5 % of the best one's loss: a single
-  one is no phase diagram.
-* n = 20: 5, 7, 9, 12, 12, 13, 14 features from density 1 to 0.001; without the relu 5,
-  the most important, each time. The last of 20 has an importance of 0.001, and does not
-  pay even there. (All 20 were expected at first.)
-* n = 400: D* is within 0.05 of 1 for 1 / density from 1 to 1.44, of 1/2 from 2.33 to
-  3.78. On that plateau every feature represented has a dimensionality of 0.50: 56 to 58
-  in 28 or 29 pairs. Before it, 2/3 and some near 3/4, after it 2/5 and 3/8, and beyond
-  1 / density = 5 a continuum. Near D* = 1 none is at 1: features of one importance are
-  equal, and 30 dimensions are shared by all 400 as in PCA.
+Results (full run, 8820 + 140 + 30 lanes, on a CPU):
+* n = 2 and n = 3: the candidates predict the kind in 99.5 % of the cells in which one
+  kind leads by 10 %, and in 97.7 % and 94.1 % of all cells. The trained loss is 0.88 to
+  1.004 times the best candidate's: near the boundaries intermediate solutions are
+  better, such as W = (1, -c), 0 < c < 1, so superposition begins earlier than the
+  candidates predict. If importances are equal the candidates tie, and training breaks
+  the tie. (An earlier claim was about all cells with a lead of 5 %; the quick run
+  showed the intermediate solutions.)
+* In a cell, 69 % and 75 % of the seeds come within 5 % of the best seed's loss, so one
+  seed does not give a phase diagram.
+* n = 20: 5, 7, 9, 12, 12, 13, 14 features from density 1 to 0.001; without the relu
+  always the 5 most important. The last of 20 has an importance of 0.001, and is not
+  represented even at that density. (All 20 were expected at first.)
+* n = 400: D* is within 0.05 of 1 for 1 / density from 1 to 1.44, and of 1/2 from 2.33
+  to 3.78. On the second plateau every represented feature has a dimensionality of 0.50:
+  56 to 58 features in 28 or 29 pairs. Before it, dimensionalities are 2/3 and some near
+  3/4, after it 2/5 and 3/8, and beyond 1 / density = 5 a continuum. Near D* = 1 no
+  feature has a dimensionality of 1: features of equal importance are equivalent, and
+  all 400 share 30 dimensions, as in PCA.
 """
 
 import sys
@@ -56,13 +60,13 @@ from matplotlib.patches import Patch
 import jaxae
 from jaxae import activations, optimizers
 
-LEAD = 1.1  # of the best kind of candidate, where a cell is judged
-LEAST_AGREEMENT = 0.95  # not 1: near boundaries, solutions in between are better
-MAX_ABOVE = 1.02  # times the best candidate's loss
-NEAR = 0.05  # of dimensions per feature to a plateau
-# Features by which a rarer density may have fewer: one more or less is about as good,
-# so that rounding may choose.
-SLACK = 1
+LEAD = 1.1  # by which the best kind of candidate leads in a decided cell
+MIN_AGREEMENT = 0.95  # not 1, because intermediate solutions exist near boundaries
+MAX_LOSS_RATIO = 1.02  # of the trained loss to the best candidate's
+PLATEAU_TOLERANCE = 0.05  # of dimensions per feature
+# By how many the number of features may fall at a lower density. Solutions with one
+# feature more or less have almost the same loss, so rounding may decide.
+FEATURE_TOLERANCE = 1
 COLOURS = {
     toy.NOT_REPRESENTED: "#e8e8e8",
     toy.OWN_DIMENSION: "#335c67",
@@ -79,15 +83,15 @@ FRACTIONS = {
 
 
 class Settings(NamedTuple):
-    """How much of it to do; a grid of densities and importances, and three models."""
+    """The extent of the study: phase diagrams, importances and geometry."""
 
     num_seeds: int
-    grid: int  # densities, and importances, of a phase diagram
+    grid: int  # number of densities, and of importances, of a phase diagram
     phase_steps: int
     importance_densities: tuple[float, ...]
     importance_steps: int
-    num_densities: int  # of geometry
-    rarest: float  # there
+    num_densities: int  # of the geometry
+    min_density: float  # of the geometry
     geometry_steps: int
 
 
@@ -98,7 +102,7 @@ FULL = Settings(
     importance_densities=(1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     importance_steps=10_000,
     num_densities=30,
-    rarest=0.03,
+    min_density=0.03,
     geometry_steps=8000,
 )
 QUICK = Settings(
@@ -108,7 +112,7 @@ QUICK = Settings(
     importance_densities=(1.0, 0.1, 0.01),
     importance_steps=2000,
     num_densities=8,
-    rarest=0.22,
+    min_density=0.22,
     geometry_steps=1500,
 )
 
@@ -125,13 +129,13 @@ def main(argv=None) -> int:
     draw_geometry(geometry, args.out / "geometry.png")
     print(f"claim: {holds}")
     data = SimpleNamespace(name="jaxae.data.sparse_features", sha256=None)
-    found = {"holds": holds, "phases": phases, "by_importance": importance}
-    found["geometry"] = geometry
-    return _study.finish(args, __doc__, settings, data, all(holds.values()), found)
+    results = {"holds": holds, "phases": phases, "by_importance": importance}
+    results["geometry"] = geometry
+    return _study.finish(args, __doc__, settings, data, all(holds.values()), results)
 
 
 def train(objective, space, num_steps, batch_size, learning_rate):
-    """A lane a point of the space; the learning rate falls to 0, as half a cosine."""
+    """A sweep of the space, with a cosine schedule of the learning rate down to 0."""
     source = jaxae.data.sparse_features(objective.ae.input_dim, batch_size)
     hparams = {
         "learning_rate": learning_rate,
@@ -160,13 +164,13 @@ def weights(sweep, lane) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(params.W, float), np.asarray(params.b_dec, float)
 
 
-# ---- one dimension too few -----------------------------------------------------------
+# ---- n features, n - 1 latents -------------------------------------------------------
 
 
 def phase_diagram(num_features, settings) -> dict:
-    """What the last feature is given, `[importances, densities]`: theory and trained.
+    """The kind of the last feature, `[importances, densities]`: theory and trained.
 
-    Of the seeds of a cell the one with the least expected loss is looked at.
+    The trained kind is that of the seed with the least expected loss.
     """
     densities = np.geomspace(1, 0.01, settings.grid)
     last = np.geomspace(0.1, 10, settings.grid)
@@ -205,14 +209,13 @@ def _cell(sweep, lanes, importance, density) -> dict:
         for lane in lanes
     }
     best = min(losses, key=losses.__getitem__)
-    rivals = toy.rivals(importance, density)
-    kind, runner_up = sorted(rivals, key=rivals.__getitem__)[:2]
+    candidates = toy.candidates(importance, density)
+    kind, runner_up = sorted(candidates, key=candidates.__getitem__)[:2]
     return {
         "theory": kind,
         "trained": str(toy.kinds(weights(sweep, best)[0])[-1]),
-        "is_decided": rivals[runner_up] > LEAD * rivals[kind],
-        "loss_by_theory": losses[best] / rivals[kind],
-        # How far one seed may be trusted.
+        "is_decided": candidates[runner_up] > LEAD * candidates[kind],
+        "loss_by_theory": losses[best] / candidates[kind],
         "share_of_seeds_near_best": np.mean(
             [loss < 1.05 * losses[best] for loss in losses.values()]
         ),
@@ -223,7 +226,7 @@ def _cell(sweep, lanes, importance, density) -> dict:
 
 
 def by_importance(num_features, latent_dim, settings) -> list[dict]:
-    """With and without a relu, at several densities: what each feature is given."""
+    """The kind of each feature with and without a relu, at several densities."""
     importance = tuple(0.7**i for i in range(num_features))
     models = {
         "relu": toy.objective(num_features, latent_dim, importance),
@@ -245,15 +248,15 @@ def by_importance(num_features, latent_dim, settings) -> list[dict]:
     )
     lanes = np.arange(len(sweep)).reshape(len(models), len(densities), -1)
     rows = []
-    for of_model, (name, objective) in zip(lanes, models.items(), strict=True):
+    for model_lanes, (name, objective) in zip(lanes, models.items(), strict=True):
         evaluate = jax.jit(objective.evaluate)
         source = jaxae.data.sparse_features(num_features, 2**16)
-        for of_cell, density in zip(of_model, densities, strict=True):
+        for seeds, density in zip(model_lanes, densities, strict=True):
             X = source(jax.random.key(1), {"density": density})
             losses = [
-                float(evaluate(sweep.params(lane), X, {})["loss"]) for lane in of_cell
+                float(evaluate(sweep.params(lane), X, {})["loss"]) for lane in seeds
             ]
-            W, _ = weights(sweep, of_cell[int(np.argmin(losses))])
+            W, _ = weights(sweep, seeds[int(np.argmin(losses))])
             kinds = toy.kinds(W)
             rows.append(
                 {
@@ -276,8 +279,8 @@ def by_importance(num_features, latent_dim, settings) -> list[dict]:
 
 
 def by_density(num_features, latent_dim, settings) -> list[dict]:
-    """Features of one importance: the dimensions that each has, at each density."""
-    densities = np.geomspace(1, settings.rarest, settings.num_densities)
+    """The dimensionality of features of equal importance, at each density."""
+    densities = np.geomspace(1, settings.min_density, settings.num_densities)
     sweep = train(
         toy.objective(num_features, latent_dim),
         {"density": densities},
@@ -288,7 +291,7 @@ def by_density(num_features, latent_dim, settings) -> list[dict]:
     rows = []
     for lane, density in enumerate(densities):
         W, _ = weights(sweep, lane)
-        is_represented = toy.norms(W) >= toy.LEAST_NORM
+        is_represented = toy.norms(W) >= toy.MIN_NORM
         rows.append(
             {
                 "1 / density": 1 / density,
@@ -305,7 +308,7 @@ def by_density(num_features, latent_dim, settings) -> list[dict]:
 
 
 def judge(phases, importance, geometry) -> dict[str, bool]:
-    """Each part of the claim, and whether it holds."""
+    """Whether each statement of the claim holds."""
     holds = {}
     for name, phase in phases.items():
         is_decided = np.array(phase["is_decided"])
@@ -319,9 +322,11 @@ def judge(phases, importance, geometry) -> dict[str, bool]:
             f"{ratio.min():.3f} to {ratio.max():.3f}."
         )
         holds[f"{name}: as the best candidate"] = bool(
-            agrees[is_decided].mean() > LEAST_AGREEMENT
+            agrees[is_decided].mean() > MIN_AGREEMENT
         )
-        holds[f"{name}: as good as the best candidate"] = bool(ratio.max() < MAX_ABOVE)
+        holds[f"{name}: as good as the best candidate"] = bool(
+            ratio.max() < MAX_LOSS_RATIO
+        )
     relu, linear = (
         [row for row in importance if row["model"] == name]
         for name in ("relu", "linear")
@@ -329,17 +334,18 @@ def judge(phases, importance, geometry) -> dict[str, bool]:
     counts = [row["represented"] for row in relu]
     first = relu[0]["kinds"] == toy.OWN_DIMENSION
     holds["dense: the 5 most important"] = bool(first[:5].all() and counts[0] == 5)
-    holds["rarer: more, beyond a pair a dimension"] = bool(
-        min(np.diff(counts)) >= -SLACK and counts[-1] > 10
+    holds["lower density: more features, over two per dimension"] = bool(
+        min(np.diff(counts)) >= -FEATURE_TOLERANCE and counts[-1] > 10
     )
     holds["linear: 5 always"] = all(row["represented"] == 5 for row in linear)
     for plateau in (1, 1 / 2):
-        near = [row for row in geometry if abs(row["D*"] - plateau) < NEAR]
-        holds[f"D* stays near {plateau}"] = len(near) > 1
+        distances = [abs(row["D*"] - plateau) for row in geometry]
+        num_near = sum(distance < PLATEAU_TOLERANCE for distance in distances)
+        holds[f"D* stays near {plateau}"] = num_near > 1
     return holds
 
 
-# ---- pictures ------------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------
 
 
 def draw_phases(phases, path) -> None:
@@ -365,12 +371,12 @@ def draw_phases(phases, path) -> None:
     grid[0, 0].set(xscale="log", yscale="log", xlim=edges[0][[0, -1]])
     handles = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("What the last feature is given; x: another than theory says")
+    figure.suptitle("The kind of the last feature; x: another kind than in theory")
     _study.save(figure, path)
 
 
 def _edges(centres) -> np.ndarray:
-    """Of cells on a logarithmic scale."""
+    """The edges of cells on a logarithmic scale."""
     ratio = np.sqrt(centres[1] / centres[0])
     return np.append(centres / ratio, centres[-1] * ratio)
 
@@ -380,8 +386,8 @@ def draw_importance(rows, path) -> None:
     figure = Figure(figsize=(2 * len(densities) + 1, 7.5), layout="constrained")
     grid = figure.subplots(4, len(densities), squeeze=False, height_ratios=(3, 1, 3, 1))
     for i, model in enumerate(("relu", "linear")):
-        of_model = [row for row in rows if row["model"] == model]
-        for column, row in enumerate(of_model):
+        model_rows = [row for row in rows if row["model"] == model]
+        for column, row in enumerate(model_rows):
             matrix, bars = grid[2 * i : 2 * i + 2, column]
             image = matrix.imshow(row["W"].T @ row["W"], cmap="RdBu", vmin=-1, vmax=1)
             matrix.set_title(f"{model}, density {row['density']:g}", fontsize=9)
@@ -401,18 +407,18 @@ def draw_importance(rows, path) -> None:
 
 def draw_geometry(rows, path) -> None:
     figure = Figure(figsize=(8, 8), layout="constrained")
-    whole, single = figure.subplots(2, sharex=True, height_ratios=(1, 2))
+    mean_axes, feature_axes = figure.subplots(2, sharex=True, height_ratios=(1, 2))
     x = [row["1 / density"] for row in rows]
-    whole.plot(x, [row["D*"] for row in rows], ".-", color="#335c67")
+    mean_axes.plot(x, [row["D*"] for row in rows], ".-", color="#335c67")
     for plateau in (1, 1 / 2):
-        whole.axhline(plateau, color="0.6", linestyle="--", linewidth=1)
-    whole.set(ylabel="D* = m / ||W||²", ylim=(0, 1.1))
-    whole.set_title("400 features of one importance in 30 latents")
+        mean_axes.axhline(plateau, color="0.6", linestyle="--", linewidth=1)
+    mean_axes.set(ylabel="D* = m / ||W||²", ylim=(0, 1.1))
+    mean_axes.set_title("400 features of equal importance in 30 latents")
     for row in rows:
         values = row["dimensionality"]
-        # Beside each other, or a thousand features hide behind one.
+        # Shifted, so that equal values do not hide each other.
         shift = np.linspace(0.97, 1.03, len(values))
-        single.plot(
+        feature_axes.plot(
             row["1 / density"] * shift,
             values,
             ".",
@@ -421,14 +427,14 @@ def draw_geometry(rows, path) -> None:
             alpha=0.5,
         )
     for name, fraction in FRACTIONS.items():
-        single.axhline(fraction, color="0.6", linestyle="--", linewidth=1)
+        feature_axes.axhline(fraction, color="0.6", linestyle="--", linewidth=1)
         # 2/5 and 3/8 are close.
         side = {"2/5": "bottom", "3/8": "top"}.get(name, "center")
-        single.annotate(
+        feature_axes.annotate(
             f" {name}", (1.0, fraction), xycoords=("axes fraction", "data"), va=side
         )
-    single.set(xscale="log", xlabel="1 / density", ylim=(0, 1.1))
-    single.set_ylabel("dimensionality $D_i$ of each feature represented")
+    feature_axes.set(xscale="log", xlabel="1 / density", ylim=(0, 1.1))
+    feature_axes.set_ylabel("dimensionality $D_i$ of each feature represented")
     _study.save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Tied weights: the gradient is the sum of two. Is it, and what does each half do?
+"""With tied weights, is the gradient the sum of two, and what does each half do?
 
 Claim: with tied weights, "∇_W l is the sum of two gradients, because W is present in
 the encoder and in the decoder": ∇_W l = (∇_a l) x^T + h(x) (∇_â l)^T.
@@ -8,24 +8,26 @@ October 2012.
 
     python experiments/tied_gradient.py [--quick] [--out DIR]
 
-A. The identity, on digits, for every activation x observation x precision: the
-   hand-derived gradient, the sum of its two paths and `jax.grad` of the loss are one;
-   each path by itself is the derivative of the loss in its own copy of the parameters;
-   and for the lecture's own model a NumPy transcription of its equations agrees.
-B. The two halves along training with both: their lengths and the angle between them.
-C. Training with one half only: W follows the encoder's or the decoder's gradient alone,
-   the biases theirs in full; from the same start, in the same order, each at its best
-   learning rate. SGD moves W by the half as it is, Adam rescales it entry by entry.
+A. The identity, on digits, for every activation x observation x precision. The
+   hand-derived gradient, the sum of its two paths and `jax.grad` of the loss are equal;
+   each path is the derivative of the loss by its own copy of the parameters; and for
+   the lecture's model a NumPy transcription of its equations agrees.
+B. The two halves of the gradient during training with both: their norms and the angle
+   between them.
+C. Training with one half only: W is updated by the encoder's or the decoder's gradient
+   alone, the biases by their full gradients, with the same initial parameters and the
+   same order of batches, each at its best learning rate. SGD updates W by the half
+   itself, Adam rescales it entry by entry.
 
-Found (full run, on a CPU):
+Results (full run, on a CPU):
 A. On all 1797 digits the largest error, relative to a leaf's largest entry, is 9.7e-16
    in float64, 1.3e-15 against NumPy, and 5.1e-7 (4.3 eps) in float32.
-B. Along 100 epochs it stays below 2.7e-15. The decoder's half was the longer one
-   whenever looked at: the encoder's share of the two lengths is 0.30 to 0.46
-   (sigmoid/bernoulli) and 0.27 to 0.50 (relu/gaussian). Their mean cosine goes from
-   0.12 to -0.18, and from -0.31 to 0.13, with single seeds between -0.43 and 0.60.
-C. Each half alone trains, the decoder's better than the encoder's, both together better
-   still. Test loss above that of a perfect reconstruction, with both, decoder only,
+B. In 100 epochs it stays below 2.7e-15. The decoder's half had the larger norm in every
+   measurement: the encoder's share of the two norms is 0.30 to 0.46 (sigmoid/bernoulli)
+   and 0.27 to 0.50 (relu/gaussian). Their mean cosine changes from 0.12 to -0.18, and
+   from -0.31 to 0.13, with single seeds between -0.43 and 0.60.
+C. Each half alone trains, the decoder's better than the encoder's, and both together
+   best. Test loss above that of a perfect reconstruction, with both, decoder only,
    encoder only: sigmoid/bernoulli 1.20, 1.30, 1.39 (SGD) and 0.91, 1.33, 1.50 (Adam);
    relu/gaussian 0.054, 0.089, 0.164 (SGD) and 0.0028, 0.0032, 0.181 (Adam).
 """
@@ -47,7 +49,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 import jaxae
 from jaxae import activations, manual, observations, training
 
-# float32: one rounding for each term of the longest sum, 64 eps.
+# float32: one rounding per term of the longest sum, 64 eps.
 TOLERANCES = {"float32": 64 * float(np.finfo(np.float32).eps), "float64": 1e-12}
 MODELS = (
     (activations.sigmoid, observations.bernoulli),  # the lecture's own
@@ -57,8 +59,8 @@ LEARNING_RATES = {
     jaxae.optimizers.sgd: (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     jaxae.optimizers.adam: (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
 }
-# How much of the encoder's and of the decoder's gradient moves W_enc, and moves W_dec:
-# copies that start equal and move equally are tied.
+# The weights of the encoder's and the decoder's gradient in the update of W_enc, and in
+# that of W_dec. Copies with equal initial values and equal updates stay tied.
 VARIANTS = {
     "both paths": ((1.0, 1.0), (1.0, 1.0)),
     "decoder path only": ((0.0, 1.0), (0.0, 1.0)),
@@ -69,13 +71,13 @@ COSINE, SUM_ERROR = "cosine of the paths", "relative error of their sum"
 
 
 class Settings(NamedTuple):
-    """How much of it to do."""
+    """The extent of the study."""
 
     num_examples: int  # A: digits on which the identity is checked
-    num_epochs: int  # B and C, as all that follow
+    num_epochs: int  # B and C, like all fields below
     num_seeds: int
-    num_models: int  # the first so many of MODELS
-    num_optimizers: int  # C: the first so many of LEARNING_RATES
+    num_models: int  # the first of MODELS
+    num_optimizers: int  # C: the first of LEARNING_RATES
     latent_dim: int = 64
     batch_size: int = 64
     learning_rate: float = 0.003  # B, with Adam
@@ -90,18 +92,18 @@ def main(argv=None) -> int:
     settings = QUICK if args.quick else FULL
     digits = jaxae.data.digits()
     X = jaxae.data.scaled(digits.train, digits.scale, np.float64)
-    parts = jaxae.data.split(X, 0.2, 0.2, seed=0)  # to train on, test, validate
-    # Accelerators round float32 products further unless told not to.
+    splits = jaxae.data.split(X, 0.2, 0.2, seed=0)  # training, test, validation
+    # By default accelerators round the factors of float32 matrix products.
     with jax.default_matmul_precision("highest"):
         identity = check_identity(X[: settings.num_examples], settings)
         passed = all(row["verdict"] == "ok" for row in identity)
         formats = {"worst": ".1e", "tolerance": ".1e", "verdict": ""}
         _study.print_table(identity, {"model": "", "dtype": "", **formats})
         draw_identity(identity, args.out / "identity.png")
-        found = {"identity": identity}
-        if passed:  # otherwise there are no two halves to speak of
+        results = {"identity": identity}
+        if passed:  # B and C need the two halves
             models = [model(*each, settings) for each in MODELS][: settings.num_models]
-            runs = [follow_training(ae, parts[0], settings) for ae in models]
+            runs = [measure_training(ae, splits[0], settings) for ae in models]
             along = list(itertools.chain(*runs))
             errors = [row for row in along if row["measure"] == SUM_ERROR]
             passed = all(row["highest"] <= TOLERANCES["float64"] for row in errors)
@@ -111,14 +113,14 @@ def main(argv=None) -> int:
 
             optimizers = list(LEARNING_RATES)[: settings.num_optimizers]
             pairs = itertools.product(models, optimizers)
-            runs = [train_by_half(*pair, parts, settings) for pair in pairs]
+            runs = [train_by_half(*pair, splits, settings) for pair in pairs]
             halves = list(itertools.chain(*runs))
             formats = {"learning_rate": "g", "excess_loss": ".4f", "std": ".4f"}
             _study.print_table(halves, {"study": "", "W_moved_by": "", **formats})
             draw_halves(halves, args.out / "by_half.png")
-            found["along_training"] = without_curves(along)
-            found["training_by_half"] = without_curves(halves)
-    return _study.finish(args, __doc__, settings, digits, passed, found)
+            results["along_training"] = without_curves(along)
+            results["training_by_half"] = without_curves(halves)
+    return _study.finish(args, __doc__, settings, digits, passed, results)
 
 
 def model(activation, observation, settings):
@@ -153,23 +155,24 @@ def check_identity(X, settings) -> list[dict]:
 
 
 def start(ae, dtype):
-    """Initial parameters with biases that are not 0: a point with nothing special."""
+    """Initial parameters with biases that are not 0."""
     params = ae.init(jax.random.key(0), dtype=dtype)
     return params._replace(b_enc=params.b_enc + 0.1, b_dec=params.b_dec - 0.1)
 
 
 @functools.partial(jax.jit, static_argnames="ae")
 def errors_by_library(ae, params, X) -> dict:
-    """Each comparison's error on the worst example."""
+    """The error of each comparison on the worst example."""
 
     def compare(x):
         paths = manual.path_grads(ae, params, x)
-        both = jax.tree.map(jnp.add, *paths)
-        whole = jax.grad(ae.loss)(params, x)
+        path_sum = jax.tree.map(jnp.add, *paths)
+        autodiff = jax.grad(ae.loss)(params, x)
         oracle = jax.grad(ae.path_loss, argnums=(0, 1))(params, params, x)
+        by_hand = manual.backprop(ae, params, x).grads
         return {
-            "backprop = jax.grad": error(manual.backprop(ae, params, x).grads, whole),
-            "encoder + decoder = jax.grad": error(both, whole),
+            "backprop = jax.grad": error(by_hand, autodiff),
+            "encoder + decoder = jax.grad": error(path_sum, autodiff),
             "encoder path = its oracle": error(paths.encoder, oracle[0]),
             "decoder path = its oracle": error(paths.decoder, oracle[1]),
         }
@@ -178,18 +181,18 @@ def errors_by_library(ae, params, X) -> dict:
 
 
 def errors_by_numpy(ae, params, X) -> dict:
-    """The library's halves against the lecture's lines, on the worst example."""
-    found = jax.vmap(functools.partial(manual.path_grads, ae, params))(X)
+    """The library's halves against the lecture's equations, on the worst example."""
+    paths = jax.vmap(functools.partial(manual.path_grads, ae, params))(X)
     truths = [lecture(*map(np.asarray, params[:3]), x) for x in X]
     truths = jax.tree.map(lambda *leaves: np.stack(leaves), *truths)
     return {
         f"{name} path = NumPy": jnp.max(jax.vmap(error)(grads, type(grads)(*truth)))
-        for name, grads, truth in zip(found._fields, found, truths, strict=True)
+        for name, grads, truth in zip(paths._fields, paths, truths, strict=True)
     }
 
 
 def lecture(W, b, c, x):
-    """The lecture's equations for sigmoid and Bernoulli, with nothing of ours in them.
+    """The lecture's equations for sigmoid and Bernoulli, without use of the library.
 
     Returns the encoder's and the decoder's terms of (∇_W, ∇_b, ∇_c).
     """
@@ -204,7 +207,7 @@ def lecture(W, b, c, x):
 
 
 def error(claimed, truth):
-    """max |claimed - truth| / max |truth| of the worst leaf; 0 where both are 0."""
+    """max |claimed - truth| / max |truth| of the worst leaf; 0 if both are 0."""
 
     def of_leaf(claimed, truth):
         deviation = jnp.max(jnp.abs(claimed - truth))
@@ -215,7 +218,7 @@ def error(claimed, truth):
 
 def judge(name, dtype, errors) -> dict:
     errors = jax.tree.map(float, errors)
-    worst = np.max(list(errors.values()))  # a NaN stays one, and fails
+    worst = np.max(list(errors.values()))  # NaN if one is NaN, which fails
     return {
         "model": name,
         "dtype": dtype,
@@ -229,8 +232,8 @@ def judge(name, dtype, errors) -> dict:
 # ---- training, for B and C -----------------------------------------------------------
 
 
-def train_and_look(look, ae, params, hparams, key, X, settings, optimizer):
-    """What `look(params)` sees at the start and after each epoch, stacked; pure.
+def train_and_measure(measure, ae, params, hparams, key, X, settings, optimizer):
+    """`measure(params)` at the start and after each epoch, stacked; a pure function.
 
     NaN once training has diverged.
     """
@@ -239,35 +242,36 @@ def train_and_look(look, ae, params, hparams, key, X, settings, optimizer):
     )
     fixed = {"objective": jaxae.Objective(ae), "config": config}
 
-    def look_and_train(state, _):
-        keep = functools.partial(jnp.where, state.stopped_at < 0)
-        seen = jax.tree.map(lambda value: keep(value, jnp.nan), look(state.params))
-        return training.epoch(state, hparams, X, **fixed)[0], seen
+    def measure_and_train(state, _):
+        values = jax.tree.map(
+            lambda value: jnp.where(state.stopped_at < 0, value, jnp.nan),
+            measure(state.params),
+        )
+        return training.epoch(state, hparams, X, **fixed)[0], values
 
     state = training.init_state(hparams=hparams, key=key, params=params, **fixed)
-    # One epoch more than is looked at, for a look comes first.
-    num_looks = settings.num_epochs + 1
-    return jax.lax.scan(look_and_train, state, length=num_looks)[1]
+    # One epoch more, because each is measured before it is trained.
+    return jax.lax.scan(measure_and_train, state, length=settings.num_epochs + 1)[1]
 
 
-# ---- B. the halves along training ----------------------------------------------------
+# ---- B. the halves during training ---------------------------------------------------
 
 
-def follow_training(ae, X, settings) -> list[dict]:
-    """A row a measure: means over seeds at the start and end, extremes of everything.
+def measure_training(ae, X, settings) -> list[dict]:
+    """A row per measure: means over seeds at the start and end, minimum and maximum.
 
-    Its curve is `[num_seeds, 1 + num_epochs]`.
+    A row's curve is `[num_seeds, 1 + num_epochs]`.
     """
-    print(f"B. the halves along training: {name_of(ae)}", flush=True)
+    print(f"B. the halves during training: {name_of(ae)}", flush=True)
     hparams, adam = {"learning_rate": settings.learning_rate}, jaxae.optimizers.adam
 
     def run(seed):
         init_key, key = jax.random.split(jax.random.key(seed))
         params = ae.init(init_key, dtype=jnp.float64)
-        look = functools.partial(measure, ae, X=X[:512])
-        return train_and_look(look, ae, params, hparams, key, X, settings, adam)
+        measure = functools.partial(measure_halves, ae, X=X[:512])
+        return train_and_measure(measure, ae, params, hparams, key, X, settings, adam)
 
-    # float64: what is measured is the two paths, not what rounding adds to them.
+    # float64, so that rounding does not affect the comparison of the paths.
     with jax.enable_x64(True):
         X = jnp.asarray(X)
         curves = jax.jit(jax.vmap(run))(jnp.arange(settings.num_seeds))
@@ -280,50 +284,53 @@ def follow_training(ae, X, settings) -> list[dict]:
     return rows
 
 
-def measure(ae, params, X) -> dict:
-    """The two halves of the gradient of the mean loss over X, in W."""
+def measure_halves(ae, params, X) -> dict:
+    """Measures of the two halves of the gradient by W of the mean loss over X."""
     by_example = jax.vmap(functools.partial(manual.path_grads, ae, params))(X)
     paths = jax.tree.map(lambda grad: jnp.mean(grad, axis=0), by_example)
-    both = jax.tree.map(jnp.add, *paths)
-    whole, _ = jax.grad(jaxae.Objective(ae), has_aux=True)(params, X, None, {})
+    path_sum = jax.tree.map(jnp.add, *paths)
+    autodiff, _ = jax.grad(jaxae.Objective(ae), has_aux=True)(params, X, None, {})
     encoder, decoder = (jnp.linalg.norm(path.W) for path in paths)
     inner = jnp.vdot(paths.encoder.W, paths.decoder.W)
     return {
         "encoder path's share": encoder / (encoder + decoder),
         COSINE: inner / (encoder * decoder),
-        SUM_ERROR: error(both, whole),
+        SUM_ERROR: error(path_sum, autodiff),
     }
 
 
 # ---- C. training with one half -------------------------------------------------------
 
 
-def train_by_half(ae, optimizer, parts, settings) -> list[dict]:
-    """A row a variant, at its best learning rate by mean validation loss at the end.
+def train_by_half(ae, optimizer, splits, settings) -> list[dict]:
+    """A row per variant, at its best learning rate by the final mean validation loss.
 
-    Its curve, `[num_seeds, 1 + num_epochs]`, is the test loss above that of x_hat = x.
+    A row's curve, `[num_seeds, 1 + num_epochs]`, is the test loss above that of
+    x_hat = x.
     """
     study = f"{name_of(ae)}, {optimizer.__name__}"
     print(f"C. training by half: {study}", flush=True)
     untied, rates = dataclasses.replace(ae, tied=False), LEARNING_RATES[optimizer]
-    train, test, validation = (jnp.asarray(part, jnp.float32) for part in parts)
+    train, test, validation = (jnp.asarray(split, jnp.float32) for split in splits)
     mix = functools.partial(optimizer_of_mixtures, optimizer)
 
-    def look(params):
-        return [excess_loss(untied, params, part) for part in (validation, test)]
+    def measure(params):
+        return [excess_loss(untied, params, split) for split in (validation, test)]
 
-    def run(moves, rate, seed):
+    def run(variant, rate, seed):
         init_key, key = jax.random.split(jax.random.key(seed))
         params = jaxae.untie(ae.init(init_key))
-        hparams = {"learning_rate": rate, **shares(moves)}
-        return train_and_look(look, untied, params, hparams, key, train, settings, mix)
+        hparams = {"learning_rate": rate, **shares(variant)}
+        return train_and_measure(
+            measure, untied, params, hparams, key, train, settings, mix
+        )
 
     for in_axes in ((None, None, 0), (None, 0, None), (0, None, None)):
         run = jax.vmap(run, in_axes)
     lanes = list(VARIANTS.values()), rates, range(settings.num_seeds)
     losses = jax.jit(run)(*map(jnp.asarray, lanes))
 
-    rows = []  # of losses by rate, seed and epoch
+    rows = []  # losses are indexed by rate, seed and epoch
     for name, validation, test in zip(VARIANTS, *map(np.asarray, losses), strict=True):
         best = np.nanargmin(validation[..., -1].mean(axis=1))
         row = {"study": study, "W_moved_by": name, "learning_rate": rates[best]}
@@ -342,7 +349,7 @@ SHARES = (
 
 
 def shares(variant) -> dict:
-    """The hyperparameters of a variant `[2, 2]`: how much of which path moves which."""
+    """The hyperparameters of a variant `[2, 2]`: the weights of the mixtures."""
     return dict(zip(SHARES, jnp.ravel(jnp.asarray(variant)), strict=True))
 
 
@@ -367,7 +374,7 @@ def excess_loss(ae, params, X):
     return jaxae.Objective(ae).evaluate(params, X, {})["loss"] - perfect
 
 
-# ---- what is seen --------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------
 
 TEAL, ORANGE = "#335c67", "#e09f3e"
 COLOURS = dict(zip(VARIANTS, ("#222222", "#1f77b4", "#d1495b", "#8a8a8a"), strict=True))
@@ -395,7 +402,7 @@ def draw_identity(rows, path) -> None:
 def draw_along(rows, path) -> None:
     figure, columns = columns_of(rows, sharey="row")
     for panels, measures in columns:
-        for axes, row in zip(panels, measures, strict=False):  # the error is not drawn
+        for axes, row in zip(panels, measures, strict=False):  # all but the error
             draw_band(axes, row["curve"], TEAL)
             axes.set_ylim(-1 if row["measure"] == COSINE else 0, 1)
             axes.axhline(np.mean(axes.get_ylim()), color="0.6", linewidth=0.8)
@@ -405,7 +412,7 @@ def draw_along(rows, path) -> None:
 
 
 def draw_halves(rows, path) -> None:
-    """Each variant at its best learning rate above, at every one below."""
+    """Above, curves at the best learning rate; below, final loss by learning rate."""
     figure, columns = columns_of(rows, sharey="col")
     for (above, below), variants in columns:
         for row in variants:
@@ -435,7 +442,7 @@ def columns_of(rows, **shared):
 
 
 def draw_band(axes, values, colour, label=None, first=0) -> None:
-    """Mean over seeds, and from the lowest to the highest seed."""
+    """The mean and the range over seeds."""
     epochs = np.arange(first, first + values.shape[1])
     axes.plot(epochs, values.mean(axis=0), color=colour, label=label)
     low, high = values.min(axis=0), values.max(axis=0)

@@ -1,4 +1,4 @@
-"""The studies run, write what they promise, and fail when their claim does."""
+"""The studies run, write their results and plots, and fail if their claim fails."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from jaxae import activations, gradcheck, manual, observations, optimizers
 from jaxae.autoencoder import parametrizations
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.append(str(EXPERIMENTS))  # a study imports _study, which lies beside it
-PICTURES = {
+sys.path.append(str(EXPERIMENTS))  # a study imports _study from its own folder
+PLOTS = {
     "tied_gradient": {"identity.png", "along_training.png", "by_half.png"},
     "digits_against_pca": {"test_squared_error.png"},
     "precision": {"error_along_training.png"},
@@ -32,13 +32,13 @@ PICTURES = {
 
 
 @pytest.mark.slow  # a quarter of a minute each, or more
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", PLOTS)
 def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
     result = run_study(name, tmp_path, "--quick")
     assert result["pass"] and result["quick"]
     assert "Larochelle" in result["source"] and result["claim"]
     assert result["seeds"] and {"jax", "jaxae", "numpy"} <= set(result["versions"])
-    check_pictures(tmp_path, PICTURES[name])
+    check_plots(tmp_path, PLOTS[name])
     check_numbers = {
         "tied_gradient": check_tied,
         "digits_against_pca": check_pca,
@@ -51,26 +51,26 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_study_of_bugs_reports_what_its_judges_said(tmp_path):
+def test_the_study_of_bugs_reports_the_outcomes_of_its_judges(tmp_path):
     study, root = load_study("gradient_bugs"), EXPERIMENTS / "gradient_bugs.py"
     command = [sys.executable, str(root), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] and done.returncode == 0, done.stdout + done.stderr
     assert "Larochelle" in result["source"] and "none of the right" in result["claim"]
-    check_pictures(tmp_path, {"detection_matrix.png"})
+    check_plots(tmp_path, {"detection_matrix.png"})
     rows = result["cases"]
     assert {row["kind"] for row in rows} == {"bug", "right"}
     for row in rows:
         assert {"jaxae", "check_grads", "by leaf", "chex"} <= set(row["outcomes"])
         assert row["outcomes"]["jaxae"].keys() == {"5x3"}
-        # What is not as it should be is shown, not dropped.
+        # Reports of other outcomes are in the results.
         assert bool(row["failures"]) != study.is_all_right(row, "jaxae")
     missed = {row["name"] for row in rows if not study.is_all_right(row, "check_grads")}
     assert {"one entry off by 1 %", "float16"} <= missed
 
 
-def test_blaming_another_leaf_is_no_detection():
+def test_failing_another_leaf_is_not_a_detection():
     study = load_study("gradient_bugs")
     bug, right = study.CASES["g' missing"], study.CASES["large batch"]
     assert study.outcome(bug, {"W", "b_enc"}) == "caught"
@@ -82,19 +82,19 @@ def test_blaming_another_leaf_is_no_detection():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", PLOTS)
 def test_a_full_study_confirms_its_claim(name, tmp_path):
     result = run_study(name, tmp_path)
     assert result["pass"] and not result["quick"]
 
 
 def check_tied(result):
-    judged = {(row["model"], row["dtype"]) for row in result["identity"]}
+    cases = {(row["model"], row["dtype"]) for row in result["identity"]}
     for activation in activations.CATALOGUE:
         for observation in observations.CATALOGUE:
             model = f"{activation}/{observation}"
-            assert {(model, "float32"), (model, "float64")} <= judged
-    assert ("sigmoid/bernoulli, NumPy", "float64") in judged
+            assert {(model, "float32"), (model, "float64")} <= cases
+    assert ("sigmoid/bernoulli, NumPy", "float64") in cases
     assert all(
         row["worst"] <= 1e-12 for row in result["identity"] if row["dtype"] == "float64"
     )
@@ -140,9 +140,9 @@ def check_power(result):
         assert (
             judges["check_grads"]["eps"] is None or judges["check_grads"]["eps"] > 1e-3
         )
-    entry = rows["64x32", "one entry"]  # the rest of the leaf hides it from directions
+    entry = rows["64x32", "one entry"]  # small relative to the norm of the leaf
     assert entry["rule"]["eps"] > 4 * entry["claim"]["eps"]
-    assert entry["claim"]["named"] == 1
+    assert entry["claim"]["num_located"] == 1
     for cost in result["cost"]:
         assert cost["evaluations"]["fn"] > 100 and cost["per_value_and_grad"] > 0
 
@@ -180,7 +180,7 @@ def check_superposition(result):
         assert len(row["dimensionality"]) == row["represented"] <= 400
 
 
-def test_copies_moved_by_both_paths_train_as_tied_weights_do():
+def test_copies_updated_by_both_paths_train_as_tied_weights():
     study = load_study("tied_gradient")
     settings = study.QUICK._replace(latent_dim=5, num_epochs=2, batch_size=8)
     ae = study.model(activations.sigmoid, observations.bernoulli, settings)
@@ -189,7 +189,7 @@ def test_copies_moved_by_both_paths_train_as_tied_weights_do():
     hparams = {"learning_rate": 0.1}
 
     def train(ae, params, hparams, optimizer):
-        return study.train_and_look(
+        return study.train_and_measure(
             lambda params: params, ae, params, hparams, key, X, settings, optimizer
         )
 
@@ -198,10 +198,10 @@ def test_copies_moved_by_both_paths_train_as_tied_weights_do():
     mixed = functools.partial(study.optimizer_of_mixtures, optimizers.sgd)
     hparams = hparams | study.shares(study.VARIANTS["both paths"])
     untied = dataclasses.replace(ae, tied=False)
-    found = train(untied, jaxae.untie(tied), hparams, mixed)
+    trained = train(untied, jaxae.untie(tied), hparams, mixed)
     assert np.ptp(np.asarray(expected.W), axis=0).max() > 0.01  # it does train
-    np.testing.assert_array_equal(found.W_enc, found.W_dec)
-    np.testing.assert_allclose(found.W_enc, expected.W, atol=1e-6)
+    np.testing.assert_array_equal(trained.W_enc, trained.W_dec)
+    np.testing.assert_allclose(trained.W_enc, expected.W, atol=1e-6)
 
 
 # ---- a study must be able to fail ----------------------------------------------------
@@ -216,7 +216,7 @@ def forget_the_decoder(monkeypatch, study):
     monkeypatch.setattr(parametrizations, "tied", broken)
 
 
-def swap_the_paths(monkeypatch, study):  # their sum stays right
+def swap_the_paths(monkeypatch, study):  # without changing their sum
     path_grads = manual.path_grads
 
     def swapped(*args):
@@ -225,7 +225,7 @@ def swap_the_paths(monkeypatch, study):  # their sum stays right
     monkeypatch.setattr(manual, "path_grads", swapped)
 
 
-def double_the_referee(monkeypatch, study):
+def double_the_oracle(monkeypatch, study):
     lecture = study.lecture
 
     def doubled(*args):
@@ -240,7 +240,7 @@ def double_the_referee(monkeypatch, study):
     [
         (forget_the_decoder, "encoder + decoder = jax.grad"),
         (swap_the_paths, "encoder path = its oracle"),
-        (double_the_referee, "encoder path = NumPy"),
+        (double_the_oracle, "encoder path = NumPy"),
     ],
 )
 def test_a_broken_gradient_fails_the_identity(
@@ -255,18 +255,18 @@ def test_a_broken_gradient_fails_the_identity(
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False
     assert "along_training" not in result
-    found = {
+    failed = {
         comparison
         for row in result["identity"]
         for comparison, error in row["max_relative_error"].items()
         if row["verdict"] == "FAILS" and is_wrong(error)
     }
-    assert failing in found
+    assert failing in failed
     assert "FAILS" in capsys.readouterr().out
 
 
 def is_wrong(error):
-    return error is None or error > 1e-3  # null: infinite, for the truth is 0
+    return error is None or error > 1e-3  # null is infinite: the true value is 0
 
 
 @pytest.mark.parametrize("error", [0.8, 0.7 * (1 - 1e-6)])  # beaten, equal but rounded
@@ -282,7 +282,9 @@ def test_a_study_that_loses_to_pca_fails(error, monkeypatch, tmp_path, capsys):
     assert "FAIL" in capsys.readouterr().out
 
 
-def test_a_gradient_that_float32_turns_fails_the_claim(monkeypatch, tmp_path, capsys):
+def test_a_gradient_that_changes_sign_in_float32_fails_the_claim(
+    monkeypatch, tmp_path, capsys
+):
     study, precision = load_study("precision"), gradcheck.precision
 
     def turned(fn, params, batch, grad):
@@ -324,11 +326,11 @@ def test_the_losses_of_the_candidates_are_those_by_quadrature(density):
     sharing = loss(np.array([[1.0, 0, 0], [0, 1, -1]]), np.zeros(3))
     np.testing.assert_allclose(ignoring, study.loss_of_ignoring(0.3, p), rtol=1e-10)
     np.testing.assert_allclose(sharing, study.loss_of_sharing(0.7, 0.3, p), rtol=3e-3)
-    rivals = study.rivals(importance, p)
-    np.testing.assert_allclose(rivals["not represented"], ignoring, rtol=1e-10)
-    np.testing.assert_allclose(rivals["superposed"], sharing, rtol=3e-3)
+    candidates = study.candidates(importance, p)
+    np.testing.assert_allclose(candidates["not represented"], ignoring, rtol=1e-10)
+    np.testing.assert_allclose(candidates["superposed"], sharing, rtol=3e-3)
     others = study.loss_of_ignoring(0.7, p), study.loss_of_sharing(1.0, 0.7, p)
-    assert rivals["own dimension"] == min(others)
+    assert candidates["own dimension"] == min(others)
     angles = 2 * np.pi * np.arange(3) / 3 + 0.4
     W = np.stack([np.cos(angles), np.sin(angles)])  # a triangle
     np.testing.assert_allclose(study.dimensionality(W), 2 / 3)
@@ -385,11 +387,11 @@ def test_rates_that_transfer_or_leave_the_grid_fail_the_claim(
     assert study.main(["--quick", "--out", str(tmp_path)]) == 1
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pass"] is False
-    assert {part for part, holds in result["holds"].items() if not holds} == failing
+    assert {name for name, holds in result["holds"].items() if not holds} == failing
     assert "FAIL" in capsys.readouterr().out
 
 
-def test_the_best_rate_is_the_vertex_and_no_end_of_the_grid():
+def test_the_best_rate_is_the_vertex_and_not_an_end_of_the_grid():
     study = load_study("learning_rate_transfer")
     rates = study.RATES["adam"]
     away = np.log2(rates) + 6.2
@@ -399,32 +401,32 @@ def test_the_best_rate_is_the_vertex_and_no_end_of_the_grid():
     assert study.best_rate(rates, diverged) == 2.0**-6
 
 
-def spoil_class(found):
-    found["phases"]["n=2, m=1"]["trained"][0][0] = "superposed"
+def spoil_class(results):
+    results["phases"]["n=2, m=1"]["trained"][0][0] = "superposed"
 
 
-def spoil_loss(found):
-    found["phases"]["n=2, m=1"]["loss_by_theory"][1][1] = 1.05
+def spoil_loss(results):
+    results["phases"]["n=2, m=1"]["loss_by_theory"][1][1] = 1.05
 
 
-def spoil_dense(found):
-    found["importance"][0]["kinds"][2] = "superposed"
+def spoil_dense(results):
+    results["importance"][0]["kinds"][2] = "superposed"
 
 
-def spoil_order(found):
-    found["importance"][1]["represented"] = 13
+def spoil_order(results):
+    results["importance"][1]["represented"] = 13
 
 
-def one_fewer(found):
-    found["importance"][1]["represented"] = 12
+def one_fewer(results):
+    results["importance"][1]["represented"] = 12
 
 
-def spoil_linear(found):
-    found["importance"][-1]["represented"] = 6
+def spoil_linear(results):
+    results["importance"][-1]["represented"] = 6
 
 
-def spoil_pairs(found):
-    found["geometry"][3]["D*"] = 0.6
+def spoil_pairs(results):
+    results["geometry"][3]["D*"] = 0.6
 
 
 @pytest.mark.parametrize(
@@ -435,24 +437,24 @@ def spoil_pairs(found):
         (spoil_class, {"n=2, m=1: as the best candidate"}),
         (spoil_loss, {"n=2, m=1: as good as the best candidate"}),
         (spoil_dense, {"dense: the 5 most important"}),
-        (spoil_order, {"rarer: more, beyond a pair a dimension"}),
+        (spoil_order, {"lower density: more features, over two per dimension"}),
         (spoil_linear, {"linear: 5 always"}),
         (spoil_pairs, {"D* stays near 0.5"}),
     ],
 )
-def test_each_part_of_the_claim_on_superposition_can_fail(spoil, failing):
+def test_each_statement_of_the_claim_on_superposition_can_fail(spoil, failing):
     study = load_study("superposition")
     own, shared, none = "own dimension", "superposed", "not represented"
     phase = {
         "num_lanes": 4,
         "theory": [[own, none], [shared, own]],
-        "trained": [[own, none], [shared, shared]],  # the last too close to call
+        "trained": [[own, none], [shared, shared]],  # the last cell is not decided
         "is_decided": [[True, True], [True, False]],
         "loss_by_theory": [[1.0, 0.99], [1.01, 0.95]],
     }
     kinds = np.array([own] * 5 + [none] * 15, dtype="<U20")
     rows = [("relu", 5), ("relu", 8), ("relu", 11), ("linear", 5), ("linear", 5)]
-    found = {
+    results = {
         "phases": {"n=2, m=1": phase},
         "importance": [
             {"model": model, "represented": count, "kinds": kinds.copy()}
@@ -461,13 +463,13 @@ def test_each_part_of_the_claim_on_superposition_can_fail(spoil, failing):
         "geometry": [{"D*": value} for value in (1.0, 0.99, 0.51, 0.46, 0.3)],
     }
     if spoil is not None:
-        spoil(found)
-    holds = study.judge(**found)
+        spoil(results)
+    holds = study.judge(**results)
     assert {name for name, is_true in holds.items() if not is_true} == failing
 
 
-def overlook(report):
-    """What is less than 100 times the resolution."""
+def miss_small_errors(report):
+    """The report without errors below 100 times the resolution."""
     leaf = report.leaves["W"]
     if leaf.error > 100 * leaf.resolution:
         return report
@@ -475,20 +477,20 @@ def overlook(report):
     return dataclasses.replace(report, leaves=report.leaves | {"W": passed})
 
 
-def blame_b_enc(report):
-    blamed = dataclasses.replace(report.leaves["b_enc"], verdict="wrong", ok=False)
-    return dataclasses.replace(report, leaves=report.leaves | {"b_enc": blamed})
+def fail_b_enc(report):
+    leaf = dataclasses.replace(report.leaves["b_enc"], verdict="wrong", ok=False)
+    return dataclasses.replace(report, leaves=report.leaves | {"b_enc": leaf})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil, failing",
     [
-        (overlook, {"caught from 3 resolutions on"}),
-        (blame_b_enc, {"no other leaf is blamed", "right gradients pass"}),
+        (miss_small_errors, {"detected from 3 resolutions"}),
+        (fail_b_enc, {"no other leaf fails", "right gradients pass"}),
     ],
 )
-def test_a_check_that_overlooks_or_blames_fails_the_claim(
+def test_a_check_that_misses_errors_or_fails_other_leaves_fails_the_claim(
     spoil, failing, monkeypatch, tmp_path, capsys
 ):
     study, check = load_study("detection_power"), gradcheck.check
@@ -505,15 +507,15 @@ def test_a_check_that_overlooks_or_blames_fails_the_claim(
     assert jax.config.jax_compilation_cache_dir == cache  # as it was
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_an_output_folder_that_is_a_file_is_refused(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", PLOTS)
+def test_an_output_folder_that_is_a_file_is_an_error(name, tmp_path, capsys):
     file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(SystemExit) as refusal:
+    file.write_text("content")
+    with pytest.raises(SystemExit) as e:
         load_study(name).main(["--out", str(file)])
-    assert refusal.value.code == 2
+    assert e.value.code == 2
     assert "--out must be a folder" in capsys.readouterr().err
-    assert file.read_text() == "mine"
+    assert file.read_text() == "content"
 
 
 # ---- helpers -------------------------------------------------------------------------
@@ -528,15 +530,15 @@ def run_study(name, folder, *options) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def check_pictures(folder, expected):
+def check_plots(folder, expected):
     assert {path.name for path in folder.glob("*.png")} == expected
     for name in expected:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    assert not list(folder.glob(".*"))  # nothing unfinished is left behind
+    assert not list(folder.glob(".*"))  # no temporary file remains
 
 
 def load_study(name):
-    """Afresh each time, so that nothing compiled before a break is used after it."""
+    """A new module each time, so that nothing compiled earlier is used."""
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
     study = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(study)

@@ -1,7 +1,7 @@
-"""The model of Elhage et al., Toy Models of Superposition, 2022, from our own parts.
+"""The model of Elhage et al., Toy Models of Superposition, 2022, built with jaxae.
 
-x_hat = relu(W^T W x + b), a squared error by importance, and features that are rarely
-there; two features and one latent, where the loss of the rivals has a closed form.
+x_hat = relu(W^T W x + b), a squared error weighted by importance, and sparse features;
+two features and one latent, so that the loss of both candidates has a closed form.
 """
 
 import jax
@@ -33,24 +33,26 @@ def loss_of_ignoring(density, importance):
 
 
 def loss_of_superposing(density, importance):
-    """x_hat = (relu(x_1 - x_2), relu(x_2 - x_1)): each is off by min(x_1, x_2).
+    """x_hat = (relu(x_1 - x_2), relu(x_2 - x_1)): the error of each is min(x_1, x_2).
 
-    Which is not 0 where both are there; E min^2 of two of U(0, 1) is 1/6.
+    The error is 0 unless both are active; the mean of min(u, v)^2 over U(0, 1) is 1/6.
     """
     return sum(importance) / 2 * density**2 / 6
 
 
-RIVALS = {
+CANDIDATES = {
     "ignoring": ([1.0, 0.0], lambda density: [0, density / 2], loss_of_ignoring),
     "superposing": ([1.0, -1.0], lambda density: [0, 0], loss_of_superposing),
 }
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
-def test_the_loss_of_two_features_in_one_latent_is_its_closed_form(rival, density, x64):
+def test_the_loss_of_two_features_in_one_latent_is_its_closed_form(
+    candidate, density, x64
+):
     importance = (1.0, 0.4)
-    W, bias, closed_form = RIVALS[rival]
+    W, bias, closed_form = CANDIDATES[candidate]
     objective = toy(*importance)
     params = jaxae.TiedParams(jnp.array([W]), (), jnp.array(bias(density), float))
     X = jaxae.data.sparse_features(2, 100_000)(KEY, {"density": density})
@@ -61,8 +63,8 @@ def test_the_loss_of_two_features_in_one_latent_is_its_closed_form(rival, densit
     )
 
 
-def test_training_finds_superposition_where_features_are_rare_and_only_there():
-    """Density is a number in the program; importance is a program for each value."""
+def test_training_finds_superposition_only_for_sparse_features():
+    """Density is traced; each set of importances is compiled separately."""
     densities, importances = [0.05, 1.0], [(1.0, 1.0), (1.0, 0.3)]
     sweep = jaxae.sweep(
         toy(1.0, 1.0),
@@ -80,16 +82,17 @@ def test_training_finds_superposition_where_features_are_rare_and_only_there():
         observation = gaussian_with(relu, importance)
         for density in densities:
             X = jaxae.data.sparse_features(2, 20_000)(KEY, {"density": density})
-            mine = (sweep.table["observation"] == str(observation)) & np.isclose(
-                sweep.table["density"], density
-            )
+            is_observation = sweep.table["observation"] == str(observation)
+            is_density = np.isclose(sweep.table["density"], density)
             trained = []
-            for lane in np.flatnonzero(mine):
+            for lane in np.flatnonzero(is_observation & is_density):
                 params = sweep.params(lane)
                 loss = toy(*importance).evaluate(params, X, {})["loss"]
                 trained.append((float(loss), np.asarray(params.W[0])))
             best, (first, second) = min(trained, key=lambda pair: pair[0])
-            rivals = [f(density, importance) for *_, f in RIVALS.values()]
-            assert best < 1.1 * min(rivals)
+            ignoring, superposing = (
+                loss(density, importance) for *_, loss in CANDIDATES.values()
+            )
+            assert best < 1.1 * min(ignoring, superposing)
             is_superposed = first * second < -0.25
-            assert is_superposed == (rivals[1] < rivals[0])
+            assert is_superposed == (superposing < ignoring)

@@ -4,6 +4,7 @@ The names below are public. Other packages of jaxae may use those of `KERNEL` to
 module, and nothing else; each of them serves a purpose of its own:
 
 - `checks`: `sweep` checks its arguments by the same rules as `train`.
+- `config`: the command line has an option for each setting of `TrainConfig`.
 - `epochs`: a lane of a sweep is traced from the same steps as a single run.
 - `diagnostics`, `evaluation`: the metrics of a lane are those of a single run.
 - `fingerprint`, `checkpointing`: a sweep is resumed as a run is.
@@ -38,6 +39,7 @@ KERNEL = {
         "check_updates",
         "names_read",
     },
+    "config": {"settings"},
     "diagnostics": {
         "as_metrics",
         "evaluate",
