@@ -158,7 +158,6 @@ def sweep(case: Case, device: str) -> Contestant:
     del device
     arguments = objective_of(case), case.data(), case.space
     key = jax.random.key(0)
-<<<<<<< HEAD
     start = time.perf_counter()
     long_config = config_of(case, num_epochs=100_000)
     plan = jaxae.sweeps.plan(*arguments, key=key, config=long_config)
@@ -172,27 +171,6 @@ def sweep(case: Case, device: str) -> Contestant:
 
     run()
     return Contestant(run, f"{at_once} at once", time.perf_counter() - start)
-=======
-    call = functools.partial(jaxae.sweep, objective, X, case.space, key=key)
-
-    def stop(plan):
-        plans.append(plan)
-        raise _Planned
-
-    start = time.perf_counter()
-    try:
-        call(config=config_of(case, num_epochs=100_000), on_plan=stop)
-    except _Planned:
-        pass
-    lanes_at_once = plans[0].schedules[0].lanes_at_once
-
-    def run():
-        result = call(config=config_of(case), lanes_at_once=lanes_at_once)
-        return result.metrics["train/loss"][:, -1]
-
-    run()
-    return Contestant(run, f"{lanes_at_once} at once", time.perf_counter() - start)
->>>>>>> work-records
 
 
 def train(case: Case, device: str) -> Contestant:
@@ -437,8 +415,8 @@ def table(result: dict) -> str:
     """The results as a Markdown table."""
     lines = [
         f"Model-steps per second of the full run, on {result['device']} "
-        f"({result['cores']} cores), {result['date']}. In brackets, the sweep's speed-up: "
-        f"medians of {result['rounds']} rounds.",
+        f"({result['cores']} cores), {result['date']}. In brackets, the sweep's "
+        f"speed-up: medians of {result['rounds']} rounds.",
         "",
         "| size, batch, lanes | sweep | train | torch | torch.func |",
         "|---|---|---|---|---|",
