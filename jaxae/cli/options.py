@@ -194,7 +194,7 @@ class DataOptions:
     """Fraction of rows held out as validation data."""
 
 
-_Shared: Any = _options_of(
+_SharedBase: Any = _options_of(
     DataOptions,
     (Autoencoder, _parameters(Autoencoder)),
     (Objective, _parameters(Objective)),
@@ -203,7 +203,7 @@ _Shared: Any = _options_of(
 
 
 @dataclass(frozen=True)
-class SharedOptions(_Shared):
+class SharedOptions(_SharedBase):
     """The options of both `train` and `sweep`: data, model, objective, optimizer."""
 
     corruption_rate: float | None = None
@@ -243,14 +243,14 @@ class SharedOptions(_Shared):
     """JAX's random generator: threefry2x32, rbg, unsafe_rbg, ... None: its default."""
 
 
-_Train: Any = _options_of(
+_TrainBase: Any = _options_of(
     SharedOptions,
     (TrainConfig, [name for name in _parameters(TrainConfig) if name not in _SHARED]),
 )
 
 
 @dataclass(frozen=True)
-class TrainOptions(_Train):
+class TrainOptions(_TrainBase):
     """Train an autoencoder on real data and write a run folder."""
 
     start_from: str | None = None
@@ -395,8 +395,8 @@ class PlotOptions:
 _NOT_COUNTS = ("seed", "warmup_steps")
 
 
-def with_generator(options: TrainOptions) -> TrainOptions:
-    """The options with the name of their random generator, once they are checked.
+def validated(options: TrainOptions) -> TrainOptions:
+    """The options, checked, with the name of their random generator filled in.
 
     Raises:
       ValueError: naming an option that is out of range.
