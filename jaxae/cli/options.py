@@ -86,6 +86,11 @@ def option_name(name: str) -> str:
     return f"--{_RENAMED.get(name, name).replace('_', '-')}"
 
 
+def as_option(name: str, value: Any) -> tuple[str, Any]:
+    """The option for an argument: ("untied", True) for ("tied", False)."""
+    return _RENAMED.get(name, name), not value if name in _NEGATED else value
+
+
 def argument_names(kind: Any) -> dict[str, str]:
     """What errors of the library call its arguments on the command line, by name."""
     names = {field.name: option_name(field.name) for field in dataclasses.fields(kind)}
