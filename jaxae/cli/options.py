@@ -97,6 +97,7 @@ def argument_names(kind: Any) -> dict[str, str]:
     names |= {name: option_name(name) for name in _RENAMED}
     names |= {f"config.{name}": option_name(name) for name in _parameters(TrainConfig)}
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
+    names |= {"data_mean": "--bias-from-mean"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
         return names | {f"hparams['{name}']": name for name in (*HPARAMS, INIT_SCALE)}
     names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
