@@ -532,7 +532,7 @@ def reading(path: Path, advice: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The message of an error in one line, with its type unless it is a ValueError."""
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    is_plain = type(error) in (ValueError, ArgumentError)
+    is_plain = type(error) is ValueError or isinstance(error, ArgumentError)
     return text if is_plain else f"{type(error).__name__}: {text}"
 
 

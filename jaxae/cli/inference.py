@@ -23,7 +23,7 @@ from jaxae.cli.options import (
     TrainOptions,
     build_hparams,
     build_objective,
-    with_generator,
+    validated,
 )
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.run_folder import check_output
@@ -54,7 +54,7 @@ def load_trained(path: str) -> Iterator[Trained]:
     config_path = Path(path) / CONFIG_FILE
     config = config_file.read_config(config_path)
     options = config_file.as_options(TrainOptions, config["options"], config_path)
-    options = with_generator(options)
+    options = validated(options)
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(path)
         scaling = load_scaling(path)

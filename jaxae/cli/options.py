@@ -86,12 +86,18 @@ def option_name(name: str) -> str:
     return f"--{_RENAMED.get(name, name).replace('_', '-')}"
 
 
+def as_option(name: str, value: Any) -> tuple[str, Any]:
+    """The option for an argument: ("untied", True) for ("tied", False)."""
+    return _RENAMED.get(name, name), not value if name in _NEGATED else value
+
+
 def argument_names(kind: Any) -> dict[str, str]:
     """What errors of the library call its arguments on the command line, by name."""
     names = {field.name: option_name(field.name) for field in dataclasses.fields(kind)}
     names |= {name: option_name(name) for name in _RENAMED}
     names |= {f"config.{name}": option_name(name) for name in _parameters(TrainConfig)}
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
+    names |= {"data_mean": "--bias-from-mean"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
         return names | {f"hparams['{name}']": name for name in (*HPARAMS, INIT_SCALE)}
     names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
@@ -194,7 +200,7 @@ class DataOptions:
     """Fraction of rows held out as validation data."""
 
 
-_Shared: Any = _options_of(
+_SharedBase: Any = _options_of(
     DataOptions,
     (Autoencoder, _parameters(Autoencoder)),
     (Objective, _parameters(Objective)),
@@ -203,7 +209,7 @@ _Shared: Any = _options_of(
 
 
 @dataclass(frozen=True)
-class SharedOptions(_Shared):
+class SharedOptions(_SharedBase):
     """The options of both `train` and `sweep`: data, model, objective, optimizer."""
 
     corruption_rate: float | None = None
@@ -243,14 +249,14 @@ class SharedOptions(_Shared):
     """JAX's random generator: threefry2x32, rbg, unsafe_rbg, ... None: its default."""
 
 
-_Train: Any = _options_of(
+_TrainBase: Any = _options_of(
     SharedOptions,
     (TrainConfig, [name for name in _parameters(TrainConfig) if name not in _SHARED]),
 )
 
 
 @dataclass(frozen=True)
-class TrainOptions(_Train):
+class TrainOptions(_TrainBase):
     """Train an autoencoder on real data and write a run folder."""
 
     start_from: str | None = None
@@ -395,8 +401,8 @@ class PlotOptions:
 _NOT_COUNTS = ("seed", "warmup_steps")
 
 
-def with_generator(options: TrainOptions) -> TrainOptions:
-    """The options with the name of their random generator, once they are checked.
+def validated(options: TrainOptions) -> TrainOptions:
+    """The options, checked, with the name of their random generator filled in.
 
     Raises:
       ValueError: naming an option that is out of range.

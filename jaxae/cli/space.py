@@ -11,6 +11,7 @@ from jaxae.cli.options import (
     SharedOptions,
     SweepOptions,
     TrainOptions,
+    as_option,
     build_optimizer,
     option_name,
 )
@@ -20,7 +21,6 @@ from jaxae.training.epochs import INIT_SCALE
 
 ZIPPED = "together"  # the table of axes that are zipped
 NAMES = (*HPARAMS, INIT_SCALE, SEED, LATENT_DIM, *STATIC_AXES)
-_NEGATED = {"tied": "untied", "bias": "no_bias"}  # axes whose option is the opposite
 _SCALES = {"linear": uniform, "log": log_uniform}
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
 
@@ -158,11 +158,11 @@ def check_options(space: Space, options: SweepOptions) -> None:
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in space.names:
-        option = _NEGATED.get(name, name)
+        option, _ = as_option(name, None)
         is_given = getattr(options, option, None) != defaults.get(option)
         if name != SEED and is_given:
             raise ValueError(
-                f"{name} is in {options.space}, and {option_name(option)} is given "
+                f"{name} is in {options.space}, and {option_name(name)} is given "
                 "too; leave one of them out."
             )
     is_open = options.schedule_steps is None and "schedule_steps" not in space.names
@@ -177,11 +177,10 @@ def as_train_options(options: SweepOptions, values: dict[str, Any]) -> TrainOpti
     """The options of a single run with these values of what varies."""
     names = {field.name for field in dataclasses.fields(SharedOptions)}
     shared = {name: getattr(options, name) for name in names}
-    for name, value in values.items():
-        if name in _NEGATED:
-            shared[_NEGATED[name]] = not value
-        elif name in names and name != SEED:
-            shared[name] = value
+    for name in values.keys() - {SEED}:
+        option, value = as_option(name, values[name])
+        if option in names:
+            shared[option] = value
     # All rows are read into memory: lanes share them on the device.
     return TrainOptions(**shared, memory_budget=2**30)
 

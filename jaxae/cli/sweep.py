@@ -27,7 +27,7 @@ from jaxae.cli.options import (
     build_objective,
     check_counts,
     random_key,
-    with_generator,
+    validated,
 )
 from jaxae.cli.reporting import Interrupt, note
 from jaxae.cli.space import Space
@@ -43,7 +43,7 @@ def sweep(options: SweepOptions) -> int:
     space = space_module.read(Path(options.space))
     space_module.check_options(space, options)
     single = space_module.as_train_options(options, space.first())
-    single = with_generator(single)
+    single = validated(single)
     options = dataclasses.replace(options, **{"generator": single.generator})
     out = _check_out(options)
     if options.overwrite:

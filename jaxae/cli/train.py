@@ -24,7 +24,7 @@ from jaxae.cli.options import (
     build_objective,
     option_name,
     random_key,
-    with_generator,
+    validated,
 )
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.data.scaling import save_scaling
@@ -36,7 +36,7 @@ INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 def train(options: TrainOptions) -> int:
     """`jaxae train`: 0, or 1 if it diverged; 130 if it was interrupted."""
-    options = with_generator(options)
+    options = validated(options)
     config_file.check_start(options)
     out = run_folder.check_out(options.out, options.overwrite, options.resume)
     if options.overwrite:
