@@ -124,7 +124,7 @@ def value_and_grad(objective) -> Callable:
         )
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
-        loss, aux, p = objective.value_and_pass(params, batch, key, hparams, state)
+        loss, (aux, p) = objective.value_and_pass(params, batch, key, hparams, state)
         return (loss, aux), batch_grads(objective, params, p)
 
     return value_and_grad_fn

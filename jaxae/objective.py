@@ -117,16 +117,16 @@ class Objective:
             out of range, a state that lacks a part, or a part whose function returns
             another shape than it must.
         """
-        loss, aux, _ = self.value_and_pass(params, batch, key, hparams, state)
+        loss, (aux, _) = self.value_and_pass(params, batch, key, hparams, state)
         return loss, aux
 
     def value_and_pass(
         self, params, batch, key, hparams, state: Any = ()
-    ) -> tuple[Float[Array, ""], Aux, Pass]:
+    ) -> tuple[Float[Array, ""], tuple[Aux, Pass]]:
         """As a call, with the batch's pass."""
         p = self.forward(params, batch, key, hparams, state)
         loss, scores = self.score(params, p)
-        return loss, Aux(scores, self._next_state(params, p)), p
+        return loss, (Aux(scores, self._next_state(params, p)), p)
 
     def evaluate(
         self, params, X, hparams, state: Any = ()

@@ -1,3 +1,5 @@
+import pathlib
+import traceback
 import warnings
 
 import chex
@@ -12,6 +14,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers, penalties, training
+from jaxae.autoencoder import model as autoencoder_model
 from jaxae.training import checks, epochs, evaluation, host, loop
 from jaxae.training.config import settings
 from jaxae.training.fingerprint import fingerprint
@@ -194,6 +197,25 @@ def count_traces(monkeypatch):
     monkeypatch.setattr(epochs, "step", counted)
     loop._run_steps.clear_cache()
     return traces
+
+
+@pytest.mark.parametrize("gradient", ["autodiff", "manual"])
+def test_few_calls_lead_from_train_to_the_matrix_product(gradient, monkeypatch):
+    """Each frame is one more function that a reader has to open."""
+    package = str(pathlib.Path(jaxae.__file__).parent)
+    product, paths = autoencoder_model.product, []
+
+    def traced(*arguments, **keywords):
+        frames = traceback.extract_stack()
+        paths.append([f.name for f in frames if f.filename.startswith(package)])
+        return product(*arguments, **keywords)
+
+    monkeypatch.setattr(autoencoder_model, "product", traced)
+    loop._run_steps.clear_cache()
+    train(config=config(num_epochs=1, gradient=gradient))
+    path = next(path for path in paths if "step" in path)
+    assert path[0] == "train" and path[-1] == "encoder_pre_acts"
+    assert len(path) <= 10, path
 
 
 def test_one_trace_for_any_hparams_key_and_number_of_epochs(monkeypatch):

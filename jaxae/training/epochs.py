@@ -189,9 +189,13 @@ def propose(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> Proposal:
     """The update that the gradient of one batch asks for; nothing is undone."""
-    loss, aux, p, grads = _GRADIENTS[config.gradient](
-        objective, state.params, batch, key, hparams, state.state
-    )
+    arguments = state.params, batch, key, hparams, state.state
+    if config.gradient == "manual":
+        loss, (aux, p) = objective.value_and_pass(*arguments)
+        grads = manual.batch_grads(objective, state.params, p)
+    else:
+        value_and_grad = jax.value_and_grad(objective.value_and_pass, has_aux=True)
+        (loss, (aux, p)), grads = value_and_grad(*arguments)
     optimizer = config.optimizer(hparams)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -241,26 +245,6 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
-
-
-# ---- the two gradients ---------------------------------------------------------------
-
-
-def _autodiff(objective: Objective, params, *arguments):
-    def value_and_aux(params):
-        loss, aux, p = objective.value_and_pass(params, *arguments)
-        return loss, (aux, p)
-
-    (loss, (aux, p)), grads = jax.value_and_grad(value_and_aux, has_aux=True)(params)
-    return loss, aux, p, grads
-
-
-def _by_hand(objective: Objective, params, *arguments):
-    loss, aux, p = objective.value_and_pass(params, *arguments)
-    return loss, aux, p, manual.batch_grads(objective, params, p)
-
-
-_GRADIENTS = {"autodiff": _autodiff, "manual": _by_hand}
 
 
 # ---- batches -------------------------------------------------------------------------
