@@ -578,6 +578,7 @@ OTHER_SETTINGS = {
     "gradient": "manual",
     "log_every": 2,
     "steps_per_epoch": 9,
+    "after_update": lambda state, p: state,
     "on_nonfinite": "skip",
     "diagnostics": False,
     "monitor": "train/loss",

@@ -1,15 +1,4 @@
-"""Training: one pure function per epoch, and the host loop around it.
-
-The names below are public. Other packages of jaxae may use those of `KERNEL` too, by
-module, and nothing else; each of them serves a purpose of its own:
-
-- `checks`: `sweep` checks its arguments by the same rules as `train`.
-- `config`: the command line has an option for each setting of `TrainConfig`.
-- `epochs`: a lane of a sweep is traced from the same steps as a single run.
-- `diagnostics`, `evaluation`: the metrics of a lane are those of a single run.
-- `fingerprint`, `checkpointing`: a sweep is resumed as a run is.
-- `host`: the command line takes the steps of `train` one by one.
-"""
+"""Training: one pure function per epoch, and the host loop around it."""
 
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState, epoch, init_state, step
@@ -26,6 +15,14 @@ __all__ = [
     "train",
 ]
 
+# Other packages of jaxae use the public names and these, by module, and nothing else
+# (tests/test_package.py). Why they need them:
+# - checks: `sweep` checks its arguments by the same rules as `train`;
+# - config: the command line has an option for each setting of `TrainConfig`;
+# - epochs: a lane of a sweep is traced from the same steps as a single run;
+# - diagnostics, evaluation: the metrics of a lane are those of a single run;
+# - fingerprint, checkpointing: a sweep is resumed as a run is;
+# - host: the command line takes the steps of `train` one by one.
 KERNEL = {
     "checkpointing": {"Pace"},
     "checks": {

@@ -48,7 +48,7 @@ def save(checkpoints: Checkpoints, run_state: RunState) -> None:
     }
     best = run_state.best
     if best is not None:
-        arrays |= _named(best.params, _BEST)
+        arrays |= _by_name(best.params, _BEST)
         notes["best"] = {"epoch": best.epoch, "value": best.value}
     checkpoints.save(int(run_state.state.step), arrays, notes)
 
@@ -64,7 +64,7 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
       ValueError: if every checkpoint is damaged, or they are another run's.
     """
     params = initial.state.params
-    checkpoint = checkpoints.restore(_arrays(initial), _named(params, _BEST))
+    checkpoint = checkpoints.restore(_arrays(initial), _by_name(params, _BEST))
     if checkpoint is None:
         return None
     arrays, notes = checkpoint.arrays, checkpoint.notes
@@ -74,13 +74,13 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
         history = tuple(dict(zip(notes["metrics"], row, strict=True)) for row in rows)
     best = None
     if "best" in notes:
-        best = Best(**notes["best"], params=_unnamed(params, arrays, _BEST))
-    saved = _unnamed(_saved(initial), arrays)
-    state = saved["state"]._replace(key=initial.state.key)
-    return RunState(state, saved["means"], history, best, notes["reason"])
+        best = Best(**notes["best"], params=_from_names(params, arrays, _BEST))
+    trees = _from_names(_saved_trees(initial), arrays)
+    state = trees["state"]._replace(key=initial.state.key)
+    return RunState(state, trees["means"], history, best, notes["reason"])
 
 
-def _saved(run_state: RunState) -> dict[str, Any]:
+def _saved_trees(run_state: RunState) -> dict[str, Any]:
     # Not the key: the user gives it again, and the fingerprint checks that it is equal.
     no_key: Any = ()
     state = run_state.state._replace(key=no_key)
@@ -88,18 +88,18 @@ def _saved(run_state: RunState) -> dict[str, Any]:
 
 
 def _arrays(run_state: RunState) -> dict[str, Any]:
-    return _named(_saved(run_state))
+    return _by_name(_saved_trees(run_state))
 
 
-def _named(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _by_name(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         prefix + jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def _unnamed(like: Any, arrays: dict[str, Any], prefix: str = "") -> Any:
-    leaves = [arrays[name] for name in _named(like, prefix)]
+def _from_names(like: Any, arrays: dict[str, Any], prefix: str = "") -> Any:
+    leaves = [arrays[name] for name in _by_name(like, prefix)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -94,8 +94,8 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
             f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
         )
-    given = data if isinstance(data, tuple) else (data,)
-    arrays = tuple(_checks.as_array(name, array) for array in given)
+    arrays = data if isinstance(data, tuple) else (data,)
+    arrays = tuple(_checks.as_array(name, array) for array in arrays)
     inputs, targets = arrays[0], arrays[-1]
     if inputs is not targets:
         _check_rows(name, inputs, objective, None)
