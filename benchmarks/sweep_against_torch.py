@@ -425,8 +425,8 @@ def table(result: dict) -> str:
     """The results as a Markdown table."""
     lines = [
         f"Model-steps per second of the full run, on {result['device']} "
-        f"({result['cores']} cores), {result['date']}. In brackets, the sweep's speed-up: "
-        f"medians of {result['rounds']} rounds.",
+        f"({result['cores']} cores), {result['date']}. In brackets, the speed-up of "
+        f"the sweep: medians of {result['rounds']} rounds.",
         "",
         "| size, batch, lanes | sweep | train | torch | torch.func |",
         "|---|---|---|---|---|",
