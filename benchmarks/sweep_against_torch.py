@@ -160,7 +160,9 @@ def sweep(case: Case, device: str) -> Contestant:
     key = jax.random.key(0)
     start = time.perf_counter()
     long_config = config_of(case, num_epochs=100_000)
-    plan = jaxae.sweeps.plan(*arguments, key=key, config=long_config)
+    plan = jaxae.sweeps.plan(
+        jaxae.sweeps.prepare(*arguments, key=key, config=long_config)
+    )
     at_once = plan.schedules[0].lanes_at_once
 
     def run():

@@ -673,9 +673,10 @@ def test_plan_returns_the_plan_of_the_sweep_and_trains_nothing(monkeypatch):
 
     for name in ("train_blocks", "_train_block"):
         monkeypatch.setattr(running.GroupRun, name, train)
-    plan = sweeps.plan(
+    task = sweeps.prepare(
         OBJECTIVE, X, space, **arguments, lanes_at_once=2, memory_budget=50_000
     )
+    plan = sweeps.plan(task)
     assert plan == expected and len(plan.schedules) == 2
     task = sweeps.prepare(OBJECTIVE, X, space, **arguments)
     assert [len(run.group.lanes) for run in task.runs] == [6, 6]
@@ -686,12 +687,13 @@ def test_plan_times_schedules_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = {"hparams": {"l1": 0.1}, "key": KEY}
     config = dataclasses.replace(CONFIG, num_epochs=10_000_000)
-    plan = sweeps.plan(OBJECTIVE, X, SPACE, config=config, **arguments)
+    task = sweeps.prepare(OBJECTIVE, X, SPACE, config=config, **arguments)
+    plan = sweeps.plan(task)
     (schedule,) = plan.schedules
     assert len(schedule.tried) > 1 and schedule.seconds > 0
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="lacks learning_rate"):
-        sweeps.plan(OBJECTIVE, X, {"seed": [0, 1]}, config=config, **arguments)
+        sweeps.prepare(OBJECTIVE, X, {"seed": [0, 1]}, config=config, **arguments)
 
 
 def test_a_chunk_that_exceeds_the_memory_is_halved_and_no_lane_lost(monkeypatch):

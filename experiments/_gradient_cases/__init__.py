@@ -1,4 +1,4 @@
-"""Gradients that are wrong for a known reason, and right ones that look wrong."""
+"""Gradients that are wrong for a known cause, and right ones that are hard to check."""
 
 from _gradient_cases import (
     backpropagation,

@@ -149,7 +149,7 @@ def noisy_target(p, X_noisy, X):
 
 
 def dropout_inputs(rng, size):
-    """Two masks over the latents: that of the loss, and another."""
+    """Two masks over the latents: that of the loss, and a different one."""
     params, X = tied_inputs(rng, size)
     masks = rng.uniform(size=(2, size.B, size.H)) < 0.5
     masks[:, 0], masks[1, 0] = True, False  # they are never the same
@@ -157,7 +157,7 @@ def dropout_inputs(rng, size):
 
 
 def dropout_loss(p, x, mask, other):
-    """Half of the latents dropped, the others doubled."""
+    """A dropout mask: half of the latents are dropped, the others doubled."""
     del other
     z = sigmoid(p.W @ x + p.b_enc) * mask / 0.5
     eta = p.W.T @ z + p.b_dec
@@ -165,7 +165,7 @@ def dropout_loss(p, x, mask, other):
 
 
 def dropout_grad(p, X, mask, mask_backward, rate=0.5):
-    """The lecture's pass with a factor on z, and one on the way back."""
+    """The lecture's pass with a factor on z, and another in the backward pass."""
     z = sigmoid(X @ p.W.T + p.b_enc[None])
     d_eta = sigmoid((z * mask / 0.5) @ p.W + p.b_dec[None]) - X
     d_a = d_eta @ p.W.T * mask_backward / rate * z * (1 - z)
@@ -236,7 +236,7 @@ def clipped(p, X):
 
 
 def bfloat16(x):
-    """Rounded to 8 significant bits, whatever the compiler thinks of it."""
+    """Rounded to 8 significant bits, in a way that compilers do not remove."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 

@@ -1,4 +1,4 @@
-"""Right gradients that are easily taken for wrong: kinks, ties, declared surrogates."""
+"""Right gradients that are hard to check: kinks, ties and declared surrogates."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def all_dead(p, X):
 
 
 def with_zeros(rng, size):
-    """A third of the weights are exactly 0, as pruning leaves them."""
+    """A third of the weights are exactly 0, as after pruning."""
     params, X = tied_inputs(rng, size)
     params.W[:, ::3] = 0
     return params, X
@@ -92,7 +92,7 @@ def tie(p):
 
 
 def tied_top_k(rng, size):
-    """The last that is among the k largest is equal to the first that is not."""
+    """The k-th and the k+1-th largest values are equal."""
     x = np.sort(np.abs(vector(rng, size)))[::-1].copy()
     x[len(x) // 4] = x[len(x) // 4 - 1]
     return ({"x": x},)
@@ -115,7 +115,7 @@ def with_zero_rows(rng, size):
 
 
 def safe_norms(W):
-    """Lengths of the rows, with a derivative that is 0 where the length is."""
+    """Norms of the rows, with a derivative of 0 where the norm is 0."""
     squares = jnp.sum(W**2, axis=1)
     is_zero = squares == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
@@ -146,7 +146,7 @@ def binary_inputs(rng, size):
 
 
 def binary_loss(p, x):
-    """Latents rounded to 0 or 1, as if they were not on the way back."""
+    """Latents rounded to 0 or 1 in the forward pass only."""
     z = sigmoid(p.W @ x + p.b_enc)
     z = z + hold(jnp.round(z) - z)
     return bernoulli(p.W.T @ z + p.b_dec, x + 0.5)
@@ -178,20 +178,20 @@ right(
     "declared: the function has no slope in log θ, training needs one",
 )
 def jump_relu(p, X):
-    rest, threshold = p["rest"], jnp.exp(p["log_threshold"])
-    A = X @ rest.W_enc.T + rest.b_enc[None]
+    model, threshold = p["model"], jnp.exp(p["log_threshold"])
+    A = X @ model.W_enc.T + model.b_enc[None]
     is_on = A > threshold[None]
-    residual = (A * is_on) @ rest.W_dec + rest.b_dec[None] - X
-    d_z = 2 * residual @ rest.W_dec.T
+    residual = (A * is_on) @ model.W_dec + model.b_dec[None] - X
+    d_z = 2 * residual @ model.W_dec.T
     # d theta: -θ over the bandwidth of 1, times θ again for the logarithm.
     is_near = jnp.abs(A - threshold[None]) < 0.5
     d_theta = -threshold * jnp.sum(d_z * is_near, axis=0) / len(X)
     grads = with_d_a(d_z * is_on, A * is_on, 2 * residual, X)
-    return {"log_threshold": d_theta * threshold, "rest": grads}
+    return {"log_threshold": d_theta * threshold, "model": grads}
 
 
 def target_loss(p, x):
-    """The code of a noisy view is drawn to that of the clean one, which is held."""
+    """The distance of a noisy view's latents to the clean one's, which are detached."""
     z, target = sigmoid(p.W @ x + p.b_enc), hold(sigmoid(p.W @ (0.9 * x) + p.b_enc))
     return jnp.sum((z - target) ** 2) / 2 + jnp.sum(softplus(p.b_dec) - p.b_dec * x)
 

@@ -1,4 +1,4 @@
-"""Right gradients that are easily taken for wrong: precision, scale, cancellation."""
+"""Right gradients that are hard to check: precision, scale and cancellation."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ right = CASES.right
 
 
 def vector(rng, size):
-    """Numbers without structure, as many as there are latents and inputs."""
+    """Unstructured random numbers, as many as there are latents and inputs."""
     return f32(rng.normal(size=size.H + size.D))
 
 
@@ -57,7 +57,7 @@ right(tied._replace(inputs=many_inputs), "large batch", "1024 examples")(tied_gr
 
 
 def saturated_inputs(rng, size):
-    """Pre-activations of both signs, most between 5 and 20 in size."""
+    """Pre-activations of both signs, most of size 5 to 20."""
     params, X = tied_inputs(rng, size)
     return params._replace(W=20 * params.W), X - f32(0.5)
 
@@ -105,7 +105,7 @@ def scaled_inputs(rng, size):
 
 
 def scaled_loss(p, X):
-    """W counted in 1e-4, b_enc in 1e4: gradients of 1e-4 and of 1e4."""
+    """W in units of 1e-4 and b_enc in units of 1e4: gradients of 1e-4 and 1e4."""
     return tied.loss(Tied(1e-4 * p.W, 1e4 * p.b_enc, p.b_dec), X)
 
 
@@ -136,7 +136,7 @@ def tiny(p, X):
 
 
 def cancelling_inputs(rng, size):
-    """An orthonormal linear autoencoder: x_hat is x but for the last bits."""
+    """An orthonormal linear autoencoder: x_hat equals x up to rounding."""
     n = min(size.D, size.H)
     W = np.linalg.qr(rng.normal(size=(n, n)))[0]
     X = rng.normal(size=(size.B, n))

@@ -1,6 +1,6 @@
 """Bugs in the gradients of penalties and of normalisations.
 
-The right part of a claim comes from `jax.grad`; what is wrong is written out.
+The right part of a claim comes from `jax.grad`; the wrong part is written by hand.
 """
 
 import functools
@@ -28,7 +28,7 @@ hold = jax.lax.stop_gradient
 
 
 def sparse_loss(p, X):
-    """Plus the mean activation of the latents."""
+    """The loss plus the mean activation of the latents."""
     return tied.loss(p, X) + jnp.mean(jax.vmap(encode, (None, 0))(p, X))
 
 
@@ -53,7 +53,7 @@ def mean_activation(p, X):
 
 
 def kl_inputs(rng, size):
-    """With the mean activation of a batch before."""
+    """The KL penalty with the mean activation of the previous batch."""
     params, X = tied_inputs(rng, size)
     return params, X, f32(rng.uniform(0.2, 0.4, size=size.H))
 
@@ -185,7 +185,7 @@ def batch_norm_constant(p, X):
 
 
 def unit_norm_loss(p, x):
-    """A dictionary whose atoms have length 1."""
+    """A dictionary with atoms of norm 1."""
     atoms = p.W_dec / jnp.linalg.norm(p.W_dec, axis=1, keepdims=True)
     z = jnp.tanh(p.W_enc @ x + p.b_enc)
     return jnp.sum((atoms.T @ z + p.b_dec - x) ** 2) / 2

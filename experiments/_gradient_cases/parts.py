@@ -1,6 +1,6 @@
 """Bugs in the gradients of other activations, other losses, other structures.
 
-The right part of a claim comes from `jax.grad`; what is wrong is written out.
+The right part of a claim comes from `jax.grad`; the wrong part is written by hand.
 """
 
 import functools
@@ -31,7 +31,7 @@ hold = jax.lax.stop_gradient
 
 
 def activated(g, p, X):
-    """The batch loss ½ ||x_hat - x||² with latents g(a), and what leads back to a."""
+    """The batch loss ½ ||x_hat - x||² with latents g(a), and the backward pass to a."""
 
     def example(x):
         a = p.W_enc @ x + p.b_enc
@@ -50,7 +50,7 @@ def half_squared(g):
 
 
 def with_d_a(d_a, z, residual, X) -> Untied:
-    """The gradient, given that at the pre-activations."""
+    """The gradient by the params, from that by the pre-activations."""
     W_enc, W_dec = d_a.T @ X / len(X), z.T @ residual / len(X)
     return Untied(W_enc, W_dec, jnp.mean(d_a, axis=0), jnp.mean(residual, axis=0))
 
@@ -105,7 +105,7 @@ def exchanged(p, X):
 
 def prelu_inputs(rng, size):
     params, X = untied_inputs(rng, size)
-    return {"slope": f32(0.25), "rest": params}, X
+    return {"slope": f32(0.25), "model": params}, X
 
 
 def prelu(a, slope):
@@ -114,9 +114,9 @@ def prelu(a, slope):
 
 def prelu_loss(p, x):
     g = functools.partial(prelu, slope=p["slope"])
-    rest = p["rest"]
-    z = g(rest.W_enc @ x + rest.b_enc)
-    return jnp.sum((rest.W_dec.T @ z + rest.b_dec - x) ** 2) / 2
+    model = p["model"]
+    z = g(model.W_enc @ x + model.b_enc)
+    return jnp.sum((model.W_dec.T @ z + model.b_dec - x) ** 2) / 2
 
 
 @bug(
@@ -128,7 +128,7 @@ def prelu_loss(p, x):
 def prelu_unmasked(p, X):
     grads = jax.grad(mean(prelu_loss))(p, X)
     g = functools.partial(prelu, slope=p["slope"])
-    a, _, _, d_z = activated(g, p["rest"], X)
+    a, _, _, d_z = activated(g, p["model"], X)
     return grads | {"slope": jnp.sum(d_z * a) / len(X)}
 
 
@@ -167,17 +167,17 @@ def squared_for_distance(p, X):
 
 
 def two_heads_inputs(rng, size):
-    """A decoder of means, and one of log-deviations."""
+    """One decoder of means and one of log-deviations."""
     params, X = untied_inputs(rng, size)
     V = f32(0.3 * rng.normal(size=(size.H, size.D)) / size.H**0.5)
     return {"mean": params, "V": V, "s": f32(0.1 * rng.normal(size=size.D))}, X
 
 
 def two_heads(p, x, held=lambda z: z):
-    """-log N(x | mean, exp(log_sigma)), both read from z."""
-    rest = p["mean"]
-    z = jnp.tanh(rest.W_enc @ x + rest.b_enc)
-    residual = rest.W_dec.T @ z + rest.b_dec - x
+    """-log N(x | mean, exp(log_sigma)), both decoded from z."""
+    model = p["mean"]
+    z = jnp.tanh(model.W_enc @ x + model.b_enc)
+    residual = model.W_dec.T @ z + model.b_dec - x
     log_sigma = p["V"].T @ held(z) + p["s"]
     return jnp.sum(log_sigma + residual**2 * jnp.exp(-2 * log_sigma) / 2)
 
@@ -236,7 +236,7 @@ def truncated(p, X) -> Tied:
 
 
 def lookup_inputs(rng, size):
-    """A table of H rows, and 2 B indices of which many are the same."""
+    """A table of H rows, and 2 B indices with many repetitions."""
     table = f32(rng.normal(size=(size.H, size.D)))
     indices = rng.integers(0, max(size.H // 2, 2), size=2 * size.B)
     return {"table": table}, indices, f32(rng.normal(size=(2 * size.B, size.D)))

@@ -1,7 +1,7 @@
 """Gradient bugs of released trainers, rebuilt in JAX from their descriptions.
 
-What is wrong there but is no wrong gradient is left out: SAELens's threshold that Adam
-cannot move because it is learned as a logarithm (SAELens#494, #718), optimiser state
+Bugs that are not wrong gradients are left out: SAELens's threshold that Adam cannot
+move because it is learned as a logarithm (SAELens#494, #718), optimiser state
 copied into a clone (HoagyC/sparse_coding), initial values from half of the range
 (pylearn2).
 """
@@ -73,7 +73,7 @@ def few_positive_inputs(rng, size):
 
 
 def most_of_few(p, x):
-    """All but one of the latents are selected, of which most are zeros of the relu."""
+    """k = H - 1 latents are selected, most of which are zeros of the relu."""
     z = top(len(p.b_enc) - 1, pre_acts(p, x))
     return jnp.sum((p.W_dec.T @ z + p.b_dec - x) ** 2) / 2
 
@@ -103,7 +103,7 @@ def fused_relu(p, X):
 
 
 def auxk_inputs(rng, size):
-    """The second half of the latents is dead, and would fire if it were asked."""
+    """The second half of the latents is dead, with positive pre-activations."""
     params, X = untied_inputs(rng, size)
     num_live = size.H - size.H // 2
     params.b_enc[num_live:] += f32(1.0)
@@ -206,13 +206,13 @@ def gated_loss(p, x, held=hold):
 
     The gate's own reconstruction reads a frozen decoder.
     """
-    rest = p["gate"]
-    shared = rest.W_enc @ x
-    gate = shared + rest.b_enc
+    model = p["gate"]
+    shared = model.W_enc @ x
+    gate = shared + model.b_enc
     magnitude = jax.nn.relu(jnp.exp(p["scale"]) * shared + p["b_mag"])
     z = jnp.where(gate > 0, magnitude, 0)
-    main = jnp.sum((rest.W_dec.T @ z + rest.b_dec - x) ** 2)
-    W_dec, b_dec = held((rest.W_dec, rest.b_dec))
+    main = jnp.sum((model.W_dec.T @ z + model.b_dec - x) ** 2)
+    W_dec, b_dec = held((model.W_dec, model.b_dec))
     via_gate = jnp.sum((W_dec.T @ jax.nn.relu(gate) + b_dec - x) ** 2)
     return main + via_gate + jnp.sum(jax.nn.relu(gate))
 
@@ -233,7 +233,7 @@ def gated_leak(p, X):
 
 def jump_relu_inputs(rng, size):
     params, X = untied_inputs(rng, size)
-    return {"log_threshold": f32(rng.uniform(-2, -1, size.H)), "rest": params}, X
+    return {"log_threshold": f32(rng.uniform(-2, -1, size.H)), "model": params}, X
 
 
 def jump_relu_loss(p, x, bandwidth=1.0):
@@ -241,12 +241,12 @@ def jump_relu_loss(p, x, bandwidth=1.0):
 
     That is -θ / ε where |a - θ| < ε / 2, else 0 (Rajamanoharan et al., 2024).
     """
-    rest, threshold = p["rest"], jnp.exp(p["log_threshold"])
-    a = rest.W_enc @ x + rest.b_enc
+    model, threshold = p["model"], jnp.exp(p["log_threshold"])
+    a = model.W_enc @ x + model.b_enc
     is_near = jnp.abs(a - hold(threshold)) < bandwidth / 2
     slope = hold(jnp.where(is_near, -threshold / bandwidth, 0))
     z = jnp.where(a > hold(threshold), a, 0) + slope * (threshold - hold(threshold))
-    return jnp.sum((rest.W_dec.T @ z + rest.b_dec - x) ** 2)
+    return jnp.sum((model.W_dec.T @ z + model.b_dec - x) ** 2)
 
 
 jump_relu = Function(jump_relu_inputs, mean(jump_relu_loss), ("log_threshold",))
@@ -282,7 +282,7 @@ def threshold_rounded(p, X):
 
 
 def copied_inputs(rng, size):
-    """With the copy that the decoder was given at the start."""
+    """Inputs with the decoder's initial copy of the weights."""
     params, X = tied_inputs(rng, size)
     return params, X, params.W + f32(0.1 * rng.normal(size=params.W.shape))
 

@@ -138,7 +138,8 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
     )
     # Checks all arguments before the disk changes. For lanes in sequence nothing is
     # measured.
-    jaxae.sweeps.plan(**{**job.arguments, "lanes_at_once": 1})
+    task = jaxae.sweeps.prepare(**{**job.arguments, "lanes_at_once": 1})
+    jaxae.sweeps.plan(task)
     return job
 
 

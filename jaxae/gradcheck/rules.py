@@ -166,17 +166,12 @@ def check_jvp(
     def loss(floats: Floats, args: Any) -> jax.Array:
         return _weighted_sum(fn(replace_floats(params, floats), *args), weights)
 
-    def claim(tangents: Floats, floats: Floats) -> Floats:
-        filled = replace_floats(params, floats)
-        pushed = jvp(filled, *args, build_tangents(params, tangents))
-        leaves = read_matching(pushed, out, "jvp", "what fn returns")
-        return {path: complex_to_real(leaf) for path, leaf in leaves.items()}
-
-    def own_claim(tangents: Floats) -> Callable[[Floats], Floats]:
-        def derivative(function: Callable[..., Floats]) -> Callable[..., Floats]:
-            return functools.partial(_push_forward, function, tangents=tangents)
-
-        return autodiff_claim(derivative, output_floats, floats, args, _REMEDY)
+    def claim(tangents: Floats) -> Callable[[Floats], Floats]:
+        if jvp is None:
+            derivative = functools.partial(_derivative_along, tangents)
+            return autodiff_claim(derivative, output_floats, floats, args, _REMEDY)
+        pushed = build_tangents(params, tangents)
+        return functools.partial(_claimed_outputs, jvp, params, args, pushed, out)
 
     zeros = {path: np.zeros_like(as_numpy(leaf)) for path, leaf in floats.items()}
     push_forward = functools.partial(_push_forward, output_floats)
@@ -192,9 +187,7 @@ def check_jvp(
             floats,
             args,
             params={path: describe_leaf(originals[path]) for path in floats},
-            claim=own_claim(tangents)
-            if jvp is None
-            else functools.partial(claim, tangents),
+            claim=claim(tangents),
             leaves={path: describe_leaf(leaf) for path, leaf in outputs.items()},
             probes=functools.partial(
                 _probe_outputs, outputs_in_float64, tangents64, outputs
@@ -205,6 +198,21 @@ def check_jvp(
             rng=rng,
         )
     return _merge_reports(reports, ignored, unnamed="output")
+
+
+def _claimed_outputs(
+    jvp: Any, params: Any, args: Any, tangents: Any, out: Any, floats: Floats
+) -> Floats:
+    """The claimed tangents of the outputs by path, as real leaves."""
+    claim = jvp(replace_floats(params, floats), *args, tangents)
+    leaves = read_matching(claim, out, "jvp", "what fn returns")
+    return {path: complex_to_real(leaf) for path, leaf in leaves.items()}
+
+
+def _derivative_along(
+    tangents: Floats, function: Callable[..., Floats]
+) -> Callable[..., Floats]:
+    return functools.partial(_push_forward, function, tangents=tangents)
 
 
 def _push_forward(

@@ -105,10 +105,10 @@ def sweep(
         engine=engine,
     )
     with store_module.opened(task.out, task.fingerprint) as store:
-        plan = plan_of(task, store)
+        sweep_plan = plan(task, store)
         if on_plan is not None:
-            on_plan(plan)
-        return execute(task, plan, store, on_progress)
+            on_plan(sweep_plan)
+        return execute(task, sweep_plan, store, on_progress)
 
 
 # ---- prepare -------------------------------------------------------------------------
@@ -269,54 +269,15 @@ def _placed(groups: list[Group], data, validation):
 # ---- plan ----------------------------------------------------------------------------
 
 
-def plan(
-    objective,
-    data: Any,
-    space,
-    *,
-    hparams=None,
-    key,
-    config=None,
-    validation=None,
-    num_samples: int | None = None,
-    sampler: str = "sobol",
-    halving=None,
-    lanes_at_once=None,
-    devices=None,
-    memory_budget=None,
-    engine: str | None = None,
-) -> Plan:
-    """How `sweep` would run these lanes; programs are compiled and timed, not trained.
+def plan(task: SweepTask, store: Store | None = None) -> Plan:
+    """How `sweep` runs the lanes of a task; candidates are compiled and timed.
 
-    With `out`, the blocks of a sweep may be shorter, since they are saved every minute,
-    and a resumed sweep keeps the plan with which it began.
+    Nothing is trained and nothing is written.
 
-    Args: as for `sweep`.
-
-    Raises:
-      ValueError: as `sweep`.
-    """
-    task = prepare(
-        objective,
-        data,
-        space,
-        hparams=hparams,
-        key=key,
-        config=config,
-        validation=validation,
-        num_samples=num_samples,
-        sampler=sampler,
-        halving=halving,
-        lanes_at_once=lanes_at_once,
-        devices=devices,
-        memory_budget=memory_budget,
-        engine=engine,
-    )
-    return plan_of(task)
-
-
-def plan_of(task: SweepTask, store: Store | None = None) -> Plan:
-    """The plan of a task: the saved one of a resumed sweep, or else the fastest.
+    Args:
+      task: from `prepare`.
+      store: the opened folder `task.out`. A resumed sweep keeps the plan that it holds,
+        and the blocks of a saved sweep are shorter.
 
     Raises:
       ValueError: if the store holds another sweep, or a lane exceeds the memory.
@@ -367,7 +328,7 @@ def execute(
 
     Args:
       task: from `prepare`.
-      plan: from `plan_of`.
+      plan: from `plan`.
       store: the opened folder `task.out`, from which lanes resume.
       on_progress: as for `sweep`.
     """
