@@ -260,7 +260,7 @@ def test_a_saved_run_is_the_same_whether_it_is_given_a_frame_or_its_array():
         host.prepare(OBJECTIVE, given, validation=given, **GIVEN, is_saved=True)
         for given in (pd.DataFrame(X), X)
     )
-    assert frames.identity == arrays.identity
+    assert frames.fingerprint == arrays.fingerprint
 
 
 def test_rows_of_masked_arrays_are_refused_when_they_are_read():

@@ -19,9 +19,9 @@ def assert_is_the_only_picture(path):
 
 
 def pixels(path):
-    import matplotlib.output_range
+    import matplotlib.image
 
-    return matplotlib.output_range.imread(path)
+    return matplotlib.image.imread(path)
 
 
 ALL_METRICS = {
