@@ -110,6 +110,7 @@ def test_results_print_pca_honestly(tmp_path, no_pictures):
     np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
+@pytest.mark.slow  # test_cli_using.py repeats a run by its config, and its pictures
 def test_two_runs_of_one_command_are_identical_but_for_the_clock(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -490,7 +491,9 @@ def interrupt(process, path, number=signal.SIGINT):
     return out, err
 
 
-@pytest.mark.slow  # as a second process's end in test_cli_failures.py
+# In make test the process of test_cli_failures.py is ended by SIGINT, and one signal of
+# either kind is raised without a process.
+@pytest.mark.slow
 def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
     process = start(tmp_path)
     out = tmp_path / "runs" / "train"
@@ -499,6 +502,7 @@ def test_sigterm_ends_as_tidy_as_ctrl_c(tmp_path):
     jaxae.load(out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_tidy_with_what_was_reached_saved(tmp_path):
     process = start(tmp_path)
     out = tmp_path / "runs" / "train"

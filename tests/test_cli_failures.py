@@ -220,7 +220,7 @@ def test_a_second_process_is_rejected_and_the_first_continues(
         reached = epochs(run)
         wait_for(lambda: epochs(run) > reached, first)
     finally:
-        first.terminate()
+        first.send_signal(signal.SIGINT)  # Ctrl-C
         _, err = first.communicate(timeout=120)
     assert first.returncode == 130 and "Traceback" not in err
     assert [row["epoch"] for row in lines(run / "metrics.jsonl")] == [
