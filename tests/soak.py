@@ -1,4 +1,4 @@
-"""Kill a training run again and again, and compare what it becomes with a whole one.
+"""Kill a training run many times, and compare it with an uninterrupted run.
 
     python tests/soak.py --kills 100 --out runs/soak
 
@@ -38,7 +38,7 @@ SAME = (
 
 
 class Tally(NamedTuple):
-    """What the kills met, and what became of the runs."""
+    """What the kills interrupted, and whether the runs were restored."""
 
     kills: int = 0
     inside_a_save: int = 0
@@ -49,7 +49,7 @@ class Tally(NamedTuple):
 
 
 def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
-    """Runs under fire until so many kills were met; stops at the first difference."""
+    """Kill runs until there were so many kills; stop at the first difference."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     complete = folder / "whole"
@@ -85,7 +85,7 @@ def start(run: Path, compiles: bool = False) -> subprocess.Popen:
 
 
 def finish(run: Path) -> None:
-    """Run to the end.
+    """Let the run finish.
 
     Raises:
       RuntimeError: with what the command said, if it failed.
@@ -97,7 +97,7 @@ def finish(run: Path) -> None:
 
 
 def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
-    """Start, and kill: some time after the first save has begun, or inside a save."""
+    """Start the run, and kill it some time after its first save began, or in one."""
     left_over = unfinished(run)
     process = start(run)
     until(lambda: set(unfinished(run)) - set(left_over), process)
@@ -135,17 +135,17 @@ def names(run: Path) -> list[str]:
 
 
 def steps(run: Path) -> list[str]:
-    """The states that were saved."""
+    """The checkpoints that were saved."""
     return sorted(name for name in names(run) if name.isdigit())
 
 
 def unfinished(run: Path) -> list[str]:
-    """The states that are being saved."""
+    """The checkpoints that are being saved."""
     return [name for name in names(run) if not name.isdigit()]
 
 
 def differences(complete: Path, run: Path) -> list[str]:
-    """What of a run is not, to the bit, as the whole one's; strays too."""
+    """The files of a run that differ from the complete one, or do not belong."""
     result = [n for n in SAME if (complete / n).read_bytes() != (run / n).read_bytes()]
     if state_digest(complete) != state_digest(run):
         result.append("the optimizer's state")
@@ -155,14 +155,14 @@ def differences(complete: Path, run: Path) -> list[str]:
 
 
 def paths(run: Path) -> list[str]:
-    """All that a run folder holds, but its states, whose files have random names."""
+    """The files of a run folder without its checkpoints, whose names are random."""
     states = run / "checkpoints"
     result = (path for path in run.rglob("*") if states not in path.parents)
     return [str(path.relative_to(run)) for path in result]
 
 
 def state_digest(run: Path) -> str:
-    """The digest of all numbers in the last state, which restoring verifies."""
+    """The digest of the last checkpoint, which restoring verifies."""
     about = run / "checkpoints" / max(steps(run), key=int) / "about" / "metadata"
     return json.loads(about.read_text())["arrays_sha256"]
 

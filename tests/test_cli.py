@@ -407,7 +407,7 @@ def test_bad_usage_has_status_2_and_no_traceback(
     [("train", "--help"), pytest.param(("--help",), marks=pytest.mark.slow)],
 )
 def test_a_reader_who_goes_away_is_no_error(arguments):
-    """As `head -c 20`: what is printed has nowhere to go."""
+    """As with `head -c 20`, which closes the pipe."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -433,7 +433,7 @@ def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
     assert train(tmp_path)[0] == 2
     assert "holds a run already" in capsys.readouterr().err
     assert contents(out) == before
-    # Bad input harms nothing, though told to overwrite.
+    # Bad input leaves the old run alone, also with --overwrite.
     assert train(tmp_path, "--overwrite", "--batch-size", "9999")[0] == 2
     assert contents(out) == before
     assert train(tmp_path, "--overwrite", "--seed", "1")[0] == 0

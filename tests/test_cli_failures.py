@@ -1,4 +1,4 @@
-"""The command line when things go wrong: a sentence or a sound run, never less."""
+"""Failures: each ends in one sentence, or in a run that can be resumed."""
 
 import contextlib
 import json
@@ -52,11 +52,11 @@ def workdir(home, monkeypatch):
 
 
 class Crash(Exception):
-    """Ends a run as a kill does, but for this process."""
+    """Ends a run as a kill does, but not this process."""
 
 
 def at_step(monkeypatch, step, act):
-    """Do something at the first chance from that step on, once."""
+    """Call `act` once, when the run has reached that step."""
     is_done = []
 
     def on_part(self, at):
@@ -89,7 +89,7 @@ def resume(out, epochs=3):
 def test_a_crash_is_recovered_bit_identically(
     workdir, tmp_path, monkeypatch, step, capsys
 ):
-    """With all that a kill may leave behind: half a line, half a file, half a state."""
+    """With everything a kill may leave: half a line, a file, a checkpoint."""
     run = tmp_path / "run"
     crash_at(monkeypatch, step, run)
     with (run / "metrics.jsonl").open("a") as file:
@@ -244,7 +244,7 @@ def wait_for(condition, process):
 
 @contextlib.contextmanager
 def limited():
-    """No file may grow beyond some bytes, as if the disk were full."""
+    """Limit the size of files, as if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_no_half_of_an_output(workdir, tmp_path, capsys):
 
 
 def test_a_disk_that_is_truly_full_ends_no_process(workdir, tmp_path, capsys):
-    """Where a memory map would: 50,000 rows do not fit into 256 KiB."""
+    """A memory map would: 50,000 rows do not fit into 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
@@ -312,7 +312,7 @@ def test_a_folder_that_cannot_be_made_is_named(workdir, capsys):
 def test_a_folder_that_may_not_be_written_to_is_named(
     workdir, tmp_path, monkeypatch, capsys
 ):
-    """By the one call that opens what is written: root may write anywhere."""
+    """The call that opens files fails, because root may write anywhere."""
 
     def deny(*, dir, prefix, suffix):
         raise PermissionError(13, "Permission denied", f"{dir}/{prefix}xyz")
@@ -367,7 +367,7 @@ def test_a_file_in_the_place_of_a_folder_is_rejected(workdir, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def crashed(home):
-    """A run that crashed with two states, the last of step 10."""
+    """A run that crashed with two checkpoints, the last of step 10."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         crash_at(patch, 11, "crashed")
@@ -400,7 +400,7 @@ def test_a_damaged_state_is_reported_and_recovered_bit_identically(
         harm(file)
     assert resume(run) == 0
     output = capsys.readouterr().err.splitlines()
-    assert len(output) <= 1  # what no state needs may be damaged unnoticed
+    assert len(output) <= 1  # damage to a part that no checkpoint needs is not noticed
     if output:
         assert output[0].startswith("jaxae: note: ") and "is damaged" in output[0]
     assert output or which != "about/metadata"
@@ -455,7 +455,7 @@ WORDS = st.sampled_from(
 
 
 def mutated(config, changes):
-    """A config of some changed options; `...` leaves one out."""
+    """The config with some options changed; `...` leaves one out."""
     options = {**config["options"], **changes}
     saved = {name: value for name, value in options.items() if value is not ...}
     return {**config, "options": saved}
@@ -552,7 +552,7 @@ CUTS = st.tuples(st.integers(0, 2000), st.integers(0, 60), st.binary(max_size=8)
 def test_any_bytes_in_a_run_folder_are_used_or_reported(
     workdir, tmp_path, capsys, name, raw
 ):
-    """Anything at all, and the right bytes with a piece of them replaced."""
+    """Any bytes, and the right ones with a piece replaced."""
     run, z = tmp_path / "run", tmp_path / "z.npy"
     if not run.exists():
         shutil.copytree("run", run, ignore=shutil.ignore_patterns("checkpoints"))

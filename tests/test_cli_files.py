@@ -31,7 +31,7 @@ from jaxae.sweeps import store
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A run, the folder of a sweep, a model and the states of a run in Python."""
+    """A run, a sweep folder, a model and the checkpoints of a run in Python."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -95,7 +95,7 @@ def test_arrays_replace_no_file_of_a_run_either(workdir, capsys, verb):
 
 
 def test_files_beside_those_of_a_run_are_the_users(workdir, capsys):
-    """Also a second time, and in a folder whose names are a run's by chance."""
+    """Also a second time, and beside a user's own config.json."""
     for output in ("run/z.npy", "run/best/z.npy", "z.npy"):
         for _ in range(2):
             assert main("encode", "run", "X.npy", "-o", output) == 0
@@ -158,7 +158,7 @@ def test_overwrite_removes_nothing_that_is_read(workdir, tmp_path, capsys):
 
 
 def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
-    """As in `jaxae sweep space.toml --out . --overwrite`, should it be killed."""
+    """As when `jaxae sweep space.toml --out . --overwrite` is killed."""
     for name in ("space.toml", "table.csv", "config.json"):
         (tmp_path / name).write_text(name)
     sys.modules["jaxae.cli.sweep"].clear(tmp_path)
@@ -166,7 +166,7 @@ def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
 
 
 def test_gradcheck_replaces_no_run_unasked(workdir, tmp_path, monkeypatch, capsys):
-    """Its usual folder is replaced each time, where it is of gradcheck."""
+    """Its default folder is replaced only if gradcheck wrote it."""
     shutil.copytree("run", tmp_path / "runs/gradcheck")
     monkeypatch.chdir(tmp_path)
     before = bytes_of(tmp_path)
@@ -280,7 +280,7 @@ def test_the_sums_are_those_of_sha256sum(workdir):
 
 
 def test_a_damaged_run_past_the_epochs_asked_for_is_rejected(run, capsys):
-    """Its config.json would say fewer epochs than it has."""
+    """Else its config.json would have fewer epochs than the run."""
     flip(run / "metrics.jsonl")
     before = bytes_of(run)
     assert train(run, *SAVED, "--resume", epochs=2) == 2
@@ -316,7 +316,7 @@ def test_resume_removes_what_a_kill_left_while_best_was_written(workdir, run):
 
 
 class Kill(BaseException):
-    """Ends the process, as it were."""
+    """Stands for the end of the process."""
 
 
 AE = jaxae.Autoencoder(input_dim=6, latent_dim=2)

@@ -1,4 +1,4 @@
-"""`jaxae gradcheck`: the catalogue, and a user's own function, as a user meets them."""
+"""`jaxae gradcheck`: the catalogue, and a user's own function."""
 
 import dataclasses
 import json
@@ -188,7 +188,7 @@ def test_a_run_folder_gives_the_params_that_it_holds(folder, capsys):
     assert "add --x64" in capsys.readouterr().err
     status, report = gradcheck(*arguments, "wide", "--x64")
     assert status == 0 and report["leaves"]["W"]["dtype"] == "float64"
-    # The run that is judged is not replaced by the verdict on it.
+    # The run that is checked is not replaced by its report.
     for params in ("run", os.path.join("run", "params.safetensors")):
         assert gradcheck(*arguments, params, "--out", "run")[0] == 2
         error = capsys.readouterr().err
@@ -253,7 +253,7 @@ AT_P = ("--params", "p.npz")
         (("--has-aux",), ["--has-aux needs a function to check"]),
         (("--only", "objektive"), ["--only 'objektive'", "activation/sigmoid"]),
         (("--only", "relu", "--out", "p.npz"), ["--out", "is a file"]),
-        # What the code under judgement raises is told as it is, with its place.
+        # An error of the user's function is reported with its line.
         (
             ("mylosses:raises", *AT_P),
             ["mylosses:raises raised ValueError: params must suit num_epochs ("],
@@ -303,7 +303,7 @@ def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
 ):
     judge = ("gradcheck", "mylosses:Losses.square", "--params", "b.npy")
     assert cli.main([*judge]) == 0
-    assert cli.main([*judge]) == 0  # the usual folder is replaced
+    assert cli.main([*judge]) == 0  # the default folder is replaced
     arguments = (*judge, "--out", "runs/mine")
     assert cli.main([*arguments]) == 0
     assert cli.main([*arguments]) == 2
@@ -441,7 +441,7 @@ def test_an_error_of_the_library_names_the_case(tmp_path, monkeypatch, capsys):
 
 
 def test_new_parts_are_judged_without_a_new_line(tmp_path, monkeypatch):
-    """Learned ones, and one whose data are counts, as the design foresees them."""
+    """A learned activation, and an observation whose data are counts."""
     monkeypatch.chdir(tmp_path)
     scaled = Activation(
         "scaled",
@@ -494,7 +494,7 @@ def test_help_shows_every_option_with_its_default(tmp_path):
     for field in fields[1:]:
         assert f"--{field.name.replace('_', '-')} " in done.stdout
     assert "[MODULE:FUNCTION]" in done.stdout
-    # The default of an option that may be repeated is none at all.
+    # A repeatable option has no default.
     num_shown = done.stdout.count("(default: ") + done.stdout.count("(repeatable)")
     assert num_shown == len(fields)
 

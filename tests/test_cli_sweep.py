@@ -1,4 +1,4 @@
-"""`jaxae sweep`, as a user meets it."""
+"""`jaxae sweep`, from its files and options to its folder."""
 
 import dataclasses
 import json
@@ -196,7 +196,7 @@ def test_the_same_command_resumes_and_another_is_rejected(workdir, no_pictures, 
     assert contents(workdir / "out") == before
     assert sweep(workdir, "learning_rate = [-1.0, 1e400]\n", "--overwrite") == 2
     assert contents(workdir / "out") == before, "what is refused changes nothing"
-    assert sweep(workdir, RATES, "--epochs", "3") == 0  # goes on
+    assert sweep(workdir, RATES, "--epochs", "3") == 0  # resumes
     longer = contents(workdir / "out")
     assert sweep(workdir, RATES, "--epochs", "3", "--overwrite") == 0
     assert contents(workdir / "out") == longer
@@ -235,7 +235,7 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
     assert sweep(workdir, RATES, "--overwrite") == 0
     assert not (workdir / "out" / "checkpoints").exists()
     (workdir / "out" / "config.json").write_text("{")
-    shutil.rmtree(workdir / "out" / "lanes")  # which say which sweep it is, too
+    shutil.rmtree(workdir / "out" / "lanes")  # which have its fingerprint too
     assert sweep(workdir, RATES) == 2
     assert "holds a run already that is no sweep" in capsys.readouterr().err
 

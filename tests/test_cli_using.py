@@ -1,4 +1,4 @@
-"""The command line's abilities: what was trained is used, repeated and resumed."""
+"""Trained models are used, repeated and resumed on the command line."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def main(*arguments):
 
 
 def train(out, *options, epochs=3):
-    """Of 42 rows, so five steps an epoch."""
+    """On 42 rows: five steps an epoch."""
     return main("train", *SMALL, "--epochs", epochs, "--out", out, *options)
 
 
@@ -52,20 +52,20 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def workdir(home, monkeypatch):
-    """The working folder, without pictures, for they take most of the time."""
+    """The working folder; without pictures, which take most of the time."""
     monkeypatch.chdir(home)
     monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     return home
 
 
 def contents_of(out):
-    """All that a run folder holds, but what a clock or a chance says."""
+    """The files of a run folder by name, without times and random names."""
     result = {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
         if path.is_file()
         and path.name != "timing.jsonl"
-        # Of the states the files have random names; the digest is restored with them.
+        # Files of checkpoints have random names; their digest is compared below.
         and "checkpoints" not in path.parts
         and path.suffix != ".png"
     }
@@ -97,7 +97,7 @@ def assert_rejected(capsys, *words):
 
 @pytest.mark.parametrize("name", ["X", "big"])
 def test_encode_writes_the_latents_of_the_scaled_rows_in_order(workdir, name, tmp_path):
-    """In memory, and of a memory map over the budget, by blocks."""
+    """In memory, and by blocks from a memory map beyond the budget."""
     assert main("encode", "unit", f"{name}.npy", "-o", tmp_path / "z.npy") == 0
     ae, params = jaxae.load("unit")
     rows = jaxae.data.load_scaling("unit").apply(np.load(f"{name}.npy"))
@@ -363,7 +363,7 @@ def test_another_machine_is_noted_and_is_no_obstacle(workdir, tmp_path, capsys):
 
 
 def test_a_run_starts_from_the_parameters_of_another(workdir, tmp_path):
-    """With no learning rate to speak of it stays there; tied may go on untied."""
+    """A tiny learning rate keeps them; tied ones may be continued untied."""
     still = ("--learning-rate", "1e-30")
     assert train(tmp_path / "tied", "--params", "run", *still, epochs=1) == 0
     assert train(tmp_path / "untied", "--params", "run", "--untied", *still) == 0
@@ -411,7 +411,7 @@ def first(home):
 def test_a_run_starts_from_another_with_its_model_and_scaling(
     first, workdir, tmp_path, capsys
 ):
-    """With no learning rate to speak of it stays there, whatever its own rows are."""
+    """A tiny learning rate keeps the parameters, whatever the rows are."""
     shutil.copytree(first, tmp_path / "first")
     start = ("train", *STILL, "--data", "shifted.npy", "--start-from")
     assert main(*start, tmp_path / "first", "--out", tmp_path / "second") == 0
@@ -422,11 +422,11 @@ def test_a_run_starts_from_another_with_its_model_and_scaling(
         np.testing.assert_array_equal(leaf, expected)
     scalings = [tmp_path / run / "scaling.safetensors" for run in ("first", "second")]
     assert scalings[0].read_bytes() == scalings[1].read_bytes()
-    # The repetition needs neither the options nor, to be used, the run before.
+    # Repeating needs no further options, and using the result not the first run.
     repeat = ("train", "--config", tmp_path / "second/config.json", "--out")
     assert main(*repeat, tmp_path / "third") == 0
     assert contents_of(tmp_path / "third") == contents_of(tmp_path / "second")
-    # From other parameters it would be no repetition, nor the same run resumed.
+    # With other parameters it is not the same run, neither repeated nor resumed.
     jaxae.save(tmp_path / "other", ae, jax.tree.map(np.negative, params))
     other = (tmp_path / "other/params.safetensors").read_bytes()
     (tmp_path / "first/params.safetensors").write_bytes(other)
@@ -681,7 +681,7 @@ def test_an_unknown_metric_is_rejected(workdir, tmp_path, capsys, patience):
 
 
 def test_a_path_is_reported_as_it_was_given(workdir, monkeypatch, tmp_path, capsys):
-    """Though a folder be called as an option is."""
+    """Also if a folder has the name of an option."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/batch_size/best")
     assert main("train", "--out", "runs/batch_size") == 2

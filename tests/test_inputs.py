@@ -423,6 +423,6 @@ def test_the_command_line_names_the_option_that_converts_integers(
     with pytest.raises(ValueError) as e:
         data_splits.load(options(tmp_path / "X.npy"), OBSERVATIONS[observation])
     assert str(e.value) == (
-        f"--data {tmp_path}/X.npy holds {INTEGERS[values].dtype}, which training takes "
-        f"as floats: give {advice}."
+        f"--data {tmp_path}/X.npy holds {INTEGERS[values].dtype}, but training needs "
+        f"floats; give {advice}."
     )

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on as if nothing had happened: a few kills of it."""
+"""A run that is killed at any moment resumes bit-identically: a few kills."""
 
 import pytest
 import soak
