@@ -1,8 +1,8 @@
-"""g, and o: the scalar functions of the lecture, each with its derivatives by hand.
+"""Activations, the lecture's g and o, with their derivatives by hand.
 
 Every function acts on the last axis and works unchanged on one example `[H]` or a
-batch `[B, H]`. None of them carries a custom rule, so that `jax.grad` of a model
-stays an independent referee of the derivatives written here.
+batch `[B, H]`. None of them has a custom rule, so that `jax.grad` of a model is an
+independent check of the derivatives written here.
 """
 
 import functools

@@ -27,7 +27,7 @@ DECODER = ("W_dec", "b_dec")
 
 
 class Backprop(NamedTuple):
-    """One example's whole pass, forward and backward."""
+    """One example's pass, forward and backward."""
 
     a: Float[Array, "H"]
     z: Float[Array, "H"]
@@ -65,8 +65,8 @@ def backprop(ae, params, x, target=None) -> Backprop:
     Args:
       ae: the model.
       params: its parameters.
-      x: `[D]`, what is encoded.
-      target: `[D]`, what is scored; x unless given.
+      x: `[D]`, the input.
+      target: `[D]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -98,8 +98,8 @@ def path_grads(ae, params, x, target=None) -> Paths:
     Args:
       ae: the model.
       params: its parameters.
-      x: `[D]`, what is encoded.
-      target: `[D]`, what is scored; x unless given.
+      x: `[D]`, the input.
+      target: `[D]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.

@@ -18,7 +18,7 @@ from jaxae.autoencoder import Autoencoder
 
 
 class Pass(NamedTuple):
-    """What one batch becomes on its way through the model.
+    """The forward pass of one batch: its inputs and all intermediate values.
 
     Attributes:
       inputs: `[B, D]`, corrupted in training.
@@ -27,7 +27,7 @@ class Pass(NamedTuple):
       z: `[B, H]`, latents.
       eta: `[B, D]`, decoder pre-activations.
       hparams: scalars by name.
-      key: for terms that draw; None where no key was passed, as in evaluation.
+      key: for terms that draw random numbers; None in evaluation.
       state: by part name, as it was before this batch.
       mask: `[H]`, False on the padding of a narrower model; None without padding.
     """

@@ -22,7 +22,7 @@ _TYPES = {"activation": Activation, "observation": Observation}
 
 
 class Forward(NamedTuple):
-    """What one example becomes on its way through the model."""
+    """The intermediate values of one example's forward pass."""
 
     a: Float[Array, "H"]  # encoder pre-activation
     z: Float[Array, "H"]  # latents
@@ -148,15 +148,15 @@ class Autoencoder:
         same up to r. Drawn in float32, so every dtype starts at the same point.
 
         Args:
-          key: consumed here.
-          dtype: of every parameter; float32 unless said, under x64 too.
-          data_mean: `[D]`, the mean of the data; where given, the output bias starts at
-            it, b_dec = o^-1(data_mean), so that training need not find it.
-          limit: r; may be traced. The model's own, `init_limit`, unless given.
+          key: a random key, used up here.
+          dtype: of every parameter; float32 by default, under x64 too.
+          data_mean: `[D]`, the mean of the data, for an output bias that starts there:
+            b_dec = o^-1(data_mean). By default the output bias starts at 0.
+          limit: r; may be traced. By default the model's own, `init_limit`.
 
         Raises:
-          ValueError: for a key that is none, a dtype that is not floating, a data_mean
-            of the wrong shape or where the observation has no eta_of_mean.
+          ValueError: for a key that is no random key, a dtype that is not floating, a
+            data_mean of the wrong shape, or for an observation without eta_of_mean.
 
         References:
           Glorot and Bengio, Understanding the difficulty of training deep feedforward
@@ -236,8 +236,9 @@ class Autoencoder:
 
         Args:
           params: this model's parameters.
-          x: `[D]`, what is encoded.
-          target: `[D]`, what is scored; x unless given (denoising, transcoders).
+          x: `[D]`, the input.
+          target: `[D]`, the target of the loss; x by default. Another one for denoising
+            and transcoders.
 
         Raises:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -247,14 +248,14 @@ class Autoencoder:
     def path_loss(self, encoder_params, decoder_params, x, target=None):
         """The loss with its parameters named twice: loss(p, x) = path_loss(p, p, x).
 
-        Its derivatives in the first and in the second argument are the two gradients
-        that the lecture sums, each by itself: the oracle of `manual.path_grads`.
+        Its derivatives by the first and by the second argument are the two gradients
+        that the lecture adds: an independent check of `manual.path_grads`.
 
         Args:
           encoder_params: used for z = g(W_enc x + b_enc).
           decoder_params: used for eta = W_dec^T z + b_dec and the loss.
-          x: `[D]`, what is encoded.
-          target: `[D]`, what is scored; x unless given.
+          x: `[D]`, the input.
+          target: `[D]`, the target of the loss; x by default.
 
         Raises:
           ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -266,13 +267,13 @@ class Autoencoder:
     def log_prob(self, params, x, target=None) -> Float[Array, ""]:
         """log p(target | x_hat), normalised, in nats.
 
-        A target outside the support is refused where its value can be seen; under jit
-        and vmap, where it cannot, the answer is the truth: -inf.
+        A concrete target outside the support raises an error. Under jit and vmap, where
+        values are not known, the result is -inf.
 
         Args:
           params: this model's parameters.
-          x: `[D]`, what is encoded.
-          target: `[D]`, what is scored; x unless given.
+          x: `[D]`, the input.
+          target: `[D]`, the target of the loss; x by default.
 
         Raises:
           ValueError: for a batch, a wrong size or dtype, another model's parameters, a
@@ -431,7 +432,7 @@ def product(W, v, dtype):
 
 
 def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
-    """What a part learns, at its start."""
+    """The initial values of what a part learns."""
     if part.init is None:
         return ()
     theta = part.init(size)
@@ -446,9 +447,9 @@ def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
 
 def _check_theta(name: str, part: Activation | Observation, theta: Any) -> None:
     if not isinstance(theta, tuple) or bool(theta) != (part.init is not None):
-        wanted = "()" if part.init is None else "the tuple that its init returns"
+        expected = "()" if part.init is None else "the tuple that its init returns"
         raise ValueError(
-            f"params.{name} must be {wanted} for {name} {part}, got "
+            f"params.{name} must be {expected} for {name} {part}, got "
             f"{_checks.outline(theta)}."
         )
 

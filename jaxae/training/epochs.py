@@ -27,7 +27,7 @@ INIT_SCALES = _checks.POSITIVE
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes, and the key that it draws from."""
+    """Everything that a step changes, and the key of its random numbers."""
 
     params: Any
     opt_state: Any
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 def init_state(
     objective: Objective, hparams, key, *, config: TrainConfig, params=None
 ) -> TrainState:
-    """The state before the first step; `params` are drawn from `key` unless given.
+    """The state before the first step; by default `params` are drawn from `key`.
 
     Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
     hyperparameter `init_scale` where there is one.
@@ -221,7 +221,7 @@ def step(
     is_running = state.stopped_at < 0
     is_finite = _all_finite((new.params, proposal.loss)) & is_running
     # An accumulated gradient may be NaN steps before the parameters become so.
-    is_finite &= ~_any_nan(new.opt_state)
+    is_finite &= ~_any_nan((new.opt_state, new.state))
     stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
 
     def keep(new, old):
@@ -251,28 +251,28 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
 
 
 def _epoch_keys(key, epoch_start) -> Array:
-    """Of the order and of the noise, in the epoch that begins at that step of a run."""
+    """The keys of the order and of the noise of the epoch that begins at that step."""
     return jax.random.split(jax.random.fold_in(key, epoch_start))
 
 
 def noise_key_of(key, epoch_start) -> Array:
-    """Of which step i of that epoch draws from fold_in(it, i)."""
+    """The noise key of that epoch; its step i draws from fold_in(key, i)."""
     return _epoch_keys(key, epoch_start)[1]
 
 
 def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
-    """The order of the rows in the epoch that begins at that step of a run."""
+    """The order of the rows in the epoch that begins at that step."""
     return sorted_rows(order_bits(key, epoch_start, num_rows))
 
 
 def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
-    """What rows are sorted by in the epoch that begins at that step of a run."""
+    """The random bits by which that epoch sorts the rows."""
     order_key, _ = _epoch_keys(key, epoch_start)
     return jax.random.bits(order_key, (num_rows,), jnp.uint32)
 
 
 def sorted_rows(bits: UInt32[Array, "N"]) -> Int32[Array, "N"]:
-    """The rows by their bits; of equals, of which N rows have N^2 / 2^33, by number."""
+    """The rows sorted by their bits; ties, about N^2 / 2^33 of them, by row number."""
     return jnp.argsort(bits, stable=True).astype(jnp.int32)
 
 
@@ -287,9 +287,9 @@ def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
 def batches(
     state: TrainState, i, hparams, data: Data, order, config: TrainConfig
 ) -> jax.tree_util.Partial:
-    """`j -> batch j` of the epoch of whose step i this is the state.
+    """`j -> batch j` of the epoch that began i steps before this state.
 
-    It is a pytree, so that a compiled program can take it as an argument.
+    The function is a pytree, so that a compiled program can take it as an argument.
     """
     if callable(data):
         order_key, _ = _epoch_keys(state.key, state.step - i)
@@ -311,14 +311,14 @@ def _batch_of_rows(data, rows: Int32[Array, "num_batches B"], j):
 
 
 def num_rows(data: Any) -> int:
-    """The length of an array, of rows, or of a pair of such."""
+    """The number of rows of an array, of Rows, or of a pair of these."""
     return len(data[0] if isinstance(data, tuple) else data)
 
 
 def num_steps(data: Data, config: TrainConfig) -> int:
-    """How many steps an epoch has."""
+    """The number of steps of an epoch."""
     if callable(data):
-        assert config.steps_per_epoch is not None  # refused before any work
+        assert config.steps_per_epoch is not None  # checked before any work
         return config.steps_per_epoch
     return num_rows(data) // config.batch_size
 
