@@ -58,9 +58,9 @@ def sweep(
         `sweeps.log_uniform`; under a tuple of names, a list of tuples. All combinations
         are lanes, the last axis fastest. Hyperparameters, `init_scale`, `seed` and
         `latent_dim` (narrower models are padded) vary within one program; activation,
-        observation, tied, bias, corruption, optimizer, batch_size and gradient take a
-        compilation for each value. A lane's key is fold_in(key, seed), with seed 0
-        unless it is in the space.
+        observation, tied, bias, pre_bias, corruption, optimizer, batch_size and
+        gradient take a compilation for each value. A lane's key is fold_in(key, seed),
+        with seed 0 unless it is in the space.
       hparams: the hyperparameters that all lanes share.
       key: the key of the sweep; ranges are sampled from it too.
       config: the static settings, shared by all lanes.

@@ -98,6 +98,7 @@ STATIC_AXES = {
     "observation": StaticAxis("model", named=observations.get, label=str),
     "tied": StaticAxis("model", label=bool, check=_check_flag),
     "bias": StaticAxis("model", label=bool, check=_check_flag),
+    "pre_bias": StaticAxis("model", label=bool, check=_check_flag),
     "corruption": StaticAxis("objective", named=corruptions.get, label=str),
     "optimizer": StaticAxis("config", named=optimizers.get, label=optimizers.name_of),
     "batch_size": StaticAxis("config", check=_checks.positive_int),
