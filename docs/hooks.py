@@ -37,7 +37,7 @@ def on_post_build(**_):
     package = griffe.load("jaxae", search_paths=[root], resolve_aliases=True)
     shown = {_definition(package, path) for path in _anchors}
     pages = sorted(page.stem for page in PAGES.glob("*.md"))
-    modules = [package[page] for page in pages if page in package.members]
+    modules = [package, *(package[page] for page in pages if page in package.members)]
     for path in sorted({path for module in modules for path in _public(module)}):
         if path not in shown:
             LOG.warning("%s has no docstring, or no reference page shows it.", path)
