@@ -18,6 +18,7 @@ PACKAGE = ROOT / "jaxae"
 # Imports run one way, top to bottom of this list (docs/architecture.md).
 LAYERS = [
     "_version",
+    "_moments",
     "_checks",
     "_files",
     "_keys",
