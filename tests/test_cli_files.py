@@ -229,7 +229,7 @@ def test_homes_of_nobody_are_one_sentence_in_python_too(tmp_path, monkeypatch):
         lambda: jaxae.train(objective, X, **arguments, checkpoint_dir=path),
         lambda: jaxae.sweep(objective, X, {"seed": [0]}, **arguments, out=path),
     ):
-        with pytest.raises(ValueError, match="home folder of a user"):
+        with pytest.raises(ValueError, match="home folder of an? "):
             call()
 
 

@@ -23,7 +23,6 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
-from jaxae._checks import ArgumentError
 from jaxae._files import expanded
 from jaxae.autoencoder.files import read_tensors
 from jaxae.cli import cases, config_file, run_folder
@@ -34,9 +33,6 @@ from jaxae.gradcheck import Leaf, Report, check
 
 DEFAULT_OUT = "runs/gradcheck"
 KINDS = "a .npz, .npy or .safetensors file, or a folder that jaxae.save wrote"
-_NAMES = {
-    name: option_name(name) for name in ("params", "grad", "surrogate", "has_aux")
-}
 _ONLY_WITH_FUNCTION = ("params", "grad", "arg", "has_aux", "surrogate", "x64")
 
 
@@ -163,8 +159,8 @@ def _check_case(
         )
     except (Exception, SystemExit) as error:
         is_users = any(error is other for other in user_errors or ())
-        if isinstance(error, ArgumentError) and not is_users:
-            raise ValueError(f"{name}: {error.render(_NAMES)}") from error
+        if isinstance(error, ValueError) and not is_users:  # a sentence of gradcheck
+            raise ValueError(f"{name}: {error}") from error
         place = _place(error) if is_users else None
         raise ValueError(f"checking {name} {_raised(error, place)}") from error
     return Result(report, time.perf_counter() - started)
