@@ -149,10 +149,11 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return checkpoint
         if damaged:
-            raise ValueError(
-                f"checkpoint_dir {self._directory} holds no intact checkpoint: all of "
-                f"{', '.join(map(str, damaged))} are damaged; restore a copy, or "
-                "remove the folder to start over."
+            raise _checks.ArgumentError(
+                "checkpoint_dir",
+                f"{self._directory} holds no intact checkpoint: all of "
+                f"{', '.join(map(str, damaged))} are damaged",
+                advice="restore a copy, or remove the folder to start over",
             )
         return None
 
@@ -222,8 +223,8 @@ class Checkpoints:
 
     def _open(self) -> None:
         if not self._directory.is_dir():
-            raise ValueError(
-                f"checkpoint_dir must be a folder, but {self._directory} is a file."
+            raise _checks.ArgumentError(
+                "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
             )
         self._stack.enter_context(locked(self._directory))
         # As long as it is open: a save in the background may fail at any time.
@@ -260,9 +261,10 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{directory} is in use by another process; wait for it, or choose "
-                "another folder."
+            raise _checks.ArgumentError(
+                str(directory),
+                "is in use by another process",
+                advice="wait for it, or choose another folder",
             ) from None
         yield
     finally:

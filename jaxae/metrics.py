@@ -141,10 +141,11 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
     outside = np.flatnonzero(np.isneginf(log_probs))
     if outside.size:
         others = f"and {outside.size - 1} more " if outside.size > 1 else ""
-        raise ValueError(
-            f"data must be in the support of {ae.observation}, but row {outside[0]} "
+        raise _checks.ArgumentError(
+            "data",
+            f"must be in the support of {ae.observation}, but row {outside[0]} "
             f"{others}cannot occur under it (grey levels have a loss but no bits: "
-            "binarize)."
+            "binarize)",
         )
     return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
 

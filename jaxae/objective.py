@@ -65,7 +65,9 @@ class Objective:
 
     def __post_init__(self):
         if not isinstance(self.ae, Autoencoder):
-            raise ValueError(f"ae must be a jaxae.Autoencoder, got {self.ae!r}.")
+            raise _checks.ArgumentError(
+                "ae", "must be a jaxae.Autoencoder", repr(self.ae)
+            )
         if self.corruption is not None:
             corruption = _checks.part(
                 "corruption",
@@ -79,9 +81,10 @@ class Objective:
         for penalty in self.penalties:
             penalty.check(self.ae)
         if self.compute_dtype not in (None, "bfloat16"):
-            raise ValueError(
-                "compute_dtype must be 'bfloat16', or None for the parameters' own, "
-                f"got {self.compute_dtype!r}."
+            raise _checks.ArgumentError(
+                "compute_dtype",
+                "must be 'bfloat16', or None for the parameters' own",
+                repr(self.compute_dtype),
             )
 
     @property
@@ -244,9 +247,11 @@ class Objective:
         names += [ACTIVATION] if self.ae.activation.init_state is not None else []
         missing = [name for name in names if name not in state]
         if missing:
-            raise ValueError(
-                f"state lacks {', '.join(missing)}, which this objective carries from "
-                "step to step; start from objective.init_state()."
+            raise _checks.ArgumentError(
+                "state",
+                f"lacks {', '.join(missing)}, which this objective carries from step "
+                "to step",
+                advice="start from objective.init_state()",
             )
 
     def _require(self, names: tuple[str, ...], hparams: Any) -> None:
@@ -263,17 +268,19 @@ class Objective:
     def as_pair(self, batch) -> tuple[Array, Array]:
         """Inputs and targets, each `[B, D]`, of a batch that is an array or a pair."""
         if isinstance(batch, tuple) and len(batch) != 2:
-            raise ValueError(
-                "batch must be an array or a pair (inputs, targets), got a tuple of "
-                f"{len(batch)}."
+            raise _checks.ArgumentError(
+                "batch",
+                "must be an array or a pair (inputs, targets)",
+                f"a tuple of {len(batch)}",
             )
         inputs, targets = batch if isinstance(batch, tuple) else (batch, batch)
         inputs = self._check_batch("batch", inputs)
         targets = self._check_batch("targets", targets)
         if len(inputs) != len(targets):
-            raise ValueError(
-                f"batch must pair each input with a target, got {len(inputs)} inputs "
-                f"and {len(targets)} targets."
+            raise _checks.ArgumentError(
+                "batch",
+                "must pair each input with a target",
+                f"{len(inputs)} inputs and {len(targets)} targets",
             )
         return inputs, targets
 
@@ -311,8 +318,8 @@ def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
     # A Penalty is itself a tuple, so a forgotten comma must be caught by hand.
     if isinstance(parts, Penalty | str):
-        raise ValueError(
-            f"penalties must be a tuple, got {parts!r}; write ({parts!r},)."
+        raise _checks.ArgumentError(
+            "penalties", "must be a tuple", repr(parts), f"write ({parts!r},)"
         )
     chosen = tuple(
         _checks.part("penalties", part, penalties.get, Penalty, "penalties.l1")
@@ -323,7 +330,7 @@ def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
     if reserved:
         raise ValueError(f"a penalty must not be named {reserved.pop()}: a metric is.")
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"penalties must have different names, got {', '.join(names)}."
+        raise _checks.ArgumentError(
+            "penalties", "must have different names", ", ".join(names)
         )
     return chosen

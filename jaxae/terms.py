@@ -97,9 +97,10 @@ class Penalty(NamedTuple):
         cotangents = self.cotangents(ae, params, p)
         what = f"penalty {self}: cotangents"
         if not isinstance(cotangents, Cotangents):
-            raise ValueError(
-                f"{what} must return a jaxae.penalties.Cotangents, got "
-                f"{_checks.outline(cotangents)}."
+            raise _checks.ArgumentError(
+                what,
+                "must return a jaxae.penalties.Cotangents",
+                _checks.outline(cotangents),
             )
         primals = Cotangents(p.a, p.z, p.eta, params)
         return Cotangents(

@@ -74,7 +74,9 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     ae.check_params(params)
     directory = expanded(_checks.folder("directory", directory))
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"directory must be a folder, but {directory} is a file.")
+        raise _checks.ArgumentError(
+            "directory", f"must be a folder, but {directory} is a file"
+        )
     model = describe(ae)
     config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer of an array without regard to its strides.
@@ -137,7 +139,9 @@ def refuse_sweep(directory: Path) -> None:
         advice = f"its best model is in {directory / BEST}"
     else:
         advice = "it has no best model yet: run the same `jaxae sweep` to finish it"
-    raise ValueError(f"{directory} is the folder of a sweep, not of a model; {advice}.")
+    raise _checks.ArgumentError(
+        str(directory), "is the folder of a sweep, not of a model", advice=advice
+    )
 
 
 def is_sweep(directory: Path) -> bool:
@@ -156,9 +160,11 @@ def is_sweep(directory: Path) -> bool:
 def _check_names(ae: Any) -> None:
     """Check that the names of the activation and observation identify them."""
     if not isinstance(ae, Autoencoder):
-        raise ValueError(
-            f"ae must be a jaxae.Autoencoder, got {type(ae).__name__}; "
-            "the order is jaxae.save(DIR, ae, params)."
+        raise _checks.ArgumentError(
+            "ae",
+            "must be a jaxae.Autoencoder",
+            type(ae).__name__,
+            "the order is jaxae.save(DIR, ae, params)",
         )
     named_parts = (
         ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
@@ -176,7 +182,7 @@ def _to_json(config: dict[str, Any]) -> bytes:
     try:
         return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"run must be JSON values: {error}.") from None
+        raise _checks.ArgumentError("run", f"must be JSON values: {error}") from None
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
@@ -221,9 +227,10 @@ def _read_model(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         model = None
     if model is None or set(model) != set(_MODEL_FIELDS):
-        raise ValueError(
-            f"{path} is not the config.json of a jaxae model: a JSON object with a "
-            f'"model" of {", ".join(_MODEL_FIELDS)} is needed.'
+        raise _checks.ArgumentError(
+            str(path),
+            'is not the config.json of a jaxae model: a JSON object with a "model" '
+            f"of {', '.join(_MODEL_FIELDS)} is needed",
         )
     return model
 
@@ -242,24 +249,26 @@ def read_tensors(path: Path) -> tuple[dict[str, jax.Array], Any]:
             _check_precision(path, file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or not a safetensors file ({error}); restore a copy or "
-            "train again."
+        raise _checks.ArgumentError(
+            str(path),
+            f"is damaged or not a safetensors file ({error})",
+            advice="restore a copy or train again",
         ) from None
     try:
         return tensors, verify_checksum(model, tensors)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: {error}; restore a copy or train again."
+        raise _checks.ArgumentError(
+            str(path), f"is damaged: {error}", advice="restore a copy or train again"
         ) from None
 
 
 def _check_precision(path: Path, file) -> None:
     is_double = any(file.get_slice(name).get_dtype() == "F64" for name in file.keys())
     if is_double and not jax.config.read("jax_enable_x64"):
-        raise ValueError(
-            f"{path} holds float64 parameters, which JAX would round to float32 here; "
-            "load it inside `with jax.enable_x64(True):`."
+        raise _checks.ArgumentError(
+            str(path),
+            "holds float64 parameters, which JAX would round to float32 here",
+            advice="load it inside `with jax.enable_x64(True):`",
         )
 
 
@@ -301,7 +310,7 @@ def _part(kind: str, name: Any, custom, catalogue: Collection, find: Callable):
     """A part of a saved model, by name or the custom one."""
     if custom is not None:
         if not any(hasattr(custom, name) for name in ("apply", "dloss", "expand")):
-            raise ValueError(f"{kind} must be the part itself, got {custom!r}.")
+            raise _checks.ArgumentError(kind, "must be the part itself", repr(custom))
         if custom.name != name:
             raise ValueError(
                 f"the model was saved with {kind} {name!r}, but {custom.name!r} was "
@@ -323,9 +332,11 @@ def _assemble(directory: Path, ae: Autoencoder, tensors: dict) -> Params:
     expected = dict(_named_leaves(template))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if shapes != {name: leaf.shape for name, leaf in expected.items()}:
-        raise ValueError(
-            f"{directory / PARAMS_FILE} holds {_shapes(tensors)}, but the model in "
-            f"{CONFIG_FILE} has {_shapes(expected)}; restore both files from one save."
+        raise _checks.ArgumentError(
+            str(directory / PARAMS_FILE),
+            f"holds {_shapes(tensors)}, but the model in {CONFIG_FILE} has "
+            f"{_shapes(expected)}",
+            advice="restore both files from one save",
         )
     for name, tensor in tensors.items():
         _checks.floating(f"tensor {name} of {directory / PARAMS_FILE}", tensor)

@@ -101,9 +101,11 @@ class Autoencoder:
         object.__setattr__(self, "activation", activation)
         object.__setattr__(self, "observation", observation)
         if self.observation.input_dim not in (None, self.input_dim):
-            raise ValueError(
-                f"input_dim must be {self.observation.input_dim} for observation "
-                f"{self.observation}, got {self.input_dim}."
+            raise _checks.ArgumentError(
+                "input_dim",
+                f"must be {self.observation.input_dim} for observation "
+                f"{self.observation}",
+                str(self.input_dim),
             )
         choices = {"tied": tied, "bias": bias, "pre_bias": pre_bias}
         parametrization = _composed(parametrization, choices)
@@ -320,15 +322,18 @@ class Autoencoder:
         if data_mean is None:
             return jnp.zeros(self.input_dim)
         if self.observation.eta_of_mean is None:
-            raise ValueError(
-                f"data_mean was given but observation {self.observation} has no "
-                "eta_of_mean; leave data_mean out."
+            raise _checks.ArgumentError(
+                "data_mean",
+                f"was given but observation {self.observation} has no eta_of_mean",
+                advice="leave {data_mean} out",
             )
         data_mean = _checks.floating("data_mean", data_mean)
         if data_mean.shape != (self.input_dim,):
-            raise ValueError(
-                f"data_mean must have shape [{self.input_dim}], "
-                f"got {list(data_mean.shape)}; for data [N, D] give X.mean(axis=0)."
+            raise _checks.ArgumentError(
+                "data_mean",
+                f"must have shape [{self.input_dim}]",
+                str(list(data_mean.shape)),
+                "for data [N, D] give X.mean(axis=0)",
             )
         if not isinstance(data_mean, jax.core.Tracer):
             self.observation.validate(data_mean)
@@ -374,15 +379,17 @@ class Autoencoder:
         _checks.refuse_masked(f"params.{name}", leaf)
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"params.{name} must be a real floating array, "
-                f"got {_checks.describe(leaf)}."
+            raise _checks.ArgumentError(
+                f"params.{name}",
+                "must be a real floating array",
+                _checks.describe(leaf),
             )
         if jnp.shape(leaf) != shape:
-            raise ValueError(
-                f"params.{name} must have shape {list(shape)} for this model "
-                f"(input_dim={self.input_dim}, latent_dim={self.latent_dim}), got "
-                f"{_checks.describe(leaf)}."
+            raise _checks.ArgumentError(
+                f"params.{name}",
+                f"must have shape {list(shape)} for this model "
+                f"(input_dim={self.input_dim}, latent_dim={self.latent_dim})",
+                _checks.describe(leaf),
             )
 
     def _check_pair(self, x, target, method: str):
@@ -395,13 +402,12 @@ class Autoencoder:
 def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
     """A parametrization with tied, bias and pre_bias as chosen; None keeps its own."""
     if not isinstance(base, Parametrization):
-        raise ValueError(
-            "parametrization must be a jaxae.autoencoder.Parametrization, got "
-            f"{base!r}."
+        raise _checks.ArgumentError(
+            "parametrization", "must be a jaxae.autoencoder.Parametrization", repr(base)
         )
     for name, choice in choices.items():
         if not isinstance(choice, bool | np.bool_ | None):
-            raise ValueError(f"{name} must be True or False, got {choice!r}.")
+            raise _checks.ArgumentError(name, "must be True or False", repr(choice))
         if choice is not None and bool(choice) != getattr(base, name):
             base = parametrizations.change(base, name)
     return base
@@ -448,15 +454,17 @@ def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
 def _check_theta(name: str, part: Activation | Observation, theta: Any) -> None:
     if not isinstance(theta, tuple) or bool(theta) != (part.init is not None):
         expected = "()" if part.init is None else "the tuple that its init returns"
-        raise ValueError(
-            f"params.{name} must be {expected} for {name} {part}, got "
-            f"{_checks.outline(theta)}."
+        raise _checks.ArgumentError(
+            f"params.{name}",
+            f"must be {expected} for {name} {part}",
+            _checks.outline(theta),
         )
 
 
 def _check_no_bias(b_enc: Any) -> None:
     if not isinstance(b_enc, tuple) or b_enc:
-        raise ValueError(
-            "params.b_enc must be () for this model, whose encoder has no bias "
-            f"(bias=False), got {_checks.describe(b_enc)}."
+        raise _checks.ArgumentError(
+            "params.b_enc",
+            "must be () for this model, whose encoder has no bias (bias=False)",
+            _checks.describe(b_enc),
         )

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxae import _checks
+
 
 class UntiedParams(NamedTuple):
     """Parameters with an encoder and a decoder of their own.
@@ -199,9 +201,11 @@ def change(base: Parametrization, choice: str) -> Parametrization:
         return without_encoder_bias(base)
     if choice == "pre_bias" and not base.pre_bias:
         return with_pre_bias(base)
-    raise ValueError(
-        f"{choice} must be {getattr(base, choice)} for the parametrization {base}, got "
-        f"{not getattr(base, choice)}; leave it out."
+    raise _checks.ArgumentError(
+        str(choice),
+        f"must be {getattr(base, choice)} for the parametrization {base}",
+        str(not getattr(base, choice)),
+        "leave it out",
     )
 
 
@@ -217,8 +221,10 @@ def untie(params) -> UntiedParams:
     if isinstance(params, UntiedParams):
         return params
     if not isinstance(params, TiedParams):
-        raise ValueError(
-            f"params must be TiedParams or UntiedParams, got {type(params).__name__}; "
-            "make them with ae.init(key)."
+        raise _checks.ArgumentError(
+            "params",
+            "must be TiedParams or UntiedParams",
+            type(params).__name__,
+            "make them with ae.init(key)",
         )
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tied.expand(params))

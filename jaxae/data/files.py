@@ -97,8 +97,11 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
         names = list(members) if array is None else [array]
         if len(names) != 1 or names[0] not in members:
             available = ", ".join(members) or "no array"
-            missing = "" if array is None else f", and no {array!r}"
-            raise ValueError(f"it holds {available}{missing}; choose one by array=NAME")
+            raise _checks.ArgumentError(
+                "array",
+                f"must name one array of {file.name}, which holds {available}",
+                repr(array),
+            )
         member = members[names[0]]
         _check_budget(f"array {names[0]}", member.file_size, memory_budget)
         raw = archive.read(member)

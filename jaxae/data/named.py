@@ -59,9 +59,10 @@ def load(
         return digits()
     if name and os.path.exists(path):
         kind = "a folder" if os.path.isdir(path) else "no .npy or .npz file"
-        raise ValueError(
-            f"{name} is {kind}: store its numbers, [N, D], by np.save, and give the "
-            "path of that file."
+        raise _checks.ArgumentError(
+            name,
+            f"is {kind}: store its numbers, [N, D], by np.save, and give the path of "
+            "that file",
         )
     raise ValueError(
         f"Unknown dataset {name!r}: give one of {', '.join(NAMES)}, or the path of a "

@@ -60,17 +60,18 @@ def check_rows(X: Any, name: str = "data") -> int:
       ValueError: for anything else.
     """
     if not (is_in_memory(X) or is_rows(X)):
-        raise ValueError(
-            f"{name} must be a NumPy or JAX array, or have a length and give X[rows], "
-            f"got a {type(X).__name__}; wrap an array that has a shape but no length, "
-            "such as zarr's, in View(X)."
+        raise _checks.ArgumentError(
+            name,
+            "must be a NumPy or JAX array, or have a length and give X[rows]",
+            f"a {type(X).__name__}",
+            "wrap an array that has a shape but no length, such as zarr's, in View(X)",
         )
     try:
         return len(X)
     except Exception as error:  # the user's code may raise anything
         reason = _checks.first_line(error)
-        raise ValueError(
-            f"{name} must have a length, but len raised {reason}."
+        raise _checks.ArgumentError(
+            name, f"must have a length, but len raised {reason}"
         ) from error
 
 
@@ -135,14 +136,18 @@ def row_numbers(index: Any, num_rows: int) -> np.ndarray:
     """
     numbers = np.asarray(index)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise ValueError(
-            f"index must be row numbers, ints [n], got {_checks.describe(index)}; for "
-            "a mask, give np.flatnonzero(mask)."
+        raise _checks.ArgumentError(
+            "index",
+            "must be row numbers, ints [n]",
+            _checks.describe(index),
+            "for a mask, give np.flatnonzero(mask)",
         )
     if numbers.size and (numbers.min() < 0 or numbers.max() >= num_rows):
-        raise ValueError(
-            f"index must hold rows 0 to {num_rows - 1}, got {numbers.min()} to "
-            f"{numbers.max()}; count from 0, not from the end."
+        raise _checks.ArgumentError(
+            "index",
+            f"must hold rows 0 to {num_rows - 1}",
+            f"{numbers.min()} to {numbers.max()}",
+            "count from 0, not from the end",
         )
     return numbers.astype(np.int64, copy=False)
 
@@ -153,21 +158,8 @@ def _as_slice(increasing: np.ndarray) -> slice | np.ndarray:
     return slice(first, last + 1) if last - first < len(increasing) else increasing
 
 
-class UnreadableError(ValueError):
-    """Rows cannot be read. The sentence is "NAME PROBLEM."
-
-    A View reports a problem of the rows that it reads under its own name.
-
-    Attributes:
-      problem: what is wrong, without the name of the argument.
-    """
-
-    def __init__(self, name: str, problem: str):
-        super().__init__(name, problem)
-        self.name, self.problem = name, problem
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.problem}."
+class UnreadableError(_checks.ArgumentError):
+    """Rows cannot be read; a View raises it again with its own name."""
 
 
 def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
@@ -183,7 +175,7 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
         values = _get_rows(X, rows, numbers)
         block = np.asarray(_to_array(values, name))
     except UnreadableError as error:  # raised by X, a View
-        raise UnreadableError(name, error.problem) from error.__cause__
+        raise _renamed(error, name) from error.__cause__
     except Exception as error:  # the user's code may raise anything
         raise UnreadableError(
             name,
@@ -214,9 +206,12 @@ def _to_array(values: Any, name: str) -> Any:
     """`_checks.as_array`, whose errors become UnreadableErrors."""
     try:
         return _checks.as_array(name, values)
-    except ValueError as error:
-        problem = str(error).removeprefix(f"{name} ").removesuffix(".")
-        raise UnreadableError(name, problem) from error
+    except _checks.ArgumentError as error:
+        raise _renamed(error, name) from error
+
+
+def _renamed(error: _checks.ArgumentError, name: str) -> UnreadableError:
+    return UnreadableError(name, error.problem, error.found, error.advice)
 
 
 def _describe_rows(numbers: range | np.ndarray) -> str:

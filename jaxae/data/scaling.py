@@ -182,7 +182,9 @@ def save_scaling(directory: PathLike, scaling: Scaling) -> None:
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"directory must be a folder, but {directory} is a file.")
+        raise _checks.ArgumentError(
+            "directory", f"must be a folder, but {directory} is a file"
+        )
     _check_finite(scaling)
     shift, scale = (np.asarray(x, order="C") for x in (scaling.shift, scaling.scale))
     tensors = {"shift": shift, "scale": scale}

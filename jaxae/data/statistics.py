@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ def check_array(
     X = _checks.as_array(name, X)
     if not hasattr(X, "dtype"):
         kind = f"a {type(X).__name__}"
-        raise ValueError(f"{name} must be a NumPy or JAX array, got {kind}.")
+        raise _checks.ArgumentError(name, "must be a NumPy or JAX array", kind)
     check_shape(name, X.shape)
     _check_dtype(name, X, validate)
     block = _Block(np.asarray(X))
@@ -100,7 +99,7 @@ def _first_row(name: str, X: Any, validate: Validate | None) -> Any:
     if isinstance(X, np.ndarray) or is_in_memory(X):
         check_shape(name, X.shape)
     elif len(X) == 0:
-        raise ValueError(f"{name} must be [N, D], N and D >= 1, got no rows.")
+        raise _checks.ArgumentError(name, "must be [N, D], N and D >= 1", "no rows")
     first = X[:1] if is_in_memory(X) else read(X, slice(0, 1), name)
     check_shape(name, first.shape)
     _check_dtype(name, X, validate, first.dtype)
@@ -129,10 +128,11 @@ def _read_blocks(name: str, X: Any, first: Any, block_bytes: int) -> Iterator[_B
         values = read(X, slice(start, min(start + num_rows, len(X))), name)
         is_same_dtype = values.dtype.name == first.dtype.name  # in any byte order
         if values.shape[1:] != first.shape[1:] or not is_same_dtype:
-            raise ValueError(
-                f"{name} must have one width and one dtype, but row 0 is "
+            raise _checks.ArgumentError(
+                name,
+                "must have one width and one dtype, but row 0 is "
                 f"{_checks.describe(first[0])} and rows from {start} on are "
-                f"{_checks.describe(values)}: convert all rows to one of them."
+                f"{_checks.describe(values)}: convert all rows to one of them",
             )
         yield _Block(values, start, is_all=len(values) == len(X))
 
@@ -300,23 +300,21 @@ def _check_finite(name: str, block: _Block) -> None:
     is_bad = ~np.isfinite(X)
     if is_bad.any():
         row, column = divmod(int(is_bad.argmax()), X.shape[1])
-        raise ValueError(
-            f"{name} must be finite, but row {block.start + row}, column {column} "
-            f"(from 0) is {X[row, column]}, first of {is_bad.sum()} such values"
-            f"{block.location}: drop or fill them."
+        raise _checks.ArgumentError(
+            name,
+            f"must be finite, but row {block.start + row}, column {column} (from 0) "
+            f"is {X[row, column]}, first of {is_bad.sum()} such "
+            f"values{block.location}: drop or fill them",
         )
 
 
 def _check_values(validate: Validate, name: str, block: _Block) -> None:
     try:
         validate(block.values)
-    except ValueError as error:
-        # The message is about "data" and counts rows from the block's first.
-        message = str(error).replace("data", name, 1)
-        message = re.sub(
-            r"(?<=\brow )\d+",
-            lambda match: str(block.start + int(match[0])),
-            message,
-            count=1,
-        )
-        raise ValueError(f"{message.removesuffix('.')}{block.location}.") from None
+    except _checks.DataError as error:
+        raise error.in_rows(name, block.start, block.location) from None
+    except ValueError as error:  # of an observation of the user's own
+        message = _checks.first_line(error)
+        raise _checks.ArgumentError(
+            name, f"is invalid{block.location}: {message}"
+        ) from error

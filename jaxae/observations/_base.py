@@ -141,15 +141,7 @@ def check_values(is_valid, X, requirement: str) -> None:
     is_valid = np.asarray(is_valid)
     if is_valid.all():
         return
-    index = np.unravel_index(np.argmin(is_valid), is_valid.shape)
-    if len(index) == 1:
-        location = f"column {index[0]}"
-    elif len(index) == 2:
-        location = f"row {index[0]}, column {index[1]}"
-    else:
-        location = f"entry {index}"
+    index = tuple(map(int, np.unravel_index(np.argmin(is_valid), is_valid.shape)))
     num_others = int((~is_valid).sum()) - 1
-    others = f" and {num_others} more" if num_others else ""
-    raise ValueError(
-        f"data {requirement}, found {np.asarray(X)[index]} at {location}{others}."
-    )
+    value = str(np.asarray(X)[index])
+    raise _checks.DataError("data", requirement, value, index, num_others)

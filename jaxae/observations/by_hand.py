@@ -152,9 +152,11 @@ def gaussian_with(inverse_link, weights=None) -> Observation:
         inverse_link = activations.get(inverse_link)
     is_activation = isinstance(inverse_link, Activation)
     if not is_activation or inverse_link.slope is None or inverse_link.init is not None:
-        raise ValueError(
-            "inverse_link must be an elementwise Activation without parameters, such "
-            f"as jaxae.activations.relu, got {inverse_link!r}."
+        raise _checks.ArgumentError(
+            "inverse_link",
+            "must be an elementwise Activation without parameters, such as "
+            "jaxae.activations.relu",
+            repr(inverse_link),
         )
     return _gaussian_with(inverse_link, _as_weights(weights))
 
@@ -211,9 +213,10 @@ def _weighted(weights: Weights, values: Eta) -> Eta:
     if weights is None:
         return values
     if len(weights) != values.shape[-1]:
-        raise ValueError(
-            f"gaussian_with has {len(weights)} weights, but there are "
-            f"{values.shape[-1]} columns; give one weight per column."
+        raise _checks.ArgumentError(
+            "gaussian_with",
+            f"has {len(weights)} weights, but there are {values.shape[-1]} columns",
+            advice="give one weight per column",
         )
     return jnp.broadcast_to(jnp.asarray(weights, values.dtype), values.shape) * values
 
@@ -227,9 +230,10 @@ def _as_weights(weights: Any) -> Weights:
         array = np.asarray(None)
     is_vector = array.ndim == 1 and array.size > 0 and array.dtype.kind in "fiu"
     if not (is_vector and (np.isfinite(array) & (array > 0)).all()):
-        raise ValueError(
-            "weights must be a tuple of positive finite numbers, one a column, or "
-            f"None, got {_checks.describe(weights)}."
+        raise _checks.ArgumentError(
+            "weights",
+            "must be a tuple of positive finite numbers, one a column, or None",
+            _checks.describe(weights),
         )
     return tuple(map(float, array))
 

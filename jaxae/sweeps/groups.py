@@ -200,15 +200,19 @@ def _keeps_key(objective: Objective, config: TrainConfig, hparams) -> bool:
 def _check_padding(objective: Objective) -> None:
     activation = objective.ae.activation
     if activation.slope is None or activation.init or activation.init_state:
-        raise ValueError(
-            "space['latent_dim'] needs an elementwise activation without parameters "
-            f"and state, but {activation} is none; run one sweep for each latent_dim."
+        raise _checks.ArgumentError(
+            "space['latent_dim']",
+            "needs an elementwise activation without parameters and state, but "
+            f"{activation} is none",
+            advice="run one sweep for each latent_dim",
         )
     parametrization = objective.ae.parametrization
     if not parametrization.is_composed:
-        raise ValueError(
-            "space['latent_dim'] needs a parametrization that can be padded, but "
-            f"{parametrization} is your own; run one sweep for each latent_dim."
+        raise _checks.ArgumentError(
+            "space['latent_dim']",
+            f"needs a parametrization that can be padded, but {parametrization} is "
+            "your own",
+            advice="run one sweep for each latent_dim",
         )
 
 
@@ -217,7 +221,9 @@ def _check_values(group: Group, data: Data) -> None:
         hparams = group.hparams_of(i)
         for name, value in hparams.items():
             if not np.isfinite(value):
-                raise ValueError(f"space[{name!r}] must be finite in float32.")
+                raise _checks.ArgumentError(
+                    f"space[{name!r}]", "must be finite in float32"
+                )
         checks.check_numbers(group.objective, group.config, data, hparams)
 
 

@@ -206,8 +206,8 @@ def prepare(
 def _check_callbacks(**callbacks) -> None:
     for name, callback in callbacks.items():
         if not (callback is None or callable(callback)):
-            raise ValueError(
-                f"{name} must be a function, got {_checks.describe(callback)}."
+            raise _checks.ArgumentError(
+                name, "must be a function", _checks.describe(callback)
             )
 
 
@@ -218,7 +218,7 @@ def _check_choices(config: TrainConfig, lanes_at_once, memory_budget, engine) ->
             "halving=jaxae.sweeps.Halving()."
         )
     if engine not in (None, "ray"):
-        raise ValueError(f"engine must be None or 'ray', got {engine!r}.")
+        raise _checks.ArgumentError("engine", "must be None or 'ray'", repr(engine))
     if lanes_at_once is not None:
         _checks.positive_int("lanes_at_once", lanes_at_once)
     if memory_budget is not None:
@@ -227,10 +227,11 @@ def _check_choices(config: TrainConfig, lanes_at_once, memory_budget, engine) ->
 
 def _check_num_epochs(config: TrainConfig, lanes: Lanes) -> None:
     if len(lanes) * config.num_epochs > _MAX_METRICS:
-        raise ValueError(
-            f"num_epochs must be at most {_MAX_METRICS // len(lanes):,} for "
-            f"{len(lanes):,} lanes, whose metrics have a number an epoch, got "
-            f"{_checks.describe(config.num_epochs)}."
+        raise _checks.ArgumentError(
+            "num_epochs",
+            f"must be at most {_MAX_METRICS // len(lanes):,} for {len(lanes):,} "
+            "lanes, whose metrics have a number an epoch",
+            _checks.describe(config.num_epochs),
         )
 
 
@@ -239,9 +240,10 @@ def _as_devices(devices) -> tuple[jax.Device, ...]:
         return tuple(jax.local_devices())
     as_tuple = tuple(devices) if isinstance(devices, Iterable) else ()
     if not as_tuple or not all(isinstance(device, jax.Device) for device in as_tuple):
-        raise ValueError(
-            "devices must be a list of at least one device, such as "
-            f"jax.local_devices()[:1], got {devices!r}."
+        raise _checks.ArgumentError(
+            "devices",
+            "must be a list of at least one device, such as jax.local_devices()[:1]",
+            repr(devices),
         )
     return as_tuple
 

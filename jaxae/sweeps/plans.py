@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxae import _checks
 from jaxae.sweeps.groups import Group, Layout
 
 _MIN_PAYOFF = 4.0  # the training time over a trial's, for another trial to pay
@@ -130,11 +131,12 @@ def max_lanes_at_once(group: Group, budget: int, num_devices: int) -> int:
     state, working = bytes_of_lane(group)
     fitting = budget // (2 * state + working)
     if fitting < 1:
-        raise ValueError(
-            f"memory_budget is {_mebibytes(budget)} a device, but a lane of "
+        raise _checks.ArgumentError(
+            "memory_budget",
+            f"is {_mebibytes(budget)} a device, but a lane of "
             f"{group.name or 'this sweep'} with {group.objective.ae.latent_dim:,} "
-            f"latents needs about {_mebibytes(2 * state + working)}; give more, or "
-            "sweep smaller models."
+            f"latents needs about {_mebibytes(2 * state + working)}",
+            advice="give more, or sweep smaller models",
         )
     return min(fitting, math.ceil(len(group.lanes) / num_devices), group.max_at_once)
 

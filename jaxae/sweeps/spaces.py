@@ -88,8 +88,8 @@ class StaticAxis(NamedTuple):
 
 def _check_flag(argument: str, value: Any) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(
-            f"{argument} must be True or False, got {_checks.describe(value)}."
+        raise _checks.ArgumentError(
+            argument, "must be True or False", _checks.describe(value)
         )
 
 
@@ -165,9 +165,11 @@ def lanes_of(
     columns = _columns(axes, ranges, key, num_samples, sampler)
     num_lanes = math.prod(map(len, columns))
     if num_lanes > MAX_LANES:
-        raise ValueError(
-            f"space has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes "
-            "of a sweep; take shorter lists, or num_samples of ranges."
+        raise _checks.ArgumentError(
+            "space",
+            f"has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes of a "
+            "sweep",
+            advice="take shorter lists, or num_samples of ranges",
         )
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
     values = {name: [row[name] for row in rows] for name in names_of(space)}
@@ -231,18 +233,23 @@ def _sobol(num_points: int, num_columns: int) -> np.ndarray:
 
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be 'sobol' or 'random', got {sampler!r}.")
+        raise _checks.ArgumentError(
+            "sampler", "must be 'sobol' or 'random'", repr(sampler)
+        )
     if ranges and num_samples is None:
-        raise ValueError(
-            f"num_samples must say how many points of {', '.join(ranges)} to draw."
+        raise _checks.ArgumentError(
+            "num_samples", f"must say how many points of {', '.join(ranges)} to draw"
         )
     if num_samples is not None:
         if not ranges:
-            raise ValueError("num_samples is for ranges, and space has none.")
+            raise _checks.ArgumentError(
+                "num_samples", "is for ranges, and space has none"
+            )
         if _checks.positive_int("num_samples", num_samples) > MAX_LANES:
-            raise ValueError(
-                f"num_samples must be at most the {MAX_LANES:,} lanes of a sweep, got "
-                f"{_checks.describe(num_samples)}."
+            raise _checks.ArgumentError(
+                "num_samples",
+                f"must be at most the {MAX_LANES:,} lanes of a sweep",
+                _checks.describe(num_samples),
             )
 
 
@@ -267,9 +274,10 @@ def check_space(space, hparams: Collection[str] = (), *, source="space") -> dict
         reserved, and as `check_axis`.
     """
     if not isinstance(space, Mapping) or not space:
-        raise ValueError(
-            f"{source} must be a dict of at least one axis, such as "
-            "{'learning_rate': [0.1, 0.01]}."
+        raise _checks.ArgumentError(
+            source,
+            "must be a dict of at least one axis, such as {'learning_rate': [0.1, "
+            "0.01]}",
         )
     for key in space:
         names = key if isinstance(key, tuple) else (key,)
@@ -290,9 +298,13 @@ def _check_names(names: list[str], hparams: Collection[str], source: str) -> Non
                 f"{source}['activation'] a list of activations."
             )
         if name in hparams:
-            raise ValueError(f"{name} is in {source} and in hparams; leave one out.")
+            raise _checks.ArgumentError(
+                name, f"is in {source} and in hparams", advice="leave one out"
+            )
         if names.count(name) > 1:
-            raise ValueError(f"{name} is in {source} twice; leave one out.")
+            raise _checks.ArgumentError(
+                name, f"is in {source} twice", advice="leave one out"
+            )
 
 
 def names_of(space: Mapping) -> list[str]:
@@ -317,20 +329,20 @@ def check_axis(key: str | tuple[str, ...], axis: Any, *, source: str = "space") 
         check_values = _check_static if key in STATIC_AXES else _check_numbers
         return check_values(key, axis, argument)
     if key in (SEED, LATENT_DIM, *STATIC_AXES):
-        raise ValueError(f"{argument} must be a list, not a range.")
+        raise _checks.ArgumentError(argument, "must be a list, not a range")
     return axis
 
 
 def _check_zip(names: tuple[str, ...], axis: Any, source: str) -> list[tuple]:
     argument = f"{source}[{names!r}]"
     if isinstance(axis, Range):
-        raise ValueError(
-            f"{argument} must be a list of tuples; give each range its own name."
+        raise _checks.ArgumentError(
+            argument, "must be a list of tuples", advice="give each range its own name"
         )
     rows = _as_list(axis, argument)
     if not rows or any(not _is_row(row, len(names)) for row in rows):
-        raise ValueError(
-            f"{argument} must be a list of tuples of {len(names)} values each."
+        raise _checks.ArgumentError(
+            argument, f"must be a list of tuples of {len(names)} values each"
         )
     columns = [
         check_axis(name, [row[i] for row in rows], source=source)
@@ -348,19 +360,19 @@ def _check_numbers(name: str, axis: Any, argument: str) -> list:
     kind = "integer" if name in _MIN_AND_BITS else "number"
     values: list[Any] = [_number(value, kind) for value in _as_list(axis, argument)]
     if not values or None in values:
-        raise ValueError(
-            f"{argument} must be a list of at least one {kind}, got "
-            f"{_checks.describe(axis)}."
+        raise _checks.ArgumentError(
+            argument, f"must be a list of at least one {kind}", _checks.describe(axis)
         )
     if name in _MIN_AND_BITS:
         minimum, bits = _MIN_AND_BITS[name]
         if min(values) < minimum or max(values) >= 2**bits:
-            raise ValueError(
-                f"{argument} must lie between {minimum} and 2**{bits} - 1, got "
-                f"{_checks.describe(axis)}."
+            raise _checks.ArgumentError(
+                argument,
+                f"must lie between {minimum} and 2**{bits} - 1",
+                _checks.describe(axis),
             )
     if not all(map(math.isfinite, values)):
-        raise ValueError(f"{argument} must be finite, got {_checks.describe(axis)}.")
+        raise _checks.ArgumentError(argument, "must be finite", _checks.describe(axis))
     return values
 
 
@@ -388,15 +400,15 @@ def _as_float(value: Any) -> float:
 def _check_static(name: str, axis: Any, argument: str) -> list:
     values, static_axis = _as_list(axis, argument), STATIC_AXES[name]
     if not values:
-        raise ValueError(
-            f"{argument} must be a list of at least one {name}, got "
-            f"{_checks.describe(axis)}."
+        raise _checks.ArgumentError(
+            argument, f"must be a list of at least one {name}", _checks.describe(axis)
         )
     for value in values:
         if not _is_hashable(value):
-            raise ValueError(
-                f"{argument} must be a list of values of {name}, and "
-                f"{_checks.describe(value)} is none."
+            raise _checks.ArgumentError(
+                argument,
+                f"must be a list of values of {name}, and {_checks.describe(value)} "
+                "is none",
             )
         static_axis.check(argument, value)
     get = static_axis.named
@@ -413,9 +425,10 @@ def _as_list(axis: Any, argument: str) -> list:
     except TypeError:  # not iterable, or an array without axes
         return []
     if len(values) > MAX_LANES:
-        raise ValueError(
-            f"{argument} has more values than the {MAX_LANES:,} lanes of a sweep; "
-            "take a shorter list."
+        raise _checks.ArgumentError(
+            argument,
+            f"has more values than the {MAX_LANES:,} lanes of a sweep",
+            advice="take a shorter list",
         )
     return values
 

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxae import _checks
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import LANES_FILE, add_checksum, verify_checksum
 from jaxae.checkpoints import differences, locked
@@ -83,16 +84,18 @@ class Store:
                 for s in saved["schedules"]
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); restore it, choose another folder, or "
-                "remove this one."
+            raise _checks.ArgumentError(
+                str(path),
+                f"is damaged ({error})",
+                advice="restore it, choose another folder, or remove this one",
             ) from None
         if saved_epochs < num_epochs:  # a resumed sweep may have more epochs
             fingerprint = {**fingerprint, "num_epochs": num_epochs}
         for name, there, here in differences(fingerprint, self._fingerprint):
-            raise ValueError(
-                f"out {self._directory} holds another sweep: {name} is {there} there "
-                f"and {here} here; sweep the same, or choose another folder."
+            raise _checks.ArgumentError(
+                f"out {self._directory}",
+                f"holds another sweep: {{{name}}} is {there} there and {here} here",
+                advice="sweep the same, or choose another folder",
             )
         return schedules
 

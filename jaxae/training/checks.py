@@ -33,21 +33,27 @@ def check_arguments(objective, key, config, params=None) -> None:
       ValueError: naming the argument.
     """
     if not isinstance(objective, Objective):
-        raise ValueError(
-            f"objective must be a jaxae.Objective, got {objective!r}; "
-            "make one with jaxae.Objective(ae)."
+        raise _checks.ArgumentError(
+            "objective",
+            "must be a jaxae.Objective",
+            repr(objective),
+            "make one with jaxae.Objective(ae)",
         )
     if not isinstance(config, TrainConfig):
-        raise ValueError(f"config must be a jaxae.TrainConfig, got {config!r}.")
+        raise _checks.ArgumentError(
+            "config", "must be a jaxae.TrainConfig", repr(config)
+        )
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if not np.isfinite(leaf).all():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ValueError(
-                    f"params.{name} must be finite, got NaN or infinity; start from "
-                    "ae.init(key) or a sound checkpoint."
+                raise _checks.ArgumentError(
+                    f"params.{name}",
+                    "must be finite",
+                    "NaN or infinity",
+                    "start from ae.init(key) or a sound checkpoint",
                 )
 
 
@@ -61,22 +67,26 @@ def as_data(
     """
     if callable(data):
         if config.steps_per_epoch is None:
-            raise ValueError(
-                "steps_per_epoch must say how many batches an epoch takes from a "
-                "source, got None; set it in the TrainConfig."
+            raise _checks.ArgumentError(
+                "steps_per_epoch",
+                "must say how many batches an epoch takes from a source",
+                "None",
+                "set it in the TrainConfig",
             )
         return data
     if config.steps_per_epoch is not None:
-        raise ValueError(
-            "steps_per_epoch is for data from a source; an array's epoch is its "
-            "length // batch_size: leave it out."
+        raise _checks.ArgumentError(
+            "steps_per_epoch",
+            "is for data from a source",
+            advice="an array's epoch is its length // batch_size: leave it out",
         )
     data = as_rows(name, data, objective, dtype, config.memory_budget)
     num_examples = num_rows(data)
     if config.batch_size > num_examples:
-        raise ValueError(
-            f"batch_size must be at most the number of examples, got "
-            f"{config.batch_size} for {num_examples}."
+        raise _checks.ArgumentError(
+            "batch_size",
+            "must be at most the number of examples",
+            f"{config.batch_size} for {num_examples}",
         )
     return data
 
@@ -90,9 +100,11 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
       ValueError: for bad values (which row and column), shapes or sizes.
     """
     if isinstance(data, tuple) and len(data) != 2:
-        raise ValueError(
-            f"{name} must be an array [N, D] or a pair (inputs, targets), got a "
-            f"{type(data).__name__} of {len(data)}; of a Dataset, take .train."
+        raise _checks.ArgumentError(
+            name,
+            "must be an array [N, D] or a pair (inputs, targets)",
+            f"a {type(data).__name__} of {len(data)}",
+            "of a Dataset, take .train",
         )
     arrays = data if isinstance(data, tuple) else (data,)
     arrays = tuple(_checks.as_array(name, array) for array in arrays)
@@ -101,7 +113,9 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
         _check_rows(name, inputs, objective, None)
     _check_rows(name, targets, objective, objective.ae.observation.validate)
     if len(inputs) != len(targets):
-        raise ValueError(f"{name} must pair inputs and targets of equal length.")
+        raise _checks.ArgumentError(
+            name, "must pair inputs and targets of equal length"
+        )
     fits = _num_bytes(arrays, dtype) <= budget
     rows = tuple(_placed(name, array, dtype, fits) for array in arrays)
     return rows if isinstance(data, tuple) else rows[0]
@@ -114,9 +128,10 @@ def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
     else:
         shape = data_module.column_stats(rows, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
-        raise ValueError(
-            f"{name} must have {objective.ae.input_dim} columns for this model, "
-            f"got shape {list(shape)}."
+        raise _checks.ArgumentError(
+            name,
+            f"must have {objective.ae.input_dim} columns for this model",
+            f"shape {list(shape)}",
         )
 
 
@@ -139,8 +154,10 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
             stats = data_module.column_stats(rows, name)
             extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
-        raise ValueError(
-            f"{name} overflows {jnp.dtype(dtype)}, the parameters' dtype; scale it."
+        raise _checks.ArgumentError(
+            name,
+            f"overflows {jnp.dtype(dtype)}, the parameters' dtype",
+            advice="scale it",
         )
     return placed
 
@@ -155,7 +172,9 @@ def as_callbacks(on_epoch) -> tuple[Callable, ...]:
     callbacks = () if on_epoch is None else on_epoch if is_many else (on_epoch,)
     for callback in callbacks:
         if isinstance(on_epoch, str) or not callable(callback):
-            raise ValueError(f"on_epoch must be a function, got {on_epoch!r}.")
+            raise _checks.ArgumentError(
+                "on_epoch", "must be a function", repr(on_epoch)
+            )
     return tuple(callbacks)
 
 
@@ -167,9 +186,10 @@ def check_patience(config: TrainConfig, validation) -> None:
     """
     is_validation = config.monitor.startswith("validation/")
     if config.patience is not None and is_validation and validation is None:
-        raise ValueError(
-            f"patience waits for {config.monitor}, but there are no validation data; "
-            "give validation=, or set monitor='train/loss'."
+        raise _checks.ArgumentError(
+            "patience",
+            f"waits for {config.monitor}, but there are no validation data",
+            advice="give {validation}, or set {monitor}='train/loss'",
         )
 
 
@@ -183,9 +203,11 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
     """
     is_default = config.monitor == TrainConfig().monitor and config.patience is None
     if config.monitor not in metrics and not is_default:
-        raise ValueError(
-            f"monitor must be a metric of the run, got {config.monitor!r}"
-            f"{_checks.closest(config.monitor, metrics)}; known: {', '.join(metrics)}."
+        raise _checks.ArgumentError(
+            "monitor",
+            "must be a metric of the run",
+            f"{config.monitor!r}{_checks.closest(config.monitor, metrics)}",
+            f"known: {', '.join(metrics)}",
         )
 
 
@@ -198,9 +220,11 @@ def check_updates(config: TrainConfig, data: Data) -> None:
     accumulate = getattr(config.optimizer, "accumulate", 1)
     total = config.num_epochs * num_steps(data, config)
     if accumulate > total:
-        raise ValueError(
-            f"accumulate must be at most the {total} steps of the run, or no update is "
-            f"made, got {accumulate}; use more epochs or smaller batches."
+        raise _checks.ArgumentError(
+            "accumulate",
+            f"must be at most the {total} steps of the run, or no update is made",
+            str(accumulate),
+            "use more epochs or smaller batches",
         )
 
 
@@ -214,8 +238,8 @@ def as_hparams(hparams, dtype) -> dict[str, Array]:
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
         if not _is_finite(value, dtype):
-            raise ValueError(
-                f"hparams[{name!r}] must be a finite number, got {value!r}."
+            raise _checks.ArgumentError(
+                f"hparams[{name!r}]", "must be a finite number", repr(value)
             )
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
 
@@ -270,11 +294,17 @@ def check_hparams(
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
     if missing or unused:
-        faults = [f"lacks {', '.join(missing)}"] if missing else []
-        faults += [f"has {', '.join(unused)}, which nothing reads"] if unused else []
-        raise ValueError(
-            f"hparams {' and '.join(faults)}; this objective and optimizer read: "
-            f"{', '.join(needed) or 'none'}."
+        faults = []
+        if missing:
+            faults.append(f"lacks {_checks.argument_list(missing)}")
+        if unused:
+            unread = _checks.argument_list(unused)
+            faults.append(f"has {unread}, which nothing reads")
+        raise _checks.ArgumentError(
+            "hparams",
+            " and ".join(faults),
+            advice="this objective and optimizer read: "
+            f"{_checks.argument_list(needed) or 'none'}",
         )
     check_numbers(objective, config, data, hparams)
     if config.after_update is not None:
@@ -311,14 +341,16 @@ def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
     try:
         optimizer = config.optimizer(reads)
     except Exception as error:
-        raise ValueError(
-            "config.optimizer must be a function hparams -> transformation, such as "
-            f"lambda hp: optax.adam(hp['learning_rate']), but it failed: {error}."
+        raise _checks.ArgumentError(
+            "config.optimizer",
+            "must be a function hparams -> transformation, such as lambda hp: "
+            f"optax.adam(hp['learning_rate']), but it failed: {error}",
         ) from error
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(
-            "config.optimizer must return an optax.GradientTransformation, "
-            f"got {optimizer!r}."
+        raise _checks.ArgumentError(
+            "config.optimizer",
+            "must return an optax.GradientTransformation",
+            repr(optimizer),
         )
     return reads.names
 
@@ -336,10 +368,11 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
     try:
         jax.eval_shape(batch, key, dict(hparams))
     except Exception as error:
-        raise ValueError(
-            "data must be an array, or a pure source (key, hparams) -> batch whose "
-            f"shapes do not depend on a hyperparameter; {optimizers.name_of(source)} "
-            f"failed: {_checks.first_line(error)}."
+        raise _checks.ArgumentError(
+            "data",
+            "must be an array, or a pure source (key, hparams) -> batch whose "
+            "shapes do not depend on a hyperparameter",
+            advice=f"{optimizers.name_of(source)} failed: {_checks.first_line(error)}",
         ) from error
     return names
 
@@ -399,7 +432,8 @@ def _check_after_update(objective: Objective, config: TrainConfig, hparams, key)
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(
-            "after_update must be a pure function (state, p) -> state, but it failed: "
-            f"{_checks.first_line(error)}."
+        raise _checks.ArgumentError(
+            "after_update",
+            "must be a pure function (state, p) -> state, but it failed: "
+            f"{_checks.first_line(error)}",
         ) from error

@@ -64,7 +64,7 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         listed = " or ".join(map(repr, choices))
-        raise ValueError(f"{name} must be {listed}, got {value!r}.")
+        raise _checks.ArgumentError(name, f"must be {listed}", repr(value))
     return value
 
 
@@ -72,32 +72,33 @@ def _check_optimizer(name: str, value: Any) -> Optimizer:
     if isinstance(value, str):
         return optimizers.get(value)
     if not callable(value):
-        raise ValueError(
-            f"{name} must be a function hparams -> optax.GradientTransformation "
-            "such as jaxae.optimizers.adam, or the name of one, got "
-            f"{value!r}."
+        raise _checks.ArgumentError(
+            name,
+            "must be a function hparams -> optax.GradientTransformation such as "
+            "jaxae.optimizers.adam, or the name of one",
+            repr(value),
         )
     return value
 
 
 def _check_after_update(name: str, value: Any) -> Any:
     if not callable(value):
-        raise ValueError(
-            f"{name} must be a function (state, p) -> state or None, got {value!r}."
+        raise _checks.ArgumentError(
+            name, "must be a function (state, p) -> state or None", repr(value)
         )
     return value
 
 
 def _check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}.")
+        raise _checks.ArgumentError(name, "must be True or False", repr(value))
     return value
 
 
 def _check_metric(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(
-            f"{name} must be a metric's name such as 'validation/loss', got {value!r}."
+        raise _checks.ArgumentError(
+            name, "must be a metric's name such as 'validation/loss'", repr(value)
         )
     return value
 
@@ -105,8 +106,8 @@ def _check_metric(name: str, value: Any) -> str:
 def _check_minutes(name: str, value: Any) -> Any:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if value is not None and not (is_number and math.isfinite(value) and value >= 0):
-        raise ValueError(
-            f"{name} must be a number of minutes of at least 0, or None, got {value!r}."
+        raise _checks.ArgumentError(
+            name, "must be a number of minutes of at least 0, or None", repr(value)
         )
     return value
 

@@ -193,9 +193,10 @@ def _says_stop(answer: Any) -> bool:
     try:
         return bool(answer)
     except Exception as error:  # as of an array of many
-        raise ValueError(
-            "on_epoch must return whether to stop, and None or False to go on, got "
-            f"{_checks.describe(answer)}."
+        raise _checks.ArgumentError(
+            "on_epoch",
+            "must return whether to stop, and None or False to go on",
+            _checks.describe(answer),
         ) from error
 
 
