@@ -315,11 +315,9 @@ def test_npz_arrays(save, tmp_path):
     assert data.load(path).train.shape == (4, 3)
     save(path, a=np.ones((4, 3)), b=np.ones((5, 2), np.uint8))
     np.testing.assert_array_equal(data.load(path, array="b").train, np.ones((5, 2)))
-    with pytest.raises(
-        ValueError, match=r"must name one array .* holds a, b, got None"
-    ):
+    with pytest.raises(ValueError, match="must name one array .* a, b, got None"):
         data.load(path)
-    with pytest.raises(ValueError, match=r"holds a, b, and no 'c'; choose .*=NAME"):
+    with pytest.raises(ValueError, match="must name one array .* a, b, got 'c'"):
         data.load(path, array="c")
     save(path)
     with pytest.raises(ValueError, match="it holds no array"):
