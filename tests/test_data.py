@@ -320,7 +320,7 @@ def test_npz_arrays(save, tmp_path):
     with pytest.raises(ValueError, match="must name one array .* a, b, got 'c'"):
         data.load(path, array="c")
     save(path)
-    with pytest.raises(ValueError, match="it holds no array"):
+    with pytest.raises(ValueError, match="which holds no array"):
         data.load(path)
 
 
