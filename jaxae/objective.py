@@ -17,12 +17,15 @@ from jaxae.terms import Cotangents, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
 ACTIVATION = "activation"  # the key of the activation's state
-# Names of metrics and of other states, which no penalty may have.
+# Names of metrics, states and other hyperparameters, which no penalty may have.
 RESERVED = {
     *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
     *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
+    *(CORRUPTION_RATE, LATENT_DIM, "init_scale", "seed", "k"),
 }
-_TERMS_KEY = 1  # folded into a batch's key: the terms' draws are not the corruption's
+# Names of metrics, states and hyperparameters, which no penalty may have.
+# this is a number that no example of a batch has.
+_TERMS_KEY = 2**32 - 1
 
 
 class Aux(NamedTuple):
@@ -321,14 +324,30 @@ def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
         raise _checks.ArgumentError(
             "penalties", "must be a tuple", repr(parts), f"write ({parts!r},)"
         )
+    if not isinstance(parts, Iterable):
+        raise _checks.ArgumentError(
+            "penalties",
+            "must be a tuple of penalties",
+            repr(parts),
+            "write () for no penalty",
+        )
     chosen = tuple(
         _checks.part("penalties", part, penalties.get, Penalty, "penalties.l1")
-        for part in (parts if isinstance(parts, Iterable) else (parts,))
+        for part in parts
     )
     names = [penalty.name for penalty in chosen]
     reserved = RESERVED & set(names)
     if reserved:
-        raise ValueError(f"a penalty must not be named {reserved.pop()}: a metric is.")
+        raise ValueError(
+            f"a penalty must not be named {reserved.pop()}, the name of a metric, a "
+            "state or a hyperparameter."
+        )
+    for penalty in chosen:
+        if (penalty.init_state is None) != (penalty.update_state is None):
+            raise ValueError(
+                f"penalty {penalty} must have both init_state and update_state, or "
+                "neither."
+            )
     if len(set(names)) < len(names):
         raise _checks.ArgumentError(
             "penalties", "must have different names", ", ".join(names)

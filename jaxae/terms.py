@@ -116,7 +116,7 @@ class Penalty(NamedTuple):
 
     def checked_state(self, ae: Autoencoder, params, p: Pass) -> Any:
         """The state after the step, rejected unless it is like the one before."""
-        assert self.update_state is not None  # checked by the objective
+        assert self.update_state is not None  # the objective checks it
         state = self.update_state(ae, params, p)
         what = f"penalty {self}: update_state"
         return _checks.returned_state(what, state, p.state[self.name])

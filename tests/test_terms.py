@@ -320,6 +320,39 @@ def test_a_state_of_another_dtype_is_an_error_before_any_work():
         train(objective)
 
 
+def test_terms_draw_other_numbers_than_the_corruption():
+    objective = jaxae.Objective(model(activation="tanh"), corruption="gaussian")
+    p = objective.forward(
+        objective.ae.init(KEY), np.zeros_like(X), KEY, {"corruption_rate": 1.0}
+    )
+    own_noise = jax.random.normal(p.key, (D,))
+    assert not np.isclose(np.asarray(p.inputs), np.asarray(own_noise)).any()
+
+
+@pytest.mark.parametrize(
+    "penalty, sentence",
+    [
+        (idle._replace(update_state=None), "idle must have both init_state and update"),
+        (idle._replace(init_state=None), "idle must have both init_state and update"),
+        (alignment._replace(name="latent_dim"), "not be named latent_dim"),
+    ],
+)
+def test_a_penalty_that_cannot_work_is_an_error(penalty, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        jaxae.Objective(model(activation="tanh"), penalties=(penalty,))
+
+
+def test_a_change_that_is_not_finite_is_named(recwarn):
+    def spoil(state, p):
+        return state._replace(params=jax.tree.map(lambda w: w * jnp.nan, state.params))
+
+    run = train(
+        OBJECTIVES["straight-through, pre-encoder bias"],
+        config=config(after_update=spoil),
+    )
+    assert run.stopped_at == 0 and "after after_update, are not finite" in run.reason
+
+
 def test_a_parametrization_of_your_own_is_saved_by_name(tmp_path):
     ae = model(activation="tanh", parametrization=scaled)
     params = ae.init(KEY)

@@ -37,7 +37,9 @@ def _leaves(flags: dict[str, Any]) -> str:
         leaves = _not_finite(flags[name])
         if leaves:
             return f"The {name} of {', '.join(leaves)} is not finite."
-    return "The loss is not finite."
+    if not flags["loss"]:
+        return "The loss is not finite."
+    return "A state, or the parameters after after_update, are not finite."
 
 
 def _not_finite(flags: Any) -> list[str]:
@@ -71,6 +73,7 @@ def _replay(
     return {
         "gradient": jax.tree.map(_all_finite, proposal.grads),
         "update": jax.tree.map(_all_finite, proposal.params),
+        "loss": jnp.isfinite(proposal.loss),
         "is_bad": ~jnp.isfinite(losses),
     }
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 10_000  # of the training data, at most, of which diagnostics are computed
 _PROBE_BATCHES = 8  # of a source
+_PROBE_KEY = 2**32 - 1  # folded into a run's key for them
 
 
 class Evaluator:
@@ -91,7 +92,8 @@ def probe(data: Any, key, hparams) -> Any:
 
 @functools.partial(jax.jit, static_argnames="source")
 def _draw_probe(key, hparams, *, source) -> Any:
-    keys = jax.random.split(key, _PROBE_BATCHES)
+    # Not split(key), whose first two keys draw the parameters and the training data.
+    keys = jax.random.split(jax.random.fold_in(key, _PROBE_KEY), _PROBE_BATCHES)
     batches = [source(key, hparams) for key in keys]
 
     def concatenate(*arrays):  # each an array, or a list that stands for one
