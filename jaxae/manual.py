@@ -236,9 +236,10 @@ def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
 
 
 def _pullback(objective: Objective, params, untied_grads: UntiedParams):
-    return objective.ae.parametrization.pullback(
-        objective.rounded(params), untied_grads
-    )
+    parametrization = objective.ae.parametrization
+    grads = parametrization.pullback(objective.rounded(params), untied_grads)
+    what = f"parametrization {parametrization}: pullback"
+    return _checks.returned_like(what, grads, params)
 
 
 def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:

@@ -23,8 +23,8 @@ RESERVED = {
     *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
     *(CORRUPTION_RATE, LATENT_DIM, "init_scale", "seed", "k"),
 }
-# Names of metrics, states and hyperparameters, which no penalty may have.
-# this is a number that no example of a batch has.
+# Folded into a batch's key for the terms: a number that no example of a batch has, since
+# split(key, B)[i] may equal fold_in(key, i).
 _TERMS_KEY = 2**32 - 1
 
 
@@ -336,6 +336,11 @@ def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
         for part in parts
     )
     names = [penalty.name for penalty in chosen]
+    for name in names:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise ValueError(
+                f"a penalty's name must be an identifier such as 'l1', got {name!r}."
+            )
     reserved = RESERVED & set(names)
     if reserved:
         raise ValueError(

@@ -122,7 +122,7 @@ class Penalty(NamedTuple):
         return _checks.returned_state(what, state, p.state[self.name])
 
     def __repr__(self) -> str:
-        return self.name
+        return str(self.name)
 
 
 # ---- reconstruction: mean_b -log p(x_b | x_hat_b) ------------------------------------

@@ -180,7 +180,10 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
         ),
         (lambda: MASKED(PARAMS, (X, X, X), KEY, FULL), "pair .*got a tuple of 3"),
         (lambda: MASKED(PARAMS, X, KEY, None), "hparams must be a dict of numbers"),
-        (lambda: jaxae.Objective(AE, penalties=None), "penalties must be a tuple of penalties, got None"),
+        (
+            lambda: jaxae.Objective(AE, penalties=None),
+            "penalties must be a tuple of penalties, got None",
+        ),
         (
             lambda: jaxae.Objective(
                 AE, penalties=(penalties.l1._replace(name="loss"),)

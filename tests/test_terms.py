@@ -335,6 +335,8 @@ def test_terms_draw_other_numbers_than_the_corruption():
         (idle._replace(update_state=None), "idle must have both init_state and update"),
         (idle._replace(init_state=None), "idle must have both init_state and update"),
         (alignment._replace(name="latent_dim"), "not be named latent_dim"),
+        (alignment._replace(name="gradient/W"), "must be an identifier"),
+        (alignment._replace(name=3), "must be an identifier such as 'l1', got 3"),
     ],
 )
 def test_a_penalty_that_cannot_work_is_an_error(penalty, sentence):
@@ -364,6 +366,57 @@ def test_a_parametrization_of_your_own_is_saved_by_name(tmp_path):
         jaxae.load(tmp_path)
     with pytest.raises(ValueError, match="tied must be False for .* scaled"):
         model(parametrization=scaled, tied=True)
+
+
+@pytest.mark.parametrize("choices", [{"pre_bias": True}, {"bias": False}, {}])
+@pytest.mark.parametrize("is_own", [True, False])
+def test_saved_choices_of_the_parametrization_are_loaded(tmp_path, choices, is_own):
+    base = {"parametrization": scaled} if is_own else {}
+    ae = model(activation="tanh", **base, **choices)
+    params = ae.init(KEY)
+    jaxae.save(tmp_path, ae, params)
+    loaded, loaded_params = jaxae.load(tmp_path, **base)
+    assert loaded == ae and repr(loaded) == repr(ae)
+    assert all(f"{name}={choice}" in repr(ae) for name, choice in choices.items())
+    chex.assert_trees_all_equal(loaded_params, params)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"expand": lambda params: params}, "scaled: expand must return UntiedParams"),
+        (
+            {"expand": lambda p: _expand(p)._replace(W_dec=p.W.T)},
+            r"expand, as W_dec, must return .* \[4, 5\], got float32\[5, 4\]",
+        ),
+        (
+            {"pullback": lambda p, g: _pullback(p, g)._replace(scale=g.W_enc)},
+            r"pullback must return float32\[4\] as scale, got float32\[4, 5\]",
+        ),
+        (
+            {"pullback": lambda params, g: g._asdict()},
+            "pullback must return ScaledParams",
+        ),
+    ],
+)
+def test_a_wrong_parametrization_is_an_error_before_any_work(change, sentence):
+    ae = model(activation="tanh", parametrization=scaled._replace(**change))
+    with pytest.raises(ValueError, match=sentence):
+        train(jaxae.Objective(ae))
+
+
+def test_after_update_leaves_the_padding_of_a_narrower_lane_at_0():
+    swept = jaxae.sweep(
+        jaxae.Objective(model(activation="tanh")),
+        X,
+        {"latent_dim": [2, 4]},
+        hparams={"learning_rate": 0.1},
+        key=KEY,
+        config=config(),
+    )
+    for lane in range(2):
+        run = jaxae.train(data=X, **swept.trial(lane))
+        chex.assert_trees_all_close(swept.params(lane), run.params, rtol=1e-4)
 
 
 def test_a_pre_encoder_bias_is_saved(tmp_path):

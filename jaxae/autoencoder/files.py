@@ -299,11 +299,12 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
 
 def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
     """The arguments of `Autoencoder` that say the parametrization."""
+    choices = {key: model[key] for key in ("tied", "bias", "pre_bias")}
     name = model["parametrization"]
     if name is None and custom is None:
-        return {key: model[key] for key in ("tied", "bias", "pre_bias")}
+        return choices
     part = _part("parametrization", name, custom, ("tied", "untied"), lambda name: None)
-    return {"parametrization": part}
+    return {"parametrization": part, **choices}
 
 
 def _part(kind: str, name: Any, custom, catalogue: Collection, find: Callable):

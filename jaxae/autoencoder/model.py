@@ -134,10 +134,10 @@ class Autoencoder:
         ]
         if self.parametrization.is_composed:
             choices.append(f"tied={self.tied}")
-            choices += [] if self.bias else ["bias=False"]
-            choices += ["pre_bias=True"] if self.pre_bias else []
         else:
             choices.append(f"parametrization={self.parametrization!r}")
+        choices += [] if self.bias else ["bias=False"]
+        choices += ["pre_bias=True"] if self.pre_bias else []
         return f"{type(self).__name__}({', '.join(choices)})"
 
     def init(
@@ -350,7 +350,21 @@ class Autoencoder:
           ValueError: for another model's parameters.
         """
         self.check_params(params)
-        return self.parametrization.expand(params)
+        untied = self.parametrization.expand(params)
+        if not self.parametrization.is_composed:
+            self._check_expanded(untied)
+        return untied
+
+    def _check_expanded(self, untied: Any) -> None:
+        what = f"parametrization {self.parametrization}: expand"
+        if not isinstance(untied, UntiedParams):
+            raise ValueError(
+                f"{what} must return UntiedParams, got {_checks.outline(untied)}."
+            )
+        H, D = self.latent_dim, self.input_dim
+        shapes = {"W_enc": (H, D), "W_dec": (H, D), "b_enc": (H,), "b_dec": (D,)}
+        for name, shape in shapes.items():
+            _checks.returned(f"{what}, as {name},", getattr(untied, name), shape)
 
     def check_params(self, params: Any) -> None:
         """Check that parameters have this model's type and sizes.

@@ -244,7 +244,21 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
         return state
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
+    if p.mask is not None:  # padding stays 0, as a narrower model has none
+        names = [
+            n for n in ("W", "W_enc", "W_dec", "b_enc") if n in changed.params._fields
+        ]
+        masked = {n: _masked(p.mask, getattr(changed.params, n)) for n in names}
+        changed = changed._replace(params=changed.params._replace(**masked))
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
+
+
+def _masked(mask, leaf):
+    """Leaves `[H, ...]` with 0 on padding; () where the encoder has no bias."""
+    if isinstance(leaf, tuple):
+        return leaf
+    rows = mask.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.where(rows, leaf, 0)
 
 
 # ---- batches -------------------------------------------------------------------------
