@@ -50,7 +50,7 @@ class Checkpoints:
     """The checkpoints of one run in one folder; a context manager that locks it.
 
     Args:
-      directory: created at the first save.
+      directory: created on entering, and removed on leaving if nothing was saved.
       fingerprint: JSON values that identify the run: model, data, versions.
       keep: how many of the last checkpoints are kept.
 
@@ -65,12 +65,12 @@ class Checkpoints:
         self._orbax = _orbax.load()
         self._directory = expanded(directory).absolute()  # orbax rejects other paths
         self._fingerprint, self._keep = _as_json(fingerprint), keep
-        self._stack = contextlib.ExitStack()
-        self._manager: Any = None  # until there is a folder
+        self._manager: Any = None  # until it is entered
 
     def __enter__(self) -> "Checkpoints":
-        if self._directory.exists():
-            self._open()
+        with contextlib.ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -88,8 +88,6 @@ class Checkpoints:
           OSError: this or the previous save failed (disk full, folder read-only);
             earlier checkpoints are intact.
         """
-        if self._manager is None:
-            self._create()
         # Copies: the caller may donate the arrays while they are being written.
         host_arrays = {name: np.array(array) for name, array in arrays.items()}
         about = _about(self._fingerprint, notes, host_arrays)
@@ -111,9 +109,8 @@ class Checkpoints:
         Raises:
           OSError: as `save`.
         """
-        if self._manager is not None:
-            with _as_os_error(self._directory), _orbax.quiet():
-                self._manager.wait_until_finished()
+        with _as_os_error(self._directory), _orbax.quiet():
+            self._manager.wait_until_finished()
 
     def restore(
         self, like: Mapping[str, Any], optional: Mapping[str, Any] | None = None
@@ -169,8 +166,6 @@ class Checkpoints:
             self._manager.reload()
 
     def _steps(self) -> list[int]:
-        if self._manager is None:
-            return []
         # orbax does not list a file, which is a damaged checkpoint, too.
         files = [path.name for path in self._directory.iterdir() if path.is_file()]
         steps = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
@@ -216,20 +211,13 @@ class Checkpoints:
         forms = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
         self._check({name: forms.get(name) for name in expected}, expected)
 
-    def _create(self) -> None:
-        with _as_os_error(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        if not self._directory.is_dir():
-            raise _checks.ArgumentError(
-                "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
-            )
-        self._stack.enter_context(locked(self._directory))
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        new_folders = self._create()
+        stack.enter_context(locked(self._directory))
+        stack.callback(_remove_empty, new_folders)
         # As long as it is open: a save in the background may fail at any time.
-        self._stack.enter_context(_orbax.without_log())
-        self._stack.enter_context(_orbax.without_late_errors())
+        stack.enter_context(_orbax.without_log())
+        stack.enter_context(_orbax.without_late_errors())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
@@ -237,11 +225,29 @@ class Checkpoints:
             self._manager = self._orbax.CheckpointManager(
                 self._directory, options=options
             )
-        self._stack.callback(self._close)
+        stack.callback(self._close)
+
+    def _create(self) -> list[Path]:
+        """Create the folder; return the folders that did not exist, innermost first."""
+        if self._directory.exists() and not self._directory.is_dir():
+            raise _checks.ArgumentError(
+                "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
+            )
+        candidates = (self._directory, *self._directory.parents)
+        new_folders = [folder for folder in candidates if not folder.exists()]
+        with _as_os_error(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        return new_folders
 
     def _close(self) -> None:
         with _orbax.quiet():
             self._manager.close()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # one that is not empty stays
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager

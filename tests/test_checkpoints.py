@@ -60,8 +60,8 @@ def test_the_last_checkpoint_is_restored_bit_identical(tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == ["2", "5"]  # the last two are kept
 
 
-def test_no_folder_is_created_before_the_first_save(tmp_path):
-    assert restore(tmp_path / "run") is None
+def test_no_folder_is_left_without_a_save(tmp_path):
+    assert restore(tmp_path / "new" / "run") is None
     assert os.listdir(tmp_path) == []
     (tmp_path / "empty").mkdir()
     assert restore(tmp_path / "empty") is None
@@ -297,6 +297,15 @@ def test_a_folder_is_locked_against_a_second_process(tmp_path):
         assert "is in use by another process" in other_process(tmp_path)
     assert other_process(tmp_path) == "held"
     assert os.listdir(tmp_path) == []  # the lock is no file
+
+
+def test_a_new_folder_is_locked_before_the_first_save(tmp_path):
+    with Checkpoints(tmp_path / "run", FINGERPRINT) as checkpoints:
+        assert "is in use" in other_process(tmp_path / "run")
+        with pytest.raises(ValueError, match="is in use by another process"):
+            save(tmp_path / "run", 1)
+        checkpoints.save(2, ARRAYS, NOTES)
+    assert os.listdir(tmp_path / "run") == ["2"]
 
 
 WITH_A_LIMIT = """
