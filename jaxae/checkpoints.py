@@ -25,6 +25,7 @@ from jaxae._files import expanded
 from jaxae.autoencoder.files import digest
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what a kill leaves behind
+_REPLACED = "replaced-"  # in front of a step whose checkpoint is being saved again
 
 
 class OtherRunError(ValueError):
@@ -84,6 +85,9 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
         """Save a checkpoint in the background, and delete those beyond `keep`.
 
+        A step that is saved again replaces its checkpoint once it is on disk; this
+        call waits for that.
+
         Raises:
           OSError: this or the previous save failed (disk full, folder read-only);
             earlier checkpoints are intact.
@@ -91,17 +95,39 @@ class Checkpoints:
         # Copies: the caller may donate the arrays while they are being written.
         host_arrays = {name: np.array(array) for name, array in arrays.items()}
         about = _about(self._fingerprint, notes, host_arrays)
-        args = self._orbax.args
         with _as_os_error(self._directory), _orbax.quiet():
+            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=args.Composite(
-                    arrays=args.StandardSave(host_arrays), about=args.JsonSave(about)
-                ),
-                force=True,
-            )
+                self._replace(step, host_arrays, about)
+            else:
+                self._save(step, host_arrays, about)
+
+    def _save(self, step: int, arrays: Mapping, about: Mapping) -> None:
+        args = self._orbax.args
+        items = args.Composite(
+            arrays=args.StandardSave(arrays), about=args.JsonSave(about)
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def _replace(self, step: int, arrays: Mapping, about: Mapping) -> None:
+        """Save beside the old checkpoint of the step, which a failure puts back."""
+        (self._directory / str(step)).rename(self._directory / f"{_REPLACED}{step}")
+        self._manager.reload()
+        try:
+            self._save(step, arrays, about)
+            self._manager.wait_until_finished()
+        finally:
+            self._settle_replaced()
+            self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Keep one of the two checkpoints of a step: the new one, if it is complete."""
+        for old in self._directory.glob(f"{_REPLACED}*"):
+            new = self._directory / old.name.removeprefix(_REPLACED)
+            if new.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(new)
 
     def wait(self) -> None:
         """Wait until every save is on disk.
@@ -220,6 +246,8 @@ class Checkpoints:
         stack.enter_context(_orbax.without_late_errors())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
+        with _as_os_error(self._directory):
+            self._settle_replaced()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
         with _as_os_error(self._directory), _orbax.quiet():
             self._manager = self._orbax.CheckpointManager(

@@ -74,6 +74,33 @@ def test_a_step_saved_again_is_replaced(tmp_path):
         checkpoints.wait()
         checkpoint = checkpoints.restore({"other": jnp.zeros(2)})
     assert checkpoint.notes == {"second": True}
+    assert os.listdir(tmp_path) == ["2"]
+
+
+def test_a_failed_save_of_the_same_step_keeps_the_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 2, keep=1)
+    with Checkpoints(tmp_path, FINGERPRINT, keep=1) as checkpoints:
+
+        def fail(*arguments, **keywords):
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "save", fail)
+            with pytest.raises(OSError, match="disk full; earlier .* are intact"):
+                checkpoints.save(2, {"other": jnp.ones(2)}, {})
+        assert_is_step(checkpoints.restore(ARRAYS), 2)
+        checkpoints.save(3, {**ARRAYS, "state.step": jnp.int32(1)}, NOTES)
+    assert os.listdir(tmp_path) == ["3"]
+
+
+def test_a_kill_while_a_step_is_saved_again_keeps_a_checkpoint(tmp_path):
+    save(tmp_path, 2)
+    (tmp_path / "2").rename(tmp_path / "replaced-2")  # killed before the new one
+    assert_is_step(restore(tmp_path), 2)
+    shutil.copytree(tmp_path / "2", tmp_path / "replaced-2")  # killed after it
+    (tmp_path / "replaced-2" / "_CHECKPOINT_METADATA").write_text("old")
+    assert_is_step(restore(tmp_path), 2)
+    assert os.listdir(tmp_path) == ["2"]
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
