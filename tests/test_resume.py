@@ -314,6 +314,15 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path):
         train(config=settings_, validation=None)
 
 
+def test_patience_stops_a_run_whose_monitor_is_nan_from_the_start():
+    constant = np.full_like(X, 0.5)
+    settings_ = config(num_epochs=8, patience=2, monitor="train/fvu")
+    with pytest.warns(RuntimeWarning, match="all rows are equal"):
+        run = train(data=constant, config=settings_)
+    assert run.status == "early_stopped" and len(run.metrics["train/fvu"]) == 2
+    assert run.best is None
+
+
 @pytest.mark.parametrize("patience", [None, 1])
 def test_an_unknown_monitor_is_rejected(patience):
     settings_ = config(monitor="validation/los", patience=patience)

@@ -47,8 +47,8 @@ class Run(NamedTuple):
       status: "finished", "early_stopped" (config.patience), "stopped" (by `on_epoch`),
         "interrupted" (by a signal) or "diverged".
       stopped_at: if it diverged, the step that failed; `state` is the one before it.
-      best: epoch, value and parameters where config.monitor was smallest; None where
-        there is no such metric.
+      best: epoch (counted from 1), value and parameters of the epoch with the smallest
+        config.monitor; None if the run has no such metric, or it is nan in every epoch.
       reason: if it diverged, one sentence that says what was not finite.
     """
 
@@ -204,11 +204,10 @@ def status_of(prepared: PreparedRun, run_state: RunState) -> str | None:
     """Why there is nothing left to do; None while there is."""
     if run_state.reason is not None:
         return "diverged"
-    num_epochs, best = len(run_state.history), run_state.best
-    patience = prepared.config.patience
-    if patience is not None and best is not None:
-        if num_epochs - best.epoch >= patience:
-            return "early_stopped"
+    num_epochs, patience = len(run_state.history), prepared.config.patience
+    best_epoch = 0 if run_state.best is None else run_state.best.epoch
+    if patience is not None and num_epochs - best_epoch >= patience:
+        return "early_stopped"
     return "finished" if num_epochs >= prepared.config.num_epochs else None
 
 
