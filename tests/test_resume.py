@@ -462,6 +462,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.argv[3] == "handled":
     signal.signal(number, lambda *_: print("handled"))
 run = t.train(sys.argv[1], on_epoch=on_epoch)
+def test_an_iterator_of_callbacks_is_read_once():
+    epochs = []
+    callbacks = iter([lambda metrics, state: epochs.append(int(state.step))])
+    train(on_epoch=callbacks, config=config(num_epochs=2))
+    assert epochs == [6, 12]
+    with pytest.raises(ValueError, match="on_epoch must be a function, got ''"):
+        train(on_epoch="")
+
+
 print(run.status, len(seen))
 """
 
