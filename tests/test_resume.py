@@ -20,7 +20,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import host, loop
+from jaxae.training import checkpointing, host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -388,6 +388,23 @@ def test_a_divergence_names_the_leaf_and_the_row(tmp_path):
     assert again.reason == run.reason
 
 
+def test_a_diverged_run_that_is_resumed_is_not_saved_again(tmp_path, monkeypatch):
+    steps = []
+    save = checkpointing.save
+
+    def counted(checkpoints, run_state):
+        steps.append(int(run_state.state.step))
+        save(checkpoints, run_state)
+
+    monkeypatch.setattr(checkpointing, "save", counted)
+    with pytest.warns(RuntimeWarning):
+        run = diverge(tmp_path)
+    assert steps == [run.stopped_at]
+    with pytest.warns(RuntimeWarning):
+        diverge(tmp_path)
+    assert steps == [run.stopped_at]
+
+
 def test_a_divergence_that_no_row_caused_names_no_row():
     sgd = config(optimizer=optimizers.sgd, diagnostics=False)
     with pytest.warns(RuntimeWarning):
@@ -445,6 +462,15 @@ def test_many_callbacks_are_each_called():
     assert run.status == "stopped" and [name for name, _ in seen] == ["a", "b"]
 
 
+def test_an_iterator_of_callbacks_is_read_once():
+    epochs = []
+    callbacks = iter([lambda metrics, state: epochs.append(int(state.step))])
+    train(on_epoch=callbacks, config=config(num_epochs=2))
+    assert epochs == [6, 12]
+    with pytest.raises(ValueError, match="on_epoch must be a function, got ''"):
+        train(on_epoch="")
+
+
 # ---- signals -------------------------------------------------------------------------
 
 INTERRUPTED = """
@@ -462,15 +488,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.argv[3] == "handled":
     signal.signal(number, lambda *_: print("handled"))
 run = t.train(sys.argv[1], on_epoch=on_epoch)
-def test_an_iterator_of_callbacks_is_read_once():
-    epochs = []
-    callbacks = iter([lambda metrics, state: epochs.append(int(state.step))])
-    train(on_epoch=callbacks, config=config(num_epochs=2))
-    assert epochs == [6, 12]
-    with pytest.raises(ValueError, match="on_epoch must be a function, got ''"):
-        train(on_epoch="")
-
-
 print(run.status, len(seen))
 """
 
