@@ -1,5 +1,7 @@
 """A run that is stopped and resumed is bit-identical to an uninterrupted one."""
 
+import dataclasses
+import functools
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import checkpointing, host, loop
+from jaxae.training import checkpointing, fingerprint, host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -272,9 +274,42 @@ def test_a_checkpoint_of_another_run_is_rejected_by_the_field(saved, changes, fi
     assert "\n" not in str(e.value)
 
 
-def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
-    from jaxae.training import fingerprint
+def test_a_fingerprint_has_the_arguments_of_a_partial_and_no_address():
+    def optimizer(build, hp, *, decay):
+        return build(hp["learning_rate"], decay=decay)
 
+    def identity(build, decay):
+        partial = functools.partial(optimizer, build, decay=decay)
+        run = OBJECTIVE, config(optimizer=partial), {}, KEY, None, X, None
+        return fingerprint.fingerprint(*run)["config"]["optimizer"]
+
+    name = f"{optimizer.__module__}.{optimizer.__qualname__}"
+    sgd, adam = (f"{f.__module__}.{f.__qualname__}" for f in (optax.sgd, optax.adam))
+    assert identity(optax.sgd, 0.5) == f"{name}({sgd}, decay=0.5)"
+    assert identity(optax.adam, 0.1) == f"{name}({adam}, decay=0.1)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    scale: float
+    offset: np.ndarray = dataclasses.field(hash=False)
+
+    def __call__(self, key, hparams):
+        return self.scale * jax.random.uniform(key, (8, 6)) + self.offset
+
+
+def test_a_fingerprint_has_the_fields_of_a_source():
+    def identity(source):
+        run = OBJECTIVE, config(steps_per_epoch=2), {}, KEY, None, source, None
+        return fingerprint.fingerprint(*run)["data"]
+
+    zeros, ones = np.zeros(6), np.ones(6)
+    assert identity(Source(1.0, zeros)) == identity(Source(1.0, zeros.copy()))
+    assert identity(Source(1.0, zeros)) != identity(Source(0.1, zeros))
+    assert identity(Source(1.0, zeros)) != identity(Source(1.0, ones))
+
+
+def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
     monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
     versions = re.escape(f'version.jaxae is "{jaxae.__version__}" there and "9.9.9"')
     with pytest.raises(ValueError, match=versions):
