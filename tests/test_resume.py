@@ -452,6 +452,24 @@ def test_a_divergence_that_no_row_caused_names_no_row():
     assert run.stopped_at in (0, 1) and "of W" in run.reason
 
 
+def test_an_epoch_that_diverges_is_reported_and_is_never_the_best():
+    epochs = []
+
+    def after_update(state, p):
+        is_last = state.step == 6 + 4  # the fifth step of the second epoch
+        W = jnp.where(is_last, jnp.nan, state.params.W)
+        return state._replace(params=state.params._replace(W=W))
+
+    settings_ = config(after_update=after_update, monitor="train/loss")
+    with pytest.warns(RuntimeWarning, match="stopped at step 10"):
+        run = train(
+            config=settings_, on_epoch=lambda metrics, state: epochs.append(metrics)
+        )
+    losses = run.metrics["train/loss"]
+    assert len(losses) == len(epochs) == 2 and losses[1] < losses[0]
+    assert run.best.epoch == 1
+
+
 def test_skipped_steps_are_counted():
     run = diverge(on_nonfinite="skip")
     assert run.status == "finished"
