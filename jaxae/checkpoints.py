@@ -25,6 +25,7 @@ from jaxae._files import expanded
 from jaxae.autoencoder.files import digest
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what a kill leaves behind
+_REPLACED = "replaced-"  # in front of a step whose checkpoint is being saved again
 
 
 class OtherRunError(ValueError):
@@ -50,7 +51,7 @@ class Checkpoints:
     """The checkpoints of one run in one folder; a context manager that locks it.
 
     Args:
-      directory: created at the first save.
+      directory: created on entering, and removed on leaving if nothing was saved.
       fingerprint: JSON values that identify the run: model, data, versions.
       keep: how many of the last checkpoints are kept.
 
@@ -65,12 +66,12 @@ class Checkpoints:
         self._orbax = _orbax.load()
         self._directory = expanded(directory).absolute()  # orbax rejects other paths
         self._fingerprint, self._keep = _as_json(fingerprint), keep
-        self._stack = contextlib.ExitStack()
-        self._manager: Any = None  # until there is a folder
+        self._manager: Any = None  # until it is entered
 
     def __enter__(self) -> "Checkpoints":
-        if self._directory.exists():
-            self._open()
+        with contextlib.ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -84,26 +85,49 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
         """Save a checkpoint in the background, and delete those beyond `keep`.
 
+        A step that is saved again replaces its checkpoint once it is on disk; this
+        call waits for that.
+
         Raises:
           OSError: this or the previous save failed (disk full, folder read-only);
             earlier checkpoints are intact.
         """
-        if self._manager is None:
-            self._create()
         # Copies: the caller may donate the arrays while they are being written.
         host_arrays = {name: np.array(array) for name, array in arrays.items()}
         about = _about(self._fingerprint, notes, host_arrays)
-        args = self._orbax.args
         with _as_os_error(self._directory), _orbax.quiet():
+            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=args.Composite(
-                    arrays=args.StandardSave(host_arrays), about=args.JsonSave(about)
-                ),
-                force=True,
-            )
+                self._replace(step, host_arrays, about)
+            else:
+                self._save(step, host_arrays, about)
+
+    def _save(self, step: int, arrays: Mapping, about: Mapping) -> None:
+        args = self._orbax.args
+        items = args.Composite(
+            arrays=args.StandardSave(arrays), about=args.JsonSave(about)
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def _replace(self, step: int, arrays: Mapping, about: Mapping) -> None:
+        """Save beside the old checkpoint of the step, which a failure puts back."""
+        (self._directory / str(step)).rename(self._directory / f"{_REPLACED}{step}")
+        self._manager.reload()
+        try:
+            self._save(step, arrays, about)
+            self._manager.wait_until_finished()
+        finally:
+            self._settle_replaced()
+            self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Keep one of the two checkpoints of a step: the new one, if it is complete."""
+        for old in self._directory.glob(f"{_REPLACED}*"):
+            new = self._directory / old.name.removeprefix(_REPLACED)
+            if new.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(new)
 
     def wait(self) -> None:
         """Wait until every save is on disk.
@@ -111,9 +135,8 @@ class Checkpoints:
         Raises:
           OSError: as `save`.
         """
-        if self._manager is not None:
-            with _as_os_error(self._directory), _orbax.quiet():
-                self._manager.wait_until_finished()
+        with _as_os_error(self._directory), _orbax.quiet():
+            self._manager.wait_until_finished()
 
     def restore(
         self, like: Mapping[str, Any], optional: Mapping[str, Any] | None = None
@@ -169,8 +192,6 @@ class Checkpoints:
             self._manager.reload()
 
     def _steps(self) -> list[int]:
-        if self._manager is None:
-            return []
         # orbax does not list a file, which is a damaged checkpoint, too.
         files = [path.name for path in self._directory.iterdir() if path.is_file()]
         steps = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
@@ -216,32 +237,45 @@ class Checkpoints:
         forms = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
         self._check({name: forms.get(name) for name in expected}, expected)
 
-    def _create(self) -> None:
-        with _as_os_error(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        if not self._directory.is_dir():
-            raise _checks.ArgumentError(
-                "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
-            )
-        self._stack.enter_context(locked(self._directory))
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        new_folders = self._create()
+        stack.enter_context(locked(self._directory))
+        stack.callback(_remove_empty, new_folders)
         # As long as it is open: a save in the background may fail at any time.
-        self._stack.enter_context(_orbax.without_log())
-        self._stack.enter_context(_orbax.without_late_errors())
+        stack.enter_context(_orbax.without_log())
+        stack.enter_context(_orbax.without_late_errors())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
+        with _as_os_error(self._directory):
+            self._settle_replaced()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=self._keep)
         with _as_os_error(self._directory), _orbax.quiet():
             self._manager = self._orbax.CheckpointManager(
                 self._directory, options=options
             )
-        self._stack.callback(self._close)
+        stack.callback(self._close)
+
+    def _create(self) -> list[Path]:
+        """Create the folder; return the folders that did not exist, innermost first."""
+        if self._directory.exists() and not self._directory.is_dir():
+            raise _checks.ArgumentError(
+                "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
+            )
+        candidates = (self._directory, *self._directory.parents)
+        new_folders = [folder for folder in candidates if not folder.exists()]
+        with _as_os_error(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        return new_folders
 
     def _close(self) -> None:
         with _orbax.quiet():
             self._manager.close()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # one that is not empty stays
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager

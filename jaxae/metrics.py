@@ -1,4 +1,7 @@
-"""Metrics: functions of a batch `[B, D]`, not to be vmapped over examples."""
+"""Metrics: functions of a batch `[B, D]`, not to be vmapped over examples.
+
+Batches of integers or booleans are cast to float32 first.
+"""
 
 import math
 from typing import Any
@@ -23,7 +26,7 @@ def squared_error(x, x_hat) -> Float[Array, ""]:
     Raises:
       ValueError: if they are not batches of one shape.
     """
-    _check_batches(x=x, x_hat=x_hat)
+    x, x_hat = _as_batches(x=x, x_hat=x_hat)
     return jnp.mean(jnp.sum((x_hat - x) ** 2, axis=-1))
 
 
@@ -38,7 +41,7 @@ def fvu(x, x_hat) -> Float[Array, ""]:
     Raises:
       ValueError: if they are not batches of one shape.
     """
-    _check_batches(x=x, x_hat=x_hat)
+    x, x_hat = _as_batches(x=x, x_hat=x_hat)
     residual = jnp.sum((x_hat - x) ** 2)
     # Subtract the first row first: the mean of equal numbers rounds, that of zeros not.
     from_first = x - x[:1]
@@ -55,7 +58,7 @@ def l0(z) -> Float[Array, ""]:
     Raises:
       ValueError: if z is not a batch.
     """
-    _check_batches(z=z)
+    (z,) = _as_batches(z=z)
     return jnp.mean(jnp.sum((z != 0).astype(jnp.float32), axis=-1))
 
 
@@ -85,8 +88,8 @@ def is_dead(z) -> Bool[Array, "H"]:
     Raises:
       ValueError: if z is not a batch.
     """
-    _check_batches(z=z)
-    return jnp.all(jnp.asarray(z) == 0, axis=0)
+    (z,) = _as_batches(z=z)
+    return jnp.all(z == 0, axis=0)
 
 
 def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
@@ -102,7 +105,7 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
     Raises:
       ValueError: if a is not a batch, or the activation has no slope.
     """
-    _check_batches(a=a)
+    (a,) = _as_batches(a=a)
     if ae.activation.slope is None:
         raise _checks.ArgumentError(
             "saturated_fraction",
@@ -155,14 +158,24 @@ def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
     return -log_prob / (input_dim * math.log(2))
 
 
-def _check_batches(**arrays) -> None:
-    """Check that the arrays are batches of one shape, because others may broadcast."""
-    for name, array in arrays.items():
-        _checks.refuse_masked(name, array)
-    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+def _as_batches(**arrays) -> list[Array]:
+    """Convert to float arrays, and check that they are 2-D and of equal shapes.
+
+    Unequal shapes could broadcast, and unsigned integers could wrap around.
+    """
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
     is_batch = all(len(shape) == 2 for shape in shapes.values())
     if not is_batch or len(set(shapes.values())) > 1:
         description = " and ".join(f"{name} {list(s)}" for name, s in shapes.items())
         raise ValueError(
             f"metrics take whole batches of one shape [B, D], got {description}."
         )
+    return [_as_floats(name, array) for name, array in arrays.items()]
+
+
+def _as_floats(name: str, array: Any) -> Array:
+    array = _checks.as_array(name, array)
+    if isinstance(array, list | tuple):
+        array = np.asarray(array)
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    return jnp.asarray(array, None if is_float else jnp.float32)

@@ -60,8 +60,8 @@ def test_the_last_checkpoint_is_restored_bit_identical(tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == ["2", "5"]  # the last two are kept
 
 
-def test_no_folder_is_created_before_the_first_save(tmp_path):
-    assert restore(tmp_path / "run") is None
+def test_no_folder_is_left_without_a_save(tmp_path):
+    assert restore(tmp_path / "new" / "run") is None
     assert os.listdir(tmp_path) == []
     (tmp_path / "empty").mkdir()
     assert restore(tmp_path / "empty") is None
@@ -74,6 +74,33 @@ def test_a_step_saved_again_is_replaced(tmp_path):
         checkpoints.wait()
         checkpoint = checkpoints.restore({"other": jnp.zeros(2)})
     assert checkpoint.notes == {"second": True}
+    assert os.listdir(tmp_path) == ["2"]
+
+
+def test_a_failed_save_of_the_same_step_keeps_the_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 2, keep=1)
+    with Checkpoints(tmp_path, FINGERPRINT, keep=1) as checkpoints:
+
+        def fail(*arguments, **keywords):
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "save", fail)
+            with pytest.raises(OSError, match="disk full; earlier .* are intact"):
+                checkpoints.save(2, {"other": jnp.ones(2)}, {})
+        assert_is_step(checkpoints.restore(ARRAYS), 2)
+        checkpoints.save(3, {**ARRAYS, "state.step": jnp.int32(1)}, NOTES)
+    assert os.listdir(tmp_path) == ["3"]
+
+
+def test_a_kill_while_a_step_is_saved_again_keeps_a_checkpoint(tmp_path):
+    save(tmp_path, 2)
+    (tmp_path / "2").rename(tmp_path / "replaced-2")  # killed before the new one
+    assert_is_step(restore(tmp_path), 2)
+    shutil.copytree(tmp_path / "2", tmp_path / "replaced-2")  # killed after it
+    (tmp_path / "replaced-2" / "_CHECKPOINT_METADATA").write_text("old")
+    assert_is_step(restore(tmp_path), 2)
+    assert os.listdir(tmp_path) == ["2"]
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -297,6 +324,15 @@ def test_a_folder_is_locked_against_a_second_process(tmp_path):
         assert "is in use by another process" in other_process(tmp_path)
     assert other_process(tmp_path) == "held"
     assert os.listdir(tmp_path) == []  # the lock is no file
+
+
+def test_a_new_folder_is_locked_before_the_first_save(tmp_path):
+    with Checkpoints(tmp_path / "run", FINGERPRINT) as checkpoints:
+        assert "is in use" in other_process(tmp_path / "run")
+        with pytest.raises(ValueError, match="is in use by another process"):
+            save(tmp_path / "run", 1)
+        checkpoints.save(2, ARRAYS, NOTES)
+    assert os.listdir(tmp_path / "run") == ["2"]
 
 
 WITH_A_LIMIT = """

@@ -630,6 +630,14 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(workdir, tmp_path, caps
     assert bytes_of(tmp_path) == before
 
 
+def test_patience_ends_a_run_whose_monitor_is_nan(workdir, tmp_path, capsys):
+    np.save(tmp_path / "constant.npy", np.full_like(X, 0.5))
+    options = ("--data", tmp_path / "constant.npy", "--monitor", "train/fvu")
+    assert train(tmp_path / "run", *options, "--patience", "2", epochs=9) == 0
+    printed = capsys.readouterr().out
+    assert "stopped after epoch 2: train/fvu was nan in every epoch." in printed
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

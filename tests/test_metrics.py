@@ -35,6 +35,35 @@ def test_metrics_reject_shapes_that_would_broadcast(metric, other):
         metrics.l0(X[0])
 
 
+@pytest.mark.parametrize("convert", [np.uint8, np.int64, bool, jnp.int32, list])
+def test_metrics_of_integers_and_lists_equal_those_of_floats(convert):
+    binary = np.array([[1, 0], [0, 0], [1, 1]])
+    digits = binary if convert is bool else 100 * binary
+    x_hat = np.array([[200.0, 3.0], [50.0, 1.0], [0.25, 0.0]], np.float32)
+
+    def converted(array):
+        if convert is list:
+            return array.tolist()
+        return convert(array) if convert is jnp.int32 else array.astype(convert)
+
+    x, floats = converted(digits), jnp.asarray(digits, jnp.float32)
+    for metric in (metrics.squared_error, metrics.fvu):
+        for one, other in [(x, x_hat), (x_hat, x), (x, x)]:
+            expected = metric(*(jnp.asarray(a, jnp.float32) for a in (one, other)))
+            assert metric(one, other) == expected
+    for metric in (metrics.l0, metrics.dead_fraction):
+        assert metric(x) == metric(floats)
+    ae = model(H=2)
+    actual = metrics.saturated_fraction(ae, x)
+    assert actual == metrics.saturated_fraction(ae, floats)
+
+
+def test_a_large_integer_does_not_wrap_around():
+    large = np.array([[2**32, 0], [0, 2**32]])
+    assert metrics.l0(large) == 1
+    assert metrics.squared_error(large, np.zeros((2, 2))) == 2.0**64
+
+
 def test_l0_and_dead_fraction_count_zeros():
     z = jnp.array([[0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 0.0, 3.0]])
     assert metrics.l0(z) == 1.5

@@ -1,5 +1,7 @@
 """A run that is stopped and resumed is bit-identical to an uninterrupted one."""
 
+import dataclasses
+import functools
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import host, loop
+from jaxae.training import checkpointing, fingerprint, host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -272,9 +274,42 @@ def test_a_checkpoint_of_another_run_is_rejected_by_the_field(saved, changes, fi
     assert "\n" not in str(e.value)
 
 
-def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
-    from jaxae.training import fingerprint
+def test_a_fingerprint_has_the_arguments_of_a_partial_and_no_address():
+    def optimizer(build, hp, *, decay):
+        return build(hp["learning_rate"], decay=decay)
 
+    def identity(build, decay):
+        partial = functools.partial(optimizer, build, decay=decay)
+        run = OBJECTIVE, config(optimizer=partial), {}, KEY, None, X, None
+        return fingerprint.fingerprint(*run)["config"]["optimizer"]
+
+    name = f"{optimizer.__module__}.{optimizer.__qualname__}"
+    sgd, adam = (f"{f.__module__}.{f.__qualname__}" for f in (optax.sgd, optax.adam))
+    assert identity(optax.sgd, 0.5) == f"{name}({sgd}, decay=0.5)"
+    assert identity(optax.adam, 0.1) == f"{name}({adam}, decay=0.1)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    scale: float
+    offset: np.ndarray = dataclasses.field(hash=False)
+
+    def __call__(self, key, hparams):
+        return self.scale * jax.random.uniform(key, (8, 6)) + self.offset
+
+
+def test_a_fingerprint_has_the_fields_of_a_source():
+    def identity(source):
+        run = OBJECTIVE, config(steps_per_epoch=2), {}, KEY, None, source, None
+        return fingerprint.fingerprint(*run)["data"]
+
+    zeros, ones = np.zeros(6), np.ones(6)
+    assert identity(Source(1.0, zeros)) == identity(Source(1.0, zeros.copy()))
+    assert identity(Source(1.0, zeros)) != identity(Source(0.1, zeros))
+    assert identity(Source(1.0, zeros)) != identity(Source(1.0, ones))
+
+
+def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
     monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
     versions = re.escape(f'version.jaxae is "{jaxae.__version__}" there and "9.9.9"')
     with pytest.raises(ValueError, match=versions):
@@ -312,6 +347,15 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path):
     assert_same(train(tmp_path, config=settings_, hparams=hparams), run)
     with pytest.raises(ValueError, match="there are no validation data"):
         train(config=settings_, validation=None)
+
+
+def test_patience_stops_a_run_whose_monitor_is_nan_from_the_start():
+    constant = np.full_like(X, 0.5)
+    settings_ = config(num_epochs=8, patience=2, monitor="train/fvu")
+    with pytest.warns(RuntimeWarning, match="all rows are equal"):
+        run = train(data=constant, config=settings_)
+    assert run.status == "early_stopped" and len(run.metrics["train/fvu"]) == 2
+    assert run.best is None
 
 
 @pytest.mark.parametrize("patience", [None, 1])
@@ -379,6 +423,23 @@ def test_a_divergence_names_the_leaf_and_the_row(tmp_path):
     assert again.reason == run.reason
 
 
+def test_a_diverged_run_that_is_resumed_is_not_saved_again(tmp_path, monkeypatch):
+    steps = []
+    save = checkpointing.save
+
+    def counted(checkpoints, run_state):
+        steps.append(int(run_state.state.step))
+        save(checkpoints, run_state)
+
+    monkeypatch.setattr(checkpointing, "save", counted)
+    with pytest.warns(RuntimeWarning):
+        run = diverge(tmp_path)
+    assert steps == [run.stopped_at]
+    with pytest.warns(RuntimeWarning):
+        diverge(tmp_path)
+    assert steps == [run.stopped_at]
+
+
 def test_a_divergence_that_no_row_caused_names_no_row():
     sgd = config(optimizer=optimizers.sgd, diagnostics=False)
     with pytest.warns(RuntimeWarning):
@@ -389,6 +450,24 @@ def test_a_divergence_that_no_row_caused_names_no_row():
             validation=None,
         )
     assert run.stopped_at in (0, 1) and "of W" in run.reason
+
+
+def test_an_epoch_that_diverges_is_reported_and_is_never_the_best():
+    epochs = []
+
+    def after_update(state, p):
+        is_last = state.step == 6 + 4  # the fifth step of the second epoch
+        W = jnp.where(is_last, jnp.nan, state.params.W)
+        return state._replace(params=state.params._replace(W=W))
+
+    settings_ = config(after_update=after_update, monitor="train/loss")
+    with pytest.warns(RuntimeWarning, match="stopped at step 10"):
+        run = train(
+            config=settings_, on_epoch=lambda metrics, state: epochs.append(metrics)
+        )
+    losses = run.metrics["train/loss"]
+    assert len(losses) == len(epochs) == 2 and losses[1] < losses[0]
+    assert run.best.epoch == 1
 
 
 def test_skipped_steps_are_counted():
@@ -434,6 +513,15 @@ def test_many_callbacks_are_each_called():
         ]
     )
     assert run.status == "stopped" and [name for name, _ in seen] == ["a", "b"]
+
+
+def test_an_iterator_of_callbacks_is_read_once():
+    epochs = []
+    callbacks = iter([lambda metrics, state: epochs.append(int(state.step))])
+    train(on_epoch=callbacks, config=config(num_epochs=2))
+    assert epochs == [6, 12]
+    with pytest.raises(ValueError, match="on_epoch must be a function, got ''"):
+        train(on_epoch="")
 
 
 # ---- signals -------------------------------------------------------------------------

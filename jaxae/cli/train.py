@@ -306,9 +306,9 @@ def _report_end(run: Run, options: TrainOptions) -> int:
         )
         return INTERRUPTED
     if run.status == "early_stopped":
-        assert run.best is not None
-        print(
-            f"stopped after epoch {num_epochs}: {options.monitor} was best, "
-            f"{run.best.value:.6g}, after epoch {run.best.epoch}."
-        )
+        reason = f"{options.monitor} was nan in every epoch"
+        if run.best is not None:
+            value, epoch = run.best.value, run.best.epoch
+            reason = f"{options.monitor} was best, {value:.6g}, after epoch {epoch}"
+        print(f"stopped after epoch {num_epochs}: {reason}.")
     return 0

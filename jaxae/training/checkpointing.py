@@ -135,8 +135,8 @@ class Checkpointer:
         self, checkpoints: Checkpoints | None, config: TrainConfig, run_state: RunState
     ):
         self._checkpoints, self._config = checkpoints, config
-        step = int(run_state.state.step)
-        self._saved_step = step if step else None
+        is_restored = int(run_state.state.step) > 0 or run_state.reason is not None
+        self._saved = _version(run_state) if is_restored else None
         self._saved_at, self._pace = time.monotonic(), Pace(_FIRST_STEPS)
         self._signals = DeferredSignals()
 
@@ -164,9 +164,9 @@ class Checkpointer:
 
     def save_if_due(self, run_state: RunState) -> None:
         """Save where config.checkpoint_steps or checkpoint_minutes have passed."""
-        step = int(run_state.state.step)
-        if self._checkpoints is None or step == self._saved_step:
+        if self._checkpoints is None or _version(run_state) == self._saved:
             return
+        step = int(run_state.state.step)
         every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
         seconds = time.monotonic() - self._saved_at
         is_step = every is not None and step % every == 0
@@ -177,8 +177,7 @@ class Checkpointer:
         """Save the last state, wait until it is on disk, and let a signal act."""
         if self._checkpoints is None:
             return
-        is_saved = int(run_state.state.step) == self._saved_step
-        if not is_saved or run_state.reason is not None:
+        if _version(run_state) != self._saved:
             self._save(run_state)
         self._checkpoints.wait()
         if self.is_interrupted:
@@ -187,8 +186,12 @@ class Checkpointer:
     def _save(self, run_state: RunState) -> None:
         assert self._checkpoints is not None
         save(self._checkpoints, run_state)
-        self._saved_step = int(run_state.state.step)
-        self._saved_at = time.monotonic()
+        self._saved, self._saved_at = _version(run_state), time.monotonic()
+
+
+def _version(run_state: RunState) -> tuple[int, str | None]:
+    """What tells a state from the one that was saved last."""
+    return int(run_state.state.step), run_state.reason
 
 
 # ---- signals -------------------------------------------------------------------------

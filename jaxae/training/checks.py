@@ -168,14 +168,13 @@ def as_callbacks(on_epoch) -> tuple[Callable, ...]:
     Raises:
       ValueError: for what is no function.
     """
-    is_many = isinstance(on_epoch, Iterable) and not callable(on_epoch)
-    callbacks = () if on_epoch is None else on_epoch if is_many else (on_epoch,)
-    for callback in callbacks:
-        if isinstance(on_epoch, str) or not callable(callback):
-            raise _checks.ArgumentError(
-                "on_epoch", "must be a function", repr(on_epoch)
-            )
-    return tuple(callbacks)
+    if on_epoch is None:
+        return ()
+    is_many = isinstance(on_epoch, Iterable) and not isinstance(on_epoch, str)
+    callbacks = tuple(on_epoch) if is_many and not callable(on_epoch) else (on_epoch,)
+    if not all(map(callable, callbacks)):
+        raise _checks.ArgumentError("on_epoch", "must be a function", repr(on_epoch))
+    return callbacks
 
 
 def check_patience(config: TrainConfig, validation) -> None:

@@ -137,7 +137,8 @@ class TrainConfig:
       diagnostics: whether each epoch ends with an evaluation of the model: variance
         unexplained, bits, dead latents, gradient norms.
       monitor: the metric by which the best epoch is chosen; smaller is better.
-      patience: stop after so many epochs without a better `monitor`; None for never.
+      patience: number of epochs without improvement of `monitor` after which training
+        stops; a monitor that is nan does not improve. None disables early stopping.
       checkpoint_steps: save a checkpoint every so many steps; None for never.
       checkpoint_minutes: save a checkpoint every so many minutes; None for never.
       keep_checkpoints: how many of the last checkpoints are kept.

@@ -1,7 +1,9 @@
 """The fingerprint of a run: the values that a resumed run must share with it."""
 
+import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,10 +19,12 @@ from jaxae.training.config import TrainConfig, settings
 
 
 def fingerprint(objective, config: TrainConfig, hparams, key, params, data, validation):
-    """JSON values that are equal for two runs whose results are to be bit-identical.
+    """Return a dict of JSON values; runs with equal ones give bit-identical results.
 
-    Settings that may change on resume are left out, such as the number of epochs. A
-    function is identified by its name only, data by their SHA-256.
+    It excludes settings that may change on resume, such as the number of epochs. Arrays
+    are identified by their SHA-256, a function by its name only, a partial function
+    also by its arguments. A callable object is identified by its `name`; without one,
+    by its type and, if it is a dataclass, by its fields.
     """
     return {
         "version": {
@@ -52,16 +56,38 @@ def _config(config: TrainConfig) -> dict[str, Any]:
     return {name: _name(v) if callable(v) else v for name, v in values.items()}
 
 
-def _name(part: Any) -> str | None:
-    """Module and name of a function; the name of a record, else that of its type."""
-    if part is None:
+def _name(component: Any) -> str | None:
+    """Return the qualified name of a function or type, or the `name` of a record."""
+    if component is None:
         return None
-    if isinstance(part, functools.partial):
-        return f"{_name(part.func)}{part.args}{part.keywords}"
-    if hasattr(part, "__qualname__"):
-        return f"{part.__module__}.{part.__qualname__}"
-    own = getattr(part, "name", getattr(part, "__name__", None))
-    return own or f"{type(part).__module__}.{type(part).__qualname__}"
+    if isinstance(component, functools.partial):
+        arguments = [_value(value) for value in component.args]
+        arguments += _named_values(component.keywords)
+        return f"{_name(component.func)}({', '.join(arguments)})"
+    if hasattr(component, "__qualname__"):
+        return f"{component.__module__}.{component.__qualname__}"
+    name = getattr(component, "name", getattr(component, "__name__", None))
+    return name or f"{_name(type(component))}{_fields(component)}"
+
+
+def _fields(component: Any) -> str:
+    if not dataclasses.is_dataclass(component):
+        return ""
+    fields = [field.name for field in dataclasses.fields(component) if field.compare]
+    values = {name: getattr(component, name) for name in fields}
+    return f"({', '.join(_named_values(values))})"
+
+
+def _named_values(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_value(value)}" for name, value in sorted(values.items())]
+
+
+def _value(value: Any) -> str:
+    """Return a text that is equal in another process, unlike the address in a repr."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return _sha256(value)
+    is_address = type(value).__repr__ is object.__repr__
+    return str(_name(value)) if callable(value) or is_address else repr(value)
 
 
 def _data(data: Any) -> Any:

@@ -66,9 +66,10 @@ def train(
       params: initial parameters; they are copied, and the data are cast to their dtype.
         By default they are drawn in float32, the weights times hparams["init_scale"]
         where that is given.
-      on_epoch: `(metrics, state) -> stop`, or a list of such functions, called after
-        each epoch; a true answer ends training. The next epoch donates `state`: copy
-        the arrays that you keep.
+      on_epoch: a callback `(metrics, state) -> stop`, or a list of callbacks, called
+        after every epoch, also after one that diverged. Training stops if any callback
+        returns a true value. The next epoch donates the buffers of `state`, so copy the
+        arrays that you keep.
       checkpoint_dir: a folder for the checkpoints of this run. If it holds a
         checkpoint, training resumes from it, with results bit-identical to those of an
         uninterrupted run. While training, SIGINT and SIGTERM wait until the state is

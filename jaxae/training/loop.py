@@ -42,13 +42,15 @@ class Run(NamedTuple):
     Attributes:
       params: the trained parameters.
       metrics: a NumPy array by name, one entry an epoch: "train/loss",
-        "validation/loss", ...
+        "validation/loss", ... If training diverged, the last entry describes the steps
+        of its last epoch before the failure.
       state: the `TrainState` at the end.
       status: "finished", "early_stopped" (config.patience), "stopped" (by `on_epoch`),
         "interrupted" (by a signal) or "diverged".
       stopped_at: if it diverged, the step that failed; `state` is the one before it.
-      best: epoch, value and parameters where config.monitor was smallest; None where
-        there is no such metric.
+      best: epoch (counted from 1), value and parameters of the epoch with the smallest
+        config.monitor, without an epoch that diverged; None if the run has no such
+        metric, or it is nan in every epoch.
       reason: if it diverged, one sentence that says what was not finite.
     """
 
@@ -173,8 +175,9 @@ def _end_epoch(
     checks.check_monitor(config, metrics)
     history = (*run_state.history, metrics)
     value, best = metrics.get(config.monitor, math.nan), run_state.best
-    is_better = best is None or value < best.value
-    if is_better and not math.isnan(value):
+    is_whole = run_state.reason is None  # an epoch that diverged has fewer steps
+    is_better = not math.isnan(value) and (best is None or value < best.value)
+    if is_whole and is_better:
         # A copy: the state is donated to the next epoch.
         params = jax.tree.map(jnp.copy, run_state.state.params)
         best = Best(len(history), value, params)
@@ -204,11 +207,10 @@ def status_of(prepared: PreparedRun, run_state: RunState) -> str | None:
     """Why there is nothing left to do; None while there is."""
     if run_state.reason is not None:
         return "diverged"
-    num_epochs, best = len(run_state.history), run_state.best
-    patience = prepared.config.patience
-    if patience is not None and best is not None:
-        if num_epochs - best.epoch >= patience:
-            return "early_stopped"
+    num_epochs, patience = len(run_state.history), prepared.config.patience
+    best_epoch = 0 if run_state.best is None else run_state.best.epoch
+    if patience is not None and num_epochs - best_epoch >= patience:
+        return "early_stopped"
     return "finished" if num_epochs >= prepared.config.num_epochs else None
 
 
