@@ -737,6 +737,30 @@ def test_chunks_respect_the_memory_budget():
     assert small.bytes <= 10_000 or small.lanes_at_once == 1
 
 
+@pytest.mark.parametrize("saved_on, resumed_on", [(1, 2), (4, 3), (8, 1)])
+def test_a_saved_schedule_is_adapted_to_another_number_of_devices(saved_on, resumed_on):
+    """Blocks are cut into equal shares, which fit the memory of each device."""
+    lanes = np.arange(24)
+    group = sweep({"learning_rate": [0.1]})._results[0].group
+    group = group._replace(lanes=lanes, seeds=0 * lanes)
+    budget = 4 * sum(plans.bytes_of_lane(group))
+
+    def schedule_on(num_devices):
+        return plans._schedule(group, 2, budget, num_devices)
+
+    def resumed_from(saved, num_devices):
+        return plans.as_saved(
+            saved, group, budget=budget, num_devices=num_devices, requested=2
+        )
+
+    saved = schedule_on(saved_on)
+    resumed = resumed_from(saved, resumed_on)
+    assert resumed.lanes_at_once == saved.lanes_at_once == 2 and not resumed.reason
+    assert resumed.num_chunks % resumed_on == 0
+    assert resumed.num_chunks <= schedule_on(resumed_on).num_chunks
+    assert resumed_from(saved, saved_on) == saved
+
+
 @pytest.mark.parametrize("fastest", [1, 4, 16])
 def test_the_fastest_schedule_is_chosen_where_trying_pays(fastest, monkeypatch):
     monkeypatch.setattr(plans.time, "perf_counter", lambda: 0.0)
@@ -808,6 +832,14 @@ with tempfile.TemporaryDirectory() as out:
     os.remove(lanes[0].path)
     again = sweep(jax.devices()[:1], 2, out)
     assert again.plan.num_devices == 1
+    np.testing.assert_allclose(
+        again.metrics["train/loss"], alone.metrics["train/loss"], rtol=1e-5)
+with tempfile.TemporaryDirectory() as out:
+    sweep(jax.devices()[:1], 2, out)
+    for entry in os.scandir(out + "/lanes"):
+        os.remove(entry.path)
+    again = sweep(jax.devices()[:5], 2, out)  # 42 lanes, which 5 does not divide
+    assert again.plan.num_devices == 5
     np.testing.assert_allclose(
         again.metrics["train/loss"], alone.metrics["train/loss"], rtol=1e-5)
 print("num_partitions=8" in text or "num_partitions=8" in text.replace(" ", ""))

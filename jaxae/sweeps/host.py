@@ -285,13 +285,20 @@ def plan(task: SweepTask, store: Store | None = None) -> Plan:
       ValueError: if the store holds another sweep, or a lane exceeds the memory.
     """
     saved = None if store is None else store.schedules()
+    budget = task.memory_budget or plans.budget_of(task.devices[0])
     num_devices = len(task.devices)
     groups = [run.group for run in task.runs]
     if saved is None:
-        schedules = _fastest_schedules(task, is_saved=store is not None)
+        schedules = _fastest_schedules(task, budget, is_saved=store is not None)
     else:
         schedules = [
-            plans.as_saved(schedule, group, num_devices, task.lanes_at_once)
+            plans.as_saved(
+                schedule,
+                group,
+                budget=budget,
+                num_devices=num_devices,
+                requested=task.lanes_at_once,
+            )
             for schedule, group in zip(saved, groups, strict=True)
         ]
     return Plan(
@@ -302,8 +309,7 @@ def plan(task: SweepTask, store: Store | None = None) -> Plan:
     )
 
 
-def _fastest_schedules(task: SweepTask, is_saved: bool) -> list[Schedule]:
-    budget = task.memory_budget or plans.budget_of(task.devices[0])
+def _fastest_schedules(task: SweepTask, budget: int, is_saved: bool) -> list[Schedule]:
     schedules: list[Schedule] = []
     measured: dict[tuple[int, ...], Schedule] = {}  # by the size of a group
     for run in task.runs:

@@ -258,7 +258,12 @@ def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Sche
 def _even(num_chunks: int, most: int, num_devices: int) -> int:
     """The chunks of a block, at most `most`, so that blocks are about equally long."""
     num_blocks = math.ceil(num_chunks / most)
-    return math.ceil(num_chunks / num_blocks / num_devices) * num_devices
+    return _multiple(math.ceil(num_chunks / num_blocks), num_devices)
+
+
+def _multiple(number: int, divisor: int) -> int:
+    """The smallest multiple of the divisor that is at least the number."""
+    return math.ceil(number / divisor) * divisor
 
 
 # ---- why a schedule is not the one requested -----------------------------------------
@@ -289,9 +294,21 @@ def _reason(
 
 
 def as_saved(
-    schedule: Schedule, group: Group, num_devices: int, requested: int | None
+    schedule: Schedule,
+    group: Group,
+    *,
+    budget: int,
+    num_devices: int,
+    requested: int | None,
 ) -> Schedule:
-    """The saved schedule of a resumed sweep, with why it is not the one requested."""
+    """The saved schedule of a resumed sweep, adapted to the devices that it has now.
+
+    The lanes of a chunk stay the same, so that the results do too. A block has as many
+    chunks as were saved, or fewer where more exceed the memory of these devices.
+    """
+    fitting = _schedule(group, schedule.lanes_at_once, budget, num_devices).num_chunks
+    num_chunks = min(_multiple(schedule.num_chunks, num_devices), fitting)
+    schedule = schedule._replace(num_chunks=num_chunks)
     num_lanes = math.ceil(len(group.lanes) / num_devices)
     if requested is None or schedule.lanes_at_once == min(requested, num_lanes):
         return schedule
