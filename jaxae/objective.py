@@ -23,7 +23,7 @@ RESERVED = {
     *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
     *(CORRUPTION_RATE, LATENT_DIM, "init_scale", "seed", "k"),
 }
-# Folded into a batch's key for the terms: a number that no example of a batch has, since
+# Folded into a batch's key for the terms: a number that no example has, since
 # split(key, B)[i] may equal fold_in(key, i).
 _TERMS_KEY = 2**32 - 1
 
