@@ -555,6 +555,13 @@ def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkey
     assert "\n" not in str(error.value)
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, *arguments):
+        return optax.sgd(0.1)
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [
@@ -563,7 +570,10 @@ def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkey
         ({"log_every": 1.5}, "log_every must be an integer of at least 1, got 1.5"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be an integer"),
         ({"gradient": "magic"}, "'autodiff' or 'manual', got 'magic'"),
+        ({"gradient": np.ones(2)}, "'autodiff' or 'manual', got array"),
         ({"optimizer": 3}, "optimizer must be a function.*got 3"),
+        ({"optimizer": Unhashable()}, "optimizer must be hashable, got .*frozen"),
+        ({"after_update": Unhashable()}, "after_update must be hashable, got .*frozen"),
     ],
 )
 def test_config_rejects_bad_values(changes, sentence):
