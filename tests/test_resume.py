@@ -575,6 +575,31 @@ def test_a_signal_waits_until_the_state_is_saved(
     assert_same(train(tmp_path / "run"), uninterrupted)
 
 
+@pytest.mark.parametrize("raiser", ["callback", "handler"])
+def test_a_signal_is_delivered_once_if_its_handler_or_a_callback_raises(
+    tmp_path, raiser
+):
+    numbers = []
+
+    def handle(number, frame):
+        numbers.append(number)
+        if raiser == "handler":
+            raise Stop
+
+    def on_epoch(metrics, state):
+        signal.raise_signal(signal.SIGTERM)
+        if raiser == "callback":
+            raise Stop
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        with pytest.raises(Stop):
+            train(tmp_path, on_epoch=on_epoch)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert numbers == [signal.SIGTERM]
+
+
 def test_a_run_goes_on_after_a_kill(tmp_path, uninterrupted):
     done = interrupted(tmp_path / "run", "SIGKILL")
     assert done.returncode == -signal.SIGKILL

@@ -147,6 +147,9 @@ class Checkpointer:
 
     def __exit__(self, *exception) -> None:
         self._signals.restore()
+        is_error = exception[0] not in (None, KeyboardInterrupt)
+        if is_error and self.is_interrupted:  # no later save will deliver it
+            self._signals.deliver()
 
     @property
     def is_interrupted(self) -> bool:
@@ -228,7 +231,8 @@ class DeferredSignals:
         """Send the signal that waits to its handler; returns if the handler does."""
         self.restore()
         assert self.number is not None
-        signal.raise_signal(self.number)
+        number, self.number = self.number, None  # delivered once, if the handler raises
+        signal.raise_signal(number)
 
     def _record(self, number, frame) -> None:
         if self.number is not None:
