@@ -524,6 +524,17 @@ def test_an_iterator_of_callbacks_is_read_once():
         train(on_epoch="")
 
 
+def test_segments_lengthen_only_while_their_length_is_run(monkeypatch):
+    times = iter(range(10**6))  # in tenths of a second
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(times) / 10)
+    pace = checkpointing.Pace(16)
+    assert [pace.num_steps(1000) for _ in range(4)] == [16, 32, 64, 128]
+    assert {pace.num_steps(100) for _ in range(99)} == {100}
+    assert pace.num_steps(1000) == 256  # not 2^99 times as many
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: 2.0 * next(times))
+    assert [pace.num_steps(1000) for _ in range(3)] == [128, 64, 32]
+
+
 # ---- signals -------------------------------------------------------------------------
 
 INTERRUPTED = """
