@@ -297,6 +297,13 @@ def test_epoch_is_pure_and_vmaps():
 # ---- initial params, data, callbacks -------------------------------------------------
 
 
+def test_epoch_rejects_a_batch_larger_than_the_data():
+    hparams = checks.as_hparams(HPARAMS, "float32")
+    state = training.init_state(OBJECTIVE, hparams, KEY, config=config())
+    with pytest.raises(ValueError, match="batch_size must be .*, got 8 for 7"):
+        training.epoch(state, hparams, X[:7], objective=OBJECTIVE, config=config())
+
+
 def test_initial_params_are_copied_and_not_donated():
     params = OBJECTIVE.ae.init(KEY)
     before = jax.tree.map(np.array, params)
