@@ -304,6 +304,18 @@ def test_epoch_rejects_a_batch_larger_than_the_data():
         training.epoch(state, hparams, X[:7], objective=OBJECTIVE, config=config())
 
 
+def test_after_update_is_checked_in_the_dtype_of_the_params():
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), OBJECTIVE.ae.init(KEY))
+
+    def after_update(state, p):
+        b_dec = jnp.ones_like(params.b_dec)
+        return state._replace(params=state.params._replace(b_dec=b_dec))
+
+    settings_ = config(after_update=after_update, num_epochs=1)
+    run = train(params=params, config=settings_)
+    assert run.params.b_dec.dtype == jnp.bfloat16 and (run.params.b_dec == 1).all()
+
+
 def test_initial_params_are_copied_and_not_donated():
     params = OBJECTIVE.ae.init(KEY)
     before = jax.tree.map(np.array, params)
