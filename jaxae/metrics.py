@@ -141,7 +141,9 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
         Bernoulli), or the observation is not a likelihood.
     """
     log_probs = np.asarray(jax.vmap(ae.log_prob, in_axes=(None, 0))(params, X))
-    outside = np.flatnonzero(np.isneginf(log_probs))
+    losses = np.asarray(jax.vmap(ae.loss, in_axes=(None, 0))(params, X))
+    # If the loss is infinite as well, the model diverged, and the row may be possible.
+    outside = np.flatnonzero(np.isneginf(log_probs) & np.isfinite(losses))
     if outside.size:
         others = f"and {outside.size - 1} more " if outside.size > 1 else ""
         raise _checks.ArgumentError(

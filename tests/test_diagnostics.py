@@ -153,6 +153,13 @@ def test_pairs_score_the_targets():
     np.testing.assert_allclose(found["loss"], score, rtol=1e-6)
 
 
+def test_no_rows_and_unequal_pairs_are_rejected():
+    with pytest.raises(ValueError, match="X must have rows.*, got 0 rows"):
+        evaluate(data=X[:0])
+    with pytest.raises(ValueError, match="as many targets as .*, got 10 and 15 rows"):
+        evaluate(data=(X[:10], X[:15]), block_rows=10)
+
+
 class Rows:
     """Has a length and gives rows for a slice, and nothing else."""
 

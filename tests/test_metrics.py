@@ -126,3 +126,9 @@ def test_grey_levels_have_no_bits():
     grey = np.array([[0, 1, 0, 1, 0, 1], [0, 0.5, 0, 1, 0, 1]], "f4")
     with pytest.raises(ValueError, match="support of bernoulli, but row 1 cannot"):
         metrics.bits_per_dim(ae, ae.init(jax.random.key(0)), grey)
+
+
+def test_a_model_that_diverged_has_infinite_bits():
+    ae = model()
+    params = ae.init(jax.random.key(0))._replace(b_dec=jnp.full(6, -3e38))
+    assert metrics.bits_per_dim(ae, params, np.ones((2, 6), "f4")) == np.inf

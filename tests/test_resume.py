@@ -524,6 +524,17 @@ def test_an_iterator_of_callbacks_is_read_once():
         train(on_epoch="")
 
 
+def test_segments_lengthen_only_while_their_length_is_run(monkeypatch):
+    times = iter(range(10**6))  # in tenths of a second
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(times) / 10)
+    pace = checkpointing.Pace(16)
+    assert [pace.num_steps(1000) for _ in range(4)] == [16, 32, 64, 128]
+    assert {pace.num_steps(100) for _ in range(99)} == {100}
+    assert pace.num_steps(1000) == 256  # not 2^99 times as many
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: 2.0 * next(times))
+    assert [pace.num_steps(1000) for _ in range(3)] == [128, 64, 32]
+
+
 # ---- signals -------------------------------------------------------------------------
 
 INTERRUPTED = """
@@ -573,6 +584,31 @@ def test_a_signal_waits_until_the_state_is_saved(
         assert "KeyboardInterrupt" in done.stderr
     assert os.listdir(tmp_path / "run") != []
     assert_same(train(tmp_path / "run"), uninterrupted)
+
+
+@pytest.mark.parametrize("raiser", ["callback", "handler"])
+def test_a_signal_is_delivered_once_if_its_handler_or_a_callback_raises(
+    tmp_path, raiser
+):
+    numbers = []
+
+    def handle(number, frame):
+        numbers.append(number)
+        if raiser == "handler":
+            raise Stop
+
+    def on_epoch(metrics, state):
+        signal.raise_signal(signal.SIGTERM)
+        if raiser == "callback":
+            raise Stop
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        with pytest.raises(Stop):
+            train(tmp_path, on_epoch=on_epoch)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert numbers == [signal.SIGTERM]
 
 
 def test_a_run_goes_on_after_a_kill(tmp_path, uninterrupted):

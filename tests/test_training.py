@@ -297,6 +297,25 @@ def test_epoch_is_pure_and_vmaps():
 # ---- initial params, data, callbacks -------------------------------------------------
 
 
+def test_epoch_rejects_a_batch_larger_than_the_data():
+    hparams = checks.as_hparams(HPARAMS, "float32")
+    state = training.init_state(OBJECTIVE, hparams, KEY, config=config())
+    with pytest.raises(ValueError, match="batch_size must be .*, got 8 for 7"):
+        training.epoch(state, hparams, X[:7], objective=OBJECTIVE, config=config())
+
+
+def test_after_update_is_checked_in_the_dtype_of_the_params():
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), OBJECTIVE.ae.init(KEY))
+
+    def after_update(state, p):
+        b_dec = jnp.ones_like(params.b_dec)
+        return state._replace(params=state.params._replace(b_dec=b_dec))
+
+    settings_ = config(after_update=after_update, num_epochs=1)
+    run = train(params=params, config=settings_)
+    assert run.params.b_dec.dtype == jnp.bfloat16 and (run.params.b_dec == 1).all()
+
+
 def test_initial_params_are_copied_and_not_donated():
     params = OBJECTIVE.ae.init(KEY)
     before = jax.tree.map(np.array, params)
@@ -555,6 +574,13 @@ def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkey
     assert "\n" not in str(error.value)
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, *arguments):
+        return optax.sgd(0.1)
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [
@@ -563,7 +589,10 @@ def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkey
         ({"log_every": 1.5}, "log_every must be an integer of at least 1, got 1.5"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be an integer"),
         ({"gradient": "magic"}, "'autodiff' or 'manual', got 'magic'"),
+        ({"gradient": np.ones(2)}, "'autodiff' or 'manual', got array"),
         ({"optimizer": 3}, "optimizer must be a function.*got 3"),
+        ({"optimizer": Unhashable()}, "optimizer must be hashable, got .*frozen"),
+        ({"after_update": Unhashable()}, "after_update must be hashable, got .*frozen"),
     ],
 )
 def test_config_rejects_bad_values(changes, sentence):

@@ -212,7 +212,7 @@ class GroupRun:
             if shared is None or first == 0:
                 shared = self._shared(layout, step - first)
             shared = shared._replace(step=np.int32(step))
-            last = min(num_steps, first + pace.num_steps())
+            last = first + pace.num_steps(num_steps - first)
             state, means = self._run(layout, state, means, hparams, shared, first, last)
             jax.block_until_ready(state)
             step += last - first

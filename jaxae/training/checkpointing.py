@@ -105,24 +105,27 @@ def _from_names(like: Any, arrays: dict[str, Any], prefix: str = "") -> Any:
 
 # ---- when it is saved ----------------------------------------------------------------
 
-_SEGMENT_SECONDS = 0.5  # the longest that a signal waits, or a checkpoint is late
+_SEGMENT_SECONDS = 0.5  # target duration; a signal waits for the end of its segment
 _FIRST_STEPS = 16
 
 
 class Pace:
-    """How many steps take about `_SEGMENT_SECONDS`, by the time that the last took."""
+    """Adapts the number of steps of a segment to about `_SEGMENT_SECONDS`."""
 
     def __init__(self, first_steps: int):
         self._called_at, self._num_steps = time.monotonic(), first_steps
+        self._may_double = False  # only after a segment of that many steps
 
-    def num_steps(self) -> int:
-        """The length of the next segment, given that this is called after each."""
+    def num_steps(self, at_most: int) -> int:
+        """Return the length of the next segment; called once before each segment."""
         now = time.monotonic()
         elapsed, self._called_at = now - self._called_at, now
-        self._num_steps *= 2 if elapsed < _SEGMENT_SECONDS else 1
         if elapsed > 2 * _SEGMENT_SECONDS:
             self._num_steps = max(1, self._num_steps // 2)
-        return self._num_steps
+        elif elapsed < _SEGMENT_SECONDS and self._may_double:
+            self._num_steps *= 2
+        self._may_double = self._num_steps <= at_most
+        return min(self._num_steps, at_most)
 
 
 class Checkpointer:
@@ -147,6 +150,9 @@ class Checkpointer:
 
     def __exit__(self, *exception) -> None:
         self._signals.restore()
+        is_error = exception[0] not in (None, KeyboardInterrupt)
+        if is_error and self.is_interrupted:  # no later save will deliver it
+            self._signals.deliver()
 
     @property
     def is_interrupted(self) -> bool:
@@ -157,10 +163,10 @@ class Checkpointer:
         """How many steps to run from this one before `save_if_due` is called again."""
         if self._checkpoints is None:
             return at_most
-        num_steps, every = self._pace.num_steps(), self._config.checkpoint_steps
+        every = self._config.checkpoint_steps
         if every is not None:
-            num_steps = min(num_steps, every - step % every)
-        return min(num_steps, at_most)
+            at_most = min(at_most, every - step % every)
+        return self._pace.num_steps(at_most)
 
     def save_if_due(self, run_state: RunState) -> None:
         """Save where config.checkpoint_steps or checkpoint_minutes have passed."""
@@ -228,7 +234,8 @@ class DeferredSignals:
         """Send the signal that waits to its handler; returns if the handler does."""
         self.restore()
         assert self.number is not None
-        signal.raise_signal(self.number)
+        number, self.number = self.number, None  # delivered once, if the handler raises
+        signal.raise_signal(number)
 
     def _record(self, number, frame) -> None:
         if self.number is not None:

@@ -307,7 +307,7 @@ def check_hparams(
         )
     check_numbers(objective, config, data, hparams)
     if config.after_update is not None:
-        _check_after_update(objective, config, hparams, key)
+        _check_after_update(objective, config, hparams, key, params)
 
 
 def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
@@ -411,23 +411,28 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
 _NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def _batch(objective: Objective, config: TrainConfig) -> jax.ShapeDtypeStruct:
+def _batch(
+    objective: Objective, config: TrainConfig, dtype: Any = jnp.float32
+) -> jax.ShapeDtypeStruct:
     shape = (config.batch_size, objective.ae.input_dim)
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _check_after_update(objective: Objective, config: TrainConfig, hparams, key):
+def _check_after_update(
+    objective: Objective, config: TrainConfig, hparams, key, params
+):
     """Trace one step; its own checks name what is wrong."""
+    dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
 
-    def work(key, batch, hparams):
-        state = epochs.init_state(objective, hparams, key, config=config)
+    def work(key, batch, hparams, params):
+        state = epochs.init_state(objective, hparams, key, config=config, params=params)
         return epochs.step(
             state, batch, key, hparams, objective=objective, config=config
         )
 
     try:
-        numbers = dict.fromkeys(hparams, _NUMBER)
-        jax.eval_shape(work, key, _batch(objective, config), numbers)
+        batch = _batch(objective, config, dtype)
+        jax.eval_shape(work, key, batch, dict(hparams), params)
     except ValueError:
         raise
     except Exception as error:

@@ -62,7 +62,7 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = " or ".join(map(repr, choices))
         raise _checks.ArgumentError(name, f"must be {listed}", repr(value))
     return value
@@ -78,15 +78,29 @@ def _check_optimizer(name: str, value: Any) -> Optimizer:
             "jaxae.optimizers.adam, or the name of one",
             repr(value),
         )
+    _check_hashable(name, value)
     return value
 
 
 def _check_after_update(name: str, value: Any) -> Any:
     if not callable(value):
         raise _checks.ArgumentError(
-            name, "must be a function (state, p) -> state or None", repr(value)
+            name, "must be None or a function (state, p) -> state", repr(value)
         )
+    _check_hashable(name, value)
     return value
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise _checks.ArgumentError(
+            name,
+            "must be hashable",
+            repr(value),
+            "make its class a frozen dataclass",
+        ) from None
 
 
 def _check_bool(name: str, value: Any) -> bool:

@@ -59,7 +59,7 @@ def evaluate(
       block_rows: rows at a time; at most two shapes are compiled, the last block's too.
 
     Raises:
-      ValueError: as `objective.evaluate`.
+      ValueError: as `objective.evaluate`, and for no rows or a pair of unequal lengths.
     """
 
     def of_batch(batch):
@@ -105,13 +105,19 @@ def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sum
     """
     is_pair = isinstance(X, tuple)
     parts = tuple(_checks.as_array("X", part) for part in (X if is_pair else (X,)))
+    num_rows = len(parts[0])
+    if num_rows == 0 or num_rows != len(parts[-1]):
+        lengths = " and ".join(str(len(part)) for part in parts)
+        raise _checks.ArgumentError(
+            "X", "must have rows, and as many targets as inputs", f"{lengths} rows"
+        )
 
     def sums_at(start):
         block = tuple(jnp.asarray(part[start : start + block_rows]) for part in parts)
         evaluated = evaluate_batch(block if is_pair else block[0])
         return _as_sums(jax.device_get(evaluated), _moments_of(block[-1]))
 
-    return functools.reduce(_merge, map(sums_at, range(0, len(parts[0]), block_rows)))
+    return functools.reduce(_merge, map(sums_at, range(0, num_rows, block_rows)))
 
 
 def _as_sums(evaluated: dict[str, Any], moments: Moments) -> Sums:

@@ -310,6 +310,12 @@ def batches(
         draw = functools.partial(_batch_of_source, data)
         return jax.tree_util.Partial(draw, order_key, hparams)
     num_batches = len(order) // config.batch_size
+    if num_batches == 0:
+        raise _checks.ArgumentError(
+            "batch_size",
+            "must be at most the number of examples",
+            f"{config.batch_size} for {len(order)}",
+        )
     rows = order[: num_batches * config.batch_size].reshape(num_batches, -1)
     data = jax.tree.map(jnp.asarray, data)
     return jax.tree_util.Partial(_batch_of_rows, data, rows)
