@@ -478,11 +478,18 @@ def test_parquet_needs_pyarrow_and_says_so_before_any_work(
     assert not (workdir / "out").exists()
 
 
-def test_a_schedule_over_the_whole_run_needs_one_number_of_steps(workdir, capsys):
-    (workdir / "space.toml").write_text("batch_size = [10, 20]\n")
-    arguments = ["--data", "rows.npy", "--schedule", "cosine"]
-    assert cli.main(["sweep", "space.toml", *arguments]) == 2
-    assert "give --schedule-steps" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["batch_size", "warmup_steps"])
+def test_a_schedule_whose_length_varies_needs_schedule_steps(workdir, name):
+    def check(text, **changes):
+        options = SweepOptions(space="space.toml", **changes)
+        space.check_options(read(workdir, text), options)
+
+    axis = f"{name} = [10, 20]\n"
+    with pytest.raises(ValueError, match=f"{name} in space.toml; give --schedule-st"):
+        check(axis, schedule="cosine")
+    check(axis, schedule="constant")
+    check(axis, schedule="cosine", schedule_steps=30)
+    check(f"[[together]]\n{axis}schedule_steps = [30, 20]\n", schedule="cosine")
 
 
 def test_a_missing_file_is_reported(workdir, capsys):

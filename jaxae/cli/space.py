@@ -165,12 +165,15 @@ def check_options(space: Space, options: SweepOptions) -> None:
                 f"{name} is in {options.space}, and {option_name(name)} is given "
                 "too; leave one of them out."
             )
-    is_open = options.schedule_steps is None and "schedule_steps" not in space.names
-    if "batch_size" in space.names and options.schedule != "constant" and is_open:
-        raise ValueError(
-            f"--schedule {options.schedule} ends with the run, whose steps depend on "
-            f"the batch_size in {options.space}; give --schedule-steps."
-        )
+    if options.schedule == "constant" or options.schedule_steps is not None:
+        return
+    for name in ("batch_size", "warmup_steps"):
+        if name in space.names and "schedule_steps" not in space.names:
+            raise ValueError(
+                f"--schedule {options.schedule} ends with the run, and its number of "
+                f"steps depends on the {name} in {options.space}; give "
+                f"--schedule-steps, or schedule_steps together with {name}."
+            )
 
 
 def as_train_options(options: SweepOptions, values: dict[str, Any]) -> TrainOptions:
