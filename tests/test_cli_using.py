@@ -587,6 +587,15 @@ def test_resume_does_not_start_over_where_the_states_are_gone(
 # ---- training's options --------------------------------------------------------------
 
 
+def test_init_scale_scales_the_weights_that_are_drawn(workdir, tmp_path):
+    still = ("--learning-rate", "0")
+    assert train(tmp_path / "plain", *still, epochs=1) == 0
+    assert train(tmp_path / "half", *still, "--init-scale", "0.5", epochs=1) == 0
+    _, params = jaxae.load(tmp_path / "plain")
+    _, scaled = jaxae.load(tmp_path / "half")
+    np.testing.assert_allclose(scaled.W, 0.5 * params.W, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -635,6 +644,8 @@ def test_patience_ends_a_run_and_resume_takes_it_as_done(workdir, tmp_path, caps
     [
         (("--max-norm", "0"), ["--max-norm", "positive"]),
         (("--warmup-steps", "-1"), ["--warmup-steps", "-1"]),
+        (("--init-scale", "0"), ["--init-scale must be positive"]),
+        (("--init-scale", "2", "--params", "run"), ["--init-scale", "--params"]),
         (("--schedule", "linear", "--final-fraction", "2"), ["--final-fraction", "2"]),
         (("--final-fraction", "0.5"), ["--final-fraction", "nothing reads"]),
         (("--schedule-steps", "5"), ["--schedule-steps", "nothing reads"]),
