@@ -212,7 +212,7 @@ def _check_repetition(options: TrainOptions, splits: Splits, job: PreparedRun) -
     """
     if options.config is None:
         return
-    config = config_file.read_config(Path(options.config))
+    config = config_file.read_config(expanded(options.config))
     sha256 = config_file.data_entry(config, "sha256")
     is_same_name = config["options"].get("data") == options.data
     if is_same_name and sha256 != splits.info.sha256:
