@@ -15,7 +15,8 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, reporting, space, sweep_output
+from jaxae.cli import SweepOptions, config_file, reporting, space, sweep_output
+from jaxae.cli.options import build_hparams
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
 
@@ -156,6 +157,26 @@ def test_the_best_lane_is_a_run_that_train_repeats_and_evaluate_reads(workdir, c
     )
     assert cli.main(["plot", str(best)]) == 0
     assert "curves.png" in capsys.readouterr().out
+
+
+def test_train_takes_the_hyperparameters_of_a_lane_from_its_config(
+    workdir, no_pictures
+):
+    """Also of a lane that halving stopped, whose schedule has more epochs than it."""
+    text = "init_scale = [0.5, 2.0]\n"
+    arguments = ("--schedule", "cosine", "--halving-first", "1", "--top", "2")
+    assert sweep(workdir, text, *arguments) == 0
+    epochs = []
+    for folder in ("best", "top/2"):
+        path = workdir / "out" / folder / "config.json"
+        options = config_file.defaults(["--config", str(path)])
+        hparams = build_hparams(options, num_examples=72)
+        expected = json.loads(path.read_text())["hparams"]
+        assert {"init_scale", "schedule_steps"} < set(hparams) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(hparams[name], value, rtol=1e-6)
+        epochs.append(options.epochs)
+    assert epochs == [2, 1]
 
 
 def test_the_same_command_resumes_and_another_is_rejected(workdir, no_pictures, capsys):
@@ -478,11 +499,18 @@ def test_parquet_needs_pyarrow_and_says_so_before_any_work(
     assert not (workdir / "out").exists()
 
 
-def test_a_schedule_over_the_whole_run_needs_one_number_of_steps(workdir, capsys):
-    (workdir / "space.toml").write_text("batch_size = [10, 20]\n")
-    arguments = ["--data", "rows.npy", "--schedule", "cosine"]
-    assert cli.main(["sweep", "space.toml", *arguments]) == 2
-    assert "give --schedule-steps" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["batch_size", "warmup_steps"])
+def test_a_schedule_whose_length_varies_needs_schedule_steps(workdir, name):
+    def check(text, **changes):
+        options = SweepOptions(space="space.toml", **changes)
+        space.check_options(read(workdir, text), options)
+
+    axis = f"{name} = [10, 20]\n"
+    with pytest.raises(ValueError, match=f"{name} in space.toml; give --schedule-st"):
+        check(axis, schedule="cosine")
+    check(axis, schedule="constant")
+    check(axis, schedule="cosine", schedule_steps=30)
+    check(f"[[together]]\n{axis}schedule_steps = [30, 20]\n", schedule="cosine")
 
 
 def test_a_missing_file_is_reported(workdir, capsys):

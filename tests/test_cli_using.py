@@ -1,5 +1,6 @@
 """Trained models are used, repeated and resumed on the command line."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import inference, reporting
+from jaxae.cli import config_file, data_splits, inference, reporting, run_folder
 
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
 BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
@@ -587,6 +588,15 @@ def test_resume_does_not_start_over_where_the_states_are_gone(
 # ---- training's options --------------------------------------------------------------
 
 
+def test_init_scale_scales_the_weights_that_are_drawn(workdir, tmp_path):
+    still = ("--learning-rate", "0")
+    assert train(tmp_path / "plain", *still, epochs=1) == 0
+    assert train(tmp_path / "half", *still, "--init-scale", "0.5", epochs=1) == 0
+    _, params = jaxae.load(tmp_path / "plain")
+    _, scaled = jaxae.load(tmp_path / "half")
+    np.testing.assert_allclose(scaled.W, 0.5 * params.W, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -643,6 +653,8 @@ def test_patience_ends_a_run_whose_monitor_is_nan(workdir, tmp_path, capsys):
     [
         (("--max-norm", "0"), ["--max-norm", "positive"]),
         (("--warmup-steps", "-1"), ["--warmup-steps", "-1"]),
+        (("--init-scale", "0"), ["--init-scale must be positive"]),
+        (("--init-scale", "2", "--params", "run"), ["--init-scale", "--params"]),
         (("--schedule", "linear", "--final-fraction", "2"), ["--final-fraction", "2"]),
         (("--final-fraction", "0.5"), ["--final-fraction", "nothing reads"]),
         (("--schedule-steps", "5"), ["--schedule-steps", "nothing reads"]),
@@ -694,6 +706,28 @@ def test_a_path_is_reported_as_it_was_given(workdir, monkeypatch, tmp_path, caps
     os.makedirs("runs/batch_size/best")
     assert main("train", "--out", "runs/batch_size") == 2
     assert_rejected(capsys, "--out runs/batch_size holds a run already")
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    workdir, monkeypatch, capsys
+):
+    """A shell replaces it only at the beginning of a word, so not in --config=~/..."""
+    monkeypatch.setenv("HOME", str(workdir))
+    config = config_file.defaults(["--config=~/run/config.json"])
+    assert config == config_file.defaults(["--config", "run/config.json"])
+    start = config_file.defaults(["--start-from=~/unit"])
+    assert start.start_from == "~/unit" and start.scaling == "unit"
+    config_file.check_start(start)
+    options = dataclasses.replace(start, data="~/X.npy")
+    observation = jaxae.observations.get(start.observation)
+    assert data_splits.load(options, observation).scaling.name == "unit"
+    assert run_folder.check_output("~/z.npy", "run", ".npy") == workdir / "z.npy"
+    with pytest.raises(ValueError, match="would replace"):
+        run_folder.check_output("~/run/params.safetensors", "~/run")
+    with inference.load_trained("~/run") as model:
+        assert model.path == workdir / "run"
+    assert main("sweep", "~/none.toml") == 2
+    assert_rejected(capsys, f"{workdir}/none.toml does not exist")
 
 
 # ---- small and empty -----------------------------------------------------------------

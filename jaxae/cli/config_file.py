@@ -14,6 +14,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks
+from jaxae._files import expanded
 from jaxae.autoencoder.files import CONFIG_FILE, refuse_sweep
 from jaxae.cli.options import (
     FREE_OPTIONS,
@@ -151,7 +152,7 @@ def defaults(arguments: list[str]) -> TrainOptions | None:
     """
     options = None
     if (name := _last_value(arguments, "--config")) is not None:
-        path = Path(name)
+        path = expanded(name)
         options = as_options(TrainOptions, read_config(path)["options"], path)
     if (run := _last_value(arguments, "--start-from")) is not None:
         options = _started_from(options or TrainOptions(), run)
@@ -170,7 +171,7 @@ def _last_value(arguments: list[str], option: str) -> str | None:
 
 def _started_from(options: TrainOptions, run: str) -> TrainOptions:
     """The options with the model, the scaling and the dtype of a run to start from."""
-    path = Path(run) / CONFIG_FILE
+    path = expanded(run) / CONFIG_FILE
     of_run = as_options(TrainOptions, read_config(path)["options"], path)
     values = {name: getattr(of_run, name) for name in (*_START_OPTIONS, "dtype")}
     return dataclasses.replace(options, start_from=run, **values)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks, data
+from jaxae._files import expanded
 from jaxae.cli.options import TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
@@ -111,7 +112,7 @@ def _scaling(
     options: TrainOptions, dataset: Dataset, train: Any, observation: Observation
 ) -> Scaling:
     if options.start_from is not None:
-        scaling = data.load_scaling(options.start_from)
+        scaling = data.load_scaling(expanded(options.start_from))
         if scaling.clip:
             _check_finite(dataset.train)
         return scaling

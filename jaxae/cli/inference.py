@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics
-from jaxae._files import atomic
+from jaxae._files import atomic, expanded
 from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import config_file, data_splits, reporting, run_folder
@@ -51,20 +51,21 @@ def load_trained(path: str) -> Iterator[Trained]:
     Raises:
       FileNotFoundError, ValueError: if the folder lacks a file, or one is damaged.
     """
-    config_path = Path(path) / CONFIG_FILE
+    folder = expanded(path)
+    config_path = folder / CONFIG_FILE
     config = config_file.read_config(config_path)
     options = config_file.as_options(TrainOptions, config["options"], config_path)
     options = validated(options)
     with jax.enable_x64(options.dtype == "float64"):
-        ae, params = jaxae.load(path)
-        scaling = load_scaling(path)
+        ae, params = jaxae.load(folder)
+        scaling = load_scaling(folder)
         name = config_file.data_entry(config, "scaling")
         if name not in (None, scaling.name):
             raise ValueError(
                 f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
                 f"says {name!r}; restore the {SCALING_FILE} of this run."
             )
-        yield Trained(Path(path), options, ae, params, scaling)
+        yield Trained(folder, options, ae, params, scaling)
 
 
 def encode(options: EncodeOptions) -> int:

@@ -45,7 +45,7 @@ with contextlib.suppress(ImportError):  # main says what to install
 HPARAMS = (
     *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
     *("corruption_rate", "kl_sparsity_target", *penalties.CATALOGUE),
-    *("schedule_steps", "final_fraction"),
+    *("schedule_steps", "final_fraction", INIT_SCALE),
 )
 # No float16: Adam's eps underflows in it, and its sums of squares overflow.
 DTYPES = ("bfloat16", "float32", "float64")
@@ -99,7 +99,7 @@ def argument_names(kind: Any) -> dict[str, str]:
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
     names |= {"data_mean": "--bias-from-mean"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
-        return names | {f"hparams['{name}']": name for name in (*HPARAMS, INIT_SCALE)}
+        return names | {f"hparams['{name}']": name for name in HPARAMS}
     names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
     return names | {"hparams": "the command"}
 
@@ -224,6 +224,8 @@ class SharedOptions(_SharedBase):
     """Coefficient of the batch mean of ||dz/dx||_F^2."""
     weight_decay: float | None = None
     """Coefficient of the sum of squared weights."""
+    init_scale: float | None = None
+    """Factor on the initial weights. None: 1."""
 
     learning_rate: float = 1e-3
     """The optimizer's step size."""

@@ -186,7 +186,7 @@ def check_output(
         of any run, sweep, model or checkpoint folder, also through a link.
       FileNotFoundError: if there is no folder to write it to.
     """
-    path = Path(name)
+    path = expanded(name)
     if not path.name or (suffix and path.suffix != suffix):
         kind = f"an {suffix} file" if suffix else "a file"
         raise ValueError(f"--output must name {kind}, got {name!r}.")
@@ -202,8 +202,9 @@ def check_output(
         )
     if (owner := owner_of(path, _CHECKPOINT_FOLDERS)) is None:
         # A hard link has another name, and so may a file on a disk that ignores case.
-        below = (Path(run, folder).rglob("*") for folder in _ALL_FOLDERS)
-        files = itertools.chain(Path(run).glob("*"), *below)
+        home = expanded(run)
+        below = ((home / folder).rglob("*") for folder in _ALL_FOLDERS)
+        files = itertools.chain(home.glob("*"), *below)
         same = (file for file in files if _is_same_file(path, file))
         owners = (owner_of(file, _CHECKPOINT_FOLDERS) for file in same)
         owner = next(filter(None, owners), None)

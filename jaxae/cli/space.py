@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,9 @@ from jaxae.cli.options import (
 )
 from jaxae.sweeps import spaces
 from jaxae.sweeps.spaces import LATENT_DIM, SEED, STATIC_AXES, log_uniform, uniform
-from jaxae.training.epochs import INIT_SCALE
 
 ZIPPED = "together"  # the table of axes that are zipped
-NAMES = (*HPARAMS, INIT_SCALE, SEED, LATENT_DIM, *STATIC_AXES)
+NAMES = (*HPARAMS, SEED, LATENT_DIM, *STATIC_AXES)
 _SCALES = {"linear": uniform, "log": log_uniform}
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
 
@@ -120,7 +120,7 @@ def _axis(path: Path, name: str, value: Any) -> Any:
                 f"be an integer of at least 1 and at most {spaces.MAX_LANES}."
             )
         return list(range(value["count"]))
-    if name not in (*HPARAMS, INIT_SCALE):
+    if name not in HPARAMS:
         forms = "a list or { count = 8 }" if name == SEED else "a list"
         raise ValueError(f"{path} must give {name} {forms}, not a range.")
     is_range = {"low", "high"} <= set(value) <= {"low", "high", "scale"}
@@ -165,22 +165,26 @@ def check_options(space: Space, options: SweepOptions) -> None:
                 f"{name} is in {options.space}, and {option_name(name)} is given "
                 "too; leave one of them out."
             )
-    is_open = options.schedule_steps is None and "schedule_steps" not in space.names
-    if "batch_size" in space.names and options.schedule != "constant" and is_open:
-        raise ValueError(
-            f"--schedule {options.schedule} ends with the run, whose steps depend on "
-            f"the batch_size in {options.space}; give --schedule-steps."
-        )
+    if options.schedule == "constant" or options.schedule_steps is not None:
+        return
+    for name in ("batch_size", "warmup_steps"):
+        if name in space.names and "schedule_steps" not in space.names:
+            raise ValueError(
+                f"--schedule {options.schedule} ends with the run, and its number of "
+                f"steps depends on the {name} in {options.space}; give "
+                f"--schedule-steps, or schedule_steps together with {name}."
+            )
 
 
 def as_train_options(options: SweepOptions, values: dict[str, Any]) -> TrainOptions:
     """The options of a single run with these values of what varies."""
-    names = {field.name for field in dataclasses.fields(SharedOptions)}
-    shared = {name: getattr(options, name) for name in names}
+    hints = typing.get_type_hints(SharedOptions)
+    shared = {name: getattr(options, name) for name in hints}
     for name in values.keys() - {SEED}:
         option, value = as_option(name, values[name])
-        if option in names:
-            shared[option] = value
+        is_float = hints.get(option) in (float, float | None)
+        if option in hints:  # TOML has 1 for 1.0
+            shared[option] = float(value) if is_float else value
     # All rows are read into memory: lanes share them on the device.
     return TrainOptions(**shared, memory_budget=2**30)
 

@@ -13,7 +13,7 @@ import jax
 import jaxae
 from jaxae import _checks
 from jaxae._checks import ArgumentError
-from jaxae._files import write_atomically
+from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE, PARAMS_FILE, is_sweep
 from jaxae.cli import config_file, data_splits, reporting, run_folder, sweep_output
 from jaxae.cli import space as space_module
@@ -40,7 +40,7 @@ from jaxae.training import diagnostics
 def sweep(options: SweepOptions) -> int:
     """`jaxae sweep SPACE.toml`: 0, or 1 if every lane diverged; 130 if interrupted."""
     _check_table(options)
-    space = space_module.read(Path(options.space))
+    space = space_module.read(expanded(options.space))
     space_module.check_options(space, options)
     single = space_module.as_train_options(options, space.first())
     single = validated(single)

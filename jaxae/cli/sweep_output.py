@@ -1,5 +1,6 @@
 """The files of a sweep: its table, its curves, its best lanes as runs, pictures."""
 
+import dataclasses
 import io
 import shutil
 import sys
@@ -110,6 +111,11 @@ def _save_lane(
     num_epochs = trial["config"].num_epochs
     values = space_module.lane_values(sweep.axes, lane, job.options)
     single = space_module.as_train_options(options, values)
+    if (
+        "schedule_steps" in hparams
+    ):  # of all epochs, also where halving stopped the lane
+        length: Any = {"schedule_steps": int(hparams["schedule_steps"])}
+        single = dataclasses.replace(single, **length)
     metrics = {name: v[lane, :num_epochs] for name, v in sweep.metrics.items()}
     metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
     description = {

@@ -29,6 +29,7 @@ from jaxae.cli.options import (
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.data.scaling import save_scaling
 from jaxae.training import Run, epochs, host
+from jaxae.training.epochs import INIT_SCALE, INIT_SCALES
 from jaxae.training.host import PreparedRun
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -117,10 +118,12 @@ def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
     ae = build_autoencoder(options, splits.train.shape[1])
     config = build_config(options)
     params = _initial_params(options, ae, init_key, splits)
+    hparams = build_hparams(options, len(splits.train))
+    hparams.pop(INIT_SCALE, None)  # the initial parameters have it
     return host.prepare(
         build_objective(options, ae),
         splits.train,
-        hparams=build_hparams(options, len(splits.train)),
+        hparams=hparams,
         key=train_key,
         config=config,
         validation=splits.validation if len(splits.validation) else None,
@@ -161,7 +164,16 @@ def _initial_params(
         data_mean = None
         if options.bias_from_mean:
             data_mean = data.column_stats(splits.train).mean
-        return ae.init(key, dtype=dtype, data_mean=data_mean)
+        limit = None
+        if options.init_scale is not None:
+            INIT_SCALES.check(INIT_SCALE, {INIT_SCALE: options.init_scale})
+            limit = ae.init_limit * np.float32(options.init_scale)
+        return ae.init(key, dtype=dtype, data_mean=data_mean, limit=limit)
+    if options.init_scale is not None:
+        raise ValueError(
+            f"--init-scale scales initial weights that are drawn, but {option} gives "
+            "trained ones; leave one of them out."
+        )
     if options.bias_from_mean:
         raise ValueError(
             f"{option} holds the output bias that --bias-from-mean would set; leave "
@@ -200,7 +212,7 @@ def _check_repetition(options: TrainOptions, splits: Splits, job: PreparedRun) -
     """
     if options.config is None:
         return
-    config = config_file.read_config(Path(options.config))
+    config = config_file.read_config(expanded(options.config))
     sha256 = config_file.data_entry(config, "sha256")
     is_same_name = config["options"].get("data") == options.data
     if is_same_name and sha256 != splits.info.sha256:
