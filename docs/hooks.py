@@ -61,6 +61,8 @@ def _public(module):
         if not is_exported:
             continue
         target = member.final_target if member.is_alias else member
+        if target.is_module and name in target.members:
+            target = target[name]  # a function named as its module: gradcheck.precision
         if target.is_function or target.is_class:
             yield target.canonical_path
         if target.is_class:

@@ -26,10 +26,11 @@ class Pass(NamedTuple):
       a: `[B, H]`, encoder pre-activations.
       z: `[B, H]`, latents.
       eta: `[B, D]`, decoder pre-activations.
-      hparams: scalars by name.
-      key: for terms that draw random numbers; None in evaluation.
-      state: by part name, as it was before this batch.
-      mask: `[H]`, False on the padding of a narrower model; None without padding.
+      hparams: scalars by name; all of those passed to the objective.
+      key: the random key for terms that draw numbers; None in evaluation.
+      state: the state of each part by its name, before this batch.
+      mask: `[H]`, True on the latents of the model, False on the padding of a lane that
+        is narrower than its sweep; None without padding.
     """
 
     inputs: Float[Array, "B D"]
@@ -44,12 +45,21 @@ class Pass(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """The derivatives of a term by what a pass computed; None stands for zeros."""
+    """The derivatives of a term by what a pass computed; None stands for zeros.
 
-    a: Array | None = None  # [B, H]
-    z: Array | None = None  # [B, H]
-    eta: Array | None = None  # [B, D]
-    params: Any = None  # the params' own type
+    Each is a partial derivative, with the other quantities held fixed.
+
+    Attributes:
+      a: `[B, H]`, by the encoder pre-activations.
+      z: `[B, H]`, by the latents.
+      eta: `[B, D]`, by the decoder pre-activations.
+      params: by the parameters, of the params' own type.
+    """
+
+    a: Array | None = None
+    z: Array | None = None
+    eta: Array | None = None
+    params: Any = None
 
 
 def add(left: Any, right: Any) -> Any:
@@ -66,16 +76,21 @@ def _accept_any(argument: Any) -> None:
 class Penalty(NamedTuple):
     """A term: a function of a pass and of the parameters.
 
+    The value must be 0 where latents are 0, and must not depend on their number, for a
+    sweep over `latent_dim`: sum over latents, or leave out padding by `p.mask`.
+
     Attributes:
       name: how it is printed, and the name of its coefficient in `hparams`.
       value: `(ae, params, p) -> []` for a `Pass` p.
-      cotangents: `(ae, params, p) -> Cotangents`, the derivatives of value.
-      hparams: names of further hyperparameters that it reads.
-      check: `(ae) -> None`, or a ValueError if the model does not suit it.
-      check_hparams: `(hparams) -> None`, or a ValueError for a number out of range.
-      init_state: `(ae) -> ` a pytree of arrays that it carries from step to step, in
+      cotangents: `(ae, params, p) -> Cotangents`, the derivatives of the value. Used by
+        `gradient="manual"`, `manual` and the diagnostics; autodiff does not call it.
+      hparams: names of further hyperparameters that it reads, in `p.hparams`.
+      check: `(ae) -> None`; raises a ValueError if the model does not suit it.
+      check_hparams: `(hparams) -> None`; raises a ValueError for a number out of range.
+      init_state: `(ae) -> pytree` of arrays that it carries from step to step, in
         `p.state[name]`; None for a term without state.
-      update_state: `(ae, params, p) -> ` that pytree after the step.
+      update_state: `(ae, params, p) -> pytree`, the state after the step, of the same
+        structure, shapes and dtypes; None for a term without state.
     """
 
     name: str
