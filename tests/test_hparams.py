@@ -212,7 +212,7 @@ def test_arrays_of_one_number_are_numbers(value):
 
 @pytest.mark.parametrize("hparams", [{1: 0.1}, {("learning_rate",): 0.1}])
 def test_names_must_be_text(hparams, monkeypatch):
-    sentence = "hparams must have names for keys, such as 'learning_rate', got "
+    sentence = "hparams must have strings as keys, such as 'learning_rate', got "
     assert_raises(work(monkeypatch, None, hparams), sentence)
     with pytest.raises(ValueError, match=sentence):
         jaxae.Objective(AE, penalties=("l1",))(AE.init(KEY), X, None, hparams)

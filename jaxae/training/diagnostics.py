@@ -184,7 +184,7 @@ def _log_probs(objective: Objective, params, p: Pass):
     def of_row(eta, target):
         log_prob = observation.checked_log_prob(eta, target, params.observation)
         loss = observation.checked_loss(eta, target, params.observation)
-        # If the loss is infinite as well, the model diverged, and the row may be valid.
+        # If the loss is infinite as well, the model diverged; the row may be valid.
         return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
     log_probs, is_outside = jax.vmap(of_row)(p.eta, p.targets)
@@ -195,7 +195,7 @@ def _log_probs(objective: Objective, params, p: Pass):
 def _float32_moments(X: Float[Array, "B D"]):
     """Return row 0, the mean minus row 0 and its rounding error, and sums of squares.
 
-    The sums are those of (x - mean)^2. Deviations are taken from row 0, so that they are
+    The squares are (x - mean)^2. Deviations are taken from row 0, so that they are
     exactly 0 for a constant column.
     """
     X = _widened(X)
@@ -275,7 +275,7 @@ def of_step(
 
     Args:
       state: a `TrainState`.
-      batch: `[B, D]`, or a pair (inputs, targets) of such.
+      batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
       key: consumed by the corruption.
       hparams: scalars by name.
       objective: what is minimised.

@@ -19,7 +19,7 @@ from jaxae.objective import Aux, Objective
 from jaxae.terms import Pass
 from jaxae.training.config import TrainConfig
 
-Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
+Data = Any  # [N, D], a pair of such arrays, or a pure source (key, hparams) -> batch
 
 
 INIT_SCALE = "init_scale"  # may be left out
@@ -113,7 +113,7 @@ def epoch(
     Args:
       state: from `init_state` or an epoch before.
       hparams: traced scalars by name.
-      data: `[N, D]`, a pair (inputs, targets) of such, or a source
+      data: `[N, D]`, a pair (inputs, targets) of such arrays, or a source
         `(key, hparams) -> batch`.
       objective: what is minimised.
       config: the static configuration; only the fields that the compiled program
