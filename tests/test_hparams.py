@@ -50,7 +50,7 @@ def assert_raises(calls, sentence):
 @pytest.mark.parametrize(
     "config, hparams, name, words",
     [
-        ({}, {}, "learning_rate", "at least 0, got -1.0; a negative one would"),
+        ({}, {}, "learning_rate", "at least 0, got -1.0; a negative learning rate"),
         ({}, {}, "init_scale", "positive, got -1.0"),
         (built("momentum"), {}, "momentum", "at least 0 and below 1, got -1.0"),
         (built("adamw", clip=True), {"max_norm": 1}, "adamw_decay", "at least 0, got"),
