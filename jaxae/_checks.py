@@ -44,7 +44,7 @@ class ArgumentError(ValueError):
         return self.render({})
 
     def render(self, names: Mapping[str, str]) -> str:
-        """The sentence with each argument called what `names` says, if anything."""
+        """Return the message with arguments renamed by `names`."""
 
         def rename(text: str) -> str:
             return _IN_BRACES.sub(lambda match: names.get(match[1], match[1]), text)
@@ -89,7 +89,7 @@ class DataError(ArgumentError):
         return type(self), (self.argument, *self._parts, self._place)
 
     def in_rows(self, argument: str, first_row: int, place: str) -> "DataError":
-        """The same error of data of which rows from `first_row` on were checked."""
+        """Return a copy with the row shifted by `first_row`, for a block of rows."""
         requirement, value, (row, *column), num_others = self._parts
         index = (first_row + row, *column)
         return DataError(argument, requirement, value, index, num_others, place)
@@ -118,7 +118,7 @@ def closest(name: Any, known: Iterable[str]) -> str:
 
 
 def part(name: str, value: Any, get: Callable, kind: type[T], example: str) -> T:
-    """`value` if it is a part of that kind; for a string, the part of that name."""
+    """Return a component of type `kind`: `value`, or for a string the one it names."""
     if isinstance(value, str):
         return get(value)
     if not isinstance(value, kind):
@@ -144,7 +144,7 @@ def positive_int(name: str, value: Any) -> int:
 
 
 def prng_key(key: Any) -> None:
-    """Raise unless this is one JAX random key."""
+    """Check that this is one JAX random key."""
     dtype = getattr(key, "dtype", None)
     typed = key
     if dtype == jnp.uint32:
@@ -163,12 +163,12 @@ def prng_key(key: Any) -> None:
 
 
 def describe(value: Any) -> str:
-    """A value in a few words: dtype and shape for arrays, repr for the rest."""
+    """Describe a value in a few words: dtype and shape of an array, else its repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     try:
         text = " ".join(repr(value).split())  # the repr of a table has many lines
-    except ValueError:  # Python writes no integer of more than 4300 digits
+    except ValueError:  # the repr of an integer of more than 4300 digits
         text = f"a very long {type(value).__name__}"
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."
 
@@ -251,7 +251,7 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def refuse_masked(name: str, value: Any) -> None:
-    """Raise for a NumPy masked array: a conversion would drop the mask."""
+    """Reject a NumPy masked array, because a conversion would drop the mask."""
     if isinstance(value, np.ma.MaskedArray):
         raise ArgumentError(
             name,
@@ -348,14 +348,14 @@ def folder(name: str, value: Any) -> Path:
 
 
 def hparams(values: Any) -> None:
-    """Raise unless this is a dict of numbers by name; traced numbers count."""
+    """Check that this is a dict from name to number; numbers may be traced."""
     if not isinstance(values, Mapping):
         raise ArgumentError("hparams", "must be a dict of numbers", describe(values))
     for name, value in values.items():
         if not isinstance(name, str):
             raise ArgumentError(
                 "hparams",
-                "must have names for keys, such as 'learning_rate'",
+                "must have strings as keys, such as 'learning_rate'",
                 describe(name),
             )
         argument = f"hparams[{name!r}]"
@@ -375,7 +375,10 @@ def is_real(value: Any) -> bool:
 
 
 def untraced(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are not traced, as NumPy numbers: JAX would trace comparisons."""
+    """Return the hyperparameters that are not traced, as NumPy scalars.
+
+    Under jit, a comparison of JAX arrays would be traced.
+    """
     is_traced = {n: isinstance(v, jax.core.Tracer) for n, v in hparams.items()}
     return {n: np.asarray(v)[()] for n, v in hparams.items() if not is_traced[n]}
 
@@ -408,13 +411,13 @@ AT_LEAST_0 = Range(lambda x: x >= 0, "at least 0")
 POSITIVE = Range(lambda x: x > 0, "positive")
 
 
-# ---- what the functions of a part return ---------------------------------------------
-# Checked at each call, so that a mistake in a user's part is one sentence that names
-# the part instead of an error from inside JAX.
+# ---- return values of a component's functions ----------------------------------------
+# Checked at each call, so that the error for a user's component is one sentence that
+# names the component, instead of an error from inside JAX.
 
 
 def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
-    """What `what` returned, as an array of floats of that shape."""
+    """Check that the function `what` returned a float array of this shape."""
     array = _as_floats(value)
     if array is None or array.shape != shape:
         raise ArgumentError(
@@ -426,7 +429,7 @@ def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def returned_like(what: str, value: Any, like: Any) -> Any:
-    """What `what` returned, as a pytree of the structure and shapes of `like`.
+    """Check that the function `what` returned a pytree like `like`, and return it.
 
     A tuple is accepted for a NamedTuple, and a dtype may be wider than that of `like`.
     """
@@ -449,20 +452,20 @@ def returned_like(what: str, value: Any, like: Any) -> Any:
 def returned_by_theta(
     what: str, function: Callable | None, arguments: tuple, theta: tuple
 ) -> tuple:
-    """What `what` returns, the derivative by the parameters of a part, as a tuple."""
+    """Call the function `what`, and check that it returns a tuple like `theta`."""
     if not theta:
         return ()
     if function is None:
         raise ArgumentError(
             what,
-            "is missing, the derivative by what init returns",
+            "is missing, the derivative with respect to its parameters",
             advice="give it, or train with gradient='autodiff' and diagnostics=False",
         )
     return returned_like(what, function(*arguments, *theta), theta)
 
 
 def returned_state(what: str, value: Any, before: Any) -> Any:
-    """What `what` returned, if it has the structure, shapes and dtypes of `before`."""
+    """Check that the structure, shapes and dtypes of a state are those of `before`."""
     leaves, structure = jax.tree.flatten(value)
     expected: Any = jax.tree.structure(before)
     if structure != expected or not all(
@@ -499,7 +502,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def outline(tree: Any) -> str:
-    """A pytree in a few words: its type and its leaves."""
+    """Describe a pytree in a few words: its type and its leaves."""
     leaves = named(tree)
     if leaves and not leaves[0][0]:
         return describe(tree)
@@ -509,7 +512,7 @@ def outline(tree: Any) -> str:
 
 
 def _as_floats(value: Any) -> jax.Array | None:
-    """A number, or an array of floats, as an array; None for anything else."""
+    """Return a number or an array of floats as an array; None for other values."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return jnp.asarray(float(value))
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -519,7 +522,7 @@ def _as_floats(value: Any) -> jax.Array | None:
 
 @contextlib.contextmanager
 def reading(path: Path, advice: str) -> Iterator[None]:
-    """Any error inside becomes one sentence: the file, the cause, and the advice."""
+    """Raise any error inside as one sentence: the file, the cause, and the advice."""
     try:
         yield
     except ArgumentError:  # names its argument and what to do
@@ -530,14 +533,14 @@ def reading(path: Path, advice: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The message of an error in one line, with its type unless it is a ValueError."""
+    """Return the message of an error in one line, with its type if not a ValueError."""
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     is_plain = type(error) is ValueError or isinstance(error, ArgumentError)
     return text if is_plain else f"{type(error).__name__}: {text}"
 
 
 def extra(feature: str, package: str, extra: str) -> ImportError:
-    """The error for a missing optional package, with the command that installs it."""
+    """Return the error for a missing optional package, which says how to install it."""
     return ImportError(
         f"{feature} needs the package {package!r}, which is not installed; "
         f"run: pip install 'jaxae[{extra}]'."

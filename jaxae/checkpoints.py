@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: a folder of numbered ones, each complete or absent.
+"""Crash-safe checkpoints: a folder of numbered checkpoints, each written atomically.
 
 orbax writes a checkpoint beside its final place and renames it, so that a kill leaves
 earlier ones untouched. Two things are added here: a digest, since a flipped byte in a
@@ -53,7 +53,7 @@ class Checkpoints:
     Args:
       directory: created on entering, and removed on leaving if nothing was saved.
       fingerprint: JSON values that identify the run: model, data, versions.
-      keep: how many of the last checkpoints are kept.
+      keep: number of most recent checkpoints to keep.
 
     Raises:
       ImportError: orbax-checkpoint is not installed.
@@ -141,20 +141,21 @@ class Checkpoints:
     def restore(
         self, like: Mapping[str, Any], optional: Mapping[str, Any] | None = None
     ) -> Checkpoint | None:
-        """The last intact checkpoint; None if there is no checkpoint.
+        """Return the last intact checkpoint; None if there is no checkpoint.
 
-        A RuntimeWarning names each damaged one that is skipped. They are renamed to
-        `damaged-STEP`, not deleted: another machine may still be able to read them.
+        A RuntimeWarning names each damaged checkpoint that is skipped. Damaged
+        checkpoints are renamed to `damaged-STEP`, not deleted: another machine may
+        still be able to read them.
 
         Args:
-          like: an array for each that the checkpoint must have, of the same shape and
-            dtype; the restored one is placed on the same devices.
-          optional: the same for arrays that it may have. Further ones are restored as
-            NumPy arrays.
+          like: arrays with the expected names, shapes and dtypes. Restored arrays get
+            the same sharding.
+          optional: like `like`, for arrays that may be absent. All other arrays are
+            restored as NumPy arrays.
 
         Raises:
-          ValueError: for a checkpoint of another fingerprint, naming the field; or if
-            all are damaged.
+          ValueError: if a field of the fingerprint differs (the message names it), or
+            if all checkpoints are damaged.
         """
         damaged = []
         for step in sorted(self._steps(), reverse=True):
@@ -163,8 +164,8 @@ class Checkpoints:
             except _DamagedError as error:
                 damaged.append(step)
                 warnings.warn(
-                    f"{self._directory / str(step)} is damaged ({error}); the "
-                    "checkpoint before it is tried.",
+                    f"{self._directory / str(step)} is damaged ({error}); trying the "
+                    "previous checkpoint.",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -192,14 +193,14 @@ class Checkpoints:
             self._manager.reload()
 
     def _steps(self) -> list[int]:
-        # orbax does not list a file, which is a damaged checkpoint, too.
+        # orbax lists folders only; a file named by a step is a damaged checkpoint.
         files = [path.name for path in self._directory.iterdir() if path.is_file()]
         steps = [int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name)]
         return [*self._manager.all_steps(), *steps]
 
     def _read(self, step: int, like: Mapping, optional: Mapping) -> Checkpoint:
         if (self._directory / str(step)).is_file():
-            raise _DamagedError("a file and no folder")
+            raise _DamagedError("expected a folder, found a file")
         about = self._read_item(step, about=self._orbax.args.JsonRestore())
         with _as_damaged():
             if about["words_sha256"] != _json_sha256(about["words"]):
@@ -241,7 +242,7 @@ class Checkpoints:
         new_folders = self._create()
         stack.enter_context(locked(self._directory))
         stack.callback(_remove_empty, new_folders)
-        # As long as it is open: a save in the background may fail at any time.
+        # Until it is closed, because a save in the background may fail at any time.
         stack.enter_context(_orbax.without_log())
         stack.enter_context(_orbax.without_late_errors())
         for path in self._directory.glob(f"*{_UNFINISHED}*"):
@@ -315,11 +316,11 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
         yield name, json.dumps(saved), json.dumps(now)
 
 
-# ---- what a checkpoint says of itself ------------------------------------------------
+# ---- metadata ------------------------------------------------------------------------
 
 
 def _about(fingerprint: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
-    """The text of a checkpoint, and the digests of text and arrays."""
+    """Return the metadata of a checkpoint, and the digests of metadata and arrays."""
     shapes = {name: [str(a.dtype), a.shape] for name, a in arrays.items()}
     words = _as_json({"identity": fingerprint, "notes": notes, "arrays": shapes})
     return {
@@ -330,7 +331,7 @@ def _about(fingerprint: Any, notes: Mapping, arrays: Mapping[str, np.ndarray]) -
 
 
 def _as_json(value: Any) -> Any:
-    """As JSON reads it back: tuples become lists, keys become strings."""
+    """Return the value as JSON reads it: tuples become lists, keys become strings."""
     return json.loads(json.dumps(value))
 
 
@@ -361,5 +362,5 @@ def _as_os_error(directory: Path) -> Iterator[None]:
     except Exception as error:  # a full disk raises half a dozen types
         raise OSError(
             f"cannot save to checkpoint_dir {directory}: {_orbax.reason_of(error)}; "
-            "earlier checkpoints are intact: make room or grant access, and resume."
+            "earlier checkpoints are intact: make room or grant access, then resume."
         ) from error

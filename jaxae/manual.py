@@ -1,7 +1,7 @@
-"""The lecture's backward pass, derived by hand and split by path. No autodiff here.
+"""The gradient by hand-derived backpropagation, and its parts by path; no autodiff.
 
-Written once, for untied parameters; a model's own gradients are the pullback of these,
-which for tied weights adds the encoder's and the decoder's (`parametrizations`). One
+The gradient is derived for untied parameters. `parametrizations` pulls it back to the
+parameters of a model; for tied weights, this adds the encoder's and the decoder's. One
 example is a batch of one. `docs/derivation.md` derives each line.
 
 References:
@@ -40,23 +40,23 @@ class Backprop(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """The gradient by the path it came through; their sum is the gradient."""
+    """The gradient by path: encoder + decoder is the gradient."""
 
     encoder: Any  # the params' own type
     decoder: Any
 
 
 class Signals(NamedTuple):
-    """The derivatives of the objective by what a pass computed, and by theta."""
+    """Gradients of the objective with respect to eta, z, a and theta."""
 
     d_eta: Float[Array, "B D"]
     d_z: Float[Array, "B H"]
     d_a: Float[Array, "B H"]
-    d_theta: tuple  # of each example, by what a learned activation learns
+    d_theta: tuple  # of each example; theta are a learned activation's parameters
 
 
 def backprop(ae, params, x, target=None) -> Backprop:
-    """The lecture's algorithm on one example.
+    """Backpropagate by hand on one example, as in Larochelle's lecture (2012).
 
     d_eta = dl/deta (x_hat - x for the lecture's two losses); d_z = W_dec d_eta;
     d_a = d_z * g'(a); dW_enc = d_a x^T; dW_dec = z d_eta^T; db_enc = d_a;
@@ -88,12 +88,12 @@ def backprop(ae, params, x, target=None) -> Backprop:
 
 
 def path_grads(ae, params, x, target=None) -> Paths:
-    """The encoder's and the decoder's share of the gradient, on one example.
+    """Return the encoder's and the decoder's part of the gradient, on one example.
 
     encoder: (d_a x^T, d_a), through z = g(W_enc x + b_enc); decoder: (z d_eta^T,
     d_eta), through eta = W_dec^T z + b_dec. Both of the params' type; `backprop`'s
-    grads are their sum. Equal to jax.grad of `ae.path_loss` by its first and by its
-    second argument.
+    grads are their sum. The two equal jax.grad of `ae.path_loss` with argnums=0 and
+    argnums=1.
 
     Args:
       ae: the model.
@@ -109,10 +109,10 @@ def path_grads(ae, params, x, target=None) -> Paths:
 
 
 def value_and_grad(objective) -> Callable:
-    """Like `jax.value_and_grad(objective, has_aux=True)`, with no autodiff.
+    """Like `jax.value_and_grad(objective, has_aux=True)`, by the hand-derived gradient.
 
     Returns:
-      `(params, batch, key, hparams, state=()) -> (loss, aux), grads`, the gradient of
+      `(params, batch, key, hparams, state=()) -> ((loss, aux), grads)`, the gradient of
       the mean over the batch, penalties included, of the params' own type.
 
     Raises:
@@ -131,7 +131,7 @@ def value_and_grad(objective) -> Callable:
 
 
 def batch_grads(objective: Objective, params, p: Pass):
-    """The gradient of an objective, from a batch's pass.
+    """Return the gradient of an objective, from the forward pass of a batch.
 
     Args:
       objective: what is minimised.
@@ -149,13 +149,12 @@ def batch_grads(objective: Objective, params, p: Pass):
 
 
 def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
-    """The encoder's and the decoder's share of `batch_grads`.
+    """Return the encoder's and the decoder's part of `batch_grads`.
 
-    As `path_grads`, for the mean over the batch. What penalties add on a and on z comes
-    through the encoder and counts for it, what they add on eta counts for both. What
-    they add on the parameters directly (all of weight_decay; of contractive the part
-    through ||W_enc||) comes through neither and is in neither: `batch_grads` is
-    encoder + decoder +
+    As `path_grads`, for the mean over the batch. The penalties' cotangents of a and z
+    flow through the encoder only and contribute to it; those of eta contribute to both.
+    Direct gradients of penalties on the parameters (all of weight_decay; of contractive
+    the part through ||W_enc||) are in neither: `batch_grads` is encoder + decoder +
     `objective.cotangents(params, p, objective.penalties).params`.
 
     Args:
@@ -166,7 +165,7 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
     cotangents = objective.cotangents(params, p, objective.terms)
     signals = _backward(objective, params, p, cotangents)
     untied_grads = _contract(objective, params, p, signals)
-    # What a learned observation learns is the decoder's.
+    # Gradients of a learned observation's parameters belong to the decoder.
     observation = objective.cotangents(params, p, (reconstruction,)).params
     encoder, decoder = (
         _pullback(objective, params, _only(names, untied_grads))
@@ -199,7 +198,7 @@ def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
 
 
 def _backward(objective: Objective, params, p: Pass, cotangents: Cotangents) -> Signals:
-    """The lecture's backward pass, of a batch, with what the terms add on the way."""
+    """Backpropagate through a batch, and add the cotangents of all terms."""
     activation = objective.ae.activation
     untied = objective.ae.parametrization.expand(objective.rounded(params))
     state = activation_state(p.state)
@@ -217,7 +216,7 @@ def _backward(objective: Objective, params, p: Pass, cotangents: Cotangents) -> 
 
 
 def _contract(objective: Objective, params, p: Pass, signals: Signals) -> UntiedParams:
-    """Sums over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
+    """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
     untied = objective.ae.parametrization.expand(objective.rounded(params))
     return UntiedParams(
         W_enc=_sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
@@ -230,7 +229,7 @@ def _contract(objective: Objective, params, p: Pass, signals: Signals) -> Untied
 
 
 def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
-    """sum_b left_b right_b^T of factors rounded as W is; the sum is not rounded."""
+    """sum_b left_b right_b^T of factors cast to W's dtype; the sum keeps left's."""
     dtype, left, right = left.dtype, left.astype(W.dtype), right.astype(W.dtype)
     return jnp.einsum("bh,bd->hd", left, right, preferred_element_type=dtype)
 

@@ -18,7 +18,9 @@ SATURATED_SLOPE = 0.01
 
 
 def squared_error(x, x_hat) -> Float[Array, ""]:
-    """Mean over examples of ||x_hat - x||^2: twice the lecture's half squared error.
+    """Mean over examples of ||x_hat - x||^2.
+
+    Twice the squared error of Larochelle's lecture (2012), which has a factor 1/2.
 
     Args:
       x, x_hat: `[B, D]`.
@@ -43,7 +45,8 @@ def fvu(x, x_hat) -> Float[Array, ""]:
     """
     x, x_hat = _as_batches(x=x, x_hat=x_hat)
     residual = jnp.sum((x_hat - x) ** 2)
-    # Subtract the first row first: the mean of equal numbers rounds, that of zeros not.
+    # Subtract the first row: the mean of a constant column has a rounding error, the
+    # mean of zeros has none.
     from_first = x - x[:1]
     variance = jnp.sum((from_first - jnp.mean(from_first, axis=0, keepdims=True)) ** 2)
     return jnp.where(variance == 0, jnp.nan, residual / variance)
@@ -75,7 +78,7 @@ def dead_fraction(z) -> Float[Array, ""]:
 
 
 def is_dead(z) -> Bool[Array, "H"]:
-    """Which latents are dead: 0 on every example of the batch.
+    """Return which latents are dead: 0 on every example of the batch.
 
     A latent that is only close to 0, as sigmoid latents may be, is not dead.
 
@@ -117,7 +120,7 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
 
 
 def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
-    """Where |g'(a)| < 0.01, for a and z `[B, H]`; the activation must have a slope."""
+    """Return |g'(a)| < 0.01 for a and z `[B, H]`; the activation must have a slope."""
     assert ae.activation.slope is not None  # checked by the callers
     slope = ae.activation.slope(a, z)
     slope = _checks.returned(f"activation {ae.activation}: slope", slope, jnp.shape(a))
@@ -127,9 +130,8 @@ def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
 def bits_per_dim(ae: Autoencoder, params, X) -> float:
     """-mean log2 p(x | x_hat) / D, in bits per column.
 
-    Bits of a probability mass function are comparable only to those of another mass
-    function, and bits of a density only to those of another density on data of the same
-    scale.
+    Compare bits per dimension only between discrete likelihoods, or between densities
+    on data of the same scale.
 
     Args:
       ae: the model; its observation must be a likelihood.
@@ -149,8 +151,8 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
         raise _checks.ArgumentError(
             "data",
             f"must be in the support of {ae.observation}, but row {outside[0]} "
-            f"{others}cannot occur under it (grey levels have a loss but no bits: "
-            "binarize)",
+            f"{others}cannot occur under it",
+            advice="binarize grey levels, which have a loss but no bits",
         )
     return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
 

@@ -17,7 +17,7 @@ from jaxae.terms import Cotangents, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
 ACTIVATION = "activation"  # the key of the activation's state
-# Names of metrics, states and other hyperparameters, which no penalty may have.
+# Reserved names: metrics, component states and hyperparameters.
 RESERVED = {
     *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
     *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
@@ -29,35 +29,36 @@ _TERMS_KEY = 2**32 - 1
 
 
 class Aux(NamedTuple):
-    """What an objective returns beside its value."""
+    """What an objective returns in addition to its value."""
 
-    metrics: dict[str, Float[Array, ""]]  # reported, not optimised
-    state: Any  # carried to the next step, neither learned nor swept
+    metrics: dict[str, Float[Array, ""]]  # reported, not minimised
+    state: Any  # for the next step; not trained
 
 
 @dataclass(frozen=True)
 class Objective:
     """J(params) = mean_b l(f(x~_b), x_b) + sum_p hparams[p] * penalty_p.
 
-    x~ is x corrupted afresh for every call. Frozen and hashable: a static argument.
+    x~ is a corrupted copy of x, with new noise at every call. An objective is frozen
+    and hashable, so that it can be a static argument.
 
     Attributes:
       ae: the model.
-      corruption: one of `jaxae.corruptions` or its name, of strength
+      corruption: one of `jaxae.corruptions` or its name. Its level is
         hparams["corruption_rate"].
-      penalties: some of `jaxae.penalties` or their names, each weighted by the hparam
-        of its name, which is at least 0.
-      compute_dtype: "bfloat16" for matrix products of numbers rounded to it, with
-        parameters, activations, losses and sums over examples in float32. None for the
-        parameters' own dtype, and parameters other than float32 keep theirs in any
-        case: float64 remains the referee.
+      penalties: some of `jaxae.penalties` or their names. The coefficient of a penalty
+        is the hyperparameter of its name, which is at least 0.
+      compute_dtype: "bfloat16" casts the inputs of matrix products to bfloat16;
+        parameters, activations, losses and sums over examples stay in float32. None
+        uses the parameters' dtype. Ignored unless the parameters are float32, so that
+        float64 remains the reference.
 
     Raises:
-      ValueError: for a part that is not of its type, a penalty named twice, or one that
-        does not suit the model.
+      ValueError: if a component has the wrong type, two penalties have one name, or a
+        penalty does not support the model.
     """
 
-    # jaxtyping leaves this constructor alone: it checks its fields itself.
+    # No runtime type check by jaxtyping: the constructor checks its fields itself.
     __no_type_check__ = True
 
     ae: Autoencoder
@@ -108,20 +109,20 @@ class Objective:
     def __call__(
         self, params, batch, key, hparams, state: Any = ()
     ) -> tuple[Float[Array, ""], Aux]:
-        """The objective's value on a batch, its metrics and its next state.
+        """Return the objective's value on a batch, its metrics and its next state.
 
         Args:
           params: the model's parameters.
-          batch: `[B, D]`, or a pair (inputs, targets) of such.
-          key: consumed by the corruption and by terms that draw; may be None where
-            nothing draws.
-          hparams: scalars by name; may hold more than this objective reads.
-          state: from `init_state` or the step before.
+          batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
+          key: the key of the corruption and of terms that draw random numbers; may be
+            None if there are none.
+          hparams: a dict of scalars; may hold more than this objective reads.
+          state: from `init_state()` or from the previous step.
 
         Raises:
-          ValueError: for a batch of the wrong shape or dtype, a missing hparam or one
-            out of range, a state that lacks a part, or a part whose function returns
-            another shape than it must.
+          ValueError: if the batch has the wrong shape or dtype, a hyperparameter is
+            missing or out of range, the state of a component is missing, or a function
+            of a component returns a wrong shape.
         """
         loss, (aux, _) = self.value_and_pass(params, batch, key, hparams, state)
         return loss, aux
@@ -129,7 +130,7 @@ class Objective:
     def value_and_pass(
         self, params, batch, key, hparams, state: Any = ()
     ) -> tuple[Float[Array, ""], tuple[Aux, Pass]]:
-        """As a call, with the batch's pass."""
+        """Like `__call__`, but also return the forward pass of the batch."""
         p = self.forward(params, batch, key, hparams, state)
         loss, scores = self.score(params, p)
         return loss, (Aux(scores, self._next_state(params, p)), p)
@@ -151,10 +152,10 @@ class Objective:
         return {**scores, "squared_error": metrics.squared_error(p.targets, x_hat)}
 
     def init_state(self) -> dict[str, Any]:
-        """What the parts carry from step to step, by part name, before the first one.
+        """Return the initial state of the stateful components, by name.
 
-        "activation" holds the activation's; a penalty's is under its name. Empty where
-        no part has a state.
+        The name of the activation's state is "activation", that of a penalty's state
+        the name of the penalty. Empty if no component has a state.
         """
         state = {p.name: p.init_state(self.ae) for p in self.penalties if p.init_state}
         if self.ae.activation.init_state is not None:
@@ -180,7 +181,7 @@ class Objective:
     def forward(
         self, params, batch, key, hparams, state: Any = (), *, training: bool = True
     ) -> Pass:
-        """A batch's pass through the model, corrupted in training only."""
+        """Compute the forward pass of a batch; corrupt it only if `training`."""
         names = self.hparam_names if training else self._penalty_hparam_names
         self._require(names, hparams)
         self._require_state(state)
@@ -208,7 +209,7 @@ class Objective:
         return corrupt(keys, inputs, hparams[CORRUPTION_RATE])
 
     def rounded(self, params):
-        """The parameters as matrix products use them: weights in compute_dtype."""
+        """Return the parameters with the weights cast to compute_dtype."""
         if self.compute_dtype is None or params.b_dec.dtype != jnp.float32:
             return params
         names = self.ae.parametrization.weights
@@ -216,13 +217,13 @@ class Objective:
         return params._replace(**weights)
 
     def score(self, params, p: Pass) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The value and its terms, from a batch's pass."""
+        """Return the loss, and the loss and its terms by name, from a forward pass."""
         values = {t.name: t.checked_value(self.ae, params, p) for t in self.terms}
         loss = sum(_coefficient(t, p.hparams) * values[t.name] for t in self.terms)
         return loss, {"loss": loss, **values}
 
     def cotangents(self, params, p: Pass, terms: tuple[Penalty, ...]) -> Cotangents:
-        """The sum of some terms' cotangents, each times its coefficient."""
+        """Return the sum of the terms' cotangents, each times its coefficient."""
         total = Cotangents()
         for term in terms:
             coefficient = _coefficient(term, p.hparams)
@@ -232,7 +233,7 @@ class Objective:
         return total
 
     def _next_state(self, params, p: Pass) -> Any:
-        """The state that the step after this batch gets."""
+        """Return the state for the next step."""
         state = p.state
         for penalty in self.penalties:
             if penalty.init_state is not None:
@@ -299,7 +300,7 @@ class Objective:
 
 
 def activation_state(state: Any) -> Any:
-    """The activation's share of an objective's state; () without one."""
+    """Return the activation's state, or () if the activation is stateless."""
     return state[ACTIVATION] if ACTIVATION in state else ()
 
 
@@ -308,10 +309,10 @@ def _coefficient(term: Penalty, hparams: Mapping[str, Any]) -> Any:
 
 
 def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
-    """Which latents belong to a model of hparams["latent_dim"] latents.
+    """Return a mask of the active latents; None without hparams["latent_dim"].
 
-    A sweep trains models of several widths as one program, as wide as the widest; the
-    others are padded. None without that hyperparameter: no latent is padding.
+    A sweep pads all models to the largest latent_dim, so that they share one compiled
+    program. The mask is False on the padding.
     """
     if LATENT_DIM not in hparams:
         return None
@@ -319,7 +320,7 @@ def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
 
 
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
-    # A Penalty is itself a tuple, so a forgotten comma must be caught by hand.
+    # A Penalty is itself a tuple, so a missing comma needs an explicit check.
     if isinstance(parts, Penalty | str):
         raise _checks.ArgumentError(
             "penalties", "must be a tuple", repr(parts), f"write ({parts!r},)"

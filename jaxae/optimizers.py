@@ -28,7 +28,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Optimizer = Callable[[Mapping[str, Any]], optax.GradientTransformation]
 Schedule = Callable[[Any, Mapping[str, Any]], Any]
 
-_LEARNING_RATE = AT_LEAST_0._replace(reason="a negative one would ascend the loss")
+_LEARNING_RATE = AT_LEAST_0._replace(
+    reason="a negative learning rate increases the loss"
+)
 _RANGES: dict[Callable[..., Any], dict[str, Range]] = {}
 
 
@@ -50,7 +52,8 @@ def check_hparams(optimizer: Optimizer, hparams: Mapping[str, Any]) -> None:
     `check_hparams(hparams)`, what that method checks.
 
     Raises:
-      ValueError: if one is not; the message names its value and its range.
+      ValueError: if a hyperparameter is out of range; the message names its value and
+        its range.
     """
     _LEARNING_RATE.check("learning_rate", hparams)
     _check_ranges(optimizer, hparams)
@@ -100,7 +103,7 @@ CATALOGUE: dict[str, Optimizer] = {
 
 
 def get(name: str) -> Optimizer:
-    """The optimiser of that name.
+    """Return the optimizer of that name.
 
     Raises:
       ValueError: for an unknown name; the message lists the known ones.
@@ -112,13 +115,13 @@ _FRACTION = Range(lambda x: 0 <= x <= 1, "between 0 and 1")
 _POSITIVE_FRACTION = Range(
     lambda x: 0 < x <= 1,
     "above 0 and at most 1",
-    "an exponential schedule of 0 makes no second update",
+    "final_fraction=0 sets the learning rate to 0 after the first update",
 )
 
 # ---- schedules: (count, hparams) -> the factor on the learning rate at that update ---
-# optax's schedules branch on their numbers, which must therefore not be traced. A
-# factor on the updates has the same effect, because the update of every optimizer in
-# the catalogue is -learning_rate * direction.
+# optax's schedules use Python branches on their arguments, which fail for traced
+# values. Scaling the updates has the same effect, because the update of every optimizer
+# in the catalogue is -learning_rate * direction.
 
 
 def constant(count, hparams: Mapping[str, Any]):
@@ -129,9 +132,11 @@ def constant(count, hparams: Mapping[str, Any]):
 
 @_with_ranges(schedule_steps=AT_LEAST_0, final_fraction=_FRACTION)
 def linear(count, hparams: Mapping[str, Any]):
-    """1 + (f - 1) t, t = min(count / T, 1): linear from 1 to f, then f.
+    """Linear decay from 1 to f over T updates, then constant.
 
-    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`.
+        1 + (f - 1) t, t = min(count / T, 1)
+
+    Reads T = max(`schedule_steps`, 1) and f = `final_fraction`.
     """
     t = jnp.minimum(_elapsed(count, hparams), 1)
     return 1 + (hparams["final_fraction"] - 1) * t
@@ -139,10 +144,12 @@ def linear(count, hparams: Mapping[str, Any]):
 
 @_with_ranges(schedule_steps=AT_LEAST_0, final_fraction=_FRACTION)
 def cosine(count, hparams: Mapping[str, Any]):
-    """f + (1 - f) (1 + cos(pi t)) / 2, t = min(count / T, 1): from 1 to f, then f.
+    """Cosine decay from 1 to f over T updates, then constant.
 
-    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`. Loshchilov and
-    Hutter, SGDR, 2017, without restarts.
+        f + (1 - f) (1 + cos(pi t)) / 2, t = min(count / T, 1)
+
+    Reads T = max(`schedule_steps`, 1) and f = `final_fraction`. Loshchilov and Hutter,
+    SGDR, 2017, without restarts.
     """
     t = jnp.minimum(_elapsed(count, hparams), 1)
     final_fraction = hparams["final_fraction"]
@@ -153,7 +160,7 @@ def cosine(count, hparams: Mapping[str, Any]):
 def exponential(count, hparams: Mapping[str, Any]):
     """f^(count / T): f after T updates, f^2 after 2 T, and so on.
 
-    Reads T = `schedule_steps`, at least 1, and f = `final_fraction`, above 0.
+    Reads T = max(`schedule_steps`, 1) and f = `final_fraction`, above 0.
     """
     return hparams["final_fraction"] ** _elapsed(count, hparams)
 
@@ -193,9 +200,10 @@ def build(
       optimizer: `hparams -> optax.GradientTransformation` with updates proportional to
         its learning rate, or a name in CATALOGUE.
       schedule: `(count, hparams) -> factor`, or a name in SCHEDULES; None is constant.
-      warmup: whether to multiply by min(count / w, 1), w = hparams["warmup_steps"]
-        >= 0, and start the schedule after that; the first update is then 0. With cosine
-        this is `optax.warmup_cosine_decay_schedule` from 0 with decay_steps w + T.
+      warmup: whether to warm up linearly from 0, by the factor min(count / w, 1) with
+        w = hparams["warmup_steps"] >= 0, before the schedule starts. The first update
+        is then 0. With cosine this is `optax.warmup_cosine_decay_schedule` from 0 with
+        decay_steps w + T.
       clip: whether to scale gradients with a global norm above hparams["max_norm"] to
         that norm.
       accumulate: the number of steps whose gradients are averaged for one update. The
@@ -241,8 +249,8 @@ class _Built:
     accumulate: int
 
     def __call__(self, hparams: Mapping[str, Any]) -> optax.GradientTransformation:
-        # Training records which hyperparameters are read by this call. A schedule reads
-        # its own in the update, so evaluate it once here.
+        # `train` records which hyperparameters this call reads. A schedule reads its
+        # hyperparameters only during updates, so evaluate it once here.
         self._factor(jnp.int32(0), hparams)
         factor = functools.partial(self._factor, hparams=hparams)
         transformations = [_clip(hparams["max_norm"])] if self.clip else []
@@ -256,7 +264,8 @@ class _Built:
         """Check that the hyperparameters, which must not be traced, are in range.
 
         Raises:
-          ValueError: if one is not; the message names its value and its range.
+          ValueError: if a hyperparameter is out of range; the message names its value
+            and its range.
         """
         check_hparams(self.optimizer, hparams)
         _check_ranges(self.schedule, hparams)
@@ -288,7 +297,7 @@ class _Built:
 
 
 def _clip(max_norm) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` for gradients of another dtype than max_norm's."""
+    """`optax.clip_by_global_norm` for a dtype of gradients other than max_norm's."""
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads, state, params=None):
@@ -305,8 +314,8 @@ def _clip(max_norm) -> optax.GradientTransformation:
 class AccumulatorState(NamedTuple):
     """The gradients accumulated since the last update."""
 
-    mini_step: Int32[Array, ""]  # their number
-    mean: Any  # their mean, a pytree like params, in float32 or wider
+    mini_step: Int32[Array, ""]  # number of accumulated gradients
+    mean: Any  # of these gradients, a pytree like params, at least float32
     inner: Any  # the state of the transformation that makes the updates
 
 
@@ -360,6 +369,6 @@ def _flag(name: str, hparam: str, value: Any) -> bool:
             name,
             "must be True or False",
             repr(value),
-            f"its number is hparams[{hparam!r}]",
+            f"set its value with hparams[{hparam!r}]",
         )
     return bool(value)

@@ -1,7 +1,7 @@
 """The penalties: terms that are added to the reconstruction loss.
 
-A penalty acts on the batch and carries no hidden factor; its coefficient is the
-hyperparameter of its name. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
+A penalty is a function of the batch. It is multiplied by the hyperparameter of its name
+and by no other factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
 """
 
 import jax
@@ -20,8 +20,8 @@ COEFFICIENTS = _checks.AT_LEAST_0._replace(
 
 def _l1(ae, params, p: Pass):
     del ae, params
-    # z sign(z) is |z| whose slope at 0 is 0, the middle of the subdifferential, under
-    # autodiff too: jax.grad of abs at 0 is 1.
+    # |z| as z sign(z), whose gradient by autodiff is 0 at 0, the middle of the
+    # subdifferential. The gradient of jnp.abs at 0 is 1.
     return jnp.mean(jnp.sum(p.z * jnp.sign(p.z), axis=-1))
 
 
@@ -37,7 +37,7 @@ l1 = Penalty("l1", _l1, _l1_cotangents)
 
 
 def _activity(p: Pass):
-    """rho and rho_hat; on padding rho_hat is rho, which costs nothing."""
+    """Return rho and rho_hat; rho_hat = rho on padding, where the penalty is then 0."""
     rho, rho_hat = p.hparams["kl_sparsity_target"], jnp.mean(p.z, axis=0)
     return rho, rho_hat if p.mask is None else jnp.where(p.mask, rho_hat, rho)
 

@@ -268,7 +268,9 @@ def test_a_file_in_place_of_a_checkpoint_is_damage(tmp_path):
     shutil.rmtree(tmp_path / "2")
     for name in ("2", "damaged-2", "03", "notes"):
         (tmp_path / name).write_text(name)
-    with pytest.warns(RuntimeWarning, match="2 is damaged .a file and no folder"):
+    with pytest.warns(
+        RuntimeWarning, match="2 is damaged .expected a folder, found a file"
+    ):
         assert_is_step(restore(tmp_path), 1)
     assert (tmp_path / "damaged-2").read_text() == "2"
     assert sorted(os.listdir(tmp_path)) == ["03", "1", "damaged-2", "notes"]

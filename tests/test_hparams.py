@@ -50,7 +50,7 @@ def assert_raises(calls, sentence):
 @pytest.mark.parametrize(
     "config, hparams, name, words",
     [
-        ({}, {}, "learning_rate", "at least 0, got -1.0; a negative one would"),
+        ({}, {}, "learning_rate", "at least 0, got -1.0; a negative learning rate"),
         ({}, {}, "init_scale", "positive, got -1.0"),
         (built("momentum"), {}, "momentum", "at least 0 and below 1, got -1.0"),
         (built("adamw", clip=True), {"max_norm": 1}, "adamw_decay", "at least 0, got"),
@@ -212,7 +212,7 @@ def test_arrays_of_one_number_are_numbers(value):
 
 @pytest.mark.parametrize("hparams", [{1: 0.1}, {("learning_rate",): 0.1}])
 def test_names_must_be_text(hparams, monkeypatch):
-    sentence = "hparams must have names for keys, such as 'learning_rate', got "
+    sentence = "hparams must have strings as keys, such as 'learning_rate', got "
     assert_raises(work(monkeypatch, None, hparams), sentence)
     with pytest.raises(ValueError, match=sentence):
         jaxae.Objective(AE, penalties=("l1",))(AE.init(KEY), X, None, hparams)

@@ -92,7 +92,7 @@ WRONG = {
     ),
     "vjp_theta none": (
         lambda: learns(vjp_theta=None),
-        "prelu: vjp_theta is missing, the derivative by what init returns",
+        "prelu: vjp_theta is missing, the derivative with respect to its parameters",
     ),
     "dtheta shape": (
         lambda: observes(dtheta=lambda eta, x, s: (s[:5],)),

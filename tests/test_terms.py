@@ -297,7 +297,7 @@ def test_a_missing_state_is_an_error():
 @pytest.mark.parametrize(
     "after_update, sentence",
     [
-        (3, "after_update must be a function"),
+        (3, "after_update must be None or a function"),
         (lambda state, p: None, "after_update must return TrainState"),
         (lambda state, p: p.wrong, "after_update must be a pure function.*wrong"),
     ],

@@ -351,7 +351,9 @@ def test_training_on_a_source():
     )
     assert run.state.step == 60
     assert_falls(run.metrics["train/loss"])
-    with pytest.raises(ValueError, match="steps_per_epoch must say how many"):
+    with pytest.raises(
+        ValueError, match="steps_per_epoch must be set if data is a source"
+    ):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
     # Lists stand for arrays, also among the rows that metrics are of.
     listed = evaluation.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
@@ -531,9 +533,12 @@ def bad(value, row=3, column=2):
         ({"hparams": {"learning_rate": 1e200}}, "must be a finite number, got 1e"),
         ({"hparams": None}, "hparams must be a dict of numbers, got None"),
         ({"data": (X, X, X)}, "a pair .*got a tuple of 3"),
-        ({"data": jaxae.data.digits()}, "of a Dataset, take .train"),
+        ({"data": jaxae.data.digits()}, "for a Dataset, pass its .train"),
         ({"validation": bad(2.0)}, r"validation must be in \[0, 1\]"),
-        ({"config": config(steps_per_epoch=3)}, "steps_per_epoch is for data from a"),
+        (
+            {"config": config(steps_per_epoch=3)},
+            "steps_per_epoch must be None .* got 3",
+        ),
         ({"config": config(optimizer=optax.adam)}, "optimizer must be a function"),
         (
             {"config": config(optimizer=lambda hp: hp["learning_rate"])},

@@ -29,7 +29,7 @@ LANES_FILE = "sweep.json"  # in the folder of a saved sweep
 
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
-    """The fields of a model as JSON values; activation and observation by name."""
+    """Return a model as JSON values, with activation and observation by name."""
     model = {
         "input_dim": ae.input_dim,
         "latent_dim": ae.latent_dim,
@@ -45,7 +45,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
     return model
 
 
-# Of fields that older files lack, and that newer ones have only for other values.
+# Defaults of fields that older files lack; newer files have them only if they differ.
 _DEFAULTS = {"bias": True, "pre_bias": False, "parametrization": None}
 _MODEL_FIELDS = (
     *("input_dim", "latent_dim", "activation", "observation", "tied"),
@@ -298,7 +298,7 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
 
 
 def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
-    """The arguments of `Autoencoder` that say the parametrization."""
+    """Return the arguments of `Autoencoder` that choose the parametrization."""
     choices = {key: model[key] for key in ("tied", "bias", "pre_bias")}
     name = model["parametrization"]
     if name is None and custom is None:
@@ -308,7 +308,7 @@ def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
 
 
 def _part(kind: str, name: Any, custom, catalogue: Collection, find: Callable):
-    """A part of a saved model, by name or the custom one."""
+    """Return a component of a saved model: the one of that name, or the custom one."""
     if custom is not None:
         if not any(hasattr(custom, name) for name in ("apply", "dloss", "expand")):
             raise _checks.ArgumentError(kind, "must be the part itself", repr(custom))

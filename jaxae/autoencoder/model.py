@@ -1,4 +1,4 @@
-"""The autoencoder: fixed choices in a frozen record, pure functions of parameters."""
+"""The autoencoder: a frozen dataclass, whose methods are pure functions of params."""
 
 import functools
 import math
@@ -157,8 +157,8 @@ class Autoencoder:
           limit: r; may be traced. By default the model's own, `init_limit`.
 
         Raises:
-          ValueError: for a key that is no random key, a dtype that is not floating, a
-            data_mean of the wrong shape, or for an observation without eta_of_mean.
+          ValueError: if key is not a random key, dtype is not floating, data_mean has
+            the wrong shape, or the observation has no eta_of_mean for it.
 
         References:
           Glorot and Bengio, Understanding the difficulty of training deep feedforward
@@ -248,7 +248,7 @@ class Autoencoder:
         return self.path_loss(params, params, x, target)
 
     def path_loss(self, encoder_params, decoder_params, x, target=None):
-        """The loss with its parameters named twice: loss(p, x) = path_loss(p, p, x).
+        """The loss with two sets of parameters: loss(p, x) = path_loss(p, p, x).
 
         Its derivatives by the first and by the second argument are the two gradients
         that the lecture adds: an independent check of `manual.path_grads`.
@@ -414,7 +414,7 @@ class Autoencoder:
 
 
 def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
-    """A parametrization with tied, bias and pre_bias as chosen; None keeps its own."""
+    """Return `base` with tied, bias and pre_bias as chosen; None keeps its own."""
     if not isinstance(base, Parametrization):
         raise _checks.ArgumentError(
             "parametrization", "must be a jaxae.autoencoder.Parametrization", repr(base)
@@ -452,7 +452,7 @@ def product(W, v, dtype):
 
 
 def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
-    """The initial values of what a part learns."""
+    """Return the initial parameters of an activation or observation."""
     if part.init is None:
         return ()
     theta = part.init(size)

@@ -18,7 +18,7 @@ from jaxae import _checks
 
 
 class UntiedParams(NamedTuple):
-    """Parameters with an encoder and a decoder of their own.
+    """Parameters with separate weights for encoder and decoder.
 
     Row i of `W_enc` is what latent i looks for, row i of `W_dec` what it writes.
     """
@@ -27,8 +27,8 @@ class UntiedParams(NamedTuple):
     W_dec: Float[Array, "H D"]
     b_enc: Float[Array, "H"] | Any  # () in a model that has none
     b_dec: Float[Array, "D"]
-    activation: tuple = ()  # what a learned activation learns
-    observation: tuple = ()  # what a learned observation learns
+    activation: tuple = ()  # parameters of a learned activation
+    observation: tuple = ()  # parameters of a learned observation
 
 
 class TiedParams(NamedTuple):
@@ -73,7 +73,7 @@ class Parametrization(NamedTuple):
 
     @property
     def is_composed(self) -> bool:
-        """Whether tied, bias and pre_bias say all of it."""
+        """Whether tied, bias and pre_bias determine the parametrization."""
         return self == compose(self.tied, self.bias, self.pre_bias)
 
     def __reduce__(self):
@@ -181,17 +181,17 @@ def with_pre_bias(base: Parametrization) -> Parametrization:
 
 
 def compose(tied: bool, bias: bool, pre_bias: bool) -> Parametrization:
-    """The parametrization that `Autoencoder`'s tied, bias and pre_bias say."""
+    """Return the parametrization for `Autoencoder`'s tied, bias and pre_bias."""
     base = _TIED if tied else untied
     base = base if bias else without_encoder_bias(base)
     return with_pre_bias(base) if pre_bias else base
 
 
 def change(base: Parametrization, choice: str) -> Parametrization:
-    """`base` with one of "tied", "bias" and "pre_bias" the other way.
+    """Return `base` with one of "tied", "bias" and "pre_bias" negated.
 
     Raises:
-      ValueError: if that cannot be, for a parametrization of your own.
+      ValueError: if a custom parametrization does not support it.
     """
     if base.is_composed:
         choices = {name: getattr(base, name) for name in ("tied", "bias", "pre_bias")}
@@ -210,10 +210,10 @@ def change(base: Parametrization, choice: str) -> Parametrization:
 
 
 def untie(params) -> UntiedParams:
-    """Untied parameters of the same function: W_enc = W_dec = W.
+    """Return untied parameters of the same function: W_enc = W_dec = W.
 
-    Every array is a copy, so that both may be trained and donated. Already untied
-    parameters come back as they are.
+    Every array is a copy, so that both may be trained and donated. Untied parameters
+    are returned unchanged.
 
     Raises:
       ValueError: if `params` is neither TiedParams nor UntiedParams.

@@ -15,14 +15,14 @@ __all__ = [
     "train",
 ]
 
-# Other packages of jaxae use the public names and these, by module, and nothing else
-# (tests/test_package.py). Why they need them:
+# The names that are not public but that other packages of jaxae may import, by module
+# (checked by tests/test_package.py). Why these packages need them:
 # - checks: `sweep` checks its arguments by the same rules as `train`;
 # - config: the command line has an option for each setting of `TrainConfig`;
-# - epochs: a lane of a sweep is traced from the same steps as a single run;
+# - epochs: a sweep vmaps the training step of a single run;
 # - diagnostics, evaluation: the metrics of a lane are those of a single run;
-# - fingerprint, checkpointing: a sweep is resumed as a run is;
-# - host: the command line takes the steps of `train` one by one.
+# - fingerprint, checkpointing: a sweep resumes in the same way as a run;
+# - host: the command line calls the phases of `train` separately.
 KERNEL = {
     "checkpointing": {"Pace"},
     "checks": {

@@ -19,7 +19,7 @@ from jaxae.training import epochs
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import Data, TrainState
 
-_BLOCK_BYTES = 2**26  # of rows on the host that are read at once
+_BLOCK_BYTES = 2**26  # of a block that is read ahead from rows on the host
 
 
 class Block(NamedTuple):
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 def blocks(
     data: Data, state: TrainState, first: int, hparams, config: TrainConfig
 ) -> Iterator[Block]:
-    """The blocks of an epoch from step `first` on; `state` is the one before it."""
+    """Yield the blocks of an epoch from step `first` on, before which is `state`."""
     num_steps = epochs.num_steps(data, config)
     order = None
     if not callable(data):
@@ -52,7 +52,7 @@ def blocks(
 
 
 def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
-    """One block is read in a thread while training uses the block before it."""
+    """Yield blocks; a thread reads the next one while training uses the last one."""
     num_steps = epochs.num_steps(data, config)
     length = _block_length(data, num_steps, config)
     starts = range(first, num_steps, length)
@@ -68,7 +68,7 @@ def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
 
 
 def _block_length(data, num_steps: int, config: TrainConfig) -> int:
-    """How many batches make `_BLOCK_BYTES`."""
+    """Return the number of batches of a block of `_BLOCK_BYTES`."""
     row_bytes = sum(
         rows.shape[1] * np.dtype(rows.dtype).itemsize for rows in jax.tree.leaves(data)
     )
@@ -77,9 +77,10 @@ def _block_length(data, num_steps: int, config: TrainConfig) -> int:
 
 
 def _read(data, order: np.ndarray, start: int, length: int, config: TrainConfig):
-    """Batches start, ..., start + length - 1: `[length, B, D]`, or a pair of such.
+    """Read batches start, ..., start + length - 1 as one array `[length, B, D]`.
 
-    The last block is padded, so that it has the shape of the others.
+    For a pair (inputs, targets), a pair of such arrays. The last block is padded, so
+    that it has the shape of the others.
     """
     size = config.batch_size
     num_batches = min(length, len(order) // size - start)
@@ -98,7 +99,7 @@ def _batch_of_block(block, start, j):
 
 
 def _order(key, epoch_start, num_rows: int):
-    """The order of the rows; on a CPU NumPy sorts it, many times faster than XLA."""
+    """Return the order of the rows; on a CPU NumPy sorts many times faster than XLA."""
     bits = _order_bits(key, epoch_start, num_rows=num_rows)
     if jax.default_backend() != "cpu":
         return _sorted_rows(bits)

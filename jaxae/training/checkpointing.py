@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is saved, when, and how a signal waits for it."""
+"""Checkpoints of a run: their contents, their schedule, and the deferral of signals."""
 
 import signal
 import threading
@@ -22,7 +22,7 @@ class Best(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """All that a run continues from, between two steps."""
+    """Everything that a run needs to continue after a step."""
 
     state: TrainState
     means: Means  # over the steps so far of the epoch in progress
@@ -54,11 +54,11 @@ def save(checkpoints: Checkpoints, run_state: RunState) -> None:
 
 
 def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
-    """The state that was saved last; None if there is none.
+    """Return the state of the last checkpoint; None if there is no checkpoint.
 
     Args:
-      checkpoints: an open folder.
-      initial: the run before its first step: its arrays give structure and placement.
+      checkpoints: the open `Checkpoints`.
+      initial: the initial state; it defines the tree structure and the shardings.
 
     Raises:
       ValueError: if every checkpoint is damaged, or they are another run's.
@@ -81,7 +81,7 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
 
 
 def _saved_trees(run_state: RunState) -> dict[str, Any]:
-    # Not the key: the user gives it again, and the fingerprint checks that it is equal.
+    # Not the key: the user passes it again, and the fingerprint checks it.
     no_key: Any = ()
     state = run_state.state._replace(key=no_key)
     return {"state": state, "means": run_state.means}
@@ -129,9 +129,10 @@ class Pace:
 
 
 class Checkpointer:
-    """Saves a run as its config says and at its end; does nothing without a folder.
+    """Saves a run at the configured intervals and at its end.
 
-    A context manager: inside it SIGINT and SIGTERM wait until the state is saved.
+    It does nothing if `checkpoints` is None. A context manager that defers SIGINT and
+    SIGTERM until the state is saved.
     """
 
     def __init__(
@@ -156,11 +157,11 @@ class Checkpointer:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether a signal waits."""
+        """Whether a signal is pending."""
         return self._signals.number is not None
 
     def segment_length(self, step: int, at_most: int) -> int:
-        """How many steps to run from this one before `save_if_due` is called again."""
+        """Return the number of steps to run before `save_if_due` is called again."""
         if self._checkpoints is None:
             return at_most
         every = self._config.checkpoint_steps
@@ -169,7 +170,7 @@ class Checkpointer:
         return self._pace.num_steps(at_most)
 
     def save_if_due(self, run_state: RunState) -> None:
-        """Save where config.checkpoint_steps or checkpoint_minutes have passed."""
+        """Save if config.checkpoint_steps or checkpoint_minutes have passed."""
         if self._checkpoints is None or _version(run_state) == self._saved:
             return
         step = int(run_state.state.step)
@@ -180,7 +181,7 @@ class Checkpointer:
             self._save(run_state)
 
     def finish(self, run_state: RunState) -> None:
-        """Save the last state, wait until it is on disk, and let a signal act."""
+        """Save the last state, wait for the disk, and deliver a pending signal."""
         if self._checkpoints is None:
             return
         if _version(run_state) != self._saved:
@@ -196,7 +197,7 @@ class Checkpointer:
 
 
 def _version(run_state: RunState) -> tuple[int, str | None]:
-    """What tells a state from the one that was saved last."""
+    """Return what differs between a state and the one that was saved before it."""
     return int(run_state.state.step), run_state.reason
 
 
@@ -204,15 +205,16 @@ def _version(run_state: RunState) -> tuple[int, str | None]:
 
 
 class DeferredSignals:
-    """Defers the first SIGINT or SIGTERM until `deliver`; a second one interrupts.
+    """Defers the first SIGINT or SIGTERM until `deliver` is called.
 
-    The default handlers end the program between any two instructions. Deferred, the
-    signal waits until the state is saved, and then goes to the handler that was there
-    before. Outside the main thread Python allows no handlers, and nothing is deferred.
+    The default handlers end the program between any two instructions. A deferred signal
+    stays pending until the state is saved; `deliver` then calls the original handler. A
+    second signal raises KeyboardInterrupt. Outside the main thread Python allows no
+    handlers, and nothing is deferred.
     """
 
     def __init__(self):
-        self.number: int | None = None  # of the signal that waits
+        self.number: int | None = None  # of the pending signal
         self._handlers: dict[int, Any] = {}
 
     def defer(self) -> None:
@@ -220,7 +222,7 @@ class DeferredSignals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            # An ignored signal (nohup) stays ignored; None is a handler not of Python.
+            # An ignored signal (nohup) stays ignored. None: not installed from Python.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._handlers[number] = signal.signal(number, self._record)
 
@@ -231,7 +233,7 @@ class DeferredSignals:
         self._handlers = {}
 
     def deliver(self) -> None:
-        """Send the signal that waits to its handler; returns if the handler does."""
+        """Send the pending signal to its handler; returns if the handler does."""
         self.restore()
         assert self.number is not None
         number, self.number = self.number, None  # delivered once, if the handler raises

@@ -1,4 +1,4 @@
-"""The checks of training's arguments, before any work, and their conversions."""
+"""Checks and conversions of the arguments of `train`, before any work."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +60,9 @@ def check_arguments(objective, key, config, params=None) -> None:
 def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Training data: checked, of that dtype, on the device within the memory budget.
+    """Check the training data, cast them to `dtype`, and copy them to the device.
+
+    Data that exceed the memory budget stay on the host.
 
     Raises:
       ValueError: for bad values (which row and column), shapes or sizes.
@@ -69,16 +71,17 @@ def as_data(
         if config.steps_per_epoch is None:
             raise _checks.ArgumentError(
                 "steps_per_epoch",
-                "must say how many batches an epoch takes from a source",
+                "must be set if data is a source",
                 "None",
-                "set it in the TrainConfig",
+                "use TrainConfig(steps_per_epoch=...)",
             )
         return data
     if config.steps_per_epoch is not None:
         raise _checks.ArgumentError(
             "steps_per_epoch",
-            "is for data from a source",
-            advice="an array's epoch is its length // batch_size: leave it out",
+            "must be None if data is an array",
+            str(config.steps_per_epoch),
+            "an epoch has len(data) // batch_size steps",
         )
     data = as_rows(name, data, objective, dtype, config.memory_budget)
     num_examples = num_rows(data)
@@ -92,9 +95,9 @@ def as_data(
 
 
 def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> Any:
-    """Rows `[N, D]`, or a pair (inputs, targets): checked, and of that dtype.
+    """Check rows `[N, D]`, or a pair (inputs, targets), and cast them to `dtype`.
 
-    They are arrays on the device where they fit the budget in bytes, else Views.
+    Returns arrays on the device if they fit the budget in bytes, else Views.
 
     Raises:
       ValueError: for bad values (which row and column), shapes or sizes.
@@ -104,7 +107,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             name,
             "must be an array [N, D] or a pair (inputs, targets)",
             f"a {type(data).__name__} of {len(data)}",
-            "of a Dataset, take .train",
+            "for a Dataset, pass its .train",
         )
     arrays = data if isinstance(data, tuple) else (data,)
     arrays = tuple(_checks.as_array(name, array) for array in arrays)
@@ -136,7 +139,7 @@ def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
 
 
 def _num_bytes(arrays: tuple, dtype) -> float | int:
-    """In that dtype; infinite for rows that are read by the user's own code."""
+    """Return the size in `dtype`; infinite for user-defined Rows, always streamed."""
     for rows in arrays:
         if data_module.is_rows(rows) and not isinstance(rows, np.memmap):
             return math.inf
@@ -150,7 +153,7 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
             extremes = placed = jnp.asarray(np.asarray(rows).astype(dtype))
         else:
             placed = data_module.View(rows, dtype=dtype)
-            # A cast keeps the order, so if anything overflows, the extremes do.
+            # A cast is monotonic, so an overflow occurs at the minimum or maximum.
             stats = data_module.column_stats(rows, name)
             extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
@@ -163,10 +166,10 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
 
 
 def as_callbacks(on_epoch) -> tuple[Callable, ...]:
-    """The callbacks of `train`, of which there may be none, one or many.
+    """Return the callbacks of `train`, of which there may be none, one or many.
 
     Raises:
-      ValueError: for what is no function.
+      ValueError: if a callback is not callable.
     """
     if on_epoch is None:
         return ()
@@ -178,7 +181,7 @@ def as_callbacks(on_epoch) -> tuple[Callable, ...]:
 
 
 def check_patience(config: TrainConfig, validation) -> None:
-    """Reject a patience that waits for a metric of validation data without such data.
+    """Reject early stopping by a validation metric without validation data.
 
     Raises:
       ValueError: naming it.
@@ -193,9 +196,10 @@ def check_patience(config: TrainConfig, validation) -> None:
 
 
 def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
-    """Reject a monitor that is no metric, after the first epoch, when these are known.
+    """Reject a monitor that is not a metric of the run.
 
-    The default one may be missing: it needs validation data, and nobody asked for it.
+    Called after the first epoch, when the metrics are known. The default monitor may be
+    missing, because it needs validation data.
 
     Raises:
       ValueError: listing the metrics.
@@ -221,9 +225,9 @@ def check_updates(config: TrainConfig, data: Data) -> None:
     if accumulate > total:
         raise _checks.ArgumentError(
             "accumulate",
-            f"must be at most the {total} steps of the run, or no update is made",
+            f"must be at most the {total} steps of the run",
             str(accumulate),
-            "use more epochs or smaller batches",
+            "otherwise no update is made: use more epochs or smaller batches",
         )
 
 
@@ -262,7 +266,7 @@ class _RecordedReads(Mapping):
         return self._hparams.get(name, 1.0)
 
     def get(self, name, default=None):
-        """As of a dict: a name that is read so is optional."""
+        """Like `dict.get`; a hyperparameter that is read by it is optional."""
         return self[name] if name in self._hparams else default
 
     def __contains__(self, name):
@@ -421,7 +425,7 @@ def _batch(
 def _check_after_update(
     objective: Objective, config: TrainConfig, hparams, key, params
 ):
-    """Trace one step; its own checks name what is wrong."""
+    """Trace one step; the checks inside it raise specific errors."""
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
 
     def work(key, batch, hparams, params):

@@ -1,9 +1,9 @@
 """The static configuration of training.
 
-Each field of `TrainConfig` says once, through `setting`, which values it may have,
-whether the compiled program depends on it, and whether it may change on resume. From
-that follow the check on construction, `program()`, the fingerprint of a run, and the
-options of the command line. To read it: `settings()["batch_size"].in_program`.
+`setting` declares a field's valid values, whether the compiled program depends on it,
+and whether it may change on resume. The constructor's checks, `program()`, the run's
+fingerprint and the command-line options are derived from this metadata. For example:
+`settings()["batch_size"].in_program`.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ from jaxae.optimizers import Optimizer
 
 
 class Setting(NamedTuple):
-    """What is known of one field of `TrainConfig`.
+    """The metadata of one field of `TrainConfig`.
 
     Attributes:
-      check: `(name, value) -> value`, converted where that is needed (a NumPy integer
-        to an int); a ValueError that begins with that name for other values.
+      check: `(name, value) -> value`. Returns the value, converted if necessary (a
+        NumPy integer to an int); for an invalid value, raises a ValueError that begins
+        with the name.
       in_program: whether the compiled program depends on it.
       may_change_on_resume: whether a run may be resumed with another value. False for
-        all that changes results; it is then a part of the run's fingerprint.
-      choices: the allowed values, where they are few.
+        fields that change results; these are part of the run's fingerprint.
+      choices: the allowed values, if they are few.
     """
 
     check: Callable[[str, Any], Any]
@@ -45,10 +46,10 @@ def setting(
     may_change_on_resume: bool = False,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field of `TrainConfig`: its default, and its `Setting`.
+    """Declare a field of `TrainConfig` with its default and its `Setting`.
 
-    The defaults are the safe ones: a field that does not say otherwise is compiled in,
-    and fixed for a run. Give either `check` or `choices`.
+    By default, the compiled program depends on the field, and it may not change on
+    resume. Give either `check` or `choices`.
     """
     if choices is not None:
         check = functools.partial(_check_choice, choices=choices)
@@ -139,32 +140,36 @@ class TrainConfig:
       batch_size: examples a step; the last partial batch of an epoch is dropped.
       optimizer: `hparams -> optax.GradientTransformation`, or the name of one of
         `jaxae.optimizers`.
-      gradient: "autodiff", or "manual" for the hand-derived one.
-      log_every: an epoch's metrics are means over every so many of its steps.
-      steps_per_epoch: for data that is a source; for an array, its length decides.
-      after_update: a pure function `(state, p) -> state` of the `TrainState` after each
-        update and the `jaxae.terms.Pass` of its batch, to change parameters or
-        optimizer state other than by the gradient; None for no change. The key, the
-        step and stopped_at stay as they are.
-      on_nonfinite: at a step that makes the loss or the parameters non-finite, "stop"
-        ends training; "skip" undoes the step, counts it and continues.
+      gradient: "autodiff" for `jax.grad`, or "manual" for the hand-derived gradient.
+      log_every: an epoch's training metrics are means over every `log_every`-th step.
+      steps_per_epoch: the number of steps of an epoch if `data` is a source. None for
+        arrays, whose length determines it.
+      after_update: a pure function `(state, p) -> state`, called after every optimizer
+        update with the new `TrainState` and the batch's forward pass, a
+        `jaxae.terms.Pass`. It may change the parameters, the optimizer's state and the
+        objective's state; changes of the key, the step and stopped_at are ignored. None
+        for no change.
+      on_nonfinite: what to do if a step makes the loss or the parameters non-finite.
+        "stop" ends training. "skip" undoes the step, counts it in the metric
+        `skipped_steps`, and continues.
       diagnostics: whether each epoch ends with an evaluation of the model: variance
         unexplained, bits, dead latents, gradient norms.
-      monitor: the metric by which the best epoch is chosen; smaller is better.
+      monitor: the metric that chooses the best epoch; smaller is better.
       patience: number of epochs without improvement of `monitor` after which training
         stops; a monitor that is nan does not improve. None disables early stopping.
-      checkpoint_steps: save a checkpoint every so many steps; None for never.
-      checkpoint_minutes: save a checkpoint every so many minutes; None for never.
-      keep_checkpoints: how many of the last checkpoints are kept.
-      memory_budget: bytes; data that are larger, or that are no arrays, are not copied
-        to the device: their batches are read as training goes. It changes no result.
+      checkpoint_steps: number of steps between checkpoints; None disables these.
+      checkpoint_minutes: number of minutes between checkpoints; None disables these.
+      keep_checkpoints: number of most recent checkpoints to keep.
+      memory_budget: maximum size in bytes of data that are copied to the device. Of
+        larger data, and of data that are not arrays, batches are read during training.
+        It does not change results.
 
     Raises:
-      ValueError: for a number out of range, an optimizer that is no function, an
-        unknown choice.
+      ValueError: if a number is out of range, the optimizer is not a function or not
+        hashable, or a choice is unknown.
     """
 
-    # Without jaxtyping's check of types, whose message is longer than ours.
+    # No runtime type check by jaxtyping: the checks below have shorter messages.
     __no_type_check__ = True
 
     num_epochs: int = _host_setting(20, _positive_int)
@@ -191,9 +196,9 @@ class TrainConfig:
             object.__setattr__(self, name, value)
 
     def program(self) -> "TrainConfig":
-        """What the compiled program depends on; other fields have their defaults.
+        """Return a copy in which only fields of the compiled program are not default.
 
-        Two configurations for which it is equal share one compiled program.
+        Configurations whose copies are equal share one compiled program.
         """
         names = [name for name, about in settings().items() if about.in_program]
         return TrainConfig(**{name: getattr(self, name) for name in names})
@@ -201,6 +206,6 @@ class TrainConfig:
 
 @functools.cache
 def settings() -> Mapping[str, Setting]:
-    """What is known of each field of `TrainConfig`, in their order."""
+    """Return the `Setting` of each field of `TrainConfig`, in their order."""
     fields = dataclasses.fields(TrainConfig)
     return MappingProxyType({f.name: f.metadata["setting"] for f in fields})

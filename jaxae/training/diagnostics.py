@@ -30,33 +30,34 @@ def evaluate(
     *,
     block_rows: int = 16384,
 ) -> dict[str, float]:
-    """The metrics of a dataset of any size, by blocks of rows, without corruption.
+    """Compute the metrics of a dataset of any size, block by block, without corruption.
 
-    "loss", "reconstruction", each penalty and "squared_error": as
-        `objective.evaluate`, of which they are the mean over blocks weighted by rows.
-        For a penalty that is no mean over examples (kl_sparsity) this differs from the
-        value on all rows at once.
-    "fvu": sum ||x_hat - x||^2 / sum ||x - mean(x)||^2 over all rows; nan where every
-        row is the same.
-    "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits a
-        column. Only for a likelihood, and where every row lies in its support: grey
-        levels have neither under a Bernoulli.
+    "loss", "reconstruction", each penalty and "squared_error": means over the blocks,
+        weighted by their rows, of the values of `objective.evaluate` without its
+        compute_dtype. For a penalty that is not a mean over examples (kl_sparsity)
+        they differ from the values on all rows at once.
+    "fvu": sum ||x_hat - x||^2 / sum ||x - mean(x)||^2 over all rows; nan if all rows
+        are equal.
+    "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits per
+        column. Present only if the observation is a likelihood and every row lies in
+        its support: absent for grey levels under a Bernoulli.
     "l0": the mean number of latents that are not 0.
-    "dead_fraction": of latents that are 0 on every row (`metrics.is_dead`).
-    "saturated_fraction": of latents that are flat on every row
+    "dead_fraction": fraction of latents that are 0 on every row (`metrics.is_dead`).
+    "saturated_fraction": fraction of latents that are flat on every row
         (`metrics.saturated_fraction`). Only for an activation with a slope.
 
-    Blocks are summed in float64 on the host, rows of a block in float32, or float64
-    where the model is. Values are not checked: `train` does that.
+    The rows of a block are summed in float32, or in float64 for a float64 model; blocks
+    are summed in float64 on the host. Values are not checked: `train` does that.
 
     Args:
       objective: what is minimised.
       params: the model's parameters.
-      X: `[N, D]`: an array, or what has a length and gives rows for a slice, such as a
-        memory map; or a pair (inputs, targets) of such.
-      hparams: scalars by name, those of the penalties at least.
-      state: the objective's, as training carries it.
-      block_rows: rows at a time; at most two shapes are compiled, the last block's too.
+      X: an array `[N, D]`, an object with a length that returns rows for a slice, such
+        as a memory map, or a pair (inputs, targets) of these.
+      hparams: a dict of scalars with at least the hyperparameters of the penalties.
+      state: the objective's state.
+      block_rows: number of rows of a block. At most two shapes are compiled, that of a
+        full block and that of the last one.
 
     Raises:
       ValueError: as `objective.evaluate`, and for no rows or a pair of unequal lengths.
@@ -84,7 +85,7 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
 
 
 class Sums(NamedTuple):
-    """Statistics of rows, in float64 on the host; of several models, by lane."""
+    """Statistics of rows, in float64 on the host; leading axes are vmapped models."""
 
     moments: Moments  # of the targets
     totals: dict[str, Any]  # means over the rows, times their number
@@ -95,13 +96,13 @@ class Sums(NamedTuple):
 
 
 def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sums:
-    """The statistics of all rows of X, so many rows at a time.
+    """Compute the statistics of all rows of X, block by block.
 
     Args:
-      evaluate_batch: `batch -> ` what `evaluate_block` returns, of one model or of
-        several, along leading axes.
-      X: `[N, D]` rows, or a pair (inputs, targets) of such.
-      block_rows: rows at a time.
+      evaluate_batch: a function of a batch that returns the dict of `evaluate_block`,
+        of one model or, along leading axes, of several.
+      X: rows `[N, D]`, or a pair (inputs, targets).
+      block_rows: number of rows of a block.
     """
     is_pair = isinstance(X, tuple)
     parts = tuple(_checks.as_array("X", part) for part in (X if is_pair else (X,)))
@@ -142,7 +143,7 @@ def evaluate_block(
     params, batch, hparams, state: Any = (), *, objective: Objective
 ) -> dict[str, Any]:
     """The means of a block of rows, and flags of its latents."""
-    # As the model is used: without corruption, in its own precision.
+    # As at inference: without corruption and without compute_dtype.
     clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
     p = clean.forward(params, batch, None, hparams, state, training=False)
     # The model computes in its own precision; its results are summed in float32.
@@ -183,7 +184,7 @@ def _log_probs(objective: Objective, params, p: Pass):
     def of_row(eta, target):
         log_prob = observation.checked_log_prob(eta, target, params.observation)
         loss = observation.checked_loss(eta, target, params.observation)
-        # Where the loss is infinite too, the model diverged; the data may be sound.
+        # If the loss is infinite as well, the model diverged; the row may be valid.
         return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
     log_probs, is_outside = jax.vmap(of_row)(p.eta, p.targets)
@@ -192,9 +193,10 @@ def _log_probs(objective: Objective, params, p: Pass):
 
 @jax.jit
 def _float32_moments(X: Float[Array, "B D"]):
-    """Row 0, the mean minus row 0 in two parts, and sums of (x - mean)^2.
+    """Return row 0, the mean minus row 0 and its rounding error, and sums of squares.
 
-    Deviations are taken from row 0, so that a constant column has exactly 0.
+    The squares are (x - mean)^2. Deviations are taken from row 0, so that they are
+    exactly 0 for a constant column.
     """
     X = _widened(X)
     from_first = X - X[:1]
@@ -226,10 +228,10 @@ def names_of_step(objective: Objective) -> tuple[str, ...]:
 
 
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
-    """The metrics of all rows; one number for each lane where there are lanes.
+    """Return the metrics of all rows: numbers, or arrays if several models are vmapped.
 
-    A model with a row outside the support has no log-likelihood: nan among lanes,
-    and no entry if all are so.
+    `log_prob` is nan for a model with a row outside the support. There is no such entry
+    if this holds for all models.
     """
     num_rows = sums.moments.num_rows
     means = {name: total / num_rows for name, total in sums.totals.items()}
@@ -248,7 +250,7 @@ def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
 
 
 def _fraction(is_flagged, sums: Sums):
-    """Of the latents that are not padding."""
+    """Return the fraction of the latents that are flagged, without padding."""
     num_flagged = (is_flagged & sums.is_latent).sum(axis=-1)
     return num_flagged / sums.is_latent.sum(axis=-1)
 
@@ -259,25 +261,25 @@ def _fraction(is_flagged, sums: Sums):
 def of_step(
     state, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Norms of the gradient and of the update at the next step.
+    """Return norms of the gradient and of the update at the next step.
 
-    By the name of every leaf of the params, such as W:
+    For every leaf of the params, such as W:
 
     "gradient/W": ||dJ/dW||, of the gradient that training uses.
-    "gradient/encoder/W", "gradient/decoder/W": by path (`manual.batch_path_grads`),
-        without what penalties add on the parameters directly; 0 where the leaf is not
-        of that path.
+    "gradient/encoder/W", "gradient/decoder/W": the norms of the parts by path
+        (`manual.batch_path_grads`), without direct gradients of penalties on the
+        parameters, such as weight decay; 0 if the leaf is not on that path.
     "update_ratio/W": ||update|| / max(||W||, ||update||), of the update that the
-        optimizer would make: ||update|| / ||W||, but 1 where W is the smaller, as
-        fresh biases are, and 0 where both are 0.
+        optimizer would make. It is 1 if W is smaller than the update, such as a bias
+        that is still 0, and 0 if both norms are 0.
 
     Args:
       state: a `TrainState`.
-      batch: `[B, D]`, or a pair (inputs, targets) of such.
+      batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
       key: consumed by the corruption.
       hparams: scalars by name.
       objective: what is minimised.
-      config: its gradient and optimizer are used.
+      config: the static configuration; its gradient and optimizer are used.
 
     Raises:
       ValueError: as a call of the objective.

@@ -1,6 +1,6 @@
-"""The step and the epoch: pure, and what a sweep vmaps.
+"""The training step and the epoch: pure functions, which a sweep vmaps.
 
-They read no clock, no global state and no random state; the optimiser is built inside
+They read no clock, no global state and no random state. The optimizer is built inside
 them from traced hyperparameters.
 """
 
@@ -19,7 +19,7 @@ from jaxae.objective import Aux, Objective
 from jaxae.terms import Pass
 from jaxae.training.config import TrainConfig
 
-Data = Any  # [N, D], a pair of such, or a pure source (key, hparams) -> batch
+Data = Any  # [N, D], a pair of such arrays, or a pure source (key, hparams) -> batch
 
 
 INIT_SCALE = "init_scale"  # may be left out
@@ -31,10 +31,10 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    state: Any  # the objective's, by part name
+    state: Any  # the objective's, by the name of the component
     key: Array  # of data order and noise; never changes
     step: Int32[Array, ""]  # steps begun
-    stopped_at: Int32[Array, ""]  # the step that failed; -1 while all is finite
+    stopped_at: Int32[Array, ""]  # the first non-finite step; -1 if there is none
 
 
 def init_state(
@@ -60,7 +60,7 @@ def init_state(
 
 
 def data_key_of(key) -> Array:
-    """Of data order and noise, in a run of that key."""
+    """Return the key of data order and noise, derived from the run's key."""
     return jax.random.split(key)[1]
 
 
@@ -72,11 +72,11 @@ class Means(NamedTuple):
     num_skipped: Int32[Array, ""]
 
     def add(self, metrics: dict[str, Array], counts, is_skipped) -> "Means":
-        """The means with one more step's metrics, if the step counts."""
+        """Update the means with one step's metrics if `counts` is true."""
         num_logged = self.num_logged + counts
 
         def updated(mean, value):
-            # Updating a mean loses less to rounding than a sum of a million steps.
+            # A running mean has a smaller rounding error than a running sum.
             return jnp.where(counts, mean + (value - mean) / num_logged, mean)
 
         values = {
@@ -94,7 +94,7 @@ class Means(NamedTuple):
 
 
 def init_means(state: TrainState, batch, hparams, *, objective: Objective) -> Means:
-    """The means before the first step of an epoch, of the metrics of such a batch."""
+    """Return means of 0 over no steps, with the names and dtypes of the metrics."""
     _, aux = jax.eval_shape(
         objective, state.params, batch, state.key, hparams, state.state
     )
@@ -113,10 +113,11 @@ def epoch(
     Args:
       state: from `init_state` or an epoch before.
       hparams: traced scalars by name.
-      data: `[N, D]`, a pair (inputs, targets) of such, or a source
+      data: `[N, D]`, a pair (inputs, targets) of such arrays, or a source
         `(key, hparams) -> batch`.
       objective: what is minimised.
-      config: its fields that the compiled program depends on.
+      config: the static configuration; only the fields that the compiled program
+        depends on are read.
 
     Returns:
       The new state, and each metric's mean over the logged steps that were not undone.
@@ -150,7 +151,7 @@ def run_steps(
     objective: Objective,
     config: TrainConfig,
 ) -> tuple[TrainState, Means]:
-    """Steps first, ..., last - 1 of an epoch; `state` is the one before step `first`.
+    """Run steps first, ..., last - 1 of an epoch from `state`, which is before `first`.
 
     first and last may be traced: one program then runs any range of steps, and an
     epoch gives bit-identical results however it is divided.
@@ -174,7 +175,7 @@ def run_steps(
 
 
 class Proposal(NamedTuple):
-    """What a step computes before it is known whether the result is finite."""
+    """The result of a step before the check that it is finite."""
 
     loss: Float[Array, ""]
     aux: Aux
@@ -188,7 +189,7 @@ class Proposal(NamedTuple):
 def propose(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> Proposal:
-    """The update that the gradient of one batch asks for; nothing is undone."""
+    """Compute the gradient on one batch and the update, without a check for NaN."""
     arguments = state.params, batch, key, hparams, state.state
     if config.gradient == "manual":
         loss, (aux, p) = objective.value_and_pass(*arguments)
@@ -205,9 +206,10 @@ def propose(
 def step(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
-    """One update; undone if it makes anything non-finite, as config.on_nonfinite says.
+    """Make one update; if the result is not finite, keep the old state instead.
 
-    With "stop" every later step is undone too, with "skip" only this one.
+    With config.on_nonfinite "skip", only this step is undone. With "stop", all later
+    steps are undone as well.
 
     Returns:
       The new state, the metrics, and whether the step was kept.
@@ -220,12 +222,12 @@ def step(
 
     is_running = state.stopped_at < 0
     is_finite = _all_finite((new.params, proposal.loss)) & is_running
-    # An accumulated gradient may be NaN steps before the parameters become so.
+    # If gradients are accumulated, the optimizer's state is NaN before the parameters.
     is_finite &= ~_any_nan((new.opt_state, new.state))
     stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
 
     def keep(new, old):
-        # A traced number may promote a half-precision moment; its dtype is the state's.
+        # Cast, because a traced hyperparameter may promote a half-precision moment.
         return jnp.where(is_finite, new.astype(old.dtype), old)
 
     new = new._replace(
@@ -265,33 +267,33 @@ def _masked(mask, leaf):
 
 
 def _epoch_keys(key, epoch_start) -> Array:
-    """The keys of the order and of the noise of the epoch that begins at that step."""
+    """Return (order_key, noise_key) of the epoch that begins at step `epoch_start`."""
     return jax.random.split(jax.random.fold_in(key, epoch_start))
 
 
 def noise_key_of(key, epoch_start) -> Array:
-    """The noise key of that epoch; its step i draws from fold_in(key, i)."""
+    """Return the noise key of an epoch; its step i draws from fold_in(key, i)."""
     return _epoch_keys(key, epoch_start)[1]
 
 
 def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
-    """The order of the rows in the epoch that begins at that step."""
+    """Return the order of the rows in the epoch that begins at `epoch_start`."""
     return sorted_rows(order_bits(key, epoch_start, num_rows))
 
 
 def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
-    """The random bits by which that epoch sorts the rows."""
+    """Return random bits, one a row; their argsort is the epoch's permutation."""
     order_key, _ = _epoch_keys(key, epoch_start)
     return jax.random.bits(order_key, (num_rows,), jnp.uint32)
 
 
 def sorted_rows(bits: UInt32[Array, "N"]) -> Int32[Array, "N"]:
-    """The rows sorted by their bits; ties, about N^2 / 2^33 of them, by row number."""
+    """Return the permutation that sorts the bits; ties, about N^2 / 2^33, by row."""
     return jnp.argsort(bits, stable=True).astype(jnp.int32)
 
 
 def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
-    """The same, `[..., N]`: NumPy sorts many times faster than XLA does on a CPU."""
+    """`sorted_rows` in NumPy, for `[..., N]`: on a CPU many times faster than XLA."""
     rows = np.arange(bits.shape[-1], dtype=np.uint64)
     pairs = (bits.astype(np.uint64) << np.uint64(32)) | rows
     pairs.sort(axis=-1)
@@ -301,7 +303,7 @@ def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
 def batches(
     state: TrainState, i, hparams, data: Data, order, config: TrainConfig
 ) -> jax.tree_util.Partial:
-    """`j -> batch j` of the epoch that began i steps before this state.
+    """Return the function `j -> batch j` of the epoch that began i steps before state.
 
     The function is a pytree, so that a compiled program can take it as an argument.
     """

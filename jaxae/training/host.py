@@ -1,7 +1,7 @@
-"""`train`, in the three steps that the command line takes one by one.
+"""The function `train` and its three phases, which the command line calls separately.
 
-`prepare` checks every argument, `start` gives the state to train from, and `execute`
-trains.
+`prepare` checks the arguments, `start` returns the initial or the restored state, and
+`execute` runs the training loop.
 """
 
 import contextlib
@@ -54,18 +54,23 @@ def train(
 
     Args:
       objective: the `Objective` to minimise.
-      data: `[N, D]` of floats: an array, data frame or torch tensor; or a pair (inputs,
-        targets) of such. Instead of an array, an object with `__len__` and
-        `__getitem__` of rows, such as a memory map (`jaxae.data.Rows`). Or a source, a
-        pure function `(key, hparams) -> batch`, with config.steps_per_epoch.
-      hparams: scalars by name, exactly those that objective, optimizer and source read.
-      key: consumed here: initial parameters, order of the data, corruption.
+      data: training data, one of:
+        - a float array, data frame or torch tensor of shape [N, D];
+        - an object with `__len__` and `__getitem__` of rows, such as a memory map
+          (`jaxae.data.Rows`);
+        - a pair (inputs, targets) of these;
+        - a source, which is a pure function `(key, hparams) -> batch`; it needs
+          config.steps_per_epoch.
+      hparams: a dict from name to scalar. It must contain exactly the hyperparameters
+        that the objective, the optimizer and the source read.
+      key: a JAX random key. The initial parameters, the data order and the corruption
+        noise are derived from it; do not reuse it.
       config: the static configuration; `TrainConfig()` by default.
-      validation: like `data`, but no source; evaluated without corruption after each
-        epoch.
+      validation: evaluation data in the same formats as `data`, except a source. They
+        are evaluated without corruption after every epoch.
       params: initial parameters; they are copied, and the data are cast to their dtype.
-        By default they are drawn in float32, the weights times hparams["init_scale"]
-        where that is given.
+        By default they are drawn in float32, and the weights are multiplied by
+        hparams["init_scale"] if it is given.
       on_epoch: a callback `(metrics, state) -> stop`, or a list of callbacks, called
         after every epoch, also after one that diverged. Training stops if any callback
         returns a true value. The next epoch donates the buffers of `state`, so copy the
@@ -76,10 +81,10 @@ def train(
         saved.
 
     Returns:
-      A `Run`. If the loss or the parameters become non-finite, training stops, and the
-      run holds the finite state from which that step began. A RuntimeWarning says so;
-      others say that every step of the last epoch was skipped, that all rows are equal,
-      or that all latents are dead.
+      A `Run`. If the loss or the parameters become non-finite, training stops with a
+      RuntimeWarning, and `Run.state` is the finite state before the failing step. Other
+      RuntimeWarnings report that every step of the last epoch was skipped, that all
+      rows are equal, or that all latents are dead.
 
     Raises:
       ValueError: before any work, for bad data (which row and column), a missing,
@@ -112,8 +117,8 @@ def train(
 
 
 def warnings_of(prepared: PreparedRun, run: Run) -> list[str]:
-    """What `train` warns of after a run, one sentence each."""
-    if run.stopped_at is not None:  # the rest would only be its consequences
+    """Return the warnings of a run that has ended, one sentence each."""
+    if run.stopped_at is not None:  # other warnings would follow from it
         return [
             f"training stopped at step {run.stopped_at}, where the loss or the "
             "parameters became non-finite; the run holds the state from which that "
@@ -128,7 +133,7 @@ def warnings_of(prepared: PreparedRun, run: Run) -> list[str]:
 
 
 def advice(stopped_at: int) -> str:
-    """What to try after a run that diverged at that step."""
+    """Return what to try after a run that diverged at that step."""
     if stopped_at == 0:
         return "The very first step failed: check data, hparams and initial params."
     return "Try a smaller learning_rate."
@@ -215,7 +220,7 @@ def prepare(
 def open_checkpoints(
     prepared: PreparedRun, directory: str | os.PathLike[str] | None
 ) -> Iterator[Checkpoints | None]:
-    """The checkpoints of a run, locked while it trains; None without a folder."""
+    """Open and lock the checkpoints of a run; yield None without a folder."""
     if directory is None:
         yield None
         return
@@ -226,7 +231,7 @@ def open_checkpoints(
 
 
 def start(prepared: PreparedRun, checkpoints: Checkpoints | None) -> RunState:
-    """The state that was saved last; the initial one where there is none.
+    """Return the state of the last checkpoint, or the initial state without one.
 
     Raises:
       ValueError: if every checkpoint is damaged, or they are another run's.
@@ -238,7 +243,7 @@ def start(prepared: PreparedRun, checkpoints: Checkpoints | None) -> RunState:
 
 def _initial_state(prepared: PreparedRun) -> RunState:
     objective, hparams, params = prepared.objective, prepared.hparams, prepared.params
-    if params is not None:  # a copy, for training donates its state
+    if params is not None:  # a copy, because training donates its state
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     state = epochs.init_state(
         objective, hparams, prepared.key, config=prepared.config, params=params
@@ -259,9 +264,9 @@ def _shape_of_batch(prepared: PreparedRun, dtype) -> Any:
 
 
 def _on_one_mesh(tree: Any) -> Any:
-    """Every leaf on the mesh that the given params are on; as it is without one.
+    """Replicate the other leaves over the mesh of the params, if they have one.
 
-    A scalar that is committed to one device of a mesh cannot be used beside the params.
+    JAX allows no scalar that is committed to one device beside sharded params.
     """
     meshes = [
         leaf.sharding.mesh

@@ -32,7 +32,7 @@ class PreparedRun(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches of the data an epoch has."""
+        """The number of batches of an epoch."""
         return epochs.num_steps(self.data, self.config)
 
 
@@ -47,7 +47,8 @@ class Run(NamedTuple):
       state: the `TrainState` at the end.
       status: "finished", "early_stopped" (config.patience), "stopped" (by `on_epoch`),
         "interrupted" (by a signal) or "diverged".
-      stopped_at: if it diverged, the step that failed; `state` is the one before it.
+      stopped_at: the failing step if training diverged, else None; `state` is then the
+        state before that step.
       best: epoch (counted from 1), value and parameters of the epoch with the smallest
         config.monitor, without an epoch that diverged; None if the run has no such
         metric, or it is nan in every epoch.
@@ -77,7 +78,7 @@ def execute(
     checkpoints: Checkpoints | None = None,
     on_segment: Callable[[int], None] | None = None,
 ) -> Run:
-    """Train from a state to the end of the run, or until something ends it earlier.
+    """Train until the last epoch, early stopping, a callback, a signal or divergence.
 
     Args:
       prepared: from `prepare`.
@@ -108,7 +109,7 @@ def _train_epoch(
 ) -> RunState:
     """Train to the end of the epoch, or until it diverges or a signal interrupts it.
 
-    A segment is as many steps as one call of the compiled program runs.
+    A segment is the range of steps that one call of the compiled program runs.
     """
     data, hparams, config = prepared.data, prepared.hparams, prepared.config
     program = {"objective": prepared.objective, "config": config.program()}
@@ -132,7 +133,9 @@ def _train_epoch(
             if int(state.stopped_at) >= 0:
                 return _diverged(prepared, run_state, block, epoch_start)
             on_segment(epoch_start + last)
-            if _is_epoch_over(prepared, run_state):  # saved with its metrics
+            if _is_epoch_over(
+                prepared, run_state
+            ):  # the caller saves it with its metrics
                 return run_state
             checkpointer.save_if_due(run_state)
             if checkpointer.is_interrupted:
@@ -159,7 +162,8 @@ def _diverged(
         objective=prepared.objective,
         config=prepared.config,
     )
-    # Later steps changed nothing; how many there were depends on the segment's length.
+    # Reset the step counter: the steps after the failure changed nothing, and their
+    # number depends on the length of the segment.
     state = state._replace(step=jnp.copy(state.stopped_at))
     return run_state._replace(state=state, reason=reason)
 
@@ -186,7 +190,7 @@ def _end_epoch(
 
 
 def _call_back(prepared: PreparedRun, run_state: RunState) -> bool:
-    """Whether any callback wants to stop; each is called."""
+    """Call every callback; return whether any of them asks to stop."""
     metrics, state = run_state.history[-1], run_state.state
     answers = [callback(dict(metrics), state) for callback in prepared.callbacks]
     return any(map(_says_stop, answers))
@@ -195,16 +199,16 @@ def _call_back(prepared: PreparedRun, run_state: RunState) -> bool:
 def _says_stop(answer: Any) -> bool:
     try:
         return bool(answer)
-    except Exception as error:  # as of an array of many
+    except Exception as error:  # for example, an array of several elements
         raise _checks.ArgumentError(
             "on_epoch",
-            "must return whether to stop, and None or False to go on",
+            "must return a truth value, where None or False continues training",
             _checks.describe(answer),
         ) from error
 
 
 def status_of(prepared: PreparedRun, run_state: RunState) -> str | None:
-    """Why there is nothing left to do; None while there is."""
+    """Return the status of a run that has ended; None if training continues."""
     if run_state.reason is not None:
         return "diverged"
     num_epochs, patience = len(run_state.history), prepared.config.patience
