@@ -80,6 +80,8 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
         )
     if resume:
         _check_resumable(out)
+    if overwrite:
+        check_replaceable(out)
     if not (overwrite or resume) and holds_run(out):
         raise ValueError(
             f"--out {out} holds a run already; choose another folder, replace it with "
@@ -145,6 +147,32 @@ def _check_resumable(out: Path) -> None:
 def holds_run(out: Path) -> bool:
     """Whether the folder has a file or folder of a run."""
     return any((out / name).exists() for name in (*RUN_FILES, *RUN_FOLDERS))
+
+
+# What orbax and `jaxae.checkpoints` write, and hidden files.
+_CHECKPOINT_NAME = r"(damaged-)?\d+|.*\.orbax-checkpoint-tmp.*|\..*"
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise if replacing a run would remove a folder that no run wrote.
+
+    Raises:
+      ValueError: the message names the folder.
+    """
+    for folder in (CHECKPOINTS, BEST, TOP):
+        if (out / folder).is_dir() and _is_foreign(out, folder):
+            raise ValueError(
+                f"--out {out} has a folder {folder} that no run wrote, which "
+                "--overwrite would remove; move it away, or choose another folder."
+            )
+
+
+def _is_foreign(out: Path, folder: str) -> bool:
+    if not any((out / mark).exists() for mark in _MARKS):
+        return True
+    names = [path.name for path in (out / folder).iterdir()]
+    is_other = not all(re.fullmatch(_CHECKPOINT_NAME, name) for name in names)
+    return folder == CHECKPOINTS and is_other
 
 
 def check_inputs(out: Path, **inputs: str | None) -> None:

@@ -79,6 +79,8 @@ def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
     files = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
     out = run_folder.check_folder(options.out, files)
+    if options.overwrite:
+        run_folder.check_replaceable(out)
     # The lanes have the sweep's fingerprint too, so config.json may be missing.
     has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
     is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
