@@ -247,6 +247,24 @@ def test_an_interrupt_is_tidy_and_the_same_command_makes_the_same_table(
     assert contents(workdir / "out") == result
 
 
+def test_damaged_lanes_are_noted_also_where_the_sweep_is_interrupted(
+    workdir, no_pictures, monkeypatch, capsys
+):
+    assert sweep(workdir, "l1 = [0.1]\n") == 0
+    (path,) = (workdir / "out" / "lanes" / "lanes").iterdir()
+    truncate(path)
+    call = sweep_module.Reporter.__call__
+
+    def interrupting(reporter, progress):
+        reporter._interrupt.is_requested = True
+        call(reporter, progress)
+
+    monkeypatch.setattr(sweep_module.Reporter, "__call__", interrupting)
+    capsys.readouterr()
+    assert sweep(workdir, "l1 = [0.1]\n") == 130
+    assert f"{path.name} is damaged" in capsys.readouterr().err
+
+
 def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
     workdir, no_pictures, capsys
 ):

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +234,15 @@ def print_results(results: dict[str, Any]) -> None:
 def note(sentence: str) -> None:
     """Print a note to stderr: worth knowing, but no error."""
     print(f"jaxae: note: {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print each warning as a note at once, however the work ends afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = lambda message, *_, **__: note(str(message))
+        yield
 
 
 # ---- pictures ------------------------------------------------------------------------

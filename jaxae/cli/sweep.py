@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, note
+from jaxae.cli.reporting import Interrupt, warnings_as_notes
 from jaxae.cli.space import Space
 from jaxae.cli.sweep_output import Job
 from jaxae.cli.train import INTERRUPTED
@@ -194,8 +193,7 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
         lanes="",
         rate=0.0,
     )
-    with bar as show, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
+    with bar as show, warnings_as_notes():
         reporter, lanes = Reporter(out, show, interrupt), out / run_folder.LANES
 
         def on_plan(plan: Plan) -> None:
@@ -222,8 +220,6 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
                 "folder",
             ) from None
         reporter.write()
-    for warning in caught:
-        note(str(warning.message))
     return result
 
 
