@@ -390,10 +390,10 @@ def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (MemoryError("of 9 TB"), "too large for this machine (MemoryError: of 9 TB)"),
+        (MemoryError("of 9 TB"), "out of memory (MemoryError: of 9 TB)"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore"),
-            "too large for this machine (JaxRuntimeError: RESOURCE_EXHAUSTED: out of",
+            "out of memory (JaxRuntimeError: RESOURCE_EXHAUSTED: out of",
         ),
         (
             jax.errors.JaxRuntimeError("INTERNAL: an illegal address\nmore"),

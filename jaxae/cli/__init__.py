@@ -1,4 +1,4 @@
-"""The command line: one verb a job, each writing one run folder.
+"""The command line: each subcommand does one job.
 
 tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where used.
 """
@@ -130,7 +130,7 @@ def _sentence(error: OSError) -> str:
 def _runtime_sentence(error: MemoryError | jax.errors.JaxRuntimeError) -> str:
     line = _checks.first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"too large for this machine ({line}); use fewer numbers."
+        return f"out of memory ({line}); use a smaller batch, model or dataset."
     return f"JAX or its device failed ({line}); check the device, and run it again."
 
 

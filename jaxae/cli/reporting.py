@@ -30,7 +30,7 @@ _NUM_EXAMPLES, _NUM_USAGE_ROWS = 12, 10_000  # rows that pictures show
 class Interrupt:
     """Records the first Ctrl-C or SIGTERM as a request; the second raises.
 
-    The run checks for the request where it can stop in order. The default handler
+    Training checks for the request where it can stop cleanly. The default handler
     raises at any line, and an exception inside a callback of the runtime is lost.
     """
 
@@ -57,7 +57,10 @@ class Interrupt:
         if self.is_requested:
             raise KeyboardInterrupt
         self.is_requested = True
-        print("\njaxae: stopping; again to stop at once.", file=sys.stderr)
+        print(
+            "\njaxae: stopping; press Ctrl-C again to stop at once.",
+            file=sys.stderr,
+        )
 
 
 class Reporter:

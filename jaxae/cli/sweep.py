@@ -85,7 +85,7 @@ def _check_out(options: SweepOptions) -> Path:
     is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
     if run_folder.holds_run(out) and not (options.overwrite or is_resumable):
         raise ValueError(
-            f"--out {out} holds a run already that is no sweep; choose another folder, "
+            f"--out {out} holds a run that is not a sweep; choose another folder, "
             "or replace it with --overwrite."
         )
     return out
@@ -112,7 +112,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
     if devices is not None and not 1 <= devices <= jax.local_device_count():
         raise ValueError(
             f"--devices must be between 1 and {jax.local_device_count()}, the number "
-            f"of this machine, got {devices}."
+            f"of local devices, got {devices}."
         )
     check_counts(options)
     job = Job(
@@ -146,7 +146,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
 
 def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     """The metric that ranks lanes, and the halving; their names are checked."""
-    # One row shows which metrics there will be, before hours of training do.
+    # Evaluate one row, to learn the names of the metrics before training.
     params = objective.ae.init(jax.random.key(0))
     at_end = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
     of_steps = diagnostics.names_of_step(objective)
@@ -181,7 +181,7 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
 
 
 class _Interrupted(Exception):
-    """By a signal, with so many lanes done."""
+    """A signal stopped the sweep; the message counts the lanes that are done."""
 
 
 def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
