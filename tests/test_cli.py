@@ -387,6 +387,34 @@ def test_bad_input_as_a_subprocess_has_no_traceback(tmp_path, arguments):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError("of 9 TB"), "out of memory (MemoryError: of 9 TB)"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore"),
+            "out of memory (JaxRuntimeError: RESOURCE_EXHAUSTED: out of",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: an illegal address\nmore"),
+            "JAX or its device failed (JaxRuntimeError: INTERNAL: an illegal address)",
+        ),
+    ],
+    ids=["host", "device", "fault"],
+)
+def test_only_exhausted_memory_is_called_too_large(
+    monkeypatch, capsys, error, sentence
+):
+    def failing(options):
+        raise error
+
+    verb = cli.VERBS["plot"]._replace(run=failing)
+    monkeypatch.setitem(cli.VERBS, "plot", verb)
+    assert cli.main(["plot", "run"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"jaxae: error: {sentence}") and printed.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", BAD_USAGE)
 def test_bad_usage_has_status_2_and_no_traceback(
     tmp_path, monkeypatch, capsys, arguments

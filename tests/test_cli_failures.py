@@ -153,8 +153,8 @@ def test_a_signal_saves_and_the_run_resumes_bit_identically(
         at_step(patch, 7, lambda: signal.raise_signal(number))
         assert resume(run) == 130
     captured = capsys.readouterr()
-    assert captured.err == "\njaxae: stopping; again to stop at once.\n"
-    assert "continue with --resume" in captured.out
+    assert captured.err == "\njaxae: stopping; press Ctrl-C again to stop at once.\n"
+    assert "continue it with --resume" in captured.out
     assert json.loads((run / "results.json").read_text())["status"] == "interrupted"
     assert len(lines(run / "metrics.jsonl")) == 1
     jaxae.load(run)
@@ -341,7 +341,7 @@ def test_a_folder_in_the_place_of_a_file_is_rejected(workdir, tmp_path, name, ca
     before = bytes_of(run)
     for option in ("--overwrite", "--resume"):
         assert train(run, *SAVED, option) == 2
-        assert_rejected(capsys, "--out", f"a folder where the file {name} belongs")
+        assert_rejected(capsys, "--out", f"has a folder {name}, which must be a file")
     if name == "metrics.jsonl":
         assert main("plot", run) == 2
         assert_rejected(capsys, name, "Is a directory")
@@ -358,7 +358,7 @@ def test_a_file_in_the_place_of_a_folder_is_rejected(workdir, tmp_path, capsys):
     before = bytes_of(tmp_path)
     for option in ("--overwrite", "--resume"):
         assert train(tmp_path / "run", *SAVED, option) == 2
-        assert_rejected(capsys, "a file where the folder checkpoints belongs")
+        assert_rejected(capsys, "has a file checkpoints, which must be a folder")
     assert bytes_of(tmp_path) == before
 
 

@@ -157,6 +157,24 @@ def test_overwrite_removes_nothing_that_is_read(workdir, tmp_path, capsys):
     assert bytes_of(run) == before
 
 
+@pytest.mark.parametrize("mark", ["", "metrics.jsonl"])
+@pytest.mark.parametrize("verb", ["train", "sweep", "gradcheck"])
+def test_overwrite_removes_no_checkpoints_of_another_program(
+    tmp_path, monkeypatch, capsys, verb, mark
+):
+    """Which may have a config.json, and even the metrics, of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.toml").write_text("l1 = [0.1]\n")
+    model = tmp_path / "project/checkpoints/model.pt"
+    model.parent.mkdir(parents=True)
+    for path in (model, tmp_path / "project/config.json", tmp_path / "project" / mark):
+        path.is_dir() or path.write_text("mine")
+    space = ("space.toml",) if verb == "sweep" else ()
+    assert main(verb, *space, "--out", "project", "--overwrite") == 2
+    assert_rejected(capsys, "--out project has a folder checkpoints that no run wrote")
+    assert model.read_text() == "mine"
+
+
 def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
     """As when `jaxae sweep space.toml --out . --overwrite` is killed."""
     for name in ("space.toml", "table.csv", "config.json"):

@@ -217,7 +217,7 @@ AT_P = ("--params", "p.npz")
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("mylosses:loss",), ["--params must say where", ".npz"]),
+        (("mylosses:loss",), ["--params must name the parameters at which", ".npz"]),
         (("mylosses:loss", "--params", "no.npz"), ["--params no.npz does not exist"]),
         (
             ("mylosses:loss", "--params", "objects.npy"),

@@ -247,18 +247,36 @@ def test_an_interrupt_is_tidy_and_the_same_command_makes_the_same_table(
     assert contents(workdir / "out") == result
 
 
+def test_damaged_lanes_are_noted_also_where_the_sweep_is_interrupted(
+    workdir, no_pictures, monkeypatch, capsys
+):
+    assert sweep(workdir, "l1 = [0.1]\n") == 0
+    (path,) = (workdir / "out" / "lanes" / "lanes").iterdir()
+    truncate(path)
+    call = sweep_module.Reporter.__call__
+
+    def interrupting(reporter, progress):
+        reporter._interrupt.is_requested = True
+        call(reporter, progress)
+
+    monkeypatch.setattr(sweep_module.Reporter, "__call__", interrupting)
+    capsys.readouterr()
+    assert sweep(workdir, "l1 = [0.1]\n") == 130
+    assert f"{path.name} is damaged" in capsys.readouterr().err
+
+
 def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
     workdir, no_pictures, capsys
 ):
     assert cli.main(["train", "--out", "out", *SMALL[:-2]]) == 0
     assert sweep(workdir, RATES) == 2
-    assert "holds a run already that is no sweep" in capsys.readouterr().err
+    assert "holds a run that is not a sweep" in capsys.readouterr().err
     assert sweep(workdir, RATES, "--overwrite") == 0
     assert not (workdir / "out" / "checkpoints").exists()
     (workdir / "out" / "config.json").write_text("{")
     shutil.rmtree(workdir / "out" / "lanes")  # which have its fingerprint too
     assert sweep(workdir, RATES) == 2
-    assert "holds a run already that is no sweep" in capsys.readouterr().err
+    assert "holds a run that is not a sweep" in capsys.readouterr().err
 
 
 # ---- options -------------------------------------------------------------------------
@@ -396,7 +414,7 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         (f"l1 = {{ low = 0, high = {10**400} }}", "a range needs finite low < high"),
         (f"seed = [{2**64}]", "between 0 and 2..32 - 1, got .18446744073709551616"),
         (f"seed = {{ count = {10**30} }}", "of at least 1 and at most 1048576"),
-        ("learning_rate = { low = 1 }", "a range has low, high and"),
+        ("learning_rate = { low = 1 }", "a range takes low, high and"),
         ("learning_rate = { low = 1, high = 2, step = 1 }", "and nothing else"),
         ('l1 = { low = 1, high = 2, scale = "cubic" }', 'scale = "linear" or "log"'),
         ("l1 = { low = 2, high = 1 }", "in l1: a range needs finite low < high"),
@@ -414,7 +432,7 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         ("[[together]]\nl1 = { low = 1, high = 2 }\nseed = [1]", "lists of one length"),
         ("l1 = [1]\n[[together]]\nl1 = [1]\nseed = [1]", "leave one out"),
         ("l1 = [", "is not TOML"),
-        ("", "varies nothing"),
+        ("", "has no axis"),
         (
             "l1 = [-1.0]\nlearning_rate = [0.1]\nmomentum = [0.9]",
             "nothing in this sweep reads",

@@ -138,8 +138,8 @@ def test_latents_that_say_nothing_about_the_rows_are_noted(workdir, tmp_path, ca
             if name in message:
                 assert err == (
                     f"jaxae: note: every latent {message[name]} on every row of "
-                    f"{tmp_path}/new.npy; check that its rows differ, and that their "
-                    "units are those of the rows run was trained on.\n"
+                    f"{tmp_path}/new.npy; check that its rows differ, and that they "
+                    "have the units of the training data of run.\n"
                 )
             else:
                 assert err == ""
@@ -433,7 +433,9 @@ def test_a_run_starts_from_another_with_its_model_and_scaling(
     (tmp_path / "first/params.safetensors").write_bytes(other)
     capsys.readouterr()
     assert main(*repeat, tmp_path / "fourth") == 2
-    assert_rejected(capsys, "before the parameters there changed", "--start-from")
+    assert_rejected(
+        capsys, "the parameters in", "have changed since --config", "--start-from"
+    )
     resumed = (*start, tmp_path / "first", "--resume")
     assert main(*resumed, "--out", tmp_path / "second") == 2
     assert_rejected(capsys, f"{tmp_path / 'first'} had other parameters when it began")
@@ -456,7 +458,7 @@ def test_options_that_disagree_with_the_run_to_start_from_are_rejected(
         (("--latent-dim", "5"), [f"--start-from {first}", "--latent-dim is 4", "is 5"]),
         (("--activation", "tanh"), ['--activation is "relu"', 'it is "tanh" here']),
         (("--scaling", "unit"), ['--scaling is "standardize"', "leave --scaling out"]),
-        (("--divide-by", "2"), ["--divide-by is not given, and it is 2.0 here"]),
+        (("--divide-by", "2"), ["--divide-by is not given, but it is 2.0 here"]),
         (("--params", "run"), ["--start-from and --params exclude each other"]),
         (("--bias-from-mean",), ["--start-from holds the output bias"]),
         (("--data", "narrow.npy"), ["6 columns", "(60, 5)"]),
@@ -524,7 +526,10 @@ def test_resume_of_a_run_that_is_past_the_epochs_asked_says_so(workdir, capsys):
     before = bytes_of(workdir / "run")
     assert train("run", *SAVED, "--resume", epochs=2) == 0
     printed = capsys.readouterr().out
-    assert "the run is already past 2 epochs, 10 steps: at 15; nothing was" in printed
+    assert (
+        "the run has taken 15 steps, more than the 10 steps of 2 epochs; nothing"
+        in printed
+    )
     assert bytes_of(workdir / "run") == before
 
 

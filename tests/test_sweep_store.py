@@ -185,6 +185,24 @@ def test_the_folder_of_another_sweep_raises_and_names_the_field(
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
+def test_an_integer_is_the_same_hyperparameter_as_the_float_of_its_value(tmp_path):
+    def fingerprint(hparams, rates):
+        return jaxae.sweeps.prepare(
+            OBJECTIVE,
+            X,
+            {"learning_rate": rates},
+            hparams=hparams,
+            key=KEY,
+            config=CONFIG,
+            out=tmp_path,
+        ).fingerprint
+
+    expected = fingerprint({"init_scale": 1.0}, [1.0, 2.0])
+    assert fingerprint({"init_scale": 1}, [1, 2]) == expected
+    assert fingerprint({"init_scale": 2}, [1, 2]) != expected
+    assert fingerprint({"init_scale": 1}, [1, 3]) != expected
+
+
 def test_a_sweep_of_another_version_raises(tmp_path, monkeypatch):
     space = {"learning_rate": [0.1]}
     sweep(tmp_path, space=space)

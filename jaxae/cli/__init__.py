@@ -1,4 +1,4 @@
-"""The command line: one verb a job, each writing one run folder.
+"""The command line: each subcommand does one job.
 
 tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where used.
 """
@@ -104,8 +104,7 @@ def _main(argv: list[str] | None) -> int:
     except OSError as error:
         return _print_error(_sentence(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        line = _checks.first_line(error)
-        return _print_error(f"too large for this machine ({line}); use fewer numbers.")
+        return _print_error(_runtime_sentence(error))
     except KeyboardInterrupt:
         print("jaxae: interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -126,6 +125,13 @@ def _sentence(error: OSError) -> str:
         f"cannot read or write{where}: {error.strerror}; make room, grant access, or "
         "choose another place."
     )
+
+
+def _runtime_sentence(error: MemoryError | jax.errors.JaxRuntimeError) -> str:
+    line = _checks.first_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory ({line}); use a smaller batch, model or dataset."
+    return f"JAX or its device failed ({line}); check the device, and run it again."
 
 
 def _usage() -> str:

@@ -19,7 +19,7 @@ from jaxae.observations import Observation
 # Small, because each entry is checked for itself.
 INPUT_DIM, LATENT_DIM, NUM_ROWS = 6, 4, 8
 TYINGS = {"tied": True, "untied": False}
-# An example of each factory: what it makes is in no catalogue.
+# One example per factory, because its products are in no catalogue.
 FACTORY_EXAMPLES = {
     "gaussian_with": observations.gaussian_with(
         activations.relu, (1.0, 0.9, 0.8, 0.5, 2.0, 3.0)
@@ -185,7 +185,7 @@ def _objective(objective: Objective, rng: np.random.Generator) -> Case:
     ae, value_and_grad = objective.ae, manual.value_and_grad(objective)
     params = _perturbed(ae.init(_key(rng)), rng)
     targets = _rows(ae.observation, params.observation, rng, NUM_ROWS)
-    # Below 1, for some are probabilities.
+    # Below 1, because some hyperparameters are probabilities.
     hparams = {
         name: jnp.float32(rng.uniform(0.1, 0.4)) for name in objective.hparam_names
     }

@@ -57,10 +57,10 @@ T = typing.TypeVar("T")
 
 
 def as_options(kind: type[T], values: dict[str, Any], path: Path) -> T:
-    """The options in a `config.json`; those that it lacks have their defaults.
+    """The options in a `config.json`; missing ones have their defaults.
 
     Raises:
-      ValueError: naming one that is unknown, or of another type.
+      ValueError: for an unknown option, or a value of a different type.
     """
     hints, options = typing.get_type_hints(kind), {}
     for name, value in values.items():
@@ -181,7 +181,7 @@ def check_start(options: TrainOptions) -> None:
     """Raise for options that disagree with the run that `--start-from` names.
 
     Raises:
-      ValueError: naming one.
+      ValueError: the message names one.
     """
     if options.start_from is None:
         return
@@ -193,7 +193,7 @@ def check_start(options: TrainOptions) -> None:
         if before != now:
             option = option_name(name)
             raise ValueError(
-                f"--start-from {options.start_from} takes the model and the scaling of "
-                f"that run, where {option} is {option_value(before)}, and it is "
+                f"--start-from {options.start_from} uses the model and the scaling of "
+                f"that run, where {option} is {option_value(before)}, but it is "
                 f"{option_value(now)} here; leave {option} out."
             )

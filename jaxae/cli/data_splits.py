@@ -62,7 +62,7 @@ def load_rows(
     scaling: Scaling,
     options: TrainOptions,
 ) -> Any:
-    """All rows of a file of the user's, scaled as those of the run were.
+    """Load all rows of a user's file, with the scaling of the run.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -84,7 +84,7 @@ def load_rows(
 
 
 def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
-    """A dataset or a file, with a note if its rows are images of the user's."""
+    """Load a dataset or file; print a note if each of its rows is a user's image."""
     dataset = data.load(
         path,
         root=options.data_root,
@@ -119,7 +119,7 @@ def _scaling(
     if options.scaling is not None:
         if options.divide_by is not None:
             raise ValueError(
-                "--scaling is fitted and --divide-by is given; leave one of them out."
+                "--scaling and --divide-by cannot be combined; leave one of them out."
             )
         _checks.lookup("scaling", data.SCALINGS, options.scaling)
         _check_finite(dataset.train)

@@ -83,7 +83,8 @@ def _check_combination(options: GradcheckOptions) -> None:
                 )
     elif options.params is None:
         raise ValueError(
-            f"--params must say where to check {options.function}: {KINDS}."
+            f"--params must name the parameters at which {options.function} is "
+            f"checked: {KINDS}."
         )
     elif options.only is not None:
         raise ValueError(
@@ -117,7 +118,7 @@ def _check_function(options: GradcheckOptions) -> Result:
     assert options.function is not None and options.params is not None
     errors: list[BaseException] = []
     is_x64 = options.x64 or jax.config.read("jax_enable_x64")
-    # Importable to the end: a function may import more when it is called.
+    # Importable during the whole check: the function may import when it is called.
     with _importable(os.getcwd()), jax.enable_x64(is_x64):
         case = Case(
             fn=_recorded(read_function(options.function), errors),

@@ -96,7 +96,7 @@ def reconstruct(options: ReconstructOptions) -> int:
 
 
 class Latents:
-    """A function of blocks of rows `[n, D]`: an output of their forward pass.
+    """Computes one output of the forward pass of blocks of rows `[n, D]`.
 
     It also records the range and the saturation of the latents over all blocks.
     """
@@ -139,8 +139,8 @@ class Latents:
             return
         note(
             f"every latent {problem} on every row of {name}; check that its rows "
-            "differ, and that their units are those of the rows "
-            f"{self._model.path} was trained on."
+            "differ, and that they have the units of the training data of "
+            f"{self._model.path}."
         )
 
 
@@ -205,8 +205,8 @@ def _load_splits(model: Trained) -> data_splits.Splits:
     if splits.info.sha256 != sha256:
         raise ValueError(
             f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "
-            f"{splits.info.source} is {splits.info.sha256}; restore them, or give "
-            "other data."
+            f"{splits.info.source} is {splits.info.sha256}; restore the original data, "
+            "or give different data."
         )
     return splits
 

@@ -4,7 +4,7 @@ Most options are arguments of `Autoencoder`, `Objective` and `TrainConfig`: thei
 defaults and descriptions are read from there.
 """
 
-from __future__ import annotations  # so that tyro is needed by who parses, not here
+from __future__ import annotations  # only `main` needs tyro
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ _HELP = {
         f"The distribution of the inputs: {', '.join(observations.CATALOGUE)}, "
         "gaussian_with(relu), ...; bernoulli is for data in [0, 1]."
     ),
-    "tied": "Give the decoder weights of its own, instead of the encoder's transposed.",
+    "tied": "Untie the decoder: its weights are its own, not the encoder's transposed.",
     "bias": "Give the encoder no bias; the decoder keeps its own.",
     "pre_bias": "Subtract the decoder's bias from the input of the encoder.",
     "corruption": f"Noise on the inputs: {', '.join(corruptions.CATALOGUE)}.",
@@ -126,7 +126,7 @@ def _option(parameter: inspect.Parameter) -> tuple[str, Any, Any]:
         hint = str | None if default is None else str
         if default is not None:
             default = getattr(default, "name", None) or default.__name__
-    if hint in (bool, bool | None):  # a flag is never given to change nothing
+    if hint in (bool, bool | None):  # flags are False by default
         hint, default = bool, False
     if name in _MEBIBYTES:
         default //= 2**20
@@ -171,7 +171,7 @@ def arguments(cls: type, options: Any) -> dict[str, Any]:
 
 
 MODEL_OPTIONS = tuple(_RENAMED.get(name, name) for name in _parameters(Autoencoder))
-# Options that a run may be resumed with other values of.
+# Options that may change on --resume.
 FREE_OPTIONS = (
     "data_root",
     *(_RENAMED.get(n, n) for n, s in settings().items() if s.may_change_on_resume),
@@ -193,7 +193,7 @@ class DataOptions:
     divide_by: float | None = None
     """Divide the data by this. None: 16 for digits, 255 for images, 1 for your own."""
     scaling: str | None = None
-    """Instead, fit to the training rows: unit, standardize, center, none."""
+    """Fitted to the training rows, not --divide-by: unit, standardize, center, none."""
     test_fraction: float = 0.2
     """Fraction of rows held out as test data, unless the dataset has its own."""
     validation_fraction: float = 0.1
@@ -236,7 +236,7 @@ class SharedOptions(_SharedBase):
     schedule: str = "constant"
     """Schedule of the learning rate: constant, linear, cosine, exponential."""
     schedule_steps: int | None = None
-    """Updates until the schedule's end. None: all of the run's, less the warm-up."""
+    """Length of the schedule in updates. None: the run's minus --warmup-steps."""
     final_fraction: float | None = None
     """Fraction of the learning rate at the schedule's end. None: 0.1."""
     warmup_steps: int | None = None
@@ -264,7 +264,7 @@ class TrainOptions(_TrainBase):
     start_from: str | None = None
     """Start from this run folder: its model, its scaling and its parameters."""
     params: str | None = None
-    """Start from the parameters of this run; tied ones can be continued --untied."""
+    """Start from the parameters of this run; with --untied, tied ones are untied."""
     bias_from_mean: bool = False
     """Start the output bias at the mean of the training data."""
     dtype: str = "float32"
@@ -285,17 +285,17 @@ class SweepOptions(SharedOptions):
     """Train every combination of a space as one program, and write a sweep folder."""
 
     space: Annotated[str, conf.Positional, conf.arg(metavar="SPACE.toml")]
-    """The space: a line an axis, name = [values] or { low, high }; docs/how_to."""
+    """The space: one axis per line, name = [values] or { low, high }; docs/how_to."""
     num_samples: int | None = None
     """Number of points drawn from the ranges of the space."""
     sampler: str = "sobol"
-    """How they are drawn: sobol spreads them evenly, random does not."""
+    """Sampling of the ranges: sobol (quasi-random) or random (independent)."""
     halving_first: int | None = None
     """Epochs after which only the best lanes are continued. None: all are."""
     halving_factor: int = 2
-    """Each time, 1 in so many lanes is continued, for so many times the epochs."""
+    """Halving keeps 1 in this many lanes, for this many times the epochs."""
     halving_metric: str | None = None
-    """The metric of the lanes to continue; smaller is better. None: --metric."""
+    """The metric by which halving keeps lanes; smaller is better. None: --metric."""
     metric: str | None = None
     """The metric that ranks lanes, smaller is better. None: validation/loss if any."""
 
@@ -304,7 +304,7 @@ class SweepOptions(SharedOptions):
     lanes_at_once: int | None = None
     """Lanes in one vmap; 1 for lanes in sequence. None: the fastest number here."""
     memory_budget: int | None = None
-    """MiB a device. None: most of its free memory."""
+    """MiB per device. None: most of its free memory."""
     devices: int | None = None
     """Number of devices to spread lanes over. None: all."""
 
@@ -407,7 +407,7 @@ def validated(options: TrainOptions) -> TrainOptions:
     """The options, checked, with the name of their random generator filled in.
 
     Raises:
-      ValueError: naming an option that is out of range.
+      ValueError: for an option that is out of range.
     """
     _checks.lookup("dtype", dict.fromkeys(DTYPES), options.dtype)
     check_counts(options)
@@ -420,7 +420,7 @@ def check_counts(options: SharedOptions) -> None:
     """Raise for an integer below 1, or too large for 32 bits.
 
     Raises:
-      ValueError: naming the first.
+      ValueError: the message names the first.
     """
     for name, hint in typing.get_type_hints(type(options)).items():
         value = getattr(options, name)

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ _NUM_EXAMPLES, _NUM_USAGE_ROWS = 12, 10_000  # rows that pictures show
 class Interrupt:
     """Records the first Ctrl-C or SIGTERM as a request; the second raises.
 
-    The run checks for the request where it can stop in order. The default handler
+    Training checks for the request where it can stop cleanly. The default handler
     raises at any line, and an exception inside a callback of the runtime is lost.
     """
 
@@ -56,7 +57,10 @@ class Interrupt:
         if self.is_requested:
             raise KeyboardInterrupt
         self.is_requested = True
-        print("\njaxae: stopping; again to stop at once.", file=sys.stderr)
+        print(
+            "\njaxae: stopping; press Ctrl-C again to stop at once.",
+            file=sys.stderr,
+        )
 
 
 class Reporter:
@@ -233,6 +237,15 @@ def print_results(results: dict[str, Any]) -> None:
 def note(sentence: str) -> None:
     """Print a note to stderr: worth knowing, but no error."""
     print(f"jaxae: note: {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print each warning as a note at once, however the work ends afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = lambda message, *_, **__: note(str(message))
+        yield
 
 
 # ---- pictures ------------------------------------------------------------------------

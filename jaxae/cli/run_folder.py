@@ -71,7 +71,7 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     for folder in RUN_FOLDERS:
         if (out / folder).exists() and not (out / folder).is_dir():
             raise ValueError(
-                f"--out {out} has a file where the folder {folder} belongs; move it "
+                f"--out {out} has a file {folder}, which must be a folder; move it "
                 "away, or choose another folder."
             )
     if is_sweep(out) or (out / LANES / LANES_FILE).is_file():
@@ -80,6 +80,8 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
         )
     if resume:
         _check_resumable(out)
+    if overwrite:
+        check_replaceable(out)
     if not (overwrite or resume) and holds_run(out):
         raise ValueError(
             f"--out {out} holds a run already; choose another folder, replace it with "
@@ -108,7 +110,7 @@ def check_folder(name: str, files: Iterable[str]) -> Path:
     for file in files:
         if (out / file).is_dir():
             raise ValueError(
-                f"--out {out} has a folder where the file {file} belongs; move it "
+                f"--out {out} has a folder {file}, which must be a file; move it "
                 "away, or choose another folder."
             )
     return out
@@ -116,7 +118,7 @@ def check_folder(name: str, files: Iterable[str]) -> Path:
 
 # A run that has one of these has ended.
 _FINAL_FILES = (RESULTS_FILE, REPORT_FILE, SUMS_FILE, BEST)
-# In a config.json, these are of gradcheck, of a best epoch and of a lane of a sweep.
+# Keys of a config.json of gradcheck, a best epoch and a lane of a sweep.
 _NOT_RESUMABLE = {"cases", "best", "trial"}
 
 
@@ -131,8 +133,8 @@ def _check_resumable(out: Path) -> None:
     is_run = isinstance(config, dict) and "options" in config
     if not is_run or _NOT_RESUMABLE & config.keys():
         raise ValueError(
-            f"--resume needs a run of `jaxae train`, but {path} is not of one; choose "
-            "another folder."
+            f"--resume needs a run of `jaxae train`, which did not write {path}; "
+            "choose another folder."
         )
     if any((out / name).exists() for name in _FINAL_FILES):
         raise ValueError(
@@ -147,6 +149,32 @@ def holds_run(out: Path) -> bool:
     return any((out / name).exists() for name in (*RUN_FILES, *RUN_FOLDERS))
 
 
+# What orbax and `jaxae.checkpoints` write, and hidden files.
+_CHECKPOINT_NAME = r"(damaged-)?\d+|.*\.orbax-checkpoint-tmp.*|\..*"
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise if replacing a run would remove a folder that no run wrote.
+
+    Raises:
+      ValueError: the message names the folder.
+    """
+    for folder in (CHECKPOINTS, BEST, TOP):
+        if (out / folder).is_dir() and _is_foreign(out, folder):
+            raise ValueError(
+                f"--out {out} has a folder {folder} that no run wrote, which "
+                "--overwrite would remove; move it away, or choose another folder."
+            )
+
+
+def _is_foreign(out: Path, folder: str) -> bool:
+    if not any((out / mark).exists() for mark in _MARKS):
+        return True
+    names = [path.name for path in (out / folder).iterdir()]
+    is_other = not all(re.fullmatch(_CHECKPOINT_NAME, name) for name in names)
+    return folder == CHECKPOINTS and is_other
+
+
 def check_inputs(out: Path, **inputs: str | None) -> None:
     """Raise if replacing a run would remove a file or folder that is read.
 
@@ -155,7 +183,7 @@ def check_inputs(out: Path, **inputs: str | None) -> None:
       inputs: the file or folder that is read, by option.
 
     Raises:
-      ValueError: naming the option.
+      ValueError: the message names the option.
     """
     home = os.path.realpath(out)
     for name, input_name in inputs.items():
@@ -176,9 +204,9 @@ def check_output(
     """The file `--output` of that name, if it may be written.
 
     Args:
-      name: of the file.
+      name: the name of the file.
       run: the run folder that is read.
-      suffix: of the name; any if empty.
+      suffix: the suffix that the name must have; any if empty.
       data: the file that is read.
 
     Raises:
@@ -220,7 +248,7 @@ def owner_of(path: Path, folders: tuple[str, ...]) -> Path | None:
     """The folder of a run, sweep, model or checkpoints to which a path belongs.
 
     Args:
-      path: of a file or folder, which need not exist; links are followed.
+      path: a path of a file or folder, which need not exist; links are followed.
       folders: names of the folders in which every file belongs to the run.
     """
     path = Path(os.path.realpath(path))
@@ -366,7 +394,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_intact_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows before the first line that is not a JSON object: a kill may cut it."""
+    """The rows before the first invalid line: a kill may leave half a line."""
     if not path.exists():
         return []
     rows = map(parse_json, path.read_bytes().splitlines())

@@ -30,7 +30,7 @@ class Space(NamedTuple):
 
     Attributes:
       axes: as `jaxae.sweep` takes them, with names of parts instead of parts.
-      text: of the file.
+      text: the content of the file.
     """
 
     axes: dict[str | tuple[str, ...], Any]
@@ -83,7 +83,7 @@ def read(path: Path) -> Space:
         axes[tuple(table)] = _zipped_axis(path, table)
     if not axes:
         raise ValueError(
-            f"{path} varies nothing; give at least one name {_FORMS}, such as "
+            f"{path} has no axis; give at least one name {_FORMS}, such as "
             "learning_rate = [0.001, 0.01]."
         )
     try:
@@ -96,7 +96,7 @@ def read(path: Path) -> Space:
 
 
 def _axis(path: Path, name: str, value: Any) -> Any:
-    """An axis as `jaxae.sweep` takes it, but for its values, which are not checked."""
+    """Convert a TOML value to an axis of `jaxae.sweep`; its values are not checked."""
     if name not in NAMES:
         raise ValueError(
             f"{path} has {name!r}, which cannot be swept"
@@ -127,8 +127,8 @@ def _axis(path: Path, name: str, value: Any) -> Any:
     scale = value.get("scale", "linear")
     if not is_range or not isinstance(scale, str) or scale not in _SCALES:
         raise ValueError(
-            f"{path} has {name} as {_checks.describe(value)}; a range has low, high "
-            'and, if you like, scale = "linear" or "log", and nothing else.'
+            f"{path} has {name} as {_checks.describe(value)}; a range takes low, "
+            'high and an optional scale = "linear" or "log", and nothing else.'
         )
     try:
         return _SCALES[scale](value["low"], value["high"])
@@ -151,10 +151,10 @@ def _zipped_axis(path: Path, table: dict[str, Any]) -> list[tuple]:
 
 
 def check_options(space: Space, options: SweepOptions) -> None:
-    """Raise for an option of what the space varies, and for an undetermined schedule.
+    """Raise if an option is in the space too, or if a schedule's length varies.
 
     Raises:
-      ValueError: naming the option.
+      ValueError: the message names the option.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for name in space.names:

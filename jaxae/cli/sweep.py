@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, note
+from jaxae.cli.reporting import Interrupt, warnings_as_notes
 from jaxae.cli.space import Space
 from jaxae.cli.sweep_output import Job
 from jaxae.cli.train import INTERRUPTED
@@ -79,12 +78,14 @@ def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
     files = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
     out = run_folder.check_folder(options.out, files)
+    if options.overwrite:
+        run_folder.check_replaceable(out)
     # The lanes have the sweep's fingerprint too, so config.json may be missing.
     has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
     is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
     if run_folder.holds_run(out) and not (options.overwrite or is_resumable):
         raise ValueError(
-            f"--out {out} holds a run already that is no sweep; choose another folder, "
+            f"--out {out} holds a run that is not a sweep; choose another folder, "
             "or replace it with --overwrite."
         )
     return out
@@ -111,7 +112,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
     if devices is not None and not 1 <= devices <= jax.local_device_count():
         raise ValueError(
             f"--devices must be between 1 and {jax.local_device_count()}, the number "
-            f"of this machine, got {devices}."
+            f"of local devices, got {devices}."
         )
     check_counts(options)
     job = Job(
@@ -145,7 +146,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
 
 def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     """The metric that ranks lanes, and the halving; their names are checked."""
-    # One row shows which metrics there will be, before hours of training do.
+    # Evaluate one row, to learn the names of the metrics before training.
     params = objective.ae.init(jax.random.key(0))
     at_end = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
     of_steps = diagnostics.names_of_step(objective)
@@ -180,7 +181,7 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
 
 
 class _Interrupted(Exception):
-    """By a signal, with so many lanes done."""
+    """A signal stopped the sweep; the message counts the lanes that are done."""
 
 
 def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
@@ -192,8 +193,7 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
         lanes="",
         rate=0.0,
     )
-    with bar as show, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
+    with bar as show, warnings_as_notes():
         reporter, lanes = Reporter(out, show, interrupt), out / run_folder.LANES
 
         def on_plan(plan: Plan) -> None:
@@ -220,8 +220,6 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
                 "folder",
             ) from None
         reporter.write()
-    for warning in caught:
-        note(str(warning.message))
     return result
 
 

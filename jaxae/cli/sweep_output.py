@@ -32,11 +32,11 @@ class Job(NamedTuple):
     """A sweep that is ready to run.
 
     Attributes:
-      space: of the file.
-      options: of a single run, with the first value of each axis.
+      space: the space of the file.
+      options: the options of a single run, with the first value of each axis.
       splits: the data.
-      metric: that ranks the lanes.
-      arguments: of `jaxae.sweep`.
+      metric: the metric that ranks the lanes.
+      arguments: the arguments of `jaxae.sweep`.
     """
 
     space: Space
@@ -159,7 +159,7 @@ def _save_lane(
 
 
 def _draw(out: Path, table, metric: str) -> list[str]:
-    """Draw the metric against each axis, over the first two, and over all."""
+    """Plot the metric against each axis, as a map of the first two, and over all."""
     columns = [name for name in table.columns if name in space_module.NAMES]
     axes = [n for n in columns if n != "seed" and table[n].nunique() > 1]
     pictures = [f"by_{name}.png" for name in axes]

@@ -53,7 +53,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     _check_repetition(options, splits, job)
     interrupt.raise_if_requested()
     with run_folder.make_and_lock(out):
-        # All is checked, except that the folder holds this run: the disk may change.
+        # Writing begins: only whether the folder holds this run is still to check.
         if not options.resume:
             run_folder.clear(out)
         run_folder.clear_unfinished(out)
@@ -65,7 +65,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 print(f"run folder: {out}")
                 return 0
             interrupt.raise_if_requested()
-            # These are written last: a folder that has them is of a finished run.
+            # They mark a finished run, so they are removed now and written last.
             for name in (run_folder.RESULTS_FILE, run_folder.SUMS_FILE):
                 (out / name).unlink(missing_ok=True)
             ae, params = job.objective.ae, progress.state.params
@@ -197,7 +197,7 @@ def _initial_params(
         other, params = dataclasses.replace(other, **untied), jaxae.untie(params)
     if other != ae:
         raise ValueError(
-            f"{option} {run} holds another model: {other}, and these options say {ae}."
+            f"{option} {run} holds the model {other}, but the options describe {ae}."
         )
     return jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
 
@@ -226,15 +226,15 @@ def _check_repetition(options: TrainOptions, splits: Splits, job: PreparedRun) -
         is_same_run = run is not None and config["options"].get(name) == run
         if is_same_run and start not in (None, _start_sha256(job)):
             raise ValueError(
-                f"--config {options.config} was made from {run} before the parameters "
-                f"there changed; restore them, or name another run with "
-                f"{option_name(name)}."
+                f"the parameters in {run} have changed since --config "
+                f"{options.config} was written; restore them, or name a different run "
+                f"with {option_name(name)}."
             )
     if "trial" in config:
         note(
-            f"{options.config} is of a lane of a sweep, whose random key no option "
-            "gives: this run draws other numbers. In Python, jaxae.train repeats the "
-            'lane, with the key of its "trial".'
+            f"{options.config} was written for a lane of a sweep, whose random key no "
+            "option sets, so this run uses different random numbers. In Python, "
+            'jaxae.train repeats the lane, with the key of its "trial".'
         )
     for name, value in config_file.environment().items():
         if config.get(name) != value:
@@ -272,7 +272,10 @@ def _state_of(job: PreparedRun, progress: Any) -> str:
     num_steps = num_epochs * epochs.num_steps(job.data, job.config)
     if step <= num_steps:
         return "the run is finished"
-    return f"the run is already past {num_epochs} epochs, {num_steps} steps: at {step}"
+    return (
+        f"the run has taken {step} steps, more than the {num_steps} steps of "
+        f"{num_epochs} epochs"
+    )
 
 
 def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, description):
@@ -313,8 +316,8 @@ def _report_end(run: Run, options: TrainOptions) -> int:
         return 1
     if run.status in ("interrupted", "stopped"):
         print(
-            f"interrupted after epoch {num_epochs} of {options.epochs}; it is saved: "
-            "continue with --resume."
+            f"interrupted after epoch {num_epochs} of {options.epochs}; the run is "
+            "saved: continue it with --resume."
         )
         return INTERRUPTED
     if run.status == "early_stopped":

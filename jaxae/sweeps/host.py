@@ -180,6 +180,7 @@ def prepare(
     rungs = halving_module.rungs_of(halving, config.num_epochs, validation)
     fingerprint = {}
     if out is not None:
+        hparams = checks.as_hparams(hparams, jnp.float32)  # 1 and 1.0 are the same
         fingerprint = store_module.fingerprint_of(
             objective, config, hparams, key, data, validation, lanes, halving
         )

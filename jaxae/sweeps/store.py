@@ -44,8 +44,9 @@ def _space(lanes: Lanes) -> dict[str, Any]:
         text = json.dumps(distinct)
         return distinct if len(text) < 200 else f"{len(distinct)} values, {_hash(text)}"
 
-    columns = json.dumps([column.tolist() for column in lanes.axes.values()])
-    values = {name: summary(column) for name, column in lanes.axes.items()}
+    axes = {**lanes.axes, **lanes.hparams}  # a hyperparameter of 1 is that of 1.0
+    columns = json.dumps([column.tolist() for column in axes.values()])
+    values = {name: summary(column) for name, column in axes.items()}
     # Two spaces with the same values may still combine them differently.
     return {**values, "lanes": f"{len(lanes)}, {_hash(columns)}"}
 
