@@ -31,6 +31,7 @@ MODULES = {
     "parametrizations": "jaxae.autoencoder.parametrizations",
     "model": "jaxae.autoencoder.model",
     "objective": "jaxae.objective",
+    "terms": "jaxae.terms",
     "gradcheck": "jaxae.gradcheck",
 }
 RECORDS = {

@@ -3,7 +3,8 @@
 The mathematics of this library is written once, for untied parameters. Tying weights is
 a map in front of it, `expand`; the gradient with respect to what was tied comes from
 the adjoint of that map's derivative, `pullback`. The lecture's "sum of two gradients"
-is its one plus. No encoder bias and a pre-encoder bias are such maps too, and compose.
+is its one plus. Dropping the encoder bias and adding a pre-encoder bias are such maps
+too; each is put in front of another map.
 """
 
 import functools
@@ -73,7 +74,7 @@ class Parametrization(NamedTuple):
 
     @property
     def is_composed(self) -> bool:
-        """Whether tied, bias and pre_bias determine the parametrization."""
+        """Whether tied, bias and pre_bias determine the map."""
         return self == compose(self.tied, self.bias, self.pre_bias)
 
     def __reduce__(self):
@@ -167,8 +168,8 @@ def _pullback_pre_bias(base: Parametrization, params, untied_grads: UntiedParams
 def with_pre_bias(base: Parametrization) -> Parametrization:
     """`base` with b_enc - W_enc b_dec for b_enc, so that a = W_enc (x - b_dec) + b_enc.
 
-    Bilinear in W_enc and b_dec: with d_b the gradient of the expanded b_enc, dW_enc
-    gets -d_b b_dec^T as well, and db_dec gets -W_enc^T d_b.
+    Bilinear in W_enc and b_dec: with d_b the gradient by the expanded b_enc, dW_enc
+    also gets -d_b b_dec^T, and db_dec also gets -W_enc^T d_b.
     """
     return base._replace(
         expand=functools.partial(_expand_pre_bias, base),
@@ -181,17 +182,17 @@ def with_pre_bias(base: Parametrization) -> Parametrization:
 
 
 def compose(tied: bool, bias: bool, pre_bias: bool) -> Parametrization:
-    """Return the parametrization for `Autoencoder`'s tied, bias and pre_bias."""
+    """The parametrization that tied, bias and pre_bias of `Autoencoder` select."""
     base = _TIED if tied else untied
     base = base if bias else without_encoder_bias(base)
     return with_pre_bias(base) if pre_bias else base
 
 
 def change(base: Parametrization, choice: str) -> Parametrization:
-    """Return `base` with one of "tied", "bias" and "pre_bias" negated.
+    """`base` with one of "tied", "bias" and "pre_bias" inverted.
 
     Raises:
-      ValueError: if a custom parametrization does not support it.
+      ValueError: for a parametrization of your own, if it fixes the choice.
     """
     if base.is_composed:
         choices = {name: getattr(base, name) for name in ("tied", "bias", "pre_bias")}

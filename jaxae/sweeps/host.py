@@ -51,16 +51,20 @@ def sweep(
     A lane is the single run `train(data=..., **sweep.trial(lane))`: bit-identical if
     lanes run in sequence and are not padded, equal up to rounding otherwise.
 
+    A penalty of your own must not change with the number of padded latents, and neither
+    must `config.after_update`; `p.mask` marks them.
+
     Args:
       objective: what is minimised.
       data: as for `train`, shared by all lanes; rows on disk are read into memory.
       space: the values of each axis by name: a list, or `sweeps.uniform` or
-        `sweeps.log_uniform`; under a tuple of names, a list of tuples. All combinations
-        are lanes, the last axis fastest. Hyperparameters, `init_scale`, `seed` and
-        `latent_dim` (narrower models are padded) vary within one program; activation,
-        observation, tied, bias, pre_bias, corruption, optimizer, batch_size and
-        gradient take a compilation for each value. A lane's key is fold_in(key, seed),
-        with seed 0 unless it is in the space.
+        `sweeps.log_uniform`; under a tuple of names, a list of tuples of values that
+        change together. All combinations are lanes; the last axis varies fastest.
+        Hyperparameters, `init_scale`, `seed` and `latent_dim` (narrower models are
+        padded) vary within one program. Each value of activation, observation, tied,
+        bias, pre_bias, corruption, optimizer, batch_size and gradient needs a
+        compilation. A lane's key is fold_in(key, seed), with seed 0 unless it is in
+        the space.
       hparams: the hyperparameters that all lanes share.
       key: the key of the sweep; ranges are sampled from it too.
       config: the static settings, shared by all lanes.
@@ -68,16 +72,16 @@ def sweep(
       num_samples: the number of points sampled from the ranges.
       sampler: "sobol" spreads the points evenly, "random" draws them independently.
       halving: a `Halving`, to train only the best lanes to the end.
-      lanes_at_once: the most lanes in one vmap; 1 for lanes in sequence. By default the
-        fastest number, measured if that pays. At most the lanes of one seed for a
-        generator that is not vmap-invariant (rbg, unsafe_rbg), and then in sequence for
-        data from a source or a custom corruption.
+      lanes_at_once: the largest number of lanes in one vmap; 1 runs lanes in sequence.
+        By default the fastest number, measured if training is long enough. With a
+        generator that is not vmap-invariant (rbg, unsafe_rbg), only lanes of one seed
+        share a vmap, and none do for data from a source or a custom corruption.
       devices: the devices over which lanes are spread; by default all local ones.
-      memory_budget: bytes a device; by default most of its free memory.
+      memory_budget: bytes per device; by default most of its free memory.
       out: a folder where lanes are saved every minute and when they finish. If it holds
         lanes of the same sweep, training resumes from them, also to more epochs.
-      engine: None for this process; "ray" for a task a block of lanes on a Ray cluster
-        (the extra `ray`), retried if a worker dies. A task uses one device.
+      engine: None for this process; "ray" runs each block of lanes as a task on a Ray
+        cluster (the extra `ray`), repeated if a worker dies. A task uses one device.
       on_plan: called with the `Plan` before training.
       on_progress: called with a `Progress` after each epoch of a block of lanes.
 
