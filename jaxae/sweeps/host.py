@@ -73,7 +73,7 @@ def sweep(
         generator that is not vmap-invariant (rbg, unsafe_rbg), and then in sequence for
         data from a source or a custom corruption.
       devices: the devices over which lanes are spread; by default all local ones.
-      memory_budget: bytes a device; by default most of its free memory.
+      memory_budget: bytes per device; by default most of its free memory.
       out: a folder where lanes are saved every minute and when they finish. If it holds
         lanes of the same sweep, training resumes from them, also to more epochs.
       engine: None for this process; "ray" for a task a block of lanes on a Ray cluster
@@ -115,7 +115,7 @@ def sweep(
 
 
 class SweepTask(NamedTuple):
-    """A sweep after every check, with its data on the device.
+    """A validated sweep, with its data on the device.
 
     Attributes:
       runs: the program of each group.
