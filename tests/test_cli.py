@@ -408,8 +408,8 @@ def test_only_exhausted_memory_is_called_too_large(
     def failing(options):
         raise error
 
-    verb = cli.VERBS["plot"]._replace(run=failing)
-    monkeypatch.setitem(cli.VERBS, "plot", verb)
+    verb = cli.SUBCOMMANDS["plot"]._replace(run=failing)
+    monkeypatch.setitem(cli.SUBCOMMANDS, "plot", verb)
     assert cli.main(["plot", "run"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"jaxae: error: {sentence}") and printed.count("\n") == 1

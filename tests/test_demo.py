@@ -147,7 +147,9 @@ def test_the_commands_to_run_next_exist(outputs):
         *("evaluate", "train", "sweep", "gradcheck"),
     ]
     for verb, *arguments in map(shlex.split, commands):
-        tyro.cli(cli.VERBS[verb].options, args=arguments)  # exits on an unknown option
+        tyro.cli(
+            cli.SUBCOMMANDS[verb].options, args=arguments
+        )  # exits on an unknown option
     assert "make test" in text
     space = tomllib.loads((ROOT / "examples" / "space.toml").read_text())
     num_trials = len(space["learning_rate"]) * len(space["activation"])

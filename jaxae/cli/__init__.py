@@ -32,11 +32,11 @@ from jaxae.cli.sweep import sweep
 from jaxae.cli.train import INTERRUPTED, train
 
 
-class Verb(NamedTuple):
+class Subcommand(NamedTuple):
     """A job of the command line.
 
     Attributes:
-      options: a dataclass; its docstring describes the verb in the usage.
+      options: a dataclass; its docstring describes the subcommand in the usage.
       run: `(options) -> exit status`.
       packages: what must be installed.
       defaults: `(arguments) -> options or None`, for arguments that name a file of
@@ -53,19 +53,19 @@ BROKEN_PIPE = 141  # what a shell reports for a program whose reader has gone
 
 _TRAIN_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "orbax")
 _SWEEP_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "pandas")
-VERBS = {
-    "train": Verb(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
-    "sweep": Verb(SweepOptions, sweep, _SWEEP_PACKAGES),
-    "encode": Verb(EncodeOptions, encode, ("tyro",)),
-    "reconstruct": Verb(ReconstructOptions, reconstruct, ("tyro",)),
-    "evaluate": Verb(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
-    "plot": Verb(PlotOptions, plot, ("tyro", "matplotlib")),
-    "gradcheck": Verb(GradcheckOptions, gradcheck, ("tyro", "rich")),
+SUBCOMMANDS = {
+    "train": Subcommand(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
+    "sweep": Subcommand(SweepOptions, sweep, _SWEEP_PACKAGES),
+    "encode": Subcommand(EncodeOptions, encode, ("tyro",)),
+    "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
+    "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
+    "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
+    "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; return the exit status. A mistake is one sentence, no traceback."""
+    """Run a subcommand; return the exit status. A mistake prints one sentence."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name may not be valid text, and must print all the same.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -90,12 +90,12 @@ def _main(argv: list[str] | None) -> int:
         print(f"jaxae {jaxae.__version__}")
         return 0
     try:
-        verb = _checks.lookup("verb", VERBS, name)
-        _require_packages(verb)
-        return verb.run(_parse(verb, rest, name))
+        subcommand = _checks.lookup("verb", SUBCOMMANDS, name)
+        _require_packages(subcommand)
+        return subcommand.run(_parse(subcommand, rest, name))
     except ArgumentError as error:
-        is_known = name in VERBS
-        names = argument_names(VERBS[name].options) if is_known else {}
+        is_known = name in SUBCOMMANDS
+        names = argument_names(SUBCOMMANDS[name].options) if is_known else {}
         return _print_error(error.render(names))
     except (ValueError, ImportError) as error:
         return _print_error(str(error))
@@ -135,31 +135,34 @@ def _runtime_sentence(error: MemoryError | jax.errors.JaxRuntimeError) -> str:
 
 
 def _usage() -> str:
-    verbs = [f"  {name:10}{verb.options.__doc__}" for name, verb in VERBS.items()]
+    lines = [
+        f"  {name:10}{subcommand.options.__doc__}"
+        for name, subcommand in SUBCOMMANDS.items()
+    ]
     return "\n".join(
         [
             "usage: jaxae VERB [options]",
             "",
-            *verbs,
+            *lines,
             "",
             "`jaxae VERB --help` shows every option with its default.",
         ]
     )
 
 
-def _require_packages(verb: Verb) -> None:
+def _require_packages(subcommand: Subcommand) -> None:
     """Raise before any work if a package is not installed."""
-    for name in verb.packages:
+    for name in subcommand.packages:
         if importlib.util.find_spec(name) is None:
             raise _checks.extra("The command line", name, "cli")
 
 
-def _parse(verb: Verb, arguments: list[str], name: str) -> Any:
+def _parse(subcommand: Subcommand, arguments: list[str], name: str) -> Any:
     import tyro
 
-    default = verb.defaults(arguments)
+    default = subcommand.defaults(arguments)
     options = tyro.cli(
-        verb.options,
+        subcommand.options,
         args=arguments,
         **({} if default is None else {"default": default}),
         prog=f"jaxae {name}",

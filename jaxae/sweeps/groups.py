@@ -18,7 +18,7 @@ from jaxae.training.epochs import INIT_SCALE, Data
 
 
 class Group(NamedTuple):
-    """Lanes with the same program; the arrays have one entry a lane.
+    """Lanes that share one compiled program; each array has one entry per lane.
 
     Attributes:
       name: its static axes, such as "optimizer sgd"; empty for the only group.
@@ -234,7 +234,7 @@ class Layout(NamedTuple):
     """Lanes in chunks `[C, S, M]`: S seeds at once, and M lanes of each seed.
 
     Lanes with the same seed share batches and noise, which are computed once for all M.
-    A chunk that its lanes do not fill repeats the last of them.
+    A chunk with too few lanes is padded with copies of its last lane.
 
     Attributes:
       slots: `[C, S, M]`, the lane in each slot, as an index into its group.

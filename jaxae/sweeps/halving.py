@@ -99,7 +99,7 @@ def survivors(
         lanes = [(g, int(i)) for g in groups for i in alive[g]]
         values = [_value(halving, results[g], i, rung) for g, i in lanes]
         num_survivors = math.ceil(len(lanes) / halving.factor)
-        # Stable: of equal lanes the first continue, on every machine.
+        # A stable sort breaks ties by the lane's number, on every machine.
         for rank in np.argsort(values, kind="stable")[:num_survivors]:
             g, i = lanes[rank]
             continues[g][i] = True

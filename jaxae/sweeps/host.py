@@ -119,7 +119,7 @@ def sweep(
 
 
 class SweepTask(NamedTuple):
-    """A sweep after every check, with its data on the device.
+    """A validated sweep, with its data on the device.
 
     Attributes:
       runs: the program of each group.

@@ -1,4 +1,4 @@
-"""How the lanes of each group are run: the fastest way that trying finds."""
+"""Plans: how many lanes of each group share a vmap, chosen by timing candidates."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from jaxae import _checks
 from jaxae.sweeps.groups import Group, Layout
 
-_MIN_PAYOFF = 4.0  # the training time over a trial's, for another trial to pay
+_MIN_PAYOFF = 4.0  # training takes so many timing runs, for another to pay
 _SAMPLE_SECONDS = 0.05
 _NUM_ROUNDS = 3
 
@@ -43,9 +43,9 @@ class Plan(NamedTuple):
 
     Attributes:
       names: the static axes of each group.
-      num_lanes: of each group.
-      schedules: of each group.
-      num_devices: over which the chunks of a block are spread.
+      num_lanes: the number of lanes of each group.
+      schedules: the schedule of each group.
+      num_devices: the devices over which the chunks of a block are spread.
     """
 
     names: tuple[str, ...]
@@ -108,7 +108,7 @@ def budget_of(device: jax.Device) -> int:
 
 
 def bytes_of_lane(group: Group) -> tuple[int, int]:
-    """The bytes of a lane's state, and of its training besides; both estimated."""
+    """Estimate the bytes of a lane's state, and of its state and temporary arrays."""
     ae = group.objective.ae
     hparams = {name: np.float32(1) for name in group.hparams}
 
@@ -167,11 +167,11 @@ def schedule_of(
     long as the trial, most of which is compilation.
 
     Args:
-      group: whose lanes.
+      group: the group to schedule.
       trial: `(block, num_steps) -> seconds` that these steps of all its lanes take.
       num_steps: the steps of each lane in the whole sweep.
       budget: bytes on a device.
-      num_devices: of them.
+      num_devices: the number of devices.
       lanes_at_once: the number requested, instead of the fastest.
       block_seconds: a block takes no longer than this, where it can be shorter.
       reuse: the schedule of another group of the same size, for which several were
@@ -225,7 +225,7 @@ def _try(
         training_seconds = min(tried.values()) * len(group.lanes) * num_steps
         if training_seconds < _MIN_PAYOFF * trial_seconds:
             break
-    # In turns, so that a slow moment of the machine affects every candidate.
+    # Interleaved, so that background load affects all candidates.
     for _ in range(_NUM_ROUNDS if len(samples) > 1 else 0):
         for at_once, sample in samples.items():
             tried[at_once] = min(tried[at_once], sample())

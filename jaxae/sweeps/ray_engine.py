@@ -39,7 +39,7 @@ class Engine:
         self._ray = ray
         if not ray.is_initialized():
             with warnings.catch_warnings():
-                # It forks only to start other programs; JAX warns of any fork.
+                # Ray forks only to start other programs; JAX warns of every fork.
                 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
                 ray.init(include_dashboard=False, log_to_driver=False)
         self._descriptions: dict[int, Any] = {}

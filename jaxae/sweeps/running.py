@@ -20,7 +20,7 @@ from jaxae.sweeps.program import LaneState
 from jaxae.sweeps.results import LaneBlock, LaneResults
 from jaxae.training import checkpointing, diagnostics, epochs, evaluation
 
-BLOCK_SECONDS = 60.0  # of training that a kill may cost
+BLOCK_SECONDS = 60.0  # the training that is lost, at most, if the process is killed
 _SAVING_SHARE = 0.1  # of the time, at most
 _BLOCK_ROWS = 16384  # rows of one evaluation, summed over the lanes at once
 
@@ -158,9 +158,9 @@ class GroupRun:
     def train_blocks(
         self, results: LaneResults, layouts, rung: range, report_progress
     ) -> Iterator[LaneBlock]:
-        """Train blocks; if one exceeds the memory, halve the lanes at once.
+        """Train blocks; if one runs out of memory, retry with half the lanes at once.
 
-        Whoever takes the blocks has to add them to the results.
+        The caller must add each yielded block to the results.
         """
         for i, layout in enumerate(layouts):
             try:

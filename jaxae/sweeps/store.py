@@ -24,7 +24,7 @@ from jaxae.training.fingerprint import fingerprint
 
 
 def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):
-    """JSON values that two sweeps share if their results are to be the same."""
+    """JSON values that are equal for two sweeps with the same results."""
     single = fingerprint(objective, config, hparams, key, None, data, validation)
     return json.loads(
         json.dumps(
@@ -116,7 +116,7 @@ class Store:
         write_atomically(self._directory / LANES_FILE, text)
 
     def write(self, rung: int, group: int, block: LaneBlock) -> None:
-        """Save a block of lanes of a rung, in place of its file before.
+        """Write a block of lanes of a rung; an earlier file of them is replaced.
 
         Raises:
           OSError: if the folder cannot be written.
