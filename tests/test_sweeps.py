@@ -252,9 +252,15 @@ def test_a_plan_says_why_it_is_not_the_one_requested(choices, at_once, reason):
     assert (schedule.lanes_at_once, schedule.reason) == (at_once, reason)
     text = str(plans.Plan(("",), (96,), (schedule,), 1))
     assert f"{at_once} at once{f' ({reason})' if reason else ''}, " in text
-    again = functools.partial(plans.as_saved, schedule, group, 1)
-    assert again(None) == again(choices["lanes_at_once"]) == schedule
-    assert again(2).reason == "not 2: a resumed sweep keeps its schedule"
+    budget = choices.get("budget", 2**30)
+
+    def resumed(requested):
+        return plans.as_saved(
+            schedule, group, budget=budget, num_devices=1, requested=requested
+        )
+
+    assert resumed(None) == resumed(choices["lanes_at_once"]) == schedule
+    assert resumed(2).reason == "not 2: a resumed sweep keeps its schedule"
 
 
 def test_each_value_of_a_static_axis_is_a_group_of_its_own():

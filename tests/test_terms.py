@@ -416,7 +416,8 @@ def test_after_update_leaves_the_padding_of_a_narrower_lane_at_0():
     )
     for lane in range(2):
         run = jaxae.train(data=X, **swept.trial(lane))
-        chex.assert_trees_all_close(swept.params(lane), run.params, rtol=1e-4)
+        # A padded lane sums in another order: roundings of numbers of size 1.
+        chex.assert_trees_all_close(swept.params(lane), run.params, atol=1e-6)
 
 
 def test_a_pre_encoder_bias_is_saved(tmp_path):
