@@ -164,7 +164,7 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("page", map(as_parameter, filter(has_programs, PAGES)))
+@pytest.mark.parametrize("page", [as_parameter(p) for p in PAGES if has_programs(p)])
 def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # `jaxae gradcheck` adds the folder
