@@ -47,6 +47,7 @@ KERNEL = {
     },
     "epochs": {
         "INIT_SCALE",
+        "INIT_SCALES",
         "Data",
         "Means",
         "TrainState",
