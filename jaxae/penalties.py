@@ -1,7 +1,7 @@
 """The penalties: terms that are added to the reconstruction loss.
 
-A penalty is a function of the batch. It is multiplied by the hyperparameter of its name
-and by no other factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
+A penalty is a function of the batch, times the hyperparameter of its name and no other
+factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
 """
 
 import jax
@@ -70,9 +70,11 @@ def _kl_sparsity_cotangents(ae, params, p: Pass):
 def _check_between_0_and_1(ae: Autoencoder) -> None:
     low, high = ae.activation.output_range
     if low < 0 or high > 1:
-        raise ValueError(
-            "the kl_sparsity penalty needs latents between 0 and 1, but those of "
-            f"{ae.activation} lie in [{low}, {high}]; use sigmoid."
+        raise _checks.ArgumentError(
+            "the kl_sparsity penalty",
+            "needs latents between 0 and 1, but those of "
+            f"{ae.activation} lie in [{low}, {high}]",
+            advice="use sigmoid",
         )
 
 
@@ -123,9 +125,11 @@ def _contractive_cotangents(ae, params, p: Pass):
 
 def _check_elementwise(ae: Autoencoder) -> None:
     if ae.activation.slope is None or ae.activation.curvature is None:
-        raise ValueError(
-            f"the contractive penalty needs an activation with slope and curvature, "
-            f"but {ae.activation} has none; use an elementwise one."
+        raise _checks.ArgumentError(
+            "the contractive penalty",
+            "needs an activation with slope and curvature, but "
+            f"{ae.activation} has none",
+            advice="use an elementwise one",
         )
 
 
