@@ -132,6 +132,13 @@ def part(name: str, value: Any, get: Callable, kind: type[T], example: str) -> T
     return value
 
 
+def check_names(what: str, value: Any) -> None:
+    """Check that this is a tuple of names; a string would count as its letters."""
+    if not (isinstance(value, tuple) and all(isinstance(n, str) for n in value)):
+        advice = f"write ({value!r},)" if isinstance(value, str) else ""
+        raise ArgumentError(what, "must be a tuple of names", describe(value), advice)
+
+
 def positive_int(name: str, value: Any) -> int:
     """`value` as a Python int of at least 1; a bool is not a number here."""
     try:

@@ -177,8 +177,11 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
 @pytest.mark.parametrize(
     "call, sentence",
     [
-        (lambda: MASKED(PARAMS, X, KEY, {"l1": 1}), "hparams lacks corruption_rate;"),
-        (lambda: MASKED(PARAMS, X, KEY, {}), "lacks corruption_rate, l1;.*got none"),
+        (lambda: MASKED(PARAMS, X, KEY, {"l1": 1}), "lacks corruption_rate, got l1;"),
+        (
+            lambda: MASKED(PARAMS, X, KEY, {}),
+            "lacks corruption_rate, l1, got none; this",
+        ),
         (lambda: MASKED(PARAMS, X, None, FULL), "key must be one JAX random key"),
         (
             lambda: MASKED(PARAMS, X[0], KEY, FULL),
@@ -197,7 +200,7 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
         ),
         (
             lambda: jaxae.Objective(AE, penalties=penalties.l1),
-            r"must be a tuple, got l1; write \(l1,\)",
+            r"must be a tuple of penalties, got l1; write \(l1,\)",
         ),
         (lambda: jaxae.Objective(AE, penalties=(3,)), "must be a Penalty such as"),
         (
