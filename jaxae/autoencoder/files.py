@@ -6,7 +6,7 @@ of the two files is detected. Nothing is unpickled.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +286,7 @@ def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
     return {"parametrization": part, **choices}
 
 
-_KNOWN = {
+_KNOWN: dict[str, Collection[str]] = {
     "activation": activations.CATALOGUE,
     "observation": observations.CATALOGUE,
     "parametrization": ("tied", "untied"),
