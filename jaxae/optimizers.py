@@ -252,7 +252,7 @@ class _Built:
             AT_LEAST_0.check("warmup_steps", hparams)
 
     def _factor(self, count, hparams):
-        """schedule(count); min(count / w, 1) * schedule(max(count - w, 0)) if warm-up."""
+        """schedule(count), or with warm-up as in `build`."""
         if not self.warmup:
             return self.schedule(count, hparams)
         w = hparams["warmup_steps"]
