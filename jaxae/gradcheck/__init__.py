@@ -38,13 +38,7 @@ sides, any number between the one-sided slopes is right; a claim that differs fr
 autodiff at some measured kinks may do so at the others. A leaf that is declared a
 surrogate is compared with autodiff instead of the function.
 
-The modules, each building on those before: `report`, the records returned; `rounding`
-and `params`, the arrays passed in; `programs`, traced programs; `stochastic`, the claim
-with perturbed rounding; `promotion`, a traced program in float64; `differences`, the
-slope along a line; `functions`, the function in float64; `evidence`, the measurements
-on a leaf; `hints` and `verdicts`, the true gradient and the verdict on the claim;
-`judging`, from a claim to its report; `checking`, gradients; `rules`, vector-Jacobian
-and Jacobian-vector products; `precision`, the error of lower precisions.
+`docs/architecture.md` lists the modules, each of which builds on those before.
 """
 
 from jaxae.gradcheck.checking import check

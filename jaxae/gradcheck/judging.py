@@ -1,7 +1,6 @@
 """From a claim about derivatives to the report on it."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,15 +65,14 @@ def judge_claim(
     float64 on the CPU.
 
     Args:
-      loss: a scalar function of the floats.
+      loss: `(floats, args) -> []`.
       floats: the params by path, complex ones as real leaves.
-      args: passed on to `loss`.
-      params: the leaves of the params, undecided, with shape and dtype.
+      args: the other arguments of `loss`.
+      params, leaves: the leaves of the params and of the claim, still undecided.
       claim: `floats ->` the claimed derivatives by path.
-      leaves: the leaves of the claim, undecided, with shape and dtype.
       probes: `function ->` a probe for each leaf of the claim.
       autodiff: `(floats, *seeds) ->` the same derivatives by autodiff.
-      seeds: passed on to `autodiff`.
+      seeds: for `autodiff`.
       surrogate: paths of the leaves that are meant to follow autodiff.
       rng: draws the perturbations, entries and directions.
     """
@@ -106,7 +104,7 @@ def judge_claim(
                 leaves[path],
                 [grads[path] for grads in claims],
                 [grads[path] for grads in autodiffs],
-                functools.partial(_derive_leaf, derive, path),
+                lambda points, path=path: derive(points)[path],
                 rounding[path],
                 rng,
             )
@@ -137,10 +135,6 @@ def _float64_on_cpu() -> Iterator[None]:
         yield
 
 
-def _derive_leaf(derive: CallCounter, path: str, points: Floats) -> Any:
-    return derive(points)[path]
-
-
 def _is_reproduced(first: np.ndarray, second: np.ndarray) -> bool:
     """Equality up to the order in which a device may add the terms of a sum."""
     unit = unit_roundoff(first.dtype)
@@ -167,9 +161,8 @@ def _perturbed_claims(
     """
     perturbed_claim = perturb_rounding(claim, floats)
     if perturbed_claim is None:
-        return [
-            claim(perturb_last_bits(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)
-        ]
+        nearby = [perturb_last_bits(floats, rng, bits=2) for _ in range(_NUM_NEARBY)]
+        return list(map(claim, nearby))
     seeds = rng.integers(2**32, size=_NUM_NEARBY)
     return [
         perturbed_claim(perturb_last_bits(floats, rng), int(seed)) for seed in seeds

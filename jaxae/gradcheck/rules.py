@@ -56,8 +56,8 @@ def check_vjp(
         vjp(params, *args, cotangents)  =?  sum_o cotangents_o  d fn_o / d params
 
     The check is repeated with a random cotangent for one output at a time and zeros for
-    the others, then with random cotangents for all outputs. It thus detects a rule that
-    ignores one of the cotangents.
+    the others, then with random cotangents for all outputs, so it detects a rule that
+    ignores one of them.
 
     Args:
       fn: `(params, *args) ->` any pytree of arrays; those that are not floating-point
@@ -168,8 +168,12 @@ def check_jvp(
 
     def claim(tangents: Floats) -> Callable[[Floats], Floats]:
         if jvp is None:
-            derivative = functools.partial(_derivative_along, tangents)
-            return autodiff_claim(derivative, output_floats, floats, args, _REMEDY)
+            return autodiff_claim(
+                lambda function: functools.partial(
+                    _push_forward, function, tangents=tangents
+                ),
+                *(output_floats, floats, args, _REMEDY),
+            )
         pushed = build_tangents(params, tangents)
         return functools.partial(_claimed_outputs, jvp, params, args, pushed, out)
 
@@ -207,12 +211,6 @@ def _claimed_outputs(
     claim = jvp(replace_floats(params, floats), *args, tangents)
     leaves = read_matching(claim, out, "jvp", "what fn returns")
     return {path: complex_to_real(leaf) for path, leaf in leaves.items()}
-
-
-def _derivative_along(
-    tangents: Floats, function: Callable[..., Floats]
-) -> Callable[..., Floats]:
-    return functools.partial(_push_forward, function, tangents=tangents)
 
 
 def _push_forward(
