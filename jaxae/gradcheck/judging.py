@@ -104,7 +104,7 @@ def judge_claim(
                 leaves[path],
                 [grads[path] for grads in claims],
                 [grads[path] for grads in autodiffs],
-                lambda points, path=path: derive(points)[path],
+                _leaf_of(derive, path),
                 rounding[path],
                 rng,
             )
@@ -117,9 +117,11 @@ def judge_claim(
         notes.append(f"the derivative of fn is {autodiff.note}")
     if function.is_coarse:
         notes.append(_COARSE_NOTE)
-    num_claims = len(claims) + 1  # one of them twice
-    counts = (function.value.calls, num_claims, derive.calls)
-    cost = dict(zip(("fn", "claim", "autodiff"), counts, strict=True))
+    cost = {
+        "fn": function.value.calls,
+        "claim": len(claims) + 1,  # one of them twice
+        "autodiff": derive.calls,
+    }
     return Report(verdicts, notes=tuple(notes), cost=cost)
 
 
@@ -133,6 +135,10 @@ def _float64_on_cpu() -> Iterator[None]:
         np.errstate(all="ignore"),
     ):
         yield
+
+
+def _leaf_of(derive: CallCounter, path: str) -> Callable[[Floats], Any]:
+    return lambda points: derive(points)[path]
 
 
 def _is_reproduced(first: np.ndarray, second: np.ndarray) -> bool:
