@@ -115,8 +115,7 @@ def judge_claim(
         notes.append(f"fn is {loss_in_float64.note}")
     elif autodiffs and autodiff.note:
         notes.append(f"the derivative of fn is {autodiff.note}")
-    if function.is_coarse:
-        notes.append(_COARSE_NOTE)
+    notes += [_COARSE_NOTE] * function.is_coarse
     cost = {
         "fn": function.value.calls,
         "claim": len(claims) + 1,  # one of them twice

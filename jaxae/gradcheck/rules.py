@@ -168,12 +168,8 @@ def check_jvp(
 
     def claim(tangents: Floats) -> Callable[[Floats], Floats]:
         if jvp is None:
-            return autodiff_claim(
-                lambda function: functools.partial(
-                    _push_forward, function, tangents=tangents
-                ),
-                *(output_floats, floats, args, _REMEDY),
-            )
+            derivative = functools.partial(_derivative_along, tangents)
+            return autodiff_claim(derivative, output_floats, floats, args, _REMEDY)
         pushed = build_tangents(params, tangents)
         return functools.partial(_claimed_outputs, jvp, params, args, pushed, out)
 
@@ -211,6 +207,12 @@ def _claimed_outputs(
     claim = jvp(replace_floats(params, floats), *args, tangents)
     leaves = read_matching(claim, out, "jvp", "what fn returns")
     return {path: complex_to_real(leaf) for path, leaf in leaves.items()}
+
+
+def _derivative_along(
+    tangents: Floats, function: Callable[..., Floats]
+) -> Callable[..., Floats]:
+    return functools.partial(_push_forward, function, tangents=tangents)
 
 
 def _push_forward(
