@@ -66,7 +66,7 @@ def _reject_surrogate(evidence: Evidence) -> Leaf:
         error=max_abs(deviations) / scale,
         resolution=evidence.rounding.tolerance + max_abs(evidence.roundoff) / scale,
         worst=_worst(evidence, k, k, evidence.claim, evidence.autodiff),
-        hint="declared a surrogate, but not what autodiff says",
+        hint="declared a surrogate, but differs from autodiff",
     )
 
 
@@ -93,7 +93,7 @@ def _judge_zero(evidence: Evidence) -> Leaf:
         least = max(5 * max_abs(evidence.autodiff_roundoff), rounding)
         is_below_resolution |= least < max_abs(evidence.autodiff) <= floor
     if is_below_resolution:
-        hint = f"too small for differences, which see {floor:.1e} and more"
+        hint = f"too small for differences, which resolve {floor:.1e}"
         return replace(leaf, hint=hint)
     hint = "zero: error is absolute"
     return replace(leaf, verdict="correct", ok=True, hint=hint)
@@ -124,9 +124,9 @@ def _judge_nonzero(evidence: Evidence) -> Leaf:
         verdict = "surrogate" if is_surrogate else "wrong"
         return replace(leaf, verdict=verdict, hint=hint)
     if true.has_kink and claim.size < evidence.claim.size:
-        return replace(leaf, hint="kinks, and no autodiff that tells every entry")
+        return replace(leaf, hint="kinks, and no autodiff for the entries not measured")
     if true.has_kink:
-        hint = f"at {true.kinks.size} of the entries looked at"
+        hint = f"at {true.kinks.size} of the measured entries"
         return replace(leaf, verdict="kink", ok=True, hint=hint)
     return replace(leaf, verdict="correct", ok=True)
 
@@ -266,8 +266,8 @@ def _explain(
     deviates = np.abs(claim - true) > tolerance * max_abs(true)
     if is_complete and np.sum(deviates) > 1 and (line := _common_line(deviates, shape)):
         return line
-    suffix = "" if is_complete else " looked at"
-    return f"in {np.sum(deviates)} of {claim.size} entries{suffix}"
+    entries = "entries" if is_complete else "measured entries"
+    return f"in {np.sum(deviates)} of {claim.size} {entries}"
 
 
 def _factor(claim: np.ndarray, true: np.ndarray, tolerance: float) -> float | complex:
