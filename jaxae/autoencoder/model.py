@@ -214,9 +214,6 @@ class Autoencoder:
           x: `[D]`, the input.
           target: `[D]`, the target of the loss; x by default. Another one for denoising
             and transcoders.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         return self.path_loss(params, params, x, target)
 
@@ -231,9 +228,6 @@ class Autoencoder:
           decoder_params: used for eta = W_dec^T z + b_dec and the loss.
           x: `[D]`, the input.
           target: `[D]`, the target of the loss; x by default.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x, target = self._check_pair(x, target, "ae.loss")
         eta = self._forward(encoder_params, decoder_params, x).eta

@@ -228,12 +228,18 @@ _ADVICE = {  # by the dtype, or its kind
 
 
 class _Conversion(NamedTuple):
-    """One way to convert integers to floats: its use, and its spelling."""
+    """One way to convert integers to floats: what it is for, and how to write it."""
 
     use: str
     array: str  # for an array
     rows: str  # for Rows
     option: str  # for the command line
+
+
+def _fitted(name: str, use: str) -> _Conversion:
+    fit = f"fit_scaling({name!r}, View(X))"
+    rows, option = f"View(X, scaling={fit})", f"--scaling {name}"
+    return _Conversion(use, f"{fit}.apply(X)", rows, option)
 
 
 _CONVERSIONS = {
@@ -243,18 +249,8 @@ _CONVERSIONS = {
     "cast": _Conversion(
         "for counts", "X.astype('float32')", "View(X)", "--divide-by 1"
     ),
-    "standardize": _Conversion(
-        "for columns in other units",
-        "fit_scaling('standardize', View(X)).apply(X)",
-        "View(X, scaling=fit_scaling('standardize', View(X)))",
-        "--scaling standardize",
-    ),
-    "unit": _Conversion(
-        "for the range [0, 1]",
-        "fit_scaling('unit', View(X)).apply(X)",
-        "View(X, scaling=fit_scaling('unit', View(X)))",
-        "--scaling unit",
-    ),
+    "standardize": _fitted("standardize", "for columns in other units"),
+    "unit": _fitted("unit", "for the range [0, 1]"),
 }
 _SAMPLE_SIZE = 2**20  # values
 
