@@ -118,10 +118,7 @@ def value_and_grad(objective) -> Callable:
     Raises:
       ValueError: if `objective` is not an Objective; when called, as an objective does.
     """
-    if not isinstance(objective, Objective):
-        raise _checks.ArgumentError(
-            "objective", "must be a jaxae.Objective", repr(objective)
-        )
+    _checks.instance("objective", objective, Objective, "jaxae.Objective")
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
         loss, (aux, p) = objective.value_and_pass(params, batch, key, hparams, state)
@@ -177,13 +174,8 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
 
 def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     """One example as a batch of one, and the objective that is its loss."""
-    if not isinstance(ae, Autoencoder):
-        raise _checks.ArgumentError(
-            "ae",
-            "must be a jaxae.Autoencoder",
-            type(ae).__name__,
-            f"the order is {method}(ae, params, x)",
-        )
+    order = f"the order is {method}(ae, params, x)"
+    _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
 
     def batch_of_one(name, value):
         in_axes = "(None, None, 0)"

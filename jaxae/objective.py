@@ -68,10 +68,7 @@ class Objective:
     compute_dtype: str | None = None
 
     def __post_init__(self):
-        if not isinstance(self.ae, Autoencoder):
-            raise _checks.ArgumentError(
-                "ae", "must be a jaxae.Autoencoder", repr(self.ae)
-            )
+        _checks.instance("ae", self.ae, Autoencoder, "jaxae.Autoencoder")
         if self.corruption is not None:
             corruption = _checks.part(
                 "corruption",

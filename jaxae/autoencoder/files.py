@@ -153,13 +153,8 @@ def is_sweep(directory: Path) -> bool:
 
 def _check_names(ae: Any) -> None:
     """Check that the names of the activation and observation identify them."""
-    if not isinstance(ae, Autoencoder):
-        raise _checks.ArgumentError(
-            "ae",
-            "must be a jaxae.Autoencoder",
-            type(ae).__name__,
-            "the order is jaxae.save(DIR, ae, params)",
-        )
+    order = "the order is jaxae.save(DIR, ae, params)"
+    _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
     named_parts = (
         ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
         ("observation", ae.observation, observations.find(ae.observation.name)),

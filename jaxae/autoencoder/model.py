@@ -384,10 +384,8 @@ class Autoencoder:
 
 def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
     """`base` with tied, bias and pre_bias as chosen; None leaves its own."""
-    if not isinstance(base, Parametrization):
-        raise _checks.ArgumentError(
-            "parametrization", "must be a jaxae.autoencoder.Parametrization", repr(base)
-        )
+    path = "jaxae.autoencoder.Parametrization"
+    _checks.instance("parametrization", base, Parametrization, path)
     _checks.check_names(f"parametrization {base}: weights", base.weights)
     for name, choice in choices.items():
         if not isinstance(choice, bool | np.bool_ | None):
