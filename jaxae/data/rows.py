@@ -141,15 +141,11 @@ def row_numbers(index: Any, num_rows: int) -> np.ndarray:
     return numbers.astype(np.int64, copy=False)
 
 
-class UnreadableError(_checks.ArgumentError):
-    """Rows that cannot be read."""
-
-
 def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
     """X[rows] as a NumPy array `[n, D]`, for a slice or increasing row numbers.
 
     Raises:
-      UnreadableError: if X[rows] fails, or is not an array of this shape.
+      ValueError: if X[rows] fails, or is not an array of this shape.
     """
     _check_file_size(X, name)
     numbers = range(len(X))[rows] if isinstance(rows, slice) else rows
@@ -158,16 +154,16 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
         block = np.asarray(_checks.as_array(name, values))
     except _checks.ArgumentError as error:  # X may be a View, which names its own rows
         problem, found, advice = error.problem, error.found, error.advice
-        raise UnreadableError(name, problem, found, advice) from error.__cause__
+        raise _checks.ArgumentError(name, problem, found, advice) from error.__cause__
     except Exception as error:  # the user's code may raise anything
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"gave no {_describe_rows(numbers)} ({_checks.first_line(error)}): X[rows] "
             "must be [n, D] for a slice and for increasing row numbers",
         ) from error
     if block.ndim != 2 or len(block) != len(numbers):
         shape = _checks.describe(values if block.dtype == object else block)
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"must give [{len(numbers)}, D] for {_describe_rows(numbers)}, got {shape}:"
             " implement a __getitem__ that gives one row per example",
@@ -178,7 +174,7 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
 def _get_rows(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
     try:
         return X[rows]
-    except UnreadableError:
+    except _checks.ArgumentError:  # of a View, or of data that hold no numbers
         raise
     except (LookupError, TypeError, ValueError, AttributeError, NotImplementedError):
         # Lists, and sources of single records, take one int at a time.
@@ -198,7 +194,7 @@ def _check_file_size(X: Any, name: str) -> None:
         return
     mapped, size = X.offset + X.nbytes, os.path.getsize(path)
     if size < mapped:
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"is a map of {mapped} bytes of {path}, which now has {size}: the file was "
             "truncated or replaced; load it again",
