@@ -41,7 +41,7 @@ from jaxae.gradcheck.verdicts import judge_leaf
 _NUM_NEARBY = 8  # evaluations of the claim one last bit away
 _NOT_REPRODUCED = "the claim is not deterministic: evaluated again, it differs"
 _COARSE_NOTE = (
-    "fn rounds to less than float64, or calls the host: its noise is measured"
+    "fn rounds to less than float64 inside, or calls the host: its noise is measured"
 )
 
 
