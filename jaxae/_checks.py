@@ -132,6 +132,19 @@ def part(name: str, value: Any, get: Callable, kind: type[T], example: str) -> T
     return value
 
 
+def instance(name: str, value: Any, kind: type, path: str, advice: str = "") -> None:
+    """Check the type of an argument; `path` is its public name, "jaxae.Objective"."""
+    if not isinstance(value, kind):
+        raise ArgumentError(name, f"must be a {path}", describe(value), advice)
+
+
+def check_names(what: str, value: Any) -> None:
+    """Check that this is a tuple of names; a string would count as its letters."""
+    if not (isinstance(value, tuple) and all(isinstance(n, str) for n in value)):
+        advice = f"write ({value!r},)" if isinstance(value, str) else ""
+        raise ArgumentError(what, "must be a tuple of names", describe(value), advice)
+
+
 def positive_int(name: str, value: Any) -> int:
     """`value` as a Python int of at least 1; a bool is not a number here."""
     try:

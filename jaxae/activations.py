@@ -57,26 +57,26 @@ class Activation(NamedTuple):
     surrogate: tuple[str, ...] = ()
 
     def checked_apply(self, a, theta: tuple) -> Array:
-        """apply on one example, rejected unless z has the shape of a."""
+        """apply on one example; raises unless z has the shape of a."""
         z = self.apply(a, *theta)
         return _checks.returned(f"activation {self}: apply", z, a.shape)
 
     def checked_apply_batch(self, A, theta: tuple, state, training: bool) -> Array:
-        """apply_batch, rejected unless Z has the shape of A; apply where None."""
+        """apply_batch, or apply where None; raises unless Z has the shape of A."""
         if self.apply_batch is None:
             return jax.vmap(self.checked_apply, (0, None))(A, theta)
         Z = self.apply_batch(A, theta, state, training)
         return _checks.returned(f"activation {self}: apply_batch", Z, A.shape)
 
     def checked_vjp_batch(self, A, Z, dZ, theta: tuple, state) -> Array:
-        """vjp_batch, rejected unless dA is like A; vjp of each example where None."""
+        """vjp_batch, or vjp where None; raises unless dA is like A."""
         if self.vjp_batch is None:
             return jax.vmap(self.checked_vjp, (0, 0, 0, None))(A, Z, dZ, theta)
         dA = self.vjp_batch(A, Z, dZ, theta, state)
         return _checks.returned_like(f"activation {self}: vjp_batch", dA, A)
 
     def checked_state(self, A, Z, theta: tuple, state) -> Any:
-        """The state after a step, rejected unless it is like the one before."""
+        """The state after a step; raises unless it is like the one before."""
         if self.update_state is None:
             return state
         what = f"activation {self}: update_state"
@@ -85,12 +85,12 @@ class Activation(NamedTuple):
         )
 
     def checked_vjp(self, a, z, dz, theta: tuple) -> Array:
-        """vjp, rejected unless it is like a."""
+        """vjp; raises unless it is like a."""
         da = self.vjp(a, z, dz, *theta)
         return _checks.returned_like(f"activation {self}: vjp", da, a)
 
     def checked_vjp_theta(self, a, z, dz, theta: tuple) -> tuple:
-        """vjp_theta, rejected unless it is like theta."""
+        """vjp_theta; raises unless it is like theta."""
         what = f"activation {self}: vjp_theta"
         return _checks.returned_by_theta(what, self.vjp_theta, (a, z, dz), theta)
 
@@ -98,8 +98,8 @@ class Activation(NamedTuple):
         return self.name
 
     def __reduce__(self):
-        # By name where the name finds this very object, so that identity, hash and
-        # compilation caches survive pickling; by value for a user's own.
+        # By name if the name gives this object, so that it hits the same compilation
+        # caches after unpickling.
         if CATALOGUE.get(self.name) is self:
             return get, (self.name,)
         return Activation, tuple(self)

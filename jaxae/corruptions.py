@@ -37,9 +37,10 @@ class Corruption(NamedTuple):
         """
         value = self.apply(key, x, rate)
         if _checks.describe(value) != _checks.describe(x):
-            raise ValueError(
-                f"corruption {self}: apply must return {_checks.describe(x)}, as x is, "
-                f"got {_checks.describe(value)}."
+            raise _checks.ArgumentError(
+                f"corruption {self}: apply",
+                f"must return {_checks.describe(x)}, as x is",
+                _checks.describe(value),
             )
         return value
 

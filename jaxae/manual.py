@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxae import _checks
+from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder, UntiedParams
 from jaxae.autoencoder.model import product
 from jaxae.objective import Objective, activation_state
@@ -73,8 +74,7 @@ def backprop(ae, params, x, target=None) -> Backprop:
     """
     objective, p = _example_pass(ae, params, x, target, "manual.backprop")
     cotangents = objective.cotangents(params, p, objective.terms)
-    signals = _backward(objective, params, p, cotangents)
-    untied_grads = _contract(objective, params, p, signals)
+    signals, untied_grads = _backpropagate(objective, params, p, cotangents)
     return Backprop(
         a=p.a[0],
         z=p.z[0],
@@ -118,10 +118,7 @@ def value_and_grad(objective) -> Callable:
     Raises:
       ValueError: if `objective` is not an Objective; when called, as an objective does.
     """
-    if not isinstance(objective, Objective):
-        raise _checks.ArgumentError(
-            "objective", "must be a jaxae.Objective", repr(objective)
-        )
+    _checks.instance("objective", objective, Objective, "jaxae.Objective")
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
         loss, (aux, p) = objective.value_and_pass(params, batch, key, hparams, state)
@@ -142,8 +139,7 @@ def batch_grads(objective: Objective, params, p: Pass):
       Gradients of the params' own type.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    signals = _backward(objective, params, p, cotangents)
-    untied_grads = _contract(objective, params, p, signals)
+    _, untied_grads = _backpropagate(objective, params, p, cotangents)
     grads = add(_pullback(objective, params, untied_grads), cotangents.params)
     return _cast_like(params, grads)
 
@@ -163,8 +159,7 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
       p: from `objective.forward` with these parameters.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    signals = _backward(objective, params, p, cotangents)
-    untied_grads = _contract(objective, params, p, signals)
+    _, untied_grads = _backpropagate(objective, params, p, cotangents)
     # Gradients of a learned observation's parameters belong to the decoder.
     observation = objective.cotangents(params, p, (reconstruction,)).params
     encoder, decoder = (
@@ -179,13 +174,8 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
 
 def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     """One example as a batch of one, and the objective that is its loss."""
-    if not isinstance(ae, Autoencoder):
-        raise _checks.ArgumentError(
-            "ae",
-            "must be a jaxae.Autoencoder",
-            type(ae).__name__,
-            f"the order is {method}(ae, params, x)",
-        )
+    order = f"the order is {method}(ae, params, x)"
+    _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
 
     def batch_of_one(name, value):
         in_axes = "(None, None, 0)"
@@ -197,10 +187,18 @@ def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     return objective, objective.forward(params, (x, target), None, {})
 
 
-def _backward(objective: Objective, params, p: Pass, cotangents: Cotangents) -> Signals:
-    """Backpropagate through a batch, and add the cotangents of all terms."""
-    activation = objective.ae.activation
+def _backpropagate(
+    objective: Objective, params, p: Pass, cotangents: Cotangents
+) -> tuple[Signals, UntiedParams]:
     untied = objective.ae.parametrization.expand(objective.rounded(params))
+    signals = _backward(objective.ae.activation, untied, p, cotangents)
+    return signals, _contract(untied, p, signals)
+
+
+def _backward(
+    activation: Activation, untied: UntiedParams, p: Pass, cotangents: Cotangents
+) -> Signals:
+    """Propagate the cotangents of all terms from eta to a."""
     state = activation_state(p.state)
     assert cotangents.eta is not None  # the reconstruction has it
     by_decoder = functools.partial(product, untied.W_dec, dtype=untied.b_dec.dtype)
@@ -215,16 +213,15 @@ def _backward(objective: Objective, params, p: Pass, cotangents: Cotangents) -> 
     return Signals(cotangents.eta, d_z, add(d_a, cotangents.a), d_theta)
 
 
-def _contract(objective: Objective, params, p: Pass, signals: Signals) -> UntiedParams:
+def _contract(untied: UntiedParams, p: Pass, signals: Signals) -> UntiedParams:
     """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
-    untied = objective.ae.parametrization.expand(objective.rounded(params))
     return UntiedParams(
         W_enc=_sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
         W_dec=_sum_of_outer(untied.W_dec, p.z, signals.d_eta),
         b_enc=jnp.sum(signals.d_a, axis=0),
         b_dec=jnp.sum(signals.d_eta, axis=0),
         activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
-        observation=jax.tree.map(jnp.zeros_like, params.observation),
+        observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
 
 

@@ -1,6 +1,6 @@
-"""Metrics: functions of a batch `[B, D]`, not to be vmapped over examples.
+"""Metrics: functions of a batch `[B, D]`, not of an example: do not vmap them.
 
-Batches of integers or booleans are cast to float32 first.
+Integers and booleans are cast to float32 first.
 """
 
 import math
@@ -18,12 +18,9 @@ SATURATED_SLOPE = 0.01
 
 
 def squared_error(x, x_hat) -> Float[Array, ""]:
-    """Mean over examples of ||x_hat - x||^2.
+    """Mean over examples of ||x_hat - x||^2, for x and x_hat `[B, D]`.
 
     Twice the squared error of Larochelle's lecture (2012), which has a factor 1/2.
-
-    Args:
-      x, x_hat: `[B, D]`.
 
     Raises:
       ValueError: if they are not batches of one shape.
@@ -35,10 +32,7 @@ def squared_error(x, x_hat) -> Float[Array, ""]:
 def fvu(x, x_hat) -> Float[Array, ""]:
     """Fraction of variance unexplained, sum ||x_hat - x||^2 / sum ||x - mean(x)||^2.
 
-    nan if all rows of x are equal, because their variance is 0.
-
-    Args:
-      x, x_hat: `[B, D]`.
+    For x and x_hat `[B, D]`; nan if all rows of x are equal, whose variance is 0.
 
     Raises:
       ValueError: if they are not batches of one shape.
@@ -53,10 +47,7 @@ def fvu(x, x_hat) -> Float[Array, ""]:
 
 
 def l0(z) -> Float[Array, ""]:
-    """Mean over examples of the number of latents that are not 0.
-
-    Args:
-      z: `[B, H]`, latents.
+    """Mean over examples of the number of latents z `[B, H]` that are not 0.
 
     Raises:
       ValueError: if z is not a batch.
@@ -66,10 +57,7 @@ def l0(z) -> Float[Array, ""]:
 
 
 def dead_fraction(z) -> Float[Array, ""]:
-    """Fraction of latents that are dead (see `is_dead`).
-
-    Args:
-      z: `[B, H]`, latents.
+    """Fraction of the latents z `[B, H]` that are dead (see `is_dead`).
 
     Raises:
       ValueError: if z is not a batch.
@@ -78,15 +66,9 @@ def dead_fraction(z) -> Float[Array, ""]:
 
 
 def is_dead(z) -> Bool[Array, "H"]:
-    """Return which latents are dead: 0 on every example of the batch.
+    """Which of the latents z `[B, H]` are dead: 0 on every example of the batch.
 
     A latent that is only close to 0, as sigmoid latents may be, is not dead.
-
-    Args:
-      z: `[B, H]`, latents.
-
-    Returns:
-      A mask `[H]`.
 
     Raises:
       ValueError: if z is not a batch.
@@ -120,7 +102,7 @@ def saturated_fraction(ae: Autoencoder, a) -> Float[Array, ""]:
 
 
 def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
-    """Return |g'(a)| < 0.01 for a and z `[B, H]`; the activation must have a slope."""
+    """|g'(a)| < 0.01, for a and z `[B, H]` and an activation with a slope."""
     assert ae.activation.slope is not None  # checked by the callers
     slope = ae.activation.slope(a, z)
     slope = _checks.returned(f"activation {ae.activation}: slope", slope, jnp.shape(a))
@@ -142,10 +124,9 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
       ValueError: if the data are outside the support (such as grey levels under a
         Bernoulli), or the observation is not a likelihood.
     """
-    log_probs = np.asarray(jax.vmap(ae.log_prob, in_axes=(None, 0))(params, X))
-    losses = np.asarray(jax.vmap(ae.loss, in_axes=(None, 0))(params, X))
-    # If the loss is infinite as well, the model diverged, and the row may be possible.
-    outside = np.flatnonzero(np.isneginf(log_probs) & np.isfinite(losses))
+    log_probs = jax.vmap(ae.log_prob, in_axes=(None, 0))(params, X)
+    losses = jax.vmap(ae.loss, in_axes=(None, 0))(params, X)
+    outside = np.flatnonzero(is_outside_support(log_probs, losses))
     if outside.size:
         others = f"and {outside.size - 1} more " if outside.size > 1 else ""
         raise _checks.ArgumentError(
@@ -154,7 +135,13 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
             f"{others}cannot occur under it",
             advice="binarize grey levels, which have a loss but no bits",
         )
-    return bits_of_nats(float(np.mean(log_probs)), ae.input_dim)
+    return bits_of_nats(float(np.mean(np.asarray(log_probs))), ae.input_dim)
+
+
+def is_outside_support(log_prob, loss) -> Bool[Array, "*batch"]:
+    """Whether x is outside the support, by its log-probability and its loss."""
+    # If the loss is infinite as well, the model diverged, and x may be possible.
+    return jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
 
 def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
@@ -163,16 +150,13 @@ def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
 
 
 def _as_batches(**arrays) -> list[Array]:
-    """Convert to float arrays, and check that they are 2-D and of equal shapes.
-
-    Unequal shapes could broadcast, and unsigned integers could wrap around.
-    """
+    """Arrays of one shape `[B, D]` as floats; unsigned integers could wrap around."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     is_batch = all(len(shape) == 2 for shape in shapes.values())
     if not is_batch or len(set(shapes.values())) > 1:
         description = " and ".join(f"{name} {list(s)}" for name, s in shapes.items())
-        raise ValueError(
-            f"metrics take whole batches of one shape [B, D], got {description}."
+        raise _checks.ArgumentError(
+            "metrics", "take whole batches of one shape [B, D]", description
         )
     return [_as_floats(name, array) for name, array in arrays.items()]
 

@@ -68,10 +68,7 @@ class Objective:
     compute_dtype: str | None = None
 
     def __post_init__(self):
-        if not isinstance(self.ae, Autoencoder):
-            raise _checks.ArgumentError(
-                "ae", "must be a jaxae.Autoencoder", repr(self.ae)
-            )
+        _checks.instance("ae", self.ae, Autoencoder, "jaxae.Autoencoder")
         if self.corruption is not None:
             corruption = _checks.part(
                 "corruption",
@@ -147,6 +144,10 @@ class Objective:
           ValueError: as for a call.
         """
         p = self.forward(params, X, None, hparams, state, training=False)
+        return self.evaluate_pass(params, p)
+
+    def evaluate_pass(self, params, p: Pass) -> dict[str, Float[Array, ""]]:
+        """The metrics of `evaluate`, from a forward pass."""
         _, scores = self.score(params, p)
         x_hat = jax.vmap(self.ae.observation.mean)(p.eta)
         return {**scores, "squared_error": metrics.squared_error(p.targets, x_hat)}
@@ -158,7 +159,7 @@ class Objective:
         the name of the penalty. Empty if no component has a state.
         """
         state = {p.name: p.init_state(self.ae) for p in self.penalties if p.init_state}
-        if self.ae.activation.init_state is not None:
+        if self.ae.activation.init_state:
             state[ACTIVATION] = self.ae.activation.init_state(self.ae.latent_dim)
         return jax.tree.map(jnp.asarray, state)
 
@@ -176,7 +177,7 @@ class Objective:
             if numbers.keys() >= {penalty.name, *penalty.hparams}:
                 penalty.check_hparams(numbers)
 
-    # ---- the parts of a call, shared with the hand-derived gradient ------------------
+    # ---- the steps of a call, which the hand-derived gradient shares -----------------
 
     def forward(
         self, params, batch, key, hparams, state: Any = (), *, training: bool = True
@@ -236,10 +237,10 @@ class Objective:
         """Return the state for the next step."""
         state = p.state
         for penalty in self.penalties:
-            if penalty.init_state is not None:
+            if penalty.init_state:
                 own_state = penalty.checked_state(self.ae, params, p)
                 state = {**state, penalty.name: own_state}
-        if self.ae.activation.init_state is not None:
+        if self.ae.activation.init_state:
             own_state = self.ae.activation.checked_state(
                 p.a, p.z, params.activation, activation_state(p.state)
             )
@@ -247,8 +248,8 @@ class Objective:
         return state
 
     def _require_state(self, state: Any) -> None:
-        names = [p.name for p in self.penalties if p.init_state is not None]
-        names += [ACTIVATION] if self.ae.activation.init_state is not None else []
+        names = [p.name for p in self.penalties if p.init_state]
+        names += [ACTIVATION] if self.ae.activation.init_state else []
         missing = [name for name in names if name not in state]
         if missing:
             raise _checks.ArgumentError(
@@ -263,9 +264,11 @@ class Objective:
         _checks.hparams(hparams)
         missing = [name for name in names if name not in hparams]
         if missing:
-            raise ValueError(
-                f"hparams lacks {', '.join(missing)}; this objective reads "
-                f"{', '.join(names)}, got {', '.join(hparams) or 'none'}."
+            raise _checks.ArgumentError(
+                "hparams",
+                f"lacks {_checks.argument_list(missing)}",
+                ", ".join(hparams) or "none",
+                f"this objective reads {_checks.argument_list(names)}",
             )
         self.check_hparams(hparams)
 
@@ -291,10 +294,11 @@ class Objective:
     def _check_batch(self, name: str, batch) -> Array:
         array = _checks.floating(name, batch)
         if array.ndim != 2 or array.shape[1] != self.ae.input_dim or not len(array):
-            raise ValueError(
-                f"{name} must have shape [B, {self.ae.input_dim}], "
-                f"got {list(array.shape)}"
-                f"{'; add a leading axis: x[None]' if array.ndim == 1 else ''}."
+            raise _checks.ArgumentError(
+                name,
+                f"must have shape [B, {self.ae.input_dim}]",
+                str(list(array.shape)),
+                "add a leading axis: x[None]" if array.ndim == 1 else "",
             )
         return array
 
@@ -321,41 +325,41 @@ def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
 
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:
     # A Penalty is itself a tuple, so a missing comma needs an explicit check.
-    if isinstance(parts, Penalty | str):
+    is_one = isinstance(parts, Penalty | str)
+    if is_one or not isinstance(parts, Iterable):
+        advice = f"write ({parts!r},)" if is_one else "write () for no penalty"
         raise _checks.ArgumentError(
-            "penalties", "must be a tuple", repr(parts), f"write ({parts!r},)"
-        )
-    if not isinstance(parts, Iterable):
-        raise _checks.ArgumentError(
-            "penalties",
-            "must be a tuple of penalties",
-            repr(parts),
-            "write () for no penalty",
+            "penalties", "must be a tuple of penalties", repr(parts), advice
         )
     chosen = tuple(
         _checks.part("penalties", part, penalties.get, Penalty, "penalties.l1")
         for part in parts
     )
-    names = [penalty.name for penalty in chosen]
-    for name in names:
-        if not (isinstance(name, str) and name.isidentifier()):
-            raise ValueError(
-                f"a penalty's name must be an identifier such as 'l1', got {name!r}."
-            )
-    reserved = RESERVED & set(names)
-    if reserved:
-        raise ValueError(
-            f"a penalty must not be named {reserved.pop()}, the name of a metric, a "
-            "state or a hyperparameter."
-        )
     for penalty in chosen:
-        if (penalty.init_state is None) != (penalty.update_state is None):
-            raise ValueError(
-                f"penalty {penalty} must have both init_state and update_state, or "
-                "neither."
-            )
+        _check_penalty(penalty)
+    names = [penalty.name for penalty in chosen]
     if len(set(names)) < len(names):
         raise _checks.ArgumentError(
             "penalties", "must have different names", ", ".join(names)
         )
     return chosen
+
+
+def _check_penalty(penalty: Penalty) -> None:
+    name = penalty.name
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise _checks.ArgumentError(
+            "a penalty's name", "must be an identifier such as 'l1'", repr(name)
+        )
+    if name in RESERVED:
+        raise _checks.ArgumentError(
+            "a penalty",
+            f"must not be named {name}, the name of a metric, a state or a "
+            "hyperparameter",
+        )
+    _checks.check_names(f"penalty {penalty}: hparams", penalty.hparams)
+    if (penalty.init_state is None) != (penalty.update_state is None):
+        raise _checks.ArgumentError(
+            f"penalty {penalty}",
+            "must have both init_state and update_state, or neither",
+        )

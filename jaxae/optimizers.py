@@ -1,13 +1,10 @@
 """Optimizers: functions of hyperparameters, hparams -> optax.GradientTransformation.
 
-They are called inside the traced function, so that every hyperparameter is traced: a
-change of one does not recompile, and each can vary across the lanes of a sweep. `build`
-adds a schedule, warm-up, clipping and accumulation to any of them. An optimizer of your
-own looks like this:
+Training calls them inside the traced function, so that hyperparameters are traced: a
+new value does not recompile, and the lanes of a sweep may differ in it. `build` adds a
+schedule, warm-up, clipping and accumulation. An optimizer of your own:
 
-    lambda hp: optax.chain(
-        optax.clip(hp["max_gradient"]), optax.lion(hp["learning_rate"])
-    )
+    lambda hp: optax.chain(optax.clip(hp["limit"]), optax.lion(hp["learning_rate"]))
 """
 
 import functools
@@ -45,15 +42,13 @@ def _with_ranges(**ranges: Range) -> Callable[[F], F]:
 
 
 def check_hparams(optimizer: Optimizer, hparams: Mapping[str, Any]) -> None:
-    """Check that the hyperparameters of an optimizer are in their ranges.
+    """Check the ranges of an optimizer's hyperparameters, which must not be traced.
 
-    Checked are the learning rate of any optimizer, the hyperparameters that the
-    optimizers of this module read, and, for an optimizer with a method
-    `check_hparams(hparams)`, what that method checks.
+    These are the learning rate of any optimizer, what the optimizers of this module
+    read, and what the optimizer's own `check_hparams(hparams)` checks, if it has one.
 
     Raises:
-      ValueError: if a hyperparameter is out of range; the message names its value and
-        its range.
+      ValueError: naming a hyperparameter, its value and its range.
     """
     _LEARNING_RATE.check("learning_rate", hparams)
     _check_ranges(optimizer, hparams)
@@ -86,8 +81,7 @@ def momentum(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
 def adamw(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     """Adam with decoupled decay; reads `learning_rate`, `adamw_decay`.
 
-    Loshchilov and Hutter, 2019. The decay is not called weight_decay, which is the name
-    of a penalty's coefficient.
+    Loshchilov and Hutter, 2019. The name weight_decay is that of a penalty.
     """
     return optax.adamw(hparams["learning_rate"], weight_decay=hparams["adamw_decay"])
 
@@ -119,9 +113,9 @@ _POSITIVE_FRACTION = Range(
 )
 
 # ---- schedules: (count, hparams) -> the factor on the learning rate at that update ---
-# optax's schedules use Python branches on their arguments, which fail for traced
-# values. Scaling the updates has the same effect, because the update of every optimizer
-# in the catalogue is -learning_rate * direction.
+# optax's own schedules branch in Python on their arguments, which fails for traced
+# values. A factor on the updates has the same effect, since every optimizer of the
+# catalogue has the update -learning_rate * direction.
 
 
 def constant(count, hparams: Mapping[str, Any]):
@@ -174,13 +168,6 @@ def _elapsed(count, hparams):
     return count / jnp.maximum(hparams["schedule_steps"], 1)
 
 
-def _warmed_up(schedule: Schedule, count, hparams):
-    """min(count / w, 1) * schedule(max(count - w, 0)), w = `warmup_steps`."""
-    steps = hparams["warmup_steps"]
-    warmup = jnp.where(count < steps, count / jnp.maximum(steps, 1), 1)
-    return warmup * schedule(jnp.maximum(count - steps, 0), hparams)
-
-
 # ---- build ---------------------------------------------------------------------------
 
 
@@ -192,22 +179,20 @@ def build(
         update = -learning_rate * schedule(count) * direction(clipped mean gradient)
 
     where count is the number of updates before this one. As in `optax.adamw(schedule)`,
-    the schedule multiplies everything that the learning rate multiplies, including
-    AdamW's decay. The same arguments, by name or by function, give the same object: a
-    static argument that compiles once.
+    the schedule also multiplies AdamW's decay. Equal arguments, by name or by function,
+    give the same object, which as a static argument compiles once.
 
     Args:
       optimizer: `hparams -> optax.GradientTransformation` with updates proportional to
         its learning rate, or a name in CATALOGUE.
       schedule: `(count, hparams) -> factor`, or a name in SCHEDULES; None is constant.
-      warmup: whether to warm up linearly from 0, by the factor min(count / w, 1) with
-        w = hparams["warmup_steps"] >= 0, before the schedule starts. The first update
-        is then 0. With cosine this is `optax.warmup_cosine_decay_schedule` from 0 with
-        decay_steps w + T.
+      warmup: whether the factor min(count / w, 1), w = hparams["warmup_steps"] >= 0,
+        precedes the schedule, so that the first update is 0. With cosine this is
+        `optax.warmup_cosine_decay_schedule` from 0 with decay_steps w + T.
       clip: whether to scale gradients with a global norm above hparams["max_norm"] to
         that norm.
-      accumulate: the number of steps whose gradients are averaged for one update. The
-        parameters change on updates only, and clipping acts on the average.
+      accumulate: the number of steps whose gradients are averaged for one update.
+        Clipping acts on the average.
 
     Raises:
       ValueError: if a name is unknown, an argument is not a function or a bool, or
@@ -223,7 +208,7 @@ def build(
 
 
 def name_of(optimizer: Callable[..., Any]) -> str:
-    """The name, such as "adam" or "adam+cosine+warmup+clip+accumulate(4)"."""
+    """Such as "adam" or "adam+cosine+warmup+clip+accumulate(4)"."""
     return getattr(optimizer, "__name__", None) or repr(optimizer)
 
 
@@ -237,10 +222,7 @@ def _build(optimizer, schedule, warmup: bool, clip: bool, accumulate: int) -> Op
 
 @dataclass(frozen=True, repr=False)
 class _Built:
-    """An optimizer with the additions of `build`.
-
-    A record instead of a closure, so that it has a repr and can be pickled.
-    """
+    """What `build` returns, a record so that it has a repr and can be pickled."""
 
     optimizer: Optimizer
     schedule: Schedule
@@ -249,8 +231,8 @@ class _Built:
     accumulate: int
 
     def __call__(self, hparams: Mapping[str, Any]) -> optax.GradientTransformation:
-        # `train` records which hyperparameters this call reads. A schedule reads its
-        # hyperparameters only during updates, so evaluate it once here.
+        # `train` records which hyperparameters this call reads. A schedule reads them
+        # only at an update, so evaluate it once here.
         self._factor(jnp.int32(0), hparams)
         factor = functools.partial(self._factor, hparams=hparams)
         transformations = [_clip(hparams["max_norm"])] if self.clip else []
@@ -261,12 +243,7 @@ class _Built:
         return chain if self.accumulate == 1 else _accumulate(chain, self.accumulate)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Check that the hyperparameters, which must not be traced, are in range.
-
-        Raises:
-          ValueError: if a hyperparameter is out of range; the message names its value
-            and its range.
-        """
+        """Check the ranges of the hyperparameters, which must not be traced."""
         check_hparams(self.optimizer, hparams)
         _check_ranges(self.schedule, hparams)
         if self.clip:
@@ -275,9 +252,12 @@ class _Built:
             AT_LEAST_0.check("warmup_steps", hparams)
 
     def _factor(self, count, hparams):
-        if self.warmup:
-            return _warmed_up(self.schedule, count, hparams)
-        return self.schedule(count, hparams)
+        """schedule(count), or with warm-up as in `build`."""
+        if not self.warmup:
+            return self.schedule(count, hparams)
+        w = hparams["warmup_steps"]
+        warmup = jnp.where(count < w, count / jnp.maximum(w, 1), 1)
+        return warmup * self.schedule(jnp.maximum(count - w, 0), hparams)
 
     @property
     def __name__(self) -> str:
@@ -316,7 +296,7 @@ class AccumulatorState(NamedTuple):
 
     mini_step: Int32[Array, ""]  # number of accumulated gradients
     mean: Any  # of these gradients, a pytree like params, at least float32
-    inner: Any  # the state of the transformation that makes the updates
+    inner: Any  # the state of the optimizer
 
 
 def _accumulate(
@@ -336,9 +316,8 @@ def _accumulate(
         count = state.mini_step + 1
         mean = jax.tree.map(lambda m, g: m + (g - m) / count, state.mean, grads)
         is_due = count == num_steps
-        updates, inner_state = inner.update(
-            jax.tree.map(_cast_like, mean, grads), state.inner, params
-        )
+        average = jax.tree.map(_cast_like, mean, grads)
+        updates, inner_state = inner.update(average, state.inner, params)
 
         def where_due(new, old):
             return jnp.where(is_due, new.astype(old.dtype), old)

@@ -1,7 +1,7 @@
 """The penalties: terms that are added to the reconstruction loss.
 
-A penalty is a function of the batch. It is multiplied by the hyperparameter of its name
-and by no other factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
+A penalty is a function of the batch, times the hyperparameter of its name and no other
+factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
 """
 
 import jax
@@ -33,18 +33,27 @@ def _l1_cotangents(ae, params, p: Pass):
 l1 = Penalty("l1", _l1, _l1_cotangents)
 
 # ---- kl_sparsity: sum_j KL(rho || mean_b z_bj), for latents in (0, 1) ----------------
-# Ng, Sparse autoencoder, CS294A lecture notes, 2011; rho is kl_sparsity_target.
+# Ng, Sparse autoencoder, CS294A lecture notes, 2011. rho is kl_sparsity_target, and
+# rho_hat_j the mean activity, mean_b z_bj.
 
 
 def _activity(p: Pass):
-    """Return rho and rho_hat; rho_hat = rho on padding, where the penalty is then 0."""
-    rho, rho_hat = p.hparams["kl_sparsity_target"], jnp.mean(p.z, axis=0)
-    return rho, rho_hat if p.mask is None else jnp.where(p.mask, rho_hat, rho)
+    """rho, rho_hat `[H]`, and where rho_hat was clipped, which makes it constant."""
+    rho, mean = p.hparams["kl_sparsity_target"], jnp.mean(p.z, axis=0)
+    if p.mask is not None:
+        mean = jnp.where(p.mask, mean, rho)  # the penalty of padding is 0
+    # A sigmoid is above 0 and below 1, but rounds to them where it saturates. At 0 and
+    # 1 the divergence is infinite, so use the nearest normal numbers between them.
+    limits = jnp.finfo(mean.dtype)
+    lowest, highest = float(limits.tiny), 1 - float(limits.epsneg)
+    is_low, is_high = mean < lowest, mean > highest
+    rho_hat = jnp.where(is_low, lowest, jnp.where(is_high, highest, mean))
+    return rho, rho_hat, is_low | is_high
 
 
 def _kl_sparsity(ae, params, p: Pass):
     del ae, params
-    rho, rho_hat = _activity(p)
+    rho, rho_hat, _ = _activity(p)
     active = rho * (jnp.log(rho) - jnp.log(rho_hat))
     silent = (1 - rho) * (jnp.log1p(-rho) - jnp.log1p(-rho_hat))
     return jnp.sum(active + silent)
@@ -52,17 +61,20 @@ def _kl_sparsity(ae, params, p: Pass):
 
 def _kl_sparsity_cotangents(ae, params, p: Pass):
     del ae, params
-    rho, rho_hat = _activity(p)
+    rho, rho_hat, is_clipped = _activity(p)
     d_rho_hat = (1 - rho) / (1 - rho_hat) - rho / rho_hat
+    d_rho_hat = jnp.where(is_clipped, 0, d_rho_hat)
     return Cotangents(z=jnp.broadcast_to(d_rho_hat / len(p.z), p.z.shape))
 
 
 def _check_between_0_and_1(ae: Autoencoder) -> None:
     low, high = ae.activation.output_range
     if low < 0 or high > 1:
-        raise ValueError(
-            "the kl_sparsity penalty needs latents between 0 and 1, but those of "
-            f"{ae.activation} lie in [{low}, {high}]; use sigmoid."
+        raise _checks.ArgumentError(
+            "the kl_sparsity penalty",
+            "needs latents between 0 and 1, but those of "
+            f"{ae.activation} lie in [{low}, {high}]",
+            advice="use sigmoid",
         )
 
 
@@ -86,10 +98,10 @@ kl_sparsity = Penalty(
 
 def _contractive_parts(ae: Autoencoder, params, p: Pass):
     assert ae.activation.slope is not None  # check rejects it
-    W_enc = ae.parametrization.expand(params).W_enc
+    untied = ae.parametrization.expand(params)
     slope = ae.activation.slope(p.a, p.z)
     slope = _checks.returned(f"activation {ae.activation}: slope", slope, p.a.shape)
-    return W_enc, jnp.sum(W_enc**2, axis=1), slope
+    return untied, jnp.sum(untied.W_enc**2, axis=1), slope
 
 
 def _contractive(ae, params, p: Pass):
@@ -98,13 +110,12 @@ def _contractive(ae, params, p: Pass):
 
 
 def _contractive_cotangents(ae, params, p: Pass):
-    W_enc, squared_norms, slope = _contractive_parts(ae, params, p)
+    untied, squared_norms, slope = _contractive_parts(ae, params, p)
     curvature = ae.activation.curvature(p.a, p.z)
     curvature = _checks.returned(
         f"activation {ae.activation}: curvature", curvature, p.a.shape
     )
-    d_W_enc = 2 * jnp.mean(slope**2, axis=0)[:, None] * W_enc
-    untied = ae.parametrization.expand(params)
+    d_W_enc = 2 * jnp.mean(slope**2, axis=0)[:, None] * untied.W_enc
     zeros: UntiedParams = jax.tree.map(jnp.zeros_like, untied)
     return Cotangents(
         a=2 * slope * curvature * squared_norms[None, :] / len(slope),
@@ -114,9 +125,11 @@ def _contractive_cotangents(ae, params, p: Pass):
 
 def _check_elementwise(ae: Autoencoder) -> None:
     if ae.activation.slope is None or ae.activation.curvature is None:
-        raise ValueError(
-            f"the contractive penalty needs an activation with slope and curvature, "
-            f"but {ae.activation} has none; use an elementwise one."
+        raise _checks.ArgumentError(
+            "the contractive penalty",
+            "needs an activation with slope and curvature, but "
+            f"{ae.activation} has none",
+            advice="use an elementwise one",
         )
 
 

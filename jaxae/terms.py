@@ -1,12 +1,12 @@
 """A batch's pass through the model, and the terms that an objective adds up.
 
-A term is a function of a pass. Its derivative by hand is the cotangents that it adds to
-the backward pass: on `a`, on `z`, on `eta`, on the parameters. `manual` propagates them
-and knows no term by name. The reconstruction loss is the first term; the others are the
-penalties.
+A term is a function of a pass. Its hand-derived gradient is a set of cotangents, of
+`a`, `z`, `eta` and the parameters; `manual` propagates them and knows no term by name.
+The reconstruction loss is the first term; the others are the penalties.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +45,7 @@ class Pass(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """The derivatives of a term by what a pass computed; None stands for zeros.
-
-    Each is a partial derivative, with the other quantities held fixed.
+    """Partial derivatives of a term, each with the others held fixed; None is zeros.
 
     Attributes:
       a: `[B, H]`, by the encoder pre-activations.
@@ -76,15 +74,15 @@ def _accept_any(argument: Any) -> None:
 class Penalty(NamedTuple):
     """A term: a function of a pass and of the parameters.
 
-    The value must be 0 where latents are 0, and must not depend on their number, for a
-    sweep over `latent_dim`: sum over latents, or leave out padding by `p.mask`.
+    For a sweep over `latent_dim`, latents that are 0 must add nothing to the value: sum
+    over latents instead of averaging, or leave out padding by `p.mask`.
 
     Attributes:
       name: how it is printed, and the name of its coefficient in `hparams`.
       value: `(ae, params, p) -> []` for a `Pass` p.
       cotangents: `(ae, params, p) -> Cotangents`, the derivatives of the value. Used by
         `gradient="manual"`, `manual` and the diagnostics; autodiff does not call it.
-      hparams: names of further hyperparameters that it reads, in `p.hparams`.
+      hparams: the names of the other hyperparameters that it reads from `p.hparams`.
       check: `(ae) -> None`; raises a ValueError if the model does not suit it.
       check_hparams: `(hparams) -> None`; raises a ValueError for a number out of range.
       init_state: `(ae) -> pytree` of arrays that it carries from step to step, in
@@ -103,13 +101,15 @@ class Penalty(NamedTuple):
     update_state: Callable[..., Any] | None = None
 
     def checked_value(self, ae: Autoencoder, params, p: Pass) -> Array:
-        """The value, rejected unless it is a scalar."""
-        value = self.value(ae, params, p)
+        """The value; raises unless it is a scalar."""
+        with self._reading(p):
+            value = self.value(ae, params, p)
         return _checks.returned(f"penalty {self}: value", value, ())
 
     def checked_cotangents(self, ae: Autoencoder, params, p: Pass) -> Cotangents:
-        """The cotangents, rejected unless each has the shape of its primal."""
-        cotangents = self.cotangents(ae, params, p)
+        """The cotangents; raises unless each is like what it is the derivative by."""
+        with self._reading(p):
+            cotangents = self.cotangents(ae, params, p)
         what = f"penalty {self}: cotangents"
         if not isinstance(cotangents, Cotangents):
             raise _checks.ArgumentError(
@@ -117,24 +117,37 @@ class Penalty(NamedTuple):
                 "must return a jaxae.penalties.Cotangents",
                 _checks.outline(cotangents),
             )
-        primals = Cotangents(p.a, p.z, p.eta, params)
-        return Cotangents(
-            *(
-                None
-                if cotangent is None
-                else _checks.returned_like(f"{what}.{name}", cotangent, primal)
-                for name, cotangent, primal in zip(
-                    Cotangents._fields, cotangents, primals, strict=True
-                )
-            )
-        )
+
+        def checked(name, cotangent, like):
+            if cotangent is None:
+                return None
+            return _checks.returned_like(f"{what}.{name}", cotangent, like)
+
+        variables = (p.a, p.z, p.eta, params)
+        return Cotangents(*map(checked, Cotangents._fields, cotangents, variables))
 
     def checked_state(self, ae: Autoencoder, params, p: Pass) -> Any:
-        """The state after the step, rejected unless it is like the one before."""
+        """The state after the step; raises unless it is like the one before."""
         assert self.update_state is not None  # the objective checks it
-        state = self.update_state(ae, params, p)
+        with self._reading(p):
+            state = self.update_state(ae, params, p)
         what = f"penalty {self}: update_state"
         return _checks.returned_state(what, state, p.state[self.name])
+
+    @contextlib.contextmanager
+    def _reading(self, p: Pass) -> Iterator[None]:
+        """Name the hyperparameter that one of the functions reads undeclared."""
+        try:
+            yield
+        except KeyError as error:
+            (name,) = error.args or (None,)
+            if not isinstance(name, str) or name in p.hparams:
+                raise
+            raise _checks.ArgumentError(
+                f"penalty {self}",
+                f"reads the hyperparameter {name!r}, which it does not declare",
+                advice=f"declare it: Penalty(..., hparams={(*self.hparams, name)})",
+            ) from error
 
     def __repr__(self) -> str:
         return str(self.name)
@@ -154,7 +167,7 @@ def _reconstruction(ae, params, p: Pass):
 
 
 def _reconstruction_cotangents(ae: Autoencoder, params, p: Pass):
-    """By eta, x_hat - x for the lecture's two losses; by what p(x | eta) learns."""
+    """d_eta, which is x_hat - x for the lecture's two losses, and d_theta."""
     per_example, weight = (0, 0, None), 1 / len(p.targets)
     observed = p.eta, p.targets, params.observation
     d_eta = weight * jax.vmap(ae.observation.checked_dloss, per_example)(*observed)

@@ -336,7 +336,7 @@ def test_the_error_for_integers_says_how_to_convert_them(observation, values):
     likelihood, X = OBSERVATIONS[observation], INTEGERS[values]
     ae = jaxae.Autoencoder(input_dim=4, latent_dim=3, observation=likelihood)
     advice = ADVICE[observation, values]
-    sentence = f"data must be real floating point, got {X.dtype}: convert it: {advice}."
+    sentence = f"data must be real floating point, got {X.dtype}; convert it: {advice}."
     for value in (X, pd.DataFrame(X), jnp.asarray(X), (PIXELS / 255, X)):
         with pytest.raises(ValueError) as e:
             host.prepare(jaxae.Objective(ae), value, **ARGUMENTS)
@@ -352,7 +352,7 @@ def test_the_error_for_integer_rows_suggests_a_view(tmp_path):
         with pytest.raises(ValueError) as e:
             prepare_training(rows)
         view = "View(X, scaling=fit_scaling('unit', View(X)))"
-        assert str(e.value).endswith(f"got int64: convert it: {view}.")
+        assert str(e.value).endswith(f"got int64; convert it: {view}.")
         with pytest.raises(
             ValueError, match=r"View\(X\) for counts, View\(X, scaling="
         ):

@@ -61,6 +61,32 @@ def test_kl_sparsity_is_the_divergence_of_mean_activities():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kl_sparsity_is_finite_where_a_sigmoid_rounds_to_0_or_1(dtype):
+    """Of a latent that rounds to 0 or 1 on all examples, the derivative is 0."""
+    with jax.enable_x64(dtype == "float64"):
+        params = AE.init(KEY, dtype=dtype)
+        b_enc = jnp.asarray([1e3, -1e3, 0.5, 0.5], dtype)
+        params = params._replace(W=0 * params.W, b_enc=b_enc)
+        objective = jaxae.Objective(AE, penalties=(penalties.kl_sparsity,))
+        hparams = {"kl_sparsity": 1.0, "kl_sparsity_target": 0.1}
+        arguments = params, jnp.zeros((4, 6), dtype), None, hparams
+        (_, aux), grads = jaxae.manual.value_and_grad(objective)(*arguments)
+        by_autodiff, _ = jax.grad(objective, has_aux=True)(*arguments)
+        jitted = jax.jit(objective)(*arguments)[1].metrics["kl_sparsity"]
+    low, high = np.finfo(dtype).tiny, 1 - np.finfo(dtype).epsneg
+    middle = 1 / (1 + np.exp(-0.5))
+    expected = sum(
+        0.1 * np.log(0.1 / rho_hat) + 0.9 * (np.log(0.9) - np.log1p(-rho_hat))
+        for rho_hat in (low, high, middle, middle)
+    )
+    np.testing.assert_allclose(aux.metrics["kl_sparsity"], expected, rtol=1e-5)
+    np.testing.assert_allclose(jitted, expected, rtol=1e-5)
+    for b in grads.b_enc, by_autodiff.b_enc:
+        np.testing.assert_array_equal(b[:2], 0)
+    np.testing.assert_allclose(grads.b_enc, by_autodiff.b_enc, rtol=1e-5)
+
+
 def test_a_zero_latent_has_slope_0_under_l1_by_hand_and_by_autodiff():
     ae = model("tanh", "gaussian")
     objective = jaxae.Objective(ae, penalties=(penalties.l1,))
@@ -151,8 +177,11 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
 @pytest.mark.parametrize(
     "call, sentence",
     [
-        (lambda: MASKED(PARAMS, X, KEY, {"l1": 1}), "hparams lacks corruption_rate;"),
-        (lambda: MASKED(PARAMS, X, KEY, {}), "lacks corruption_rate, l1;.*got none"),
+        (lambda: MASKED(PARAMS, X, KEY, {"l1": 1}), "lacks corruption_rate, got l1;"),
+        (
+            lambda: MASKED(PARAMS, X, KEY, {}),
+            "lacks corruption_rate, l1, got none; this",
+        ),
         (lambda: MASKED(PARAMS, X, None, FULL), "key must be one JAX random key"),
         (
             lambda: MASKED(PARAMS, X[0], KEY, FULL),
@@ -171,7 +200,7 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
         ),
         (
             lambda: jaxae.Objective(AE, penalties=penalties.l1),
-            r"must be a tuple, got l1; write \(l1,\)",
+            r"must be a tuple of penalties, got l1; write \(l1,\)",
         ),
         (lambda: jaxae.Objective(AE, penalties=(3,)), "must be a Penalty such as"),
         (

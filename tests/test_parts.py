@@ -12,6 +12,7 @@ from catalogue import batch, prelu, scaled_gaussian
 
 import jaxae
 from jaxae import activations, manual, observations
+from jaxae.autoencoder import tied
 from jaxae.corruptions import Corruption
 from jaxae.penalties import Cotangents, Penalty
 from jaxae.training import host
@@ -167,6 +168,26 @@ WRONG = {
         lambda: penalized(partly),
         r"own: cotangents.params must return float32\[4\] as b_enc, got None",
     ),
+    "value hparam": (
+        lambda: penalized(value=lambda ae, params, p: p.hparams["rate"] * jnp.sum(p.z)),
+        r"penalty own reads the hyperparameter 'rate', which .*hparams=\('rate',\)",
+    ),
+    "cotangents hparam": (
+        lambda: penalized(lambda ae, params, p: Cotangents(z=p.hparams["rate"] * p.z)),
+        "penalty own reads the hyperparameter 'rate', which it does not declare",
+    ),
+    "update_state hparam": (
+        lambda: objective(
+            penalties=(
+                DEFAULT_PENALTY._replace(
+                    cotangents=lambda *_: Cotangents(),
+                    init_state=lambda ae: jnp.zeros(()),
+                    update_state=lambda ae, params, p: p.hparams["rate"],
+                ),
+            )
+        ),
+        "penalty own reads the hyperparameter 'rate', which it does not declare",
+    ),
     "corruption shape": (
         lambda: corrupted(lambda key, x, rate: x[:5]),
         r"corruption own: apply must return float32\[6\], as x is, got float32\[5\]",
@@ -228,6 +249,31 @@ def test_a_wrong_part_is_refused_where_it_is_used():
         build, sentence = {**WRONG, **WRONG_AT_THE_START}[name]
         with pytest.raises(ValueError, match=sentence):
             jax.eval_shape(functools.partial(use, build()))
+
+
+@pytest.mark.parametrize(
+    "build, sentence",
+    [
+        (
+            lambda name: objective(penalties=(DEFAULT_PENALTY._replace(hparams=name),)),
+            "penalty own: hparams must be a tuple of names, got 'rate'",
+        ),
+        (
+            lambda name: learns(surrogate=name),
+            "activation prelu: surrogate must be a tuple of names, got 'rate'",
+        ),
+        (
+            lambda name: jaxae.Autoencoder(
+                input_dim=6, latent_dim=4, parametrization=tied._replace(weights=name)
+            ),
+            "parametrization tied: weights must be a tuple of names, got 'rate'",
+        ),
+    ],
+)
+def test_one_name_is_not_a_tuple_of_letters(build, sentence):
+    with pytest.raises(jaxae.ArgumentError, match=sentence) as error:
+        build("rate")
+    assert error.value.advice == "write ('rate',)"
 
 
 def test_what_is_not_computed_is_not_asked_for():
@@ -310,7 +356,10 @@ def test_a_name_is_the_part():
         ),
         (lambda: objective(corruption="mask"), "corruption must be one of .*'mask'"),
         (lambda: objective(penalties=("l2",)), "penalty must be one of .*'l2'"),
-        (lambda: objective(penalties="l1"), r"a tuple, got 'l1'; write \('l1',\)"),
+        (
+            lambda: objective(penalties="l1"),
+            r"a tuple of penalties, got 'l1'; write \('l1',\)",
+        ),
         (
             lambda: jaxae.TrainConfig(optimizer="adamm"),
             "optimizer must be one of .*'adamm'",

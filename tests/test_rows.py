@@ -378,9 +378,9 @@ def test_bad_values_are_located_in_the_data_and_counted_in_their_block(tmp_path)
             data.column_stats(source, "inputs", block_bytes=200)
         assert str(e.value) == (
             "inputs must be finite, but row 50, column 3 (from 0) is nan, first of 2 "
-            "such values in rows 50 to 59: drop or fill them."
+            "such values in rows 50 to 59; drop or fill them."
         )
-        with pytest.raises(ValueError, match="row 50, .* first of 3 such values: drop"):
+        with pytest.raises(ValueError, match="row 50, .* first of 3 such values; drop"):
             data.column_stats(source, "inputs")
 
 
@@ -420,26 +420,26 @@ BAD_ROWS = {
     "0-d": (np.array(3.0), r"shape \(\)"),
     "example": (
         X[0],
-        r"shape \(5,\): reshape one example by X\[None\], one column by X\[",
+        r"shape \(5,\); reshape one example by X\[None\], one column by X\[",
     ),
     "images": (
         X[None],
-        r"\(1, 97, 5\): reshape tokens .*\(-1, 5\), images .* X.reshape\(len\(X\)",
+        r"\(1, 97, 5\); reshape tokens .*\(-1, 5\), images .* X.reshape\(len\(X\)",
     ),
     "no columns": (np.ones((3, 0)), r"shape \(3, 0\)"),
     "no columns of rows": ([np.ones(0)] * 3, r"shape \(1, 0\)"),
     "list of numbers": ([1.0, 2.0], r"must give \[1, D\] for row 0, got float64\[1\]"),
     "uint8": (
         np.full((9, 5), 7, "u1"),
-        r"uint8: convert it: X\.astype\('float32'\) for coun",
+        r"uint8; convert it: X\.astype\('float32'\) for coun",
     ),
     "uint8 rows": (
         list(np.full((9, 5), 200, "u1")),
         r"View\(X, scaling=divide\(255\)\)",
     ),
-    "bool rows": (list(X > 0), r"got bool: convert it: View\(X\)"),
-    "complex rows": (list(X * 1j), "got complex64: give real parts only"),
-    "text rows": ([["a"]], "got <U1: give numbers, one a column"),
+    "bool rows": (list(X > 0), r"got bool; convert it: View\(X\)"),
+    "complex rows": (list(X * 1j), "got complex64; give real parts only"),
+    "text rows": ([["a"]], "got <U1; give numbers, one a column"),
     "fails": (
         FakeRows(OSError("disk\nburns")),
         r"gave no row 0 \(OSError: disk\): X\[",

@@ -241,6 +241,13 @@ def test_a_save_replaces_the_file_and_a_failed_save_leaves_it_unchanged(tmp_path
     assert data.load_scaling(tmp_path).scale == 3
 
 
+def test_a_scaling_is_saved_and_loaded_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.save_scaling("~/scalings", data.divide(2))
+    assert (tmp_path / "scalings" / "scaling.safetensors").is_file()
+    assert data.load_scaling("~/scalings") == data.divide(2)
+
+
 def test_strided_arrays_are_saved_by_value(tmp_path):
     shift = np.arange(8.0)[::2]
     data.save_scaling(tmp_path, data.Scaling("custom", shift, shift + 1))

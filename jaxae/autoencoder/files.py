@@ -1,7 +1,7 @@
-"""Saved models: `config.json` for people, and `params.safetensors`.
+"""Saved models: `config.json`, to be read by people too, and `params.safetensors`.
 
-The metadata of the safetensors file repeat the model's description, so that a mismatch
-of the two files is detected. Nothing is ever unpickled.
+The safetensors file repeats the model's description in its metadata, so that a mismatch
+of the two files is detected. Nothing is unpickled.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ LANES_FILE = "sweep.json"  # in the folder of a saved sweep
 
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
-    """Return a model as JSON values, with activation and observation by name."""
+    """A model as JSON values, its parts by name."""
     model = {
         "input_dim": ae.input_dim,
         "latent_dim": ae.latent_dim,
@@ -45,7 +45,7 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
     return model
 
 
-# Defaults of fields that older files lack; newer files have them only if they differ.
+# Fields that older files lack, and newer files unless they differ from the default.
 _DEFAULTS = {"bias": True, "pre_bias": False, "parametrization": None}
 _MODEL_FIELDS = (
     *("input_dim", "latent_dim", "activation", "observation", "tied"),
@@ -80,7 +80,8 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     model = describe(ae)
     config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer of an array without regard to its strides.
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(params)}
+    leaves = _checks.named(params)
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in leaves}
     # One entry, because the order in which safetensors writes several varies.
     metadata = {"jaxae": add_checksum(model, tensors)}
     content = safetensors.numpy.save(tensors, metadata=metadata)
@@ -90,18 +91,14 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
 
 
 def load(
-    directory,
-    *,
-    activation=None,
-    observation=None,
-    parametrization=None,
+    directory, *, activation=None, observation=None, parametrization=None
 ) -> tuple[Autoencoder, Params]:
     """Read the model that `save` wrote: `ae, params = jaxae.load(DIR)`.
 
     Args:
       directory: the folder.
-      activation, observation, parametrization: the custom ones that the model was
-        built with, if any; their names must be the saved ones.
+      activation, observation, parametrization: those of the model that are not
+        jaxae's; their names must be the saved ones.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -117,9 +114,10 @@ def load(
     if isinstance(metadata, dict):
         metadata = {**_DEFAULTS, **metadata}
     if metadata != model:
-        raise ValueError(
-            f"{directory / CONFIG_FILE} describes another model than {PARAMS_FILE}: "
-            f"{model} against {metadata}; restore both files from one save."
+        raise _checks.ArgumentError(
+            str(directory / CONFIG_FILE),
+            f"describes another model than {PARAMS_FILE}: {model} against {metadata}",
+            advice="restore both files from one save",
         )
     ae = _build(directory, model, activation, observation, parametrization)
     return ae, _assemble(directory, ae, tensors)
@@ -148,33 +146,25 @@ def is_sweep(directory: Path) -> bool:
     """Whether `jaxae sweep` wrote the folder."""
     try:
         config = json.loads((directory / CONFIG_FILE).read_bytes())
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ):  # loading the model raises a ValueError
+    except (OSError, ValueError, RecursionError):  # `load` raises for a damaged file
         return False
     return isinstance(config, dict) and "sweep" in config and "model" not in config
 
 
 def _check_names(ae: Any) -> None:
     """Check that the names of the activation and observation identify them."""
-    if not isinstance(ae, Autoencoder):
-        raise _checks.ArgumentError(
-            "ae",
-            "must be a jaxae.Autoencoder",
-            type(ae).__name__,
-            "the order is jaxae.save(DIR, ae, params)",
-        )
+    order = "the order is jaxae.save(DIR, ae, params)"
+    _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
     named_parts = (
         ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
         ("observation", ae.observation, observations.find(ae.observation.name)),
     )
     for kind, part, own in named_parts:
         if own is not None and own is not part:
-            raise ValueError(
-                f"{kind} {part.name!r} has the name of one of jaxae's, which would be "
-                "loaded instead; give yours another name."
+            raise _checks.ArgumentError(
+                f"{kind} {part.name!r}",
+                "has the name of one of jaxae's, which would be loaded instead",
+                advice="give yours another name",
             )
 
 
@@ -203,7 +193,7 @@ def add_checksum(description: dict[str, Any], tensors: Mapping[str, Any]) -> str
 def verify_checksum(entry: Any, tensors: Mapping[str, Any]) -> Any:
     """The description in a parsed metadata entry, after a check of its checksum.
 
-    Files of other programs, and of versions before there was a checksum, have none.
+    Files of other programs and of early versions have none.
 
     Raises:
       ValueError: if the tensors do not have the checksum.
@@ -213,11 +203,6 @@ def verify_checksum(entry: Any, tensors: Mapping[str, Any]) -> Any:
         if entry.pop("sha256") != digest(tensors):
             raise ValueError("its numbers are not those that were saved")
     return entry
-
-
-def _named_leaves(params: Params):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def _read_model(path: Path) -> dict[str, Any]:
@@ -278,19 +263,9 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
             input_dim=model["input_dim"],
             latent_dim=model["latent_dim"],
             activation=_part(
-                "activation",
-                model["activation"],
-                activation,
-                activations.CATALOGUE,
-                activations.CATALOGUE.get,
+                model, "activation", activation, activations.CATALOGUE.get
             ),
-            observation=_part(
-                "observation",
-                model["observation"],
-                observation,
-                observations.CATALOGUE,
-                observations.find,
-            ),
+            observation=_part(model, "observation", observation, observations.find),
             **_parametrization(model, parametrization),
         )
     except ValueError as error:
@@ -298,39 +273,48 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
 
 
 def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
-    """Return the arguments of `Autoencoder` that choose the parametrization."""
+    """The arguments of `Autoencoder` that choose the parametrization."""
     choices = {key: model[key] for key in ("tied", "bias", "pre_bias")}
-    name = model["parametrization"]
-    if name is None and custom is None:
+    if model["parametrization"] is None and custom is None:
         return choices
-    part = _part("parametrization", name, custom, ("tied", "untied"), lambda name: None)
+    part = _part(model, "parametrization", custom, lambda name: None)
     return {"parametrization": part, **choices}
 
 
-def _part(kind: str, name: Any, custom, catalogue: Collection, find: Callable):
-    """Return a component of a saved model: the one of that name, or the custom one."""
+_KNOWN: dict[str, Collection[str]] = {
+    "activation": activations.CATALOGUE,
+    "observation": observations.CATALOGUE,
+    "parametrization": ("tied", "untied"),
+}
+
+
+def _part(model: dict[str, Any], kind: str, custom: Any, find: Callable) -> Any:
+    """The user's own part, which must have the saved name, or the one of that name."""
+    name = model[kind]
     if custom is not None:
         if not any(hasattr(custom, name) for name in ("apply", "dloss", "expand")):
             raise _checks.ArgumentError(kind, "must be the part itself", repr(custom))
         if custom.name != name:
-            raise ValueError(
-                f"the model was saved with {kind} {name!r}, but {custom.name!r} was "
-                f"given; give the {kind} it was built with."
+            raise _checks.ArgumentError(
+                "the model",
+                f"was saved with {kind} {name!r}, but {custom.name!r} was given",
+                advice=f"give the {kind} it was built with",
             )
         return custom
     part = find(name) if isinstance(name, str) else None
     if part is None:
-        raise ValueError(
-            f"the model was saved with {kind} {name!r}, which is not one of "
-            f"{', '.join(sorted(catalogue))}; if it is your own, pass it: "
-            f"jaxae.load(DIR, {kind}=...)."
+        raise _checks.ArgumentError(
+            "the model",
+            f"was saved with {kind} {name!r}, which is not one of "
+            f"{', '.join(sorted(_KNOWN[kind]))}",
+            advice=f"if it is your own, pass it: jaxae.load(DIR, {kind}=...)",
         )
     return part
 
 
 def _assemble(directory: Path, ae: Autoencoder, tensors: dict) -> Params:
     template = jax.eval_shape(lambda: ae.init(jax.random.key(0)))
-    expected = dict(_named_leaves(template))
+    expected = dict(_checks.named(template))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if shapes != {name: leaf.shape for name, leaf in expected.items()}:
         raise _checks.ArgumentError(

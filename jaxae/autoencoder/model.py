@@ -39,24 +39,25 @@ class Autoencoder:
     A frozen record of choices: it can be printed, compared, hashed (a static argument
     of `jax.jit`), pickled and written into `config.json`. Its methods are pure
     functions of parameters and one example; for a batch, vmap them:
-    `jax.vmap(ae.encode, in_axes=(None, 0))(params, X)`.
+    `jax.vmap(ae.encode, in_axes=(None, 0))(params, X)`. They raise a ValueError for a
+    batch, a wrong size or dtype, and another model's parameters.
 
     Attributes:
       input_dim: D, the number of inputs.
       latent_dim: H, the number of latents.
       activation: g, one of `jaxae.activations`, its name, or your own `Activation`.
       observation: p(x | x_hat), one of `jaxae.observations`, its name, or your own.
-      parametrization: how the parameters become W_enc, W_dec, b_enc and b_dec. Tied
-        with an encoder bias unless said; the arguments `tied`, `bias` and `pre_bias`
-        change it, and are the short way to say the usual ones:
+      parametrization: how the parameters become W_enc, W_dec, b_enc and b_dec. By
+        default tied, with an encoder bias. The arguments `tied`, `bias` and `pre_bias`
+        select the usual ones:
         tied: whether the decoder is the encoder transposed.
-        bias: whether the encoder has one, b_enc; the decoder always has.
+        bias: whether the encoder has a bias, b_enc; the decoder always has one.
         pre_bias: whether b_dec is subtracted from the input of the encoder.
 
     Raises:
-      ValueError: for a dimension below 1, a part that is not of its type, an unknown
-        name, an observation of another number of columns, or a choice that the
-        parametrization cannot follow.
+      ValueError: for a dimension below 1, a part of the wrong type, an unknown name,
+        an observation of another number of columns, or a choice that contradicts the
+        parametrization.
 
     References:
       Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
@@ -81,35 +82,31 @@ class Autoencoder:
         pre_bias: bool | None = None,
         parametrization: Parametrization = parametrizations.tied,
     ):
-        for name, size in (("input_dim", input_dim), ("latent_dim", latent_dim)):
-            # A NumPy integer becomes an int.
-            object.__setattr__(self, name, _checks.positive_int(name, size))
-        activation = _checks.part(
-            "activation",
-            activation,
-            activations.get,
-            Activation,
-            "activations.sigmoid",
+        g = _checks.part(
+            *("activation", activation, activations.get, Activation),
+            example="activations.sigmoid",
         )
-        observation = _checks.part(
-            "observation",
-            observation,
-            observations.get,
-            Observation,
-            "observations.bernoulli",
+        _checks.check_names(f"activation {g}: surrogate", g.surrogate)
+        p = _checks.part(
+            *("observation", observation, observations.get, Observation),
+            example="observations.bernoulli",
         )
-        object.__setattr__(self, "activation", activation)
-        object.__setattr__(self, "observation", observation)
-        if self.observation.input_dim not in (None, self.input_dim):
+        choices = {"tied": tied, "bias": bias, "pre_bias": pre_bias}
+        fields = {
+            "input_dim": _checks.positive_int("input_dim", input_dim),
+            "latent_dim": _checks.positive_int("latent_dim", latent_dim),
+            "activation": g,
+            "observation": p,
+            "parametrization": _composed(parametrization, choices),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        if p.input_dim not in (None, self.input_dim):
             raise _checks.ArgumentError(
                 "input_dim",
-                f"must be {self.observation.input_dim} for observation "
-                f"{self.observation}",
+                f"must be {p.input_dim} for observation {p}",
                 str(self.input_dim),
             )
-        choices = {"tied": tied, "bias": bias, "pre_bias": pre_bias}
-        parametrization = _composed(parametrization, choices)
-        object.__setattr__(self, "parametrization", parametrization)
 
     @property
     def tied(self) -> bool:
@@ -127,7 +124,7 @@ class Autoencoder:
         return self.parametrization.pre_bias
 
     def __repr__(self) -> str:
-        """The choices by name; bias and pre_bias where they are not the default."""
+        """The choices by name; bias and pre_bias only where not the default."""
         choices = [
             f"{name}={getattr(self, name)!r}"
             for name in ("input_dim", "latent_dim", "activation", "observation")
@@ -145,20 +142,20 @@ class Autoencoder:
     ) -> Params:
         """Draw parameters: Glorot uniform weights, zero biases.
 
-        W_ij ~ U(-r, r), r = gain sqrt(6 / (D + H)), with gain 4 for sigmoid latents, on
-        encoder and decoder alike. Row i is drawn from its own key: for any H it is the
-        same up to r. Drawn in float32, so every dtype starts at the same point.
+        W_ij ~ U(-r, r), r = gain sqrt(6 / (D + H)), with gain 4 for sigmoid latents, in
+        encoder and decoder alike. Each row has its own key, so row i is the same for
+        any H, up to r. Weights are drawn in float32 for every dtype.
 
         Args:
-          key: a random key, used up here.
+          key: a random key; consumed.
           dtype: of every parameter; float32 by default, under x64 too.
           data_mean: `[D]`, the mean of the data, for an output bias that starts there:
             b_dec = o^-1(data_mean). By default the output bias starts at 0.
           limit: r; may be traced. By default the model's own, `init_limit`.
 
         Raises:
-          ValueError: if key is not a random key, dtype is not floating, data_mean has
-            the wrong shape, or the observation has no eta_of_mean for it.
+          ValueError: if key is not a random key, dtype is not floating, or data_mean
+            has the wrong shape or an observation without eta_of_mean.
 
         References:
           Glorot and Bengio, Understanding the difficulty of training deep feedforward
@@ -180,56 +177,32 @@ class Autoencoder:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
 
     def encoder_pre_acts(self, params, x) -> Float[Array, "H"]:
-        """a(x) = b_enc + W_enc x, `[D] -> [H]`; the lecture's a.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """a(x) = b_enc + W_enc x, `[D] -> [H]`; the lecture's a."""
         x = _checks.one_example("x", x, self.input_dim, "ae.encoder_pre_acts")
         return encoder_pre_acts(self.expand(params), x)
 
     def encode(self, params, x) -> Float[Array, "H"]:
-        """z = g(b_enc + W_enc x), `[D] -> [H]`; the lecture's h(x).
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """z = g(b_enc + W_enc x), `[D] -> [H]`; the lecture's h(x)."""
         x = _checks.one_example("x", x, self.input_dim, "ae.encode")
         return self._encode(self.expand(params), x)[1]
 
     def decoder_pre_acts(self, params, z) -> Float[Array, "D"]:
-        """eta = b_dec + W_dec^T z, `[H] -> [D]`; the lecture's â.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """eta = b_dec + W_dec^T z, `[H] -> [D]`; the lecture's â."""
         z = _checks.one_example("z", z, self.latent_dim, "ae.decoder_pre_acts")
         return decoder_pre_acts(self.expand(params), z)
 
     def decode(self, params, z) -> Float[Array, "D"]:
-        """x_hat = o(b_dec + W_dec^T z), `[H] -> [D]`; the mean of p(x | z).
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """x_hat = o(b_dec + W_dec^T z), `[H] -> [D]`; the mean of p(x | z)."""
         z = _checks.one_example("z", z, self.latent_dim, "ae.decode")
         return self.observation.mean(decoder_pre_acts(self.expand(params), z))
 
     def reconstruct(self, params, x) -> Float[Array, "D"]:
-        """x_hat = decode(encode(x)), `[D] -> [D]`; the lecture's f(x).
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """x_hat = decode(encode(x)), `[D] -> [D]`; the lecture's f(x)."""
         x = _checks.one_example("x", x, self.input_dim, "ae.reconstruct")
         return self.observation.mean(self.forward(params, x).eta)
 
     def forward(self, params, x) -> Forward:
-        """a, z and eta of one example, `[D] -> ([H], [H], [D])`.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
-        """
+        """a, z and eta of one example, `[D] -> ([H], [H], [D])`."""
         x = _checks.one_example("x", x, self.input_dim, "ae.forward")
         return self._forward(params, params, x)
 
@@ -241,9 +214,6 @@ class Autoencoder:
           x: `[D]`, the input.
           target: `[D]`, the target of the loss; x by default. Another one for denoising
             and transcoders.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         return self.path_loss(params, params, x, target)
 
@@ -258,9 +228,6 @@ class Autoencoder:
           decoder_params: used for eta = W_dec^T z + b_dec and the loss.
           x: `[D]`, the input.
           target: `[D]`, the target of the loss; x by default.
-
-        Raises:
-          ValueError: for a batch, a wrong size or dtype, or another model's parameters.
         """
         x, target = self._check_pair(x, target, "ae.loss")
         eta = self._forward(encoder_params, decoder_params, x).eta
@@ -282,15 +249,16 @@ class Autoencoder:
             target outside the support, or an observation that is not a likelihood.
         """
         if self.observation.base_measure == "none":
-            raise ValueError(
-                f"observation {self.observation} is a loss, not a likelihood, and has "
-                "no log_prob; use ae.loss."
+            raise _checks.ArgumentError(
+                f"observation {self.observation}",
+                "is a loss, not a likelihood, and has no log_prob",
+                advice="use ae.loss",
             )
         x, target = self._check_pair(x, target, "ae.log_prob")
         eta = self._forward(params, params, x).eta
         return self.observation.checked_log_prob(eta, target, params.observation)
 
-    # ---- the mathematics, once, for untied parameters --------------------------------
+    # ---- computed with untied parameters ---------------------------------------------
 
     def _encode(self, untied: UntiedParams, x):
         a = encoder_pre_acts(untied, x)
@@ -358,8 +326,8 @@ class Autoencoder:
     def _check_expanded(self, untied: Any) -> None:
         what = f"parametrization {self.parametrization}: expand"
         if not isinstance(untied, UntiedParams):
-            raise ValueError(
-                f"{what} must return UntiedParams, got {_checks.outline(untied)}."
+            raise _checks.ArgumentError(
+                what, "must return UntiedParams", _checks.outline(untied)
             )
         H, D = self.latent_dim, self.input_dim
         shapes = {"W_enc": (H, D), "W_dec": (H, D), "b_enc": (H,), "b_dec": (D,)}
@@ -374,11 +342,12 @@ class Autoencoder:
         """
         expected: Any = self.parametrization.params_type
         if not isinstance(params, expected):
-            raise ValueError(
-                f"params must be {expected.__name__} for this "
-                f"{self.parametrization.name} model, got {type(params).__name__}; "
-                f"make them with ae.init(key)"
-                f"{' or jaxae.untie(params)' if expected is UntiedParams else ''}."
+            other = " or jaxae.untie(params)" if expected is UntiedParams else ""
+            raise _checks.ArgumentError(
+                "params",
+                f"must be {expected.__name__} for this {self.parametrization} model",
+                type(params).__name__,
+                f"make them with ae.init(key){other}",
             )
         shapes = _param_shapes(self)
         for name, leaf in params._asdict().items():
@@ -414,11 +383,10 @@ class Autoencoder:
 
 
 def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
-    """Return `base` with tied, bias and pre_bias as chosen; None keeps its own."""
-    if not isinstance(base, Parametrization):
-        raise _checks.ArgumentError(
-            "parametrization", "must be a jaxae.autoencoder.Parametrization", repr(base)
-        )
+    """`base` with tied, bias and pre_bias as chosen; None leaves its own."""
+    path = "jaxae.autoencoder.Parametrization"
+    _checks.instance("parametrization", base, Parametrization, path)
+    _checks.check_names(f"parametrization {base}: weights", base.weights)
     for name, choice in choices.items():
         if not isinstance(choice, bool | np.bool_ | None):
             raise _checks.ArgumentError(name, "must be True or False", repr(choice))
@@ -429,7 +397,7 @@ def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
 
 @functools.cache
 def _param_shapes(ae: Autoencoder) -> Any:
-    """The model's parameters as shapes, without what its parts learn."""
+    """The shapes of the model's parameters, without those of its parts."""
     H, D = ae.latent_dim, ae.input_dim
     weights, b_enc, b_dec = jnp.zeros((H, D)), jnp.zeros(H), jnp.zeros(D)
     untied = UntiedParams(weights, weights, b_enc, b_dec)
@@ -447,7 +415,7 @@ def decoder_pre_acts(untied: UntiedParams, z) -> Float[Array, "D"]:
 
 
 def product(W, v, dtype):
-    """W v, multiplied in the dtype of W and returned as `dtype`."""
+    """W v, computed in the dtype of W, as `dtype`."""
     return W @ v if W.dtype == dtype else (W @ v.astype(W.dtype)).astype(dtype)
 
 
@@ -458,9 +426,11 @@ def _theta(kind: str, part: Activation | Observation, size: int) -> tuple:
     theta = part.init(size)
     is_tuple = isinstance(theta, tuple) and bool(theta)
     if not (is_tuple and all(map(_checks.is_real, theta))):
-        raise ValueError(
-            f"{kind} {part}: init must return a tuple of arrays of numbers, one for "
-            f"each thing that is learned, got {_checks.outline(theta)}."
+        raise _checks.ArgumentError(
+            f"{kind} {part}: init",
+            "must return a tuple of arrays of numbers, one for each thing that is "
+            "learned",
+            _checks.outline(theta),
         )
     return theta
 

@@ -1,10 +1,8 @@
-"""How a model's own parameters become W_enc, W_dec, b_enc, b_dec, and gradients return.
+"""Maps from a model's parameters to W_enc, W_dec, b_enc and b_dec, and their pullbacks.
 
-The mathematics of this library is written once, for untied parameters. Tying weights is
-a map in front of it, `expand`; the gradient with respect to what was tied comes from
-the adjoint of that map's derivative, `pullback`. The lecture's "sum of two gradients"
-is its one plus. Dropping the encoder bias and adding a pre-encoder bias are such maps
-too; each is put in front of another map.
+The mathematics of this library is written once, for untied parameters. `expand` maps a
+model's parameters to these, and `pullback`, the adjoint of its derivative, maps
+gradients back. For tied weights the pullback is the lecture's "sum of two gradients".
 """
 
 import functools
@@ -78,8 +76,8 @@ class Parametrization(NamedTuple):
         return self == compose(self.tied, self.bias, self.pre_bias)
 
     def __reduce__(self):
-        # By its choices where these give this very object, so that identity, hash and
-        # compilation caches survive pickling.
+        # By its choices where these give the same object, so that it hits the same
+        # compilation caches after unpickling.
         if self.is_composed:
             return compose, (self.tied, self.bias, self.pre_bias)
         return Parametrization, tuple(self)

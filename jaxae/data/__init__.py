@@ -1,10 +1,9 @@
 """Named datasets and your own arrays, of any size: load, check, split and scale.
 
-Nothing is preprocessed, downloaded on import or unpickled. `load` returns raw values
-and their scale, `column_stats` checks and measures them in one pass, and `fit_scaling`
-fits a `Scaling` to these statistics. Data larger than memory are `Rows`, read by
-blocks; a `View` selects and scales rows as they are read. Synthetic data are a source,
-`(key, hparams) -> batch`: `sparse_features`, or your own.
+`load` returns raw values and their scale, `column_stats` checks and measures them in
+one pass, and `fit_scaling` fits a `Scaling` to these statistics. Data larger than
+memory are `Rows`, read by blocks; a `View` selects and scales rows as they are read.
+Synthetic data are a source, `(key, hparams) -> batch`. Nothing is unpickled.
 """
 
 from jaxae.data.files import Dataset, PathLike

@@ -30,11 +30,7 @@ class Dataset(NamedTuple):
 
 
 def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
-    """The array of a file; a `.npy` of more than `memory_budget` bytes is mapped.
-
-    Raises:
-      ValueError, FileNotFoundError: as `load`.
-    """
+    """The array of a file; a `.npy` of more than `memory_budget` bytes is mapped."""
     if not os.path.isfile(path):
         is_folder = ", but a folder" if os.path.isdir(path) else ""
         raise FileNotFoundError(
@@ -69,13 +65,9 @@ _SPARSE_MEMBERS = {"format", "shape", "data"}  # of scipy.sparse.save_npz, any f
 def _read_npy(file: Any, memory_budget: int) -> np.ndarray:
     num_bytes = os.fstat(file.fileno()).st_size
     header = _parse_header(file.read(_MAX_HEADER_SIZE), num_bytes)
-    if num_bytes - header.offset > memory_budget:
-        return _map(file, header)
-    file.seek(0)
-    return _to_array(file.read(), header)
-
-
-def _map(file: Any, header: _Header) -> np.memmap:
+    if num_bytes - header.offset <= memory_budget:
+        file.seek(0)
+        return _to_array(file.read(), header)
     if header.order == "F":  # reading one row would touch every page of the file
         raise ValueError(
             "it is in Fortran order and larger than memory_budget, so its rows cannot "
@@ -117,7 +109,7 @@ def _check_budget(subject: str, num_bytes: int, memory_budget: int) -> None:
 
 
 def _parse_header(head: bytes, num_bytes: int) -> _Header:
-    """The header as `np.load` reads it, checked before memory is allocated."""
+    """The header, checked before memory is allocated."""
     file = io.BytesIO(head)
     version = "_".join(map(str, np.lib.format.read_magic(file)))
     # NumPy has no public reader for version 3.0, which only named fields need.

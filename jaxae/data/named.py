@@ -42,15 +42,18 @@ def load(
       FileNotFoundError: if there is no such file; the message says how to get it.
     """
     if not isinstance(name_or_path, str | os.PathLike):
-        raise ValueError(
-            "name_or_path must be one name or path, got "
-            f"{_checks.describe(name_or_path)}: load several files one by one, and "
-            "join their rows by np.concatenate."
+        raise _checks.ArgumentError(
+            "name_or_path",
+            "must be one name or path",
+            _checks.describe(name_or_path),
+            "load several files one by one, and join their rows by np.concatenate",
         )
     name, path = os.fspath(name_or_path), expanded(name_or_path)
     suffix = path.suffix.lower()
     if array is not None and suffix != ".npz":
-        raise ValueError(f"array={array!r} is for .npz files: omit it for {name}.")
+        raise _checks.ArgumentError(
+            "array", "is for .npz files", repr(array), f"omit it for {name}"
+        )
     if suffix in (".npy", ".npz"):
         return load_file(path, array, memory_budget)
     if name in _IMAGES:
@@ -61,12 +64,14 @@ def load(
         kind = "a folder" if os.path.isdir(path) else "no .npy or .npz file"
         raise _checks.ArgumentError(
             name,
-            f"is {kind}: store its numbers, [N, D], by np.save, and give the path of "
-            "that file",
+            f"is {kind}",
+            advice="store its numbers, [N, D], by np.save, and give the path of that "
+            "file",
         )
-    raise ValueError(
-        f"Unknown dataset {name!r}: give one of {', '.join(NAMES)}, or the path of a "
-        ".npy or .npz file."
+    raise _checks.ArgumentError(
+        "dataset",
+        f"must be one of {', '.join(NAMES)}, or the path of a .npy or .npz file",
+        f"{name!r}{_checks.closest(name, NAMES)}",
     )
 
 
@@ -170,7 +175,7 @@ def _candidate_folders(name: str, root: PathLike | None) -> Iterator[Path]:
 
 
 def _read_folder(name: str, folder: Path) -> list[bytes]:
-    """The bytes of both `_FILES` of this dataset, or [] if the folder lacks them."""
+    """The bytes of both `_FILES`, or [] if the folder lacks those of this dataset."""
     choices = [(folder / file, folder / f"{file}.gz") for file in _FILES]
     paths = [next(filter(os.path.isfile, choice), None) for choice in choices]
     files = [_read_bytes(path) for path in paths if path is not None]

@@ -12,10 +12,10 @@ from jaxae import _checks
 
 @runtime_checkable
 class Rows(Protocol):
-    """A source of rows: memory map, HDF5 dataset, list of rows, `View`, or your own.
+    """Data read by rows: memory map, HDF5 dataset, list of rows, `View`, or your own.
 
     `__getitem__` takes a slice or a strictly increasing int array of n row numbers and
-    returns `[n, D]`. If that raises an error, the rows are read one by one, which is
+    returns `[n, D]`. If that raises an error, rows are read one by one, which is
     slower: `__getitem__` then takes a Python int and returns `[D]`.
     """
 
@@ -41,11 +41,7 @@ def is_in_memory(X: Any) -> bool:
 
 
 def as_rows(X: Any, name: str = "data") -> Any:
-    """X itself if it is an array or Rows; a data frame or tensor as a NumPy array.
-
-    Raises:
-      ValueError: for anything else.
-    """
+    """X itself if it is an array or Rows; a data frame or tensor as a NumPy array."""
     X = _checks.as_array(name, X)
     if is_in_memory(X) and X.ndim == 0:  # without a length for `check_rows`
         check_shape(name, X.shape)
@@ -54,11 +50,7 @@ def as_rows(X: Any, name: str = "data") -> Any:
 
 
 def check_rows(X: Any, name: str = "data") -> int:
-    """The number of rows of an array or of Rows.
-
-    Raises:
-      ValueError: for anything else.
-    """
+    """The number of rows of an array or of Rows."""
     if not (is_in_memory(X) or is_rows(X)):
         raise _checks.ArgumentError(
             name,
@@ -91,21 +83,22 @@ def take(X: Any, index: Any) -> np.ndarray:
     if len(index) == 0:
         return read(X, slice(0, 1))[:0]
     unique, inverse = np.unique(index, return_inverse=True)
-    block = read(X, _as_slice(unique))
+    rows: slice | np.ndarray = unique
+    if unique[-1] - unique[0] < len(unique):
+        # A slice reads consecutive rows at once, and does not copy those of a memory
+        # map.
+        rows = slice(int(unique[0]), int(unique[-1]) + 1)
+    block = read(X, rows)
     is_in_order = len(unique) == len(index) and bool((inverse[1:] > inverse[:-1]).all())
     return block if is_in_order else block[inverse]
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Check that a shape is `[N, D]`, N and D >= 1.
-
-    Raises:
-      ValueError: if it is not; the message says how to reshape the array.
-    """
+    """Check that a shape is `[N, D]`, N and D >= 1."""
     if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"{name} must be [N, D], N and D >= 1, got shape {shape}: "
-            f"{reshape_advice(shape)}."
+        advice = reshape_advice(shape)
+        raise _checks.ArgumentError(
+            name, "must be [N, D], N and D >= 1", f"shape {shape}", advice
         )
 
 
@@ -129,11 +122,7 @@ def reshape_advice(shape: tuple[int, ...]) -> str:
 
 
 def row_numbers(index: Any, num_rows: int) -> np.ndarray:
-    """`index` as an int array `[n]` of row numbers below `num_rows`.
-
-    Raises:
-      ValueError: if it is not.
-    """
+    """`index` as an int array `[n]` of row numbers below `num_rows`."""
     numbers = np.asarray(index)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise _checks.ArgumentError(
@@ -152,39 +141,29 @@ def row_numbers(index: Any, num_rows: int) -> np.ndarray:
     return numbers.astype(np.int64, copy=False)
 
 
-def _as_slice(increasing: np.ndarray) -> slice | np.ndarray:
-    first, last = int(increasing[0]), int(increasing[-1])
-    # A slice reads consecutive rows at once, and does not copy those of a memory map.
-    return slice(first, last + 1) if last - first < len(increasing) else increasing
-
-
-class UnreadableError(_checks.ArgumentError):
-    """Rows cannot be read; a View raises it again with its own name."""
-
-
 def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
     """X[rows] as a NumPy array `[n, D]`, for a slice or increasing row numbers.
 
     Raises:
-      UnreadableError: if X[rows] fails, or is not an array of this shape; the cause is
-        the error that X raised.
+      ValueError: if X[rows] fails, or is not an array of this shape.
     """
     _check_file_size(X, name)
     numbers = range(len(X))[rows] if isinstance(rows, slice) else rows
     try:
         values = _get_rows(X, rows, numbers)
-        block = np.asarray(_to_array(values, name))
-    except UnreadableError as error:  # raised by X, a View
-        raise _renamed(error, name) from error.__cause__
+        block = np.asarray(_checks.as_array(name, values))
+    except _checks.ArgumentError as error:  # X may be a View, which names its own rows
+        problem, found, advice = error.problem, error.found, error.advice
+        raise _checks.ArgumentError(name, problem, found, advice) from error.__cause__
     except Exception as error:  # the user's code may raise anything
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"gave no {_describe_rows(numbers)} ({_checks.first_line(error)}): X[rows] "
             "must be [n, D] for a slice and for increasing row numbers",
         ) from error
     if block.ndim != 2 or len(block) != len(numbers):
         shape = _checks.describe(values if block.dtype == object else block)
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"must give [{len(numbers)}, D] for {_describe_rows(numbers)}, got {shape}:"
             " implement a __getitem__ that gives one row per example",
@@ -195,23 +174,11 @@ def read(X: Any, rows: slice | np.ndarray, name: str = "data") -> np.ndarray:
 def _get_rows(X: Any, rows: slice | np.ndarray, numbers: range | np.ndarray) -> Any:
     try:
         return X[rows]
-    except UnreadableError:
+    except _checks.ArgumentError:  # of a View, or of data that hold no numbers
         raise
     except (LookupError, TypeError, ValueError, AttributeError, NotImplementedError):
         # Lists, and sources of single records, take one int at a time.
         return [X[int(number)] for number in numbers]
-
-
-def _to_array(values: Any, name: str) -> Any:
-    """`_checks.as_array`, whose errors become UnreadableErrors."""
-    try:
-        return _checks.as_array(name, values)
-    except _checks.ArgumentError as error:
-        raise _renamed(error, name) from error
-
-
-def _renamed(error: _checks.ArgumentError, name: str) -> UnreadableError:
-    return UnreadableError(name, error.problem, error.found, error.advice)
 
 
 def _describe_rows(numbers: range | np.ndarray) -> str:
@@ -227,7 +194,7 @@ def _check_file_size(X: Any, name: str) -> None:
         return
     mapped, size = X.offset + X.nbytes, os.path.getsize(path)
     if size < mapped:
-        raise UnreadableError(
+        raise _checks.ArgumentError(
             name,
             f"is a map of {mapped} bytes of {path}, which now has {size}: the file was "
             "truncated or replaced; load it again",

@@ -1,4 +1,4 @@
-"""Scalings x' = (x - shift) / scale between the data's units and training's."""
+"""Scalings x' = (x - shift) / scale of data for training, and their inverses."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxae import _checks
-from jaxae._files import write_atomically
+from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import add_checksum, verify_checksum
 from jaxae.data.files import PathLike
 from jaxae.data.statistics import ColumnStats, column_stats
@@ -59,9 +59,10 @@ class Scaling(NamedTuple):
     def _check_width(self, X: np.ndarray) -> None:
         shape = np.broadcast_shapes(self.shift.shape, self.scale.shape)
         if shape and X.shape[-1:] != shape:
-            raise ValueError(
-                f"X must have {shape[0]} columns, as what {self.name!r} was fitted "
-                f"to, got shape {X.shape}."
+            raise _checks.ArgumentError(
+                "X",
+                f"must have {shape[0]} columns, as what {self.name!r} was fitted to",
+                f"shape {X.shape}",
             )
 
     def __repr__(self) -> str:
@@ -70,15 +71,11 @@ class Scaling(NamedTuple):
 
 
 def real(name: str, X: Any) -> np.ndarray:
-    """X as an array of real numbers, without parsing text or dropping imaginary parts.
-
-    Raises:
-      ValueError: if X does not hold real numbers.
-    """
+    """X as an array of real numbers; text and complex numbers raise an error."""
     X = np.asarray(_checks.as_array(name, X))
     if X.dtype.kind not in "biuf" and "float" not in X.dtype.name:  # such as bfloat16
-        raise ValueError(
-            f"{name} must hold real numbers, got {_checks.describe(X)}: convert it."
+        raise _checks.ArgumentError(
+            name, "must hold real numbers", _checks.describe(X), "convert it"
         )
     return X
 
@@ -180,7 +177,7 @@ def save_scaling(directory: PathLike, scaling: Scaling) -> None:
     Raises:
       ValueError: if `directory` is a file, or a shift or scale is not finite.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     if directory.exists() and not directory.is_dir():
         raise _checks.ArgumentError(
             "directory", f"must be a folder, but {directory} is a file"
@@ -201,7 +198,7 @@ def load_scaling(directory: PathLike) -> Scaling:
       FileNotFoundError: if the folder holds no scaling.
       ValueError: if the file is damaged or not a scaling.
     """
-    path = Path(directory) / SCALING_FILE
+    path = expanded(directory) / SCALING_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; save_scaling(directory, scaling) writes it."
@@ -215,13 +212,11 @@ def _read(path: Path) -> Scaling:
         description = json.loads((file.metadata() or {}).get("scaling", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     description = verify_checksum(description, tensors)
-    if not isinstance(description, dict) or set(description) != {"name", "clip"}:
-        raise ValueError("its metadata do not describe a scaling")
-    name, clip = description["name"], description["clip"]
-    if not isinstance(name, str) or not isinstance(clip, bool):
-        raise ValueError(f"its metadata describe no scaling, but {description}")
-    _check_tensors(tensors)
-    return Scaling(name, tensors["shift"], tensors["scale"], clip)
+    match description:
+        case {"name": str(name), "clip": bool(clip)} if len(description) == 2:
+            _check_tensors(tensors)
+            return Scaling(name, tensors["shift"], tensors["scale"], clip)
+    raise ValueError(f"its metadata describe no scaling, but {description}")
 
 
 def _check_tensors(tensors: dict[str, np.ndarray]) -> None:

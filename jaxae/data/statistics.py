@@ -115,7 +115,7 @@ class _Block(NamedTuple):
 
     @property
     def location(self) -> str:
-        """The rows of the block in the words of an error; empty if it is all rows."""
+        """Such as " in rows 0 to 9", for errors; empty for all rows."""
         last = self.start + len(self.values) - 1
         return "" if self.is_all else f" in rows {self.start} to {last}"
 
@@ -132,7 +132,8 @@ def _read_blocks(name: str, X: Any, first: Any, block_bytes: int) -> Iterator[_B
                 name,
                 "must have one width and one dtype, but row 0 is "
                 f"{_checks.describe(first[0])} and rows from {start} on are "
-                f"{_checks.describe(values)}: convert all rows to one of them",
+                f"{_checks.describe(values)}",
+                advice="convert all rows to one of them",
             )
         yield _Block(values, start, is_all=len(values) == len(X))
 
@@ -214,7 +215,7 @@ def _check_dtype(name: str, X: Any, validate: Validate | None, dtype=None) -> No
         advice = f"convert it: {integer_advice(x, spelling, validate)}"
     else:
         advice = _ADVICE.get(str(dtype), _ADVICE.get(dtype.kind, _DEFAULT_ADVICE))
-    raise ValueError(f"{name} must be real floating point, got {dtype}: {advice}.")
+    raise _checks.ArgumentError(name, "must be real floating point", str(dtype), advice)
 
 
 _DEFAULT_ADVICE = "give numbers, one a column"
@@ -227,12 +228,18 @@ _ADVICE = {  # by the dtype, or its kind
 
 
 class _Conversion(NamedTuple):
-    """One way to convert integers to floats: its use, and its spelling."""
+    """One way to convert integers to floats: what it is for, and how to write it."""
 
     use: str
     array: str  # for an array
     rows: str  # for Rows
     option: str  # for the command line
+
+
+def _fitted(name: str, use: str) -> _Conversion:
+    fit = f"fit_scaling({name!r}, View(X))"
+    rows, option = f"View(X, scaling={fit})", f"--scaling {name}"
+    return _Conversion(use, f"{fit}.apply(X)", rows, option)
 
 
 _CONVERSIONS = {
@@ -242,29 +249,17 @@ _CONVERSIONS = {
     "cast": _Conversion(
         "for counts", "X.astype('float32')", "View(X)", "--divide-by 1"
     ),
-    "standardize": _Conversion(
-        "for columns in other units",
-        "fit_scaling('standardize', View(X)).apply(X)",
-        "View(X, scaling=fit_scaling('standardize', View(X)))",
-        "--scaling standardize",
-    ),
-    "unit": _Conversion(
-        "for the range [0, 1]",
-        "fit_scaling('unit', View(X)).apply(X)",
-        "View(X, scaling=fit_scaling('unit', View(X)))",
-        "--scaling unit",
-    ),
+    "standardize": _fitted("standardize", "for columns in other units"),
+    "unit": _fitted("unit", "for the range [0, 1]"),
 }
 _SAMPLE_SIZE = 2**20  # values
 
 
 def integer_advice(X: Any, spelling: str, validate: Validate | None = None) -> str:
-    """The conversions of integers `[N, D]` to floats that `validate` accepts, in words.
+    """How to convert integers `[N, D]` to floats that `validate` accepts, in words.
 
-    Args:
-      X: an array or Rows; the first rows decide.
-      spelling: "array", "rows" or "option", a field of `_Conversion`.
-      validate: such as `Observation.validate`; None accepts all values.
+    The first rows decide. `spelling` is "array", "rows" or "option", a field of
+    `_Conversion`.
     """
     num_rows = max(1, _SAMPLE_SIZE // read(X, slice(0, 1)).shape[1])
     x = read(X, slice(0, min(num_rows, len(X)))).astype(np.float64)
@@ -304,7 +299,8 @@ def _check_finite(name: str, block: _Block) -> None:
             name,
             f"must be finite, but row {block.start + row}, column {column} (from 0) "
             f"is {X[row, column]}, first of {is_bad.sum()} such "
-            f"values{block.location}: drop or fill them",
+            f"values{block.location}",
+            advice="drop or fill them",
         )
 
 

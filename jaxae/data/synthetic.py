@@ -47,7 +47,7 @@ def sparse_features(num_features, batch_size):
 
 @dataclass(frozen=True, repr=False)
 class _SparseFeatures:
-    """A record instead of a closure, so that it has a repr and can be pickled."""
+    """The source, a record so that it has a repr and can be pickled."""
 
     num_features: int
     batch_size: int
@@ -62,17 +62,9 @@ class _SparseFeatures:
         return jnp.where(u < hparams[DENSITY], values, 0)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Check that the density, which must not be traced, is in its range.
-
-        Raises:
-          ValueError: if it is not.
-        """
-        if not 0 < hparams[DENSITY] <= 1:
-            raise _checks.ArgumentError(
-                f"hparams[{DENSITY!r}]",
-                f"must be above 0 and at most 1 for {self!r}",
-                str(hparams[DENSITY]),
-            )
+        """Check the range of the density, which must not be traced."""
+        words = f"above 0 and at most 1 for {self!r}"
+        _checks.Range(lambda x: 0 < x <= 1, words).check(DENSITY, hparams)
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Views: rows selected and scaled as they are read; and random splits."""
+"""Views, which select and scale rows as they are read, and random splits."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,7 @@ class View:
     dtype: Any = np.float32
     shape: tuple[int, int] = field(init=False)
 
-    # The checks below give better errors than a runtime type checker.
+    # Under beartype in the tests, the errors of the checks below come first.
     __no_type_check__ = True
 
     def __post_init__(self):
@@ -110,9 +110,11 @@ class View:
 
 def _check_scaling(scaling: Scaling, first: np.ndarray, dtype: np.dtype) -> None:
     if "float" not in dtype.name:
-        raise ValueError(
-            f"dtype must be floating point for a scaling, got {dtype}: omit it for "
-            "float32."
+        raise _checks.ArgumentError(
+            "dtype",
+            "must be floating point for a scaling",
+            str(dtype),
+            "omit it for float32",
         )
     scaling.apply(first)
 
@@ -139,17 +141,20 @@ def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
     """
     X = as_rows(X, "X")
     if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
-        raise ValueError(f"Fractions must be >= 0 and sum to < 1, got {fractions}.")
+        raise _checks.ArgumentError(
+            "fractions", "must be >= 0 and sum to < 1", str(fractions)
+        )
     num_rows = len(X)
     sizes = [max(1, round(f * num_rows)) if f > 0 else 0 for f in fractions]
     if sum(sizes) >= num_rows:
-        raise ValueError(
-            f"{num_rows} rows are too few for fractions {fractions} and a remainder."
+        raise _checks.ArgumentError(
+            "X",
+            f"has too few rows for fractions {fractions} and a remainder",
+            f"{num_rows}",
         )
     rows = np.random.default_rng(seed).permutation(num_rows)
     *subsets, remainder = np.split(rows, np.cumsum(sizes, dtype=int))
-    return tuple(_select(X, index) for index in (remainder, *subsets))
-
-
-def _select(X: Any, index: np.ndarray) -> Any:
-    return View(X, index, dtype=None) if is_rows(X) else X[index]
+    return tuple(
+        View(X, index, dtype=None) if is_rows(X) else X[index]
+        for index in (remainder, *subsets)
+    )

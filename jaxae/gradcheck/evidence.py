@@ -161,7 +161,7 @@ def _find_smooth(
 ) -> Any:
     """A mask [n] of the derivatives that are the same a short step to either side.
 
-    None if hardly any is, since such changes are the noise of a coarse function.
+    None if fewer than a tenth are: the changes are then the noise of a coarse function.
     """
     direction = rng.choice([-1.0, 1.0], autodiff.size) * probe.units
     change = np.zeros(autodiff.size)
@@ -173,7 +173,7 @@ def _find_smooth(
 
 
 def _measure_coarse_noise(lines: Iterable[Line]) -> list[Line]:
-    """The lines; those of a function that rounds coarsely with their measured noise.
+    """The lines of a function that rounds coarsely with their noise; others unchanged.
 
     The noise is at least the median: the rounding of a sum is the same along all lines.
     """
@@ -193,10 +193,10 @@ def _axis_line(probe: Probe, k: Any) -> Line:
 
 
 def _add_deviating_entry(evidence: Evidence, probe: Probe) -> Evidence:
-    """The evidence with the entry of a deviation that only the directions show.
+    """The evidence, with the entry of a deviation that only the directions show.
 
-    The entry is found by bisection of the direction that deviates most: each step keeps
-    the half whose slope deviates more from the claim's.
+    It bisects the direction that deviates most: each step keeps the half whose slope
+    deviates more from the claim's.
     """
     m, rtol = evidence.indices.size, evidence.rounding.rtol
     deviations = evidence.slopes_of(evidence.claim) - evidence.slopes.slope

@@ -45,9 +45,9 @@ class CallCounter:
 class Float64Function:
     """`(floats, *seeds) -> function(floats, args, *seeds)` in float64.
 
-    Promoted is what depends on the floats or the seeds. Construct it under the caller's
-    configuration of JAX, for which the function is traced, and call it under x64. If
-    the trace cannot be promoted, the function is called again as Python, and `note`
+    Construct it under the caller's configuration of JAX, for which the function is
+    traced, and call it under x64. What depends on the floats or the seeds is promoted.
+    If the trace cannot be promoted, the function is called again as Python, and `note`
     says why.
     """
 
@@ -186,8 +186,9 @@ def autodiff_claim(
 ) -> Callable[[Floats], Any]:
     """`derivative(function)`, compiled; the claim that is checked by default.
 
-    A ValueError names the leaf that JAX cannot differentiate by. An error raised by
-    `function` itself propagates.
+    Raises:
+      ValueError: when called, naming the leaf that JAX cannot differentiate by. Errors
+        of `function` itself propagate.
     """
 
     @functools.cache
@@ -244,9 +245,11 @@ def build_reference(
 ) -> ReferenceFunction:
     """The function in float64, checked against its values in the caller's precision.
 
-    `values` are those at `points` and one last bit away; `evaluate_again` evaluates the
-    function at `points` in the caller's precision once more. An UndecidableError is
-    raised if the two functions differ.
+    `values` are those at `points` and one last bit away; `evaluate_again` repeats the
+    first of them.
+
+    Raises:
+      UndecidableError: if the two functions differ.
     """
     unit = unit_roundoff(*(point.dtype for point in points.values()))
     uncertainty = ROUNDING_FACTOR * unit * abs(values[0])

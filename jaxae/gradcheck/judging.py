@@ -1,7 +1,6 @@
 """From a claim about derivatives to the report on it."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +41,7 @@ from jaxae.gradcheck.verdicts import judge_leaf
 _NUM_NEARBY = 8  # evaluations of the claim one last bit away
 _NOT_REPRODUCED = "the claim is not deterministic: evaluated again, it differs"
 _COARSE_NOTE = (
-    "fn rounds to less than float64 inside, or is out of sight: noise is allowed for"
+    "fn rounds to less than float64 inside, or calls the host: its noise is measured"
 )
 
 
@@ -66,15 +65,14 @@ def judge_claim(
     float64 on the CPU.
 
     Args:
-      loss: a scalar function of the floats.
+      loss: `(floats, args) -> []`.
       floats: the params by path, complex ones as real leaves.
-      args: passed on to `loss`.
-      params: the leaves of the params, undecided, with shape and dtype.
+      args: the other arguments of `loss`.
+      params, leaves: the leaves of the params and of the claim, still undecided.
       claim: `floats ->` the claimed derivatives by path.
-      leaves: the leaves of the claim, undecided, with shape and dtype.
       probes: `function ->` a probe for each leaf of the claim.
       autodiff: `(floats, *seeds) ->` the same derivatives by autodiff.
-      seeds: passed on to `autodiff`.
+      seeds: for `autodiff`.
       surrogate: paths of the leaves that are meant to follow autodiff.
       rng: draws the perturbations, entries and directions.
     """
@@ -106,7 +104,7 @@ def judge_claim(
                 leaves[path],
                 [grads[path] for grads in claims],
                 [grads[path] for grads in autodiffs],
-                functools.partial(_derive_leaf, derive, path),
+                _leaf_of(derive, path),
                 rounding[path],
                 rng,
             )
@@ -117,11 +115,12 @@ def judge_claim(
         notes.append(f"fn is {loss_in_float64.note}")
     elif autodiffs and autodiff.note:
         notes.append(f"the derivative of fn is {autodiff.note}")
-    if function.is_coarse:
-        notes.append(_COARSE_NOTE)
-    num_claims = len(claims) + 1  # one of them twice
-    counts = (function.value.calls, num_claims, derive.calls)
-    cost = dict(zip(("fn", "claim", "autodiff"), counts, strict=True))
+    notes += [_COARSE_NOTE] * function.is_coarse
+    cost = {
+        "fn": function.value.calls,
+        "claim": len(claims) + 1,  # one of them twice
+        "autodiff": derive.calls,
+    }
     return Report(verdicts, notes=tuple(notes), cost=cost)
 
 
@@ -137,8 +136,8 @@ def _float64_on_cpu() -> Iterator[None]:
         yield
 
 
-def _derive_leaf(derive: CallCounter, path: str, points: Floats) -> Any:
-    return derive(points)[path]
+def _leaf_of(derive: CallCounter, path: str) -> Callable[[Floats], Any]:
+    return lambda points: derive(points)[path]
 
 
 def _is_reproduced(first: np.ndarray, second: np.ndarray) -> bool:
@@ -167,9 +166,8 @@ def _perturbed_claims(
     """
     perturbed_claim = perturb_rounding(claim, floats)
     if perturbed_claim is None:
-        return [
-            claim(perturb_last_bits(floats, rng, bits=2)) for _ in range(_NUM_NEARBY)
-        ]
+        nearby = [perturb_last_bits(floats, rng, bits=2) for _ in range(_NUM_NEARBY)]
+        return list(map(claim, nearby))
     seeds = rng.integers(2**32, size=_NUM_NEARBY)
     return [
         perturbed_claim(perturb_last_bits(floats, rng), int(seed)) for seed in seeds

@@ -98,7 +98,10 @@ def build_tangents(tree: Any, floats: dict[str, Any]) -> Any:
 def read_grads(grads: Any, params: Any, name: str = "grad") -> dict[str, Any]:
     """The claimed derivatives by path, as real leaves, checked against the params."""
     claims = read_matching(grads, params, name, "params")
-    return {path: complex_to_real(conjugate(leaf)) for path, leaf in claims.items()}
+    return {
+        path: complex_to_real(jnp.conj(leaf) if is_complex(leaf) else leaf)
+        for path, leaf in claims.items()
+    }
 
 
 def read_matching(claim: Any, tree: Any, name: str, tree_name: str) -> dict[str, Any]:
@@ -131,11 +134,6 @@ def _describe(value: Any) -> str:
     """An array by its dtype and shape, anything else by its repr."""
     dtype = getattr(value, "dtype", None)
     return f"{value!r:.80}" if dtype is None else f"{dtype}{list(np.shape(value))}"
-
-
-def conjugate(leaf: Any) -> Any:
-    """The complex conjugate of a leaf; a real leaf unchanged."""
-    return jnp.conj(leaf) if is_complex(leaf) else leaf
 
 
 def complex_to_real(leaf: Any) -> Any:

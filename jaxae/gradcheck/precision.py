@@ -12,6 +12,7 @@ import numpy as np
 from jaxae.gradcheck.evidence import max_abs
 from jaxae.gradcheck.functions import Floats, autodiff_claim, extract_scalar
 from jaxae.gradcheck.params import (
+    leaves_by_path,
     read_grads,
     read_params,
     replace_floats,
@@ -61,7 +62,7 @@ class Precision:
         """A table, one row a leaf and mode."""
         rows = [["leaf", "precision", *Deviation._fields]]
         for path, modes in self.leaves.items():
-            labels = [path or "params"] + [""] * len(modes)  # label the first row only
+            labels = [path or "params"] + [""] * len(modes)  # on the first row only
             rows += map(_row, labels, modes, modes.values())
         lines = ["precision: against the gradient in float64", *align_columns(rows)]
         lines += [f"no {mode}: {reason}" for mode, reason in self.unavailable.items()]
@@ -150,11 +151,10 @@ def precision(
 
 
 def _require_real(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in leaves_by_path(params).items():
         if np.iscomplexobj(leaf):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
-                f"params must be real, leaf {name!r} is complex, which has no half "
+                f"params must be real, leaf {path!r} is complex, which has no half "
                 "precision; pass its real and imaginary parts as two leaves."
             )
 
@@ -238,10 +238,5 @@ def _cosine(grad: np.ndarray, true: np.ndarray) -> float:
 
 def _row(path: str, mode: str, deviation: Deviation) -> list[str]:
     error, cosine, *fractions = deviation
-    return [
-        path,
-        mode,
-        f"{error:.1e}",
-        f"{cosine:.6f}",
-        *map("{:.2g}".format, fractions),
-    ]
+    numbers = f"{error:.1e}", f"{cosine:.6f}", *map("{:.2g}".format, fractions)
+    return [path, mode, *numbers]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROUNDING_FACTOR = 8.0  # sqrt(64): see the package's docstring
+ROUNDING_FACTOR = 8.0  # sqrt(64), for 64 roundings in sequence
 FLOAT32_UNIT = 2.0**-24  # unit roundoff of float32
 
 

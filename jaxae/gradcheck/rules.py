@@ -56,8 +56,8 @@ def check_vjp(
         vjp(params, *args, cotangents)  =?  sum_o cotangents_o  d fn_o / d params
 
     The check is repeated with a random cotangent for one output at a time and zeros for
-    the others, then with random cotangents for all outputs. It thus detects a rule that
-    ignores one of the cotangents.
+    the others, then with random cotangents for all outputs, so it detects a rule that
+    ignores one of them.
 
     Args:
       fn: `(params, *args) ->` any pytree of arrays; those that are not floating-point

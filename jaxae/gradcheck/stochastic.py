@@ -84,11 +84,8 @@ class _Perturber:
     def perturb(self, x: Any, bits: float) -> Any:
         """x (1 + 2 u bits s), with a sign s hashed from the salt and the index."""
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            real, imag = (
-                self.perturb(jnp.real(x), bits),
-                self.perturb(jnp.imag(x), bits),
-            )
-            return jax.lax.complex(real, imag)
+            real = self.perturb(jnp.real(x), bits)
+            return jax.lax.complex(real, self.perturb(jnp.imag(x), bits))
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         self.salt = self.salt * np.uint32(0x9E3779B1) + np.uint32(1)
