@@ -344,7 +344,7 @@ def a_state(objective, optimizer, params=None, hparams=HPARAMS):
 
 def norms(objective, optimizer, state, batch, key, hparams):
     config = jaxae.TrainConfig(optimizer=optimizer)
-    return diagnostics.of_step(
+    return diagnostics.step_norms(
         state, batch, key, hparams, objective=objective, config=config
     )
 

@@ -15,7 +15,7 @@ from test_autoencoder import model
 import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.autoencoder import model as autoencoder_model
-from jaxae.training import checks, epochs, evaluation, host, loop
+from jaxae.training import checks, diagnostics, epochs, host, loop
 from jaxae.training.config import settings
 from jaxae.training.fingerprint import fingerprint
 
@@ -356,7 +356,7 @@ def test_training_on_a_source():
     ):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
     # Lists stand for arrays, also among the rows that metrics are of.
-    listed = evaluation.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
+    listed = diagnostics.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
     assert listed.shape[1] == 6 and jnp.ndim(listed) == 2
     with pytest.raises(ValueError, match="lacks height"):
         train(data=source, config=config(steps_per_epoch=2))

@@ -18,7 +18,7 @@ from jaxae.sweeps.groups import Group, Layout
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.program import LaneState
 from jaxae.sweeps.results import LaneBlock, LaneResults
-from jaxae.training import checkpointing, diagnostics, epochs, evaluation
+from jaxae.training import checkpointing, diagnostics, epochs
 
 BLOCK_SECONDS = 60.0  # the training that is lost, at most, if the process is killed
 _SAVING_SHARE = 0.1  # of the time, at most
@@ -323,7 +323,7 @@ class GroupRun:
     def _diagnostics(self, layout: Layout, state, hparams) -> dict[str, np.ndarray]:
         """The metrics of the training data after the last epoch, `[n]` by name."""
         if self._source is None:
-            rows = evaluation.probe(self.data, self._key, hparams)
+            rows = diagnostics.probe(self.data, self._key, hparams)
             metrics = self._evaluate(layout, state, hparams, rows, self._mesh)
         else:
             metrics = self._evaluate_on_source(layout, state, hparams)
@@ -341,7 +341,7 @@ class GroupRun:
             lane = layout.slots[place]
             own_state, own_hparams = jax.tree.map(lambda leaf: leaf[place], stacked)
             key = jax.random.fold_in(self._key, self.group.seeds[lane])
-            rows = evaluation.probe(self._source, key, own_hparams)
+            rows = diagnostics.probe(self._source, key, own_hparams)
             own_state, own_hparams = jax.tree.map(
                 lambda leaf: leaf[None, None, None], (own_state, own_hparams)
             )

@@ -20,7 +20,7 @@ __all__ = [
 # - checks: `sweep` checks its arguments by the same rules as `train`;
 # - config: the command line has an option for each setting of `TrainConfig`;
 # - epochs: a sweep vmaps the training step of a single run;
-# - diagnostics, evaluation: the metrics of a lane are those of a single run;
+# - diagnostics: the metrics of a lane are those of a single run;
 # - fingerprint, checkpointing: a sweep resumes in the same way as a run;
 # - host: the command line calls the phases of `train` separately.
 KERNEL = {
@@ -42,6 +42,7 @@ KERNEL = {
         "evaluate",
         "evaluate_block",
         "names_of_step",
+        "probe",
         "remarks",
         "sum_blocks",
     },
@@ -62,7 +63,6 @@ KERNEL = {
         "sorted_rows",
         "sorted_rows_on_host",
     },
-    "evaluation": {"probe"},
     "fingerprint": {"fingerprint"},
     "host": {
         "PreparedRun",

@@ -174,21 +174,21 @@ def run_steps(
     return jax.lax.fori_loop(first, last, body, (state, means))
 
 
-class Proposal(NamedTuple):
+class Update(NamedTuple):
     """The result of a step before the check that it is finite."""
 
     loss: Float[Array, ""]
     aux: Aux
     batch: Pass  # the batch's pass through the model
     grads: Any
-    updates: Any
+    updates: Any  # of the optimizer
     params: Any
     opt_state: Any
 
 
-def propose(
+def compute_update(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
-) -> Proposal:
+) -> Update:
     """Compute the gradient on one batch and the update, without a check for NaN."""
     arguments = state.params, batch, key, hparams, state.state
     if config.gradient == "manual":
@@ -200,7 +200,7 @@ def propose(
     optimizer = config.optimizer(hparams)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return Proposal(loss, aux, p, grads, updates, params, opt_state)
+    return Update(loss, aux, p, grads, updates, params, opt_state)
 
 
 def step(
@@ -214,14 +214,16 @@ def step(
     Returns:
       The new state, the metrics, and whether the step was kept.
     """
-    proposal = propose(state, batch, key, hparams, objective=objective, config=config)
-    new = state._replace(
-        params=proposal.params, opt_state=proposal.opt_state, state=proposal.aux.state
+    update = compute_update(
+        state, batch, key, hparams, objective=objective, config=config
     )
-    new = _after_update(new, proposal.batch, config)
+    new = state._replace(
+        params=update.params, opt_state=update.opt_state, state=update.aux.state
+    )
+    new = _after_update(new, update.batch, config)
 
     is_running = state.stopped_at < 0
-    is_finite = _all_finite((new.params, proposal.loss)) & is_running
+    is_finite = all_finite((new.params, update.loss)) & is_running
     # If gradients are accumulated, the optimizer's state is NaN before the parameters.
     is_finite &= ~_any_nan((new.opt_state, new.state))
     stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
@@ -237,7 +239,7 @@ def step(
         step=state.step + 1,
         stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
-    return new, proposal.aux.metrics, is_finite
+    return new, update.aux.metrics, is_finite
 
 
 def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState:
@@ -246,21 +248,21 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
         return state
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
-    if p.mask is not None:  # padding stays 0, as a narrower model has none
-        names = [
-            n for n in ("W", "W_enc", "W_dec", "b_enc") if n in changed.params._fields
-        ]
-        masked = {n: _masked(p.mask, getattr(changed.params, n)) for n in names}
-        changed = changed._replace(params=changed.params._replace(**masked))
+    if p.mask is not None:
+        changed = changed._replace(params=_with_zero_padding(changed.params, p.mask))
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
 
 
-def _masked(mask, leaf):
-    """Leaves `[H, ...]` with 0 on padding; () where the encoder has no bias."""
-    if isinstance(leaf, tuple):
-        return leaf
-    rows = mask.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(rows, leaf, 0)
+def _with_zero_padding(params, mask):
+    """The params with 0 in the padding, which a narrower model does not have."""
+
+    def zeroed(leaf):
+        return jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+    names = [n for n in ("W", "W_enc", "W_dec", "b_enc") if n in params._fields]
+    return params._replace(  # b_enc may be (), which tree.map leaves alone
+        **{name: jax.tree.map(zeroed, getattr(params, name)) for name in names}
+    )
 
 
 # ---- batches -------------------------------------------------------------------------
@@ -345,7 +347,13 @@ def num_steps(data: Data, config: TrainConfig) -> int:
     return num_rows(data) // config.batch_size
 
 
-def _all_finite(tree) -> Bool[Array, ""]:
+def map_pair(function: Callable[[Any], Any], data: Any) -> Any:
+    """`function` of an array, or of each array of a pair (inputs, targets)."""
+    return tuple(map(function, data)) if isinstance(data, tuple) else function(data)
+
+
+def all_finite(tree) -> Bool[Array, ""]:
+    """Whether every number of a pytree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves))
 

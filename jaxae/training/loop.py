@@ -10,11 +10,10 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
-from jaxae.training import batching, checks, divergence, epochs
+from jaxae.training import batching, checks, diagnostics, epochs
 from jaxae.training.checkpointing import Best, Checkpointer, RunState
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import Data, TrainState
-from jaxae.training.evaluation import Evaluator
 
 
 class PreparedRun(NamedTuple):
@@ -86,14 +85,17 @@ def execute(
       checkpoints: from `open_checkpoints`.
       on_segment: `(step) -> None`, called after every segment of an epoch.
     """
-    evaluator, on_segment = Evaluator(prepared), on_segment or (lambda step: None)
+    on_segment = on_segment or (lambda step: None)
+    probe = None
+    if prepared.config.diagnostics:
+        probe = diagnostics.probe(prepared.data, prepared.key, prepared.hparams)
     with Checkpointer(checkpoints, prepared.config, run_state) as checkpointer:
         status = status_of(prepared, run_state)
         while status is None:
             run_state = _train_epoch(prepared, run_state, checkpointer, on_segment)
             should_stop = False
             if _is_epoch_over(prepared, run_state):
-                metrics = evaluator.metrics(run_state.state, run_state.means)
+                metrics = _epoch_metrics(prepared, run_state, probe)
                 run_state = _end_epoch(run_state, metrics, prepared.config)
                 should_stop = _call_back(prepared, run_state)
             checkpointer.save_if_due(run_state)
@@ -133,10 +135,8 @@ def _train_epoch(
             if int(state.stopped_at) >= 0:
                 return _diverged(prepared, run_state, block, epoch_start)
             on_segment(epoch_start + last)
-            if _is_epoch_over(
-                prepared, run_state
-            ):  # the caller saves it with its metrics
-                return run_state
+            if _is_epoch_over(prepared, run_state):
+                return run_state  # `execute` saves it with its metrics
             checkpointer.save_if_due(run_state)
             if checkpointer.is_interrupted:
                 return run_state
@@ -153,7 +153,7 @@ def _diverged(
     if block.order is not None:
         size = prepared.config.batch_size
         rows = np.asarray(block.order)[i * size : (i + 1) * size]
-    reason = divergence.explain(
+    reason = diagnostics.explain_divergence(
         state,
         block.batch_at(i),
         rows,
@@ -171,6 +171,50 @@ def _diverged(
 def _is_epoch_over(prepared: PreparedRun, run_state: RunState) -> bool:
     epoch_end = (len(run_state.history) + 1) * prepared.steps_per_epoch
     return run_state.reason is not None or int(run_state.state.step) == epoch_end
+
+
+def _epoch_metrics(
+    prepared: PreparedRun, run_state: RunState, probe: Any
+) -> dict[str, float]:
+    """Means over the steps of the epoch, and metrics of the model at its end.
+
+    The model is evaluated on the validation data and on `probe`, the same rows of the
+    training data after every epoch; None without config.diagnostics.
+    """
+    state, means = run_state.state, run_state.means
+    metrics = _prefixed("train", means.read(prepared.config))
+    if probe is not None:
+        scores = _dataset_metrics(prepared, state, probe)
+        for name in diagnostics.names_of_step(prepared.objective):
+            del scores[name]  # "train/" has their means over the steps of the epoch
+        metrics |= _prefixed("train", scores) | _step_norms(prepared, state, probe)
+    if prepared.validation is not None:
+        scores = _dataset_metrics(prepared, state, prepared.validation)
+        metrics |= _prefixed("validation", scores)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _dataset_metrics(prepared: PreparedRun, state: TrainState, X) -> dict[str, float]:
+    return diagnostics.evaluate(
+        prepared.objective, state.params, X, prepared.hparams, state.state
+    )
+
+
+def _step_norms(prepared: PreparedRun, state: TrainState, probe) -> dict[str, Any]:
+    """The norms of a step on the first batch of the probe, always with one noise."""
+    batch = jax.tree.map(lambda rows: rows[: prepared.config.batch_size], probe)
+    return diagnostics.step_norms(
+        state,
+        batch,
+        state.key,
+        prepared.hparams,
+        objective=prepared.objective,
+        config=prepared.config,
+    )
+
+
+def _prefixed(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
 def _end_epoch(
