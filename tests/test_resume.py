@@ -22,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import checkpointing, fingerprint, host, loop
+from jaxae.training import checkpointing, host, loop
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -281,7 +281,7 @@ def test_a_fingerprint_has_the_arguments_of_a_partial_and_no_address():
     def identity(build, decay):
         partial = functools.partial(optimizer, build, decay=decay)
         run = OBJECTIVE, config(optimizer=partial), {}, KEY, None, X, None
-        return fingerprint.fingerprint(*run)["config"]["optimizer"]
+        return checkpointing.fingerprint(*run)["config"]["optimizer"]
 
     name = f"{optimizer.__module__}.{optimizer.__qualname__}"
     sgd, adam = (f"{f.__module__}.{f.__qualname__}" for f in (optax.sgd, optax.adam))
@@ -301,7 +301,7 @@ class Source:
 def test_a_fingerprint_has_the_fields_of_a_source():
     def identity(source):
         run = OBJECTIVE, config(steps_per_epoch=2), {}, KEY, None, source, None
-        return fingerprint.fingerprint(*run)["data"]
+        return checkpointing.fingerprint(*run)["data"]
 
     zeros, ones = np.zeros(6), np.ones(6)
     assert identity(Source(1.0, zeros)) == identity(Source(1.0, zeros.copy()))
@@ -310,7 +310,7 @@ def test_a_fingerprint_has_the_fields_of_a_source():
 
 
 def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
-    monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
+    monkeypatch.setattr(checkpointing, "__version__", "9.9.9")
     versions = re.escape(f'version.jaxae is "{jaxae.__version__}" there and "9.9.9"')
     with pytest.raises(ValueError, match=versions):
         train(saved)

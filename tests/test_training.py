@@ -16,8 +16,8 @@ import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.autoencoder import model as autoencoder_model
 from jaxae.training import checks, diagnostics, epochs, host, loop
+from jaxae.training.checkpointing import fingerprint
 from jaxae.training.config import settings
-from jaxae.training.fingerprint import fingerprint
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -21,10 +21,10 @@ __all__ = [
 # - config: the command line has an option for each setting of `TrainConfig`;
 # - epochs: a sweep vmaps the training step of a single run;
 # - diagnostics: the metrics of a lane are those of a single run;
-# - fingerprint, checkpointing: a sweep resumes in the same way as a run;
+# - checkpointing: a sweep resumes in the same way as a run;
 # - host: the command line calls the phases of `train` separately.
 KERNEL = {
-    "checkpointing": {"Pace"},
+    "checkpointing": {"Pace", "fingerprint"},
     "checks": {
         "as_data",
         "as_hparams",
@@ -63,7 +63,6 @@ KERNEL = {
         "sorted_rows",
         "sorted_rows_on_host",
     },
-    "fingerprint": {"fingerprint"},
     "host": {
         "PreparedRun",
         "advice",

@@ -18,10 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
 from jaxae.training import checkpointing, checks, diagnostics, epochs
-from jaxae.training.checkpointing import RunState
+from jaxae.training.checkpointing import RunState, fingerprint
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import Data
-from jaxae.training.fingerprint import fingerprint
 from jaxae.training.loop import PreparedRun, Run, execute, status_of
 
 __all__ = [
