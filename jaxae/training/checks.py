@@ -1,5 +1,10 @@
-"""Checks and conversions of the arguments of `train`, before any work."""
+"""Checks and conversions of the arguments of `train`, before any work.
 
+Each raises an `ArgumentError` that names the argument.
+"""
+
+import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,15 +28,18 @@ from jaxae.data import check_array
 from jaxae.objective import Objective
 from jaxae.training import diagnostics, epochs
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import INIT_SCALE, INIT_SCALES, Data, num_rows, num_steps
+from jaxae.training.epochs import (
+    INIT_SCALE,
+    INIT_SCALES,
+    Data,
+    map_pair,
+    num_rows,
+    num_steps,
+)
 
 
 def check_arguments(objective, key, config, params=None) -> None:
-    """Check types, and that params are of this model and finite.
-
-    Raises:
-      ValueError: naming the argument.
-    """
+    """Check types, and that params are of this model and finite."""
     if not isinstance(objective, Objective):
         raise _checks.ArgumentError(
             "objective",
@@ -46,9 +54,8 @@ def check_arguments(objective, key, config, params=None) -> None:
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        for name, leaf in _checks.named(params):
             if not np.isfinite(leaf).all():
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise _checks.ArgumentError(
                     f"params.{name}",
                     "must be finite",
@@ -60,13 +67,7 @@ def check_arguments(objective, key, config, params=None) -> None:
 def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Check the training data, cast them to `dtype`, and copy them to the device.
-
-    Data that exceed the memory budget stay on the host.
-
-    Raises:
-      ValueError: for bad values (which row and column), shapes or sizes.
-    """
+    """Check training data; rows are placed as by `as_rows`, a source is returned."""
     if callable(data):
         if config.steps_per_epoch is None:
             raise _checks.ArgumentError(
@@ -98,9 +99,6 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
     """Check rows `[N, D]`, or a pair (inputs, targets), and cast them to `dtype`.
 
     Returns arrays on the device if they fit the budget in bytes, else Views.
-
-    Raises:
-      ValueError: for bad values (which row and column), shapes or sizes.
     """
     if isinstance(data, tuple) and len(data) != 2:
         raise _checks.ArgumentError(
@@ -109,8 +107,8 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             f"a {type(data).__name__} of {len(data)}",
             "for a Dataset, pass its .train",
         )
+    data = map_pair(functools.partial(_checks.as_array, name), data)
     arrays = data if isinstance(data, tuple) else (data,)
-    arrays = tuple(_checks.as_array(name, array) for array in arrays)
     inputs, targets = arrays[0], arrays[-1]
     if inputs is not targets:
         _check_rows(name, inputs, objective, None)
@@ -120,8 +118,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             name, "must pair inputs and targets of equal length"
         )
     fits = _num_bytes(arrays, dtype) <= budget
-    rows = tuple(_placed(name, array, dtype, fits) for array in arrays)
-    return rows if isinstance(data, tuple) else rows[0]
+    return map_pair(lambda array: _placed(name, array, dtype, fits), data)
 
 
 def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
@@ -166,11 +163,7 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
 
 
 def as_callbacks(on_epoch) -> tuple[Callable, ...]:
-    """Return the callbacks of `train`, of which there may be none, one or many.
-
-    Raises:
-      ValueError: if a callback is not callable.
-    """
+    """Return the callbacks of `train`, which takes None, one or several."""
     if on_epoch is None:
         return ()
     is_many = isinstance(on_epoch, Iterable) and not isinstance(on_epoch, str)
@@ -181,11 +174,7 @@ def as_callbacks(on_epoch) -> tuple[Callable, ...]:
 
 
 def check_patience(config: TrainConfig, validation) -> None:
-    """Reject early stopping by a validation metric without validation data.
-
-    Raises:
-      ValueError: naming it.
-    """
+    """Reject early stopping by a validation metric without validation data."""
     is_validation = config.monitor.startswith("validation/")
     if config.patience is not None and is_validation and validation is None:
         raise _checks.ArgumentError(
@@ -200,9 +189,6 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
 
     Called after the first epoch, when the metrics are known. The default monitor may be
     missing, because it needs validation data.
-
-    Raises:
-      ValueError: listing the metrics.
     """
     is_default = config.monitor == TrainConfig().monitor and config.patience is None
     if config.monitor not in metrics and not is_default:
@@ -215,11 +201,7 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
 
 
 def check_updates(config: TrainConfig, data: Data) -> None:
-    """Reject an optimizer that accumulates more gradients than the run has steps.
-
-    Raises:
-      ValueError: naming the number.
-    """
+    """Reject an optimizer that accumulates more gradients than the run has steps."""
     accumulate = getattr(config.optimizer, "accumulate", 1)
     total = config.num_epochs * num_steps(data, config)
     if accumulate > total:
@@ -232,11 +214,7 @@ def check_updates(config: TrainConfig, data: Data) -> None:
 
 
 def as_hparams(hparams, dtype) -> dict[str, Array]:
-    """The hyperparameters as arrays of at least float32, so that they are traced.
-
-    Raises:
-      ValueError: for what is not a finite real scalar.
-    """
+    """The hyperparameters as arrays of at least float32, so that they are traced."""
     _checks.hparams(hparams)
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
@@ -255,28 +233,20 @@ def _is_finite(value: Any, dtype) -> bool:
         return False
 
 
-class _RecordedReads(Mapping):
+class _RecordedReads(collections.UserDict):
     """Hyperparameters that record which names are read; a missing one reads as 1."""
 
     def __init__(self, hparams):
-        self._hparams, self.names = hparams, set()
+        super().__init__(hparams)
+        self.names = set()
 
     def __getitem__(self, name):
         self.names.add(name)
-        return self._hparams.get(name, 1.0)
+        return self.data.get(name, 1.0)
 
     def get(self, name, default=None):
         """Like `dict.get`; a hyperparameter that is read by it is optional."""
-        return self[name] if name in self._hparams else default
-
-    def __contains__(self, name):
-        return name in self._hparams
-
-    def __iter__(self):
-        return iter(self._hparams)
-
-    def __len__(self):
-        return len(self._hparams)
+        return self[name] if name in self.data else default
 
 
 def check_hparams(
@@ -287,22 +257,17 @@ def check_hparams(
     key,
     params=None,
 ) -> None:
-    """Reject hyperparameters that nothing reads, that are missing or out of range.
-
-    Raises:
-      ValueError: listing the names.
-    """
+    """Reject hyperparameters that nothing reads, that are missing or out of range."""
     needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
-    if missing or unused:
-        faults = []
-        if missing:
-            faults.append(f"lacks {_checks.argument_list(missing)}")
-        if unused:
-            unread = _checks.argument_list(unused)
-            faults.append(f"has {unread}, which nothing reads")
+    faults = []
+    if missing:
+        faults.append(f"lacks {_checks.argument_list(missing)}")
+    if unused:
+        faults.append(f"has {_checks.argument_list(unused)}, which nothing reads")
+    if faults:
         raise _checks.ArgumentError(
             "hparams",
             " and ".join(faults),
@@ -315,11 +280,7 @@ def check_hparams(
 
 
 def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
-    """Reject hyperparameters that are out of range.
-
-    Raises:
-      ValueError: naming one, its value and its range.
-    """
+    """Reject hyperparameters that are out of range."""
     objective.check_hparams(hparams)
     optimizers.check_hparams(config.optimizer, hparams)
     INIT_SCALES.check(INIT_SCALE, hparams)
@@ -328,11 +289,7 @@ def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) 
 
 
 def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:
-    """The hyperparameters that objective, optimizer and source read.
-
-    Raises:
-      ValueError: if the optimizer or the source fails.
-    """
+    """The hyperparameters that objective, optimizer and source read."""
     names = _names_read_by_optimizer(config, hparams) | set(objective.hparam_names)
     if callable(data):
         names |= _names_read_by_source(objective, data, hparams, key)
@@ -359,7 +316,7 @@ def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
 
 
 def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str]:
-    """Found by tracing one batch, whose shape and dtype are checked as well."""
+    """Trace one batch, whose shape and dtype are checked as well."""
     names = set()
 
     def batch(key, hparams):
@@ -385,9 +342,6 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
 
     The objective, the metrics of an epoch and, where training uses it, the hand-derived
     gradient are traced; nothing is computed.
-
-    Raises:
-      ValueError: naming the part, its function and the leaf.
     """
     ae = objective.ae
     known = [
@@ -408,18 +362,13 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
         if config.gradient == "manual" or config.diagnostics:
             manual.value_and_grad(objective)(params, batch, key, hparams, state)
 
-    hparams = dict.fromkeys(objective.hparam_names, _NUMBER)
-    jax.eval_shape(work, key, _batch(objective, config), hparams)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    hparams = dict.fromkeys(objective.hparam_names, number)
+    jax.eval_shape(work, key, _batch(objective, config, jnp.float32), hparams)
 
 
-_NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def _batch(
-    objective: Objective, config: TrainConfig, dtype: Any = jnp.float32
-) -> jax.ShapeDtypeStruct:
-    shape = (config.batch_size, objective.ae.input_dim)
-    return jax.ShapeDtypeStruct(shape, dtype)
+def _batch(objective: Objective, config: TrainConfig, dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((config.batch_size, objective.ae.input_dim), dtype)
 
 
 def _check_after_update(
