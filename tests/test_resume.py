@@ -22,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import checkpointing, host, loop
+from jaxae.training import checkpointing, trainer
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -66,7 +66,7 @@ class Stop(Exception):
 def crash_at(step, checkpoint_dir, **changes):
     """Train, and raise after the first segment that reaches that step."""
     arguments = {"hparams": HPARAMS, "key": KEY, "config": config(**changes)}
-    prepared = host.prepare(
+    prepared = trainer.prepare(
         OBJECTIVE, X, validation=X[:9], has_checkpoints=True, **arguments
     )
 
@@ -74,10 +74,10 @@ def crash_at(step, checkpoint_dir, **changes):
         if at >= step:
             raise Stop
 
-    with host.open_checkpoints(prepared, checkpoint_dir) as checkpoints:
+    with trainer.open_checkpoints(prepared, checkpoint_dir) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(
-                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            trainer.execute(
+                prepared, trainer.start(prepared, checkpoints), checkpoints, on_segment
             )
 
 
@@ -88,7 +88,7 @@ def test_saving_changes_nothing_and_a_finished_run_trains_no_more(
     tmp_path, uninterrupted, monkeypatch
 ):
     assert_same(train(tmp_path / "run"), uninterrupted)
-    monkeypatch.setattr(loop, "_train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
     assert_same(train(tmp_path / "run"), uninterrupted)
 
 
@@ -150,7 +150,7 @@ def test_the_state_of_optimizer_and_metrics_is_saved(tmp_path, changes):
     if "optimizer" in changes:
         hparams |= {"adamw_decay": 0.1, "schedule_steps": 5, "final_fraction": 0.1}
     expected = train(config=config(**changes), hparams=hparams)
-    prepared = host.prepare(
+    prepared = trainer.prepare(
         OBJECTIVE,
         X,
         hparams=hparams,
@@ -164,10 +164,10 @@ def test_the_state_of_optimizer_and_metrics_is_saved(tmp_path, changes):
         if at >= 15:
             raise Stop
 
-    with host.open_checkpoints(prepared, tmp_path) as checkpoints:
+    with trainer.open_checkpoints(prepared, tmp_path) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(
-                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            trainer.execute(
+                prepared, trainer.start(prepared, checkpoints), checkpoints, on_segment
             )
     assert_same(train(tmp_path, config=config(**changes), hparams=hparams), expected)
 

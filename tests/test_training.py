@@ -15,7 +15,7 @@ from test_autoencoder import model
 import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.autoencoder import model as autoencoder_model
-from jaxae.training import checks, diagnostics, epochs, host, loop
+from jaxae.training import checks, diagnostics, epochs, trainer
 from jaxae.training.checkpointing import fingerprint
 from jaxae.training.config import settings
 
@@ -195,7 +195,7 @@ def count_traces(monkeypatch):
         return step(*arguments, **keywords)
 
     monkeypatch.setattr(epochs, "step", counted)
-    loop._run_steps.clear_cache()
+    trainer._run_steps.clear_cache()
     return traces
 
 
@@ -211,7 +211,7 @@ def test_few_calls_lead_from_train_to_the_matrix_product(gradient, monkeypatch):
         return product(*arguments, **keywords)
 
     monkeypatch.setattr(autoencoder_model, "product", traced)
-    loop._run_steps.clear_cache()
+    trainer._run_steps.clear_cache()
     train(config=config(num_epochs=1, gradient=gradient))
     path = next(path for path in paths if "step" in path)
     assert path[0] == "train" and path[-1] == "encoder_pre_acts"
@@ -573,7 +573,7 @@ def bad(value, row=3, column=2):
     ],
 )
 def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkeypatch):
-    monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "execute", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
     assert "\n" not in str(error.value)

@@ -2,8 +2,8 @@
 
 from jaxae.training.config import TrainConfig
 from jaxae.training.epochs import TrainState, epoch, init_state, step
-from jaxae.training.host import train
-from jaxae.training.loop import Run
+from jaxae.training.run import Run
+from jaxae.training.trainer import train
 
 __all__ = [
     "Run",
@@ -22,7 +22,7 @@ __all__ = [
 # - epochs: a sweep vmaps the training step of a single run;
 # - diagnostics: the metrics of a lane are those of a single run;
 # - checkpointing: a sweep resumes in the same way as a run;
-# - host: the command line calls the phases of `train` separately.
+# - run, trainer: the command line calls the phases of `train` separately.
 KERNEL = {
     "checkpointing": {"Pace", "fingerprint"},
     "checks": {
@@ -63,14 +63,6 @@ KERNEL = {
         "sorted_rows",
         "sorted_rows_on_host",
     },
-    "host": {
-        "PreparedRun",
-        "advice",
-        "all_steps_skipped",
-        "execute",
-        "open_checkpoints",
-        "prepare",
-        "start",
-        "status_of",
-    },
+    "run": {"PreparedRun", "advice", "all_steps_skipped", "status_of"},
+    "trainer": {"execute", "open_checkpoints", "prepare", "start"},
 }

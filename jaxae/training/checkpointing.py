@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jaxlib
@@ -20,26 +20,7 @@ from jaxae.autoencoder.files import describe
 from jaxae.checkpoints import Checkpoints
 from jaxae.data import column_stats
 from jaxae.training.config import TrainConfig, settings
-from jaxae.training.epochs import Means, TrainState
-
-
-class Best(NamedTuple):
-    """The best epoch so far, by config.monitor."""
-
-    epoch: int  # counted from 1
-    value: float
-    params: Any
-
-
-class RunState(NamedTuple):
-    """Everything that a run needs to continue after a step."""
-
-    state: TrainState
-    means: Means  # over the steps so far of the epoch in progress
-    history: tuple[dict[str, float], ...]  # the metrics of each epoch that has ended
-    best: Best | None = None
-    reason: str | None = None  # why the run diverged
-
+from jaxae.training.run import Best, RunState
 
 # ---- as arrays by name, and back -----------------------------------------------------
 
