@@ -4,6 +4,7 @@ They read no clock, no global state and no random state. The optimizer is built 
 them from traced hyperparameters.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -304,7 +305,7 @@ def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
 
 def batches(
     state: TrainState, i, hparams, data: Data, order, config: TrainConfig
-) -> jax.tree_util.Partial:
+) -> Callable[[Any], Any]:
     """Return the function `j -> batch j` of the epoch that began i steps before state.
 
     The function is a pytree, so that a compiled program can take it as an argument.
@@ -313,25 +314,33 @@ def batches(
         order_key, _ = _epoch_keys(state.key, state.step - i)
         draw = functools.partial(_batch_of_source, data)
         return jax.tree_util.Partial(draw, order_key, hparams)
-    num_batches = len(order) // config.batch_size
-    if num_batches == 0:
+    if len(order) < config.batch_size:
         raise _checks.ArgumentError(
             "batch_size",
             "must be at most the number of examples",
             f"{config.batch_size} for {len(order)}",
         )
-    rows = order[: num_batches * config.batch_size].reshape(num_batches, -1)
-    data = jax.tree.map(jnp.asarray, data)
-    return jax.tree_util.Partial(_batch_of_rows, data, rows)
+    return _RowBatches(jax.tree.map(jnp.asarray, data), order, config.batch_size)
 
 
 def _batch_of_source(source, order_key, hparams, j):
     return source(jax.random.fold_in(order_key, j), hparams)
 
 
-def _batch_of_rows(data, rows: Int32[Array, "num_batches B"], j):
-    batch_rows = jax.lax.dynamic_index_in_dim(rows, j, keepdims=False)
-    return jax.tree.map(lambda leaf: leaf[batch_rows], data)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _RowBatches:
+    """`j -> batch j`, the rows of the data at a slice of their order."""
+
+    data: Any
+    order: Int32[Array, "N"]
+    # Static: a program slices without work on the host before each epoch.
+    batch_size: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, j):
+        start = j * self.batch_size
+        rows = jax.lax.dynamic_slice_in_dim(self.order, start, self.batch_size)
+        return jax.tree.map(lambda leaf: leaf[rows], self.data)
 
 
 def num_rows(data: Any) -> int:
