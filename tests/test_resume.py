@@ -22,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import checkpointing, trainer
+from jaxae.training import batches, checkpointing, trainer
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -198,9 +198,7 @@ def test_the_location_of_the_data_changes_no_bit(tmp_path, uninterrupted):
 def test_blocks_of_rows_are_read_ahead_and_resumed_inside(
     tmp_path, uninterrupted, monkeypatch
 ):
-    from jaxae.training import batching
-
-    monkeypatch.setattr(batching, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
+    monkeypatch.setattr(batches, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
     settings_ = {"memory_budget": 100, "checkpoint_steps": 1}
     crash_at(5, tmp_path / "run", **settings_)
     assert_same(train(tmp_path / "run", config=config(**settings_)), uninterrupted)

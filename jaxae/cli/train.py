@@ -28,9 +28,9 @@ from jaxae.cli.options import (
 )
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.data.scaling import save_scaling
-from jaxae.training import Run, epochs, trainer
-from jaxae.training.epochs import INIT_SCALE, INIT_SCALES
+from jaxae.training import Run, trainer
 from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
+from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -83,7 +83,7 @@ def _execute(
     out: Path, job: PreparedRun, progress: Any, checkpoints: Any, interrupt: Interrupt
 ) -> Run:
     """Train, and write the metrics of each epoch when it ends."""
-    num_steps = job.config.num_epochs * epochs.num_steps(job.data, job.config)
+    num_steps = job.config.num_epochs * job.steps_per_epoch
     with Reporter(out, job.config, num_steps, progress.history) as reporter:
 
         def on_epoch(row, state):
@@ -269,7 +269,7 @@ def _is_done(out: Path, job: PreparedRun, progress: Any) -> bool:
 def _state_of(job: PreparedRun, progress: Any) -> str:
     """Whether a finished run has the epochs that are asked for, or more."""
     num_epochs, step = job.config.num_epochs, int(progress.state.step)
-    num_steps = num_epochs * epochs.num_steps(job.data, job.config)
+    num_steps = num_epochs * job.steps_per_epoch
     if step <= num_steps:
         return "the run is finished"
     return (

@@ -26,16 +26,10 @@ from jaxae import (
 from jaxae import data as data_module
 from jaxae.data import check_array
 from jaxae.objective import Objective
-from jaxae.training import diagnostics, epochs
+from jaxae.training import diagnostics, train_step
+from jaxae.training.batches import Data, map_pair, num_steps
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import (
-    INIT_SCALE,
-    INIT_SCALES,
-    Data,
-    map_pair,
-    num_rows,
-    num_steps,
-)
+from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
 
 
 def check_arguments(objective, key, config, params=None) -> None:
@@ -68,30 +62,16 @@ def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
     """Check training data; rows are placed as by `as_rows`, a source is returned."""
-    if callable(data):
-        if config.steps_per_epoch is None:
+    if not callable(data):
+        if config.steps_per_epoch is not None:
             raise _checks.ArgumentError(
                 "steps_per_epoch",
-                "must be set if data is a source",
-                "None",
-                "use TrainConfig(steps_per_epoch=...)",
+                "must be None if data is an array",
+                str(config.steps_per_epoch),
+                "an epoch has len(data) // batch_size steps",
             )
-        return data
-    if config.steps_per_epoch is not None:
-        raise _checks.ArgumentError(
-            "steps_per_epoch",
-            "must be None if data is an array",
-            str(config.steps_per_epoch),
-            "an epoch has len(data) // batch_size steps",
-        )
-    data = as_rows(name, data, objective, dtype, config.memory_budget)
-    num_examples = num_rows(data)
-    if config.batch_size > num_examples:
-        raise _checks.ArgumentError(
-            "batch_size",
-            "must be at most the number of examples",
-            f"{config.batch_size} for {num_examples}",
-        )
+        data = as_rows(name, data, objective, dtype, config.memory_budget)
+    num_steps(data, config)  # raises if the data have none
     return data
 
 
@@ -378,8 +358,10 @@ def _check_after_update(
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
 
     def work(key, batch, hparams, params):
-        state = epochs.init_state(objective, hparams, key, config=config, params=params)
-        return epochs.step(
+        state = train_step.init_state(
+            objective, hparams, key, config=config, params=params
+        )
+        return train_step.step(
             state, batch, key, hparams, objective=objective, config=config
         )
 

@@ -16,7 +16,8 @@ from jaxae import data as data_module
 from jaxae._moments import Moments, merge
 from jaxae.objective import Objective
 from jaxae.terms import Pass, example_losses
-from jaxae.training import epochs
+from jaxae.training import train_step
+from jaxae.training.batches import map_pair, noise_key_of, num_rows
 from jaxae.training.config import TrainConfig
 
 # ---- metrics of a dataset ------------------------------------------------------------
@@ -105,7 +106,7 @@ def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sum
     `evaluate_batch` returns the dict of `evaluate_block` for a batch, of one model or,
     along leading axes, of several.
     """
-    X = epochs.map_pair(functools.partial(_checks.as_array, "X"), X)
+    X = map_pair(functools.partial(_checks.as_array, "X"), X)
     lengths = [len(rows) for rows in (X if isinstance(X, tuple) else (X,))]
     if lengths[0] == 0 or lengths[0] != lengths[-1]:
         raise _checks.ArgumentError(
@@ -116,7 +117,7 @@ def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sum
 
     def sums_at(start):
         block = slice(start, start + block_rows)
-        batch = epochs.map_pair(lambda rows: jnp.asarray(rows[block]), X)
+        batch = map_pair(lambda rows: jnp.asarray(rows[block]), X)
         evaluated = jax.device_get(evaluate_batch(batch))
         moments = _moments_of(jax.tree.leaves(batch)[-1])
         totals = {
@@ -252,8 +253,8 @@ def probe(data: Any, key, hparams) -> Any:
     """At most `PROBE_ROWS` rows spread evenly over the training data, on the device."""
     if callable(data):
         return _draw_probe(key, hparams, source=data)
-    num_rows = epochs.num_rows(data)
-    numbers = np.arange(0, num_rows, math.ceil(num_rows / PROBE_ROWS))
+    size = num_rows(data)
+    numbers = np.arange(0, size, math.ceil(size / PROBE_ROWS))
 
     def take(rows):
         if isinstance(rows, jax.Array):
@@ -305,7 +306,7 @@ def step_norms(
 
 @functools.partial(jax.jit, static_argnames=("objective", "config"))
 def _step_norms(state, batch, key, hparams, *, objective, config) -> dict[str, Any]:
-    update = epochs.compute_update(
+    update = train_step.compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
     paths = manual.batch_path_grads(objective, state.params, update.batch)
@@ -346,7 +347,7 @@ def explain_divergence(
       objective: what is minimised.
       config: the static configuration.
     """
-    key = jax.random.fold_in(epochs.noise_key_of(state.key, state.stopped_at - i), i)
+    key = jax.random.fold_in(noise_key_of(state.key, state.stopped_at - i), i)
     is_finite = jax.device_get(
         _is_finite(
             state, batch, key, hparams, objective=objective, config=config.program()
@@ -376,13 +377,13 @@ def _failing_rows(is_bad: np.ndarray, rows: np.ndarray | None) -> str:
 
 @functools.partial(jax.jit, static_argnames=("objective", "config"))
 def _is_finite(state, batch, key, hparams, *, objective, config) -> dict[str, Any]:
-    update = epochs.compute_update(
+    update = train_step.compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
     losses = example_losses(objective.ae, state.params, update.batch)
     return {
-        "gradient": jax.tree.map(epochs.all_finite, update.grads),
-        "update": jax.tree.map(epochs.all_finite, update.params),
+        "gradient": jax.tree.map(train_step.all_finite, update.grads),
+        "update": jax.tree.map(train_step.all_finite, update.params),
         "loss": jnp.isfinite(update.loss),
         "losses": jnp.isfinite(losses),
     }

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae.training import diagnostics, epochs
+from jaxae.training import diagnostics
+from jaxae.training.batches import Data, num_steps
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Data, Means, TrainState
+from jaxae.training.train_step import Means, TrainState
 
 
 class PreparedRun(NamedTuple):
@@ -26,7 +27,7 @@ class PreparedRun(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """The number of batches of an epoch."""
-        return epochs.num_steps(self.data, self.config)
+        return num_steps(self.data, self.config)
 
 
 class Best(NamedTuple):

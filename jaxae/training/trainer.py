@@ -14,10 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxae import _checks
 from jaxae.checkpoints import Checkpoints
-from jaxae.training import batching, checkpointing, checks, diagnostics, epochs
+from jaxae.training import batches, checkpointing, checks, diagnostics, train_step
+from jaxae.training.batches import Block, Data
 from jaxae.training.checkpointing import Checkpointer
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Data
 from jaxae.training.run import Best, PreparedRun, Run, RunState, status_of, warnings_of
 
 
@@ -174,11 +174,11 @@ def _initial_state(prepared: PreparedRun) -> RunState:
     objective, hparams, params = prepared.objective, prepared.hparams, prepared.params
     if params is not None:  # a copy, because training donates its state
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    state = epochs.init_state(
+    state = train_step.init_state(
         objective, hparams, prepared.key, config=prepared.config, params=params
     )
     batch = _shape_of_batch(prepared)
-    means = epochs.init_means(state, batch, hparams, objective=objective)
+    means = train_step.init_means(state, batch, hparams, objective=objective)
     state, means = _on_one_mesh((state, means))
     return RunState(state, means, history=())
 
@@ -218,7 +218,7 @@ def _on_one_mesh(tree: Any) -> Any:
 
 # First and last step are traced, so that one program runs any segment of an epoch.
 _run_steps = jax.jit(
-    epochs.run_steps,
+    train_step.run_steps,
     static_argnames=("objective", "config"),
     donate_argnames=("state", "means"),
 )
@@ -270,7 +270,9 @@ def _train_epoch(
     program = {"objective": prepared.objective, "config": config.program()}
     epoch_start = len(run_state.history) * prepared.steps_per_epoch
     first = int(run_state.state.step) - epoch_start
-    for block in batching.blocks(data, run_state.state, first, hparams, config):
+    for block in batches.blocks(
+        data, run_state.state.key, epoch_start, first, hparams, config
+    ):
         while first < block.last:
             last = first + checkpointer.segment_length(
                 epoch_start + first, at_most=block.last - first
@@ -297,7 +299,7 @@ def _train_epoch(
 
 
 def _diverged(
-    prepared: PreparedRun, run_state: RunState, block: batching.Block, epoch_start: int
+    prepared: PreparedRun, run_state: RunState, block: Block, epoch_start: int
 ) -> RunState:
     """The state at the beginning of the failing step, with the reason why it failed."""
     state, config = run_state.state, prepared.config

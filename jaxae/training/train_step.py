@@ -4,24 +4,26 @@ They read no clock, no global state and no random state. The optimizer is built 
 them from traced hyperparameters.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jaxae import _checks, manual
 from jaxae.objective import Aux, Objective
 from jaxae.terms import Pass
+from jaxae.training.batches import (
+    Data,
+    batches_of,
+    noise_key_of,
+    num_rows,
+    num_steps,
+    order_of,
+)
 from jaxae.training.config import TrainConfig
-
-Data = Any  # [N, D], a pair of such arrays, or a pure source (key, hparams) -> batch
-
 
 INIT_SCALE = "init_scale"  # may be left out
 INIT_SCALES = _checks.POSITIVE
@@ -123,20 +125,13 @@ def epoch(
     Returns:
       The new state, and each metric's mean over the logged steps that were not undone.
     """
-    order = None
+    last, order = num_steps(data, config), None
     if not callable(data):
         order = order_of(state.key, state.step, num_rows(data))
-    batch_at = batches(state, 0, hparams, data, order, config)
+    batch_at = batches_of(state.key, state.step, hparams, data, order, config)
     means = init_means(state, batch_at(0), hparams, objective=objective)
     state, means = run_steps(
-        state,
-        means,
-        batch_at,
-        hparams,
-        0,
-        num_steps(data, config),
-        objective=objective,
-        config=config,
+        state, means, batch_at, hparams, 0, last, objective=objective, config=config
     )
     return state, means.read(config)
 
@@ -264,101 +259,6 @@ def _with_zero_padding(params, mask):
     return params._replace(  # b_enc may be (), which tree.map leaves alone
         **{name: jax.tree.map(zeroed, getattr(params, name)) for name in names}
     )
-
-
-# ---- batches -------------------------------------------------------------------------
-
-
-def _epoch_keys(key, epoch_start) -> Array:
-    """Return (order_key, noise_key) of the epoch that begins at step `epoch_start`."""
-    return jax.random.split(jax.random.fold_in(key, epoch_start))
-
-
-def noise_key_of(key, epoch_start) -> Array:
-    """Return the noise key of an epoch; its step i draws from fold_in(key, i)."""
-    return _epoch_keys(key, epoch_start)[1]
-
-
-def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
-    """Return the order of the rows in the epoch that begins at `epoch_start`."""
-    return sorted_rows(order_bits(key, epoch_start, num_rows))
-
-
-def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
-    """Return random bits, one a row; their argsort is the epoch's permutation."""
-    order_key, _ = _epoch_keys(key, epoch_start)
-    return jax.random.bits(order_key, (num_rows,), jnp.uint32)
-
-
-def sorted_rows(bits: UInt32[Array, "N"]) -> Int32[Array, "N"]:
-    """Return the permutation that sorts the bits; ties, about N^2 / 2^33, by row."""
-    return jnp.argsort(bits, stable=True).astype(jnp.int32)
-
-
-def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
-    """`sorted_rows` in NumPy, for `[..., N]`: on a CPU many times faster than XLA."""
-    rows = np.arange(bits.shape[-1], dtype=np.uint64)
-    pairs = (bits.astype(np.uint64) << np.uint64(32)) | rows
-    pairs.sort(axis=-1)
-    return (pairs & np.uint64(2**32 - 1)).astype(np.int32)
-
-
-def batches(
-    state: TrainState, i, hparams, data: Data, order, config: TrainConfig
-) -> Callable[[Any], Any]:
-    """Return the function `j -> batch j` of the epoch that began i steps before state.
-
-    The function is a pytree, so that a compiled program can take it as an argument.
-    """
-    if callable(data):
-        order_key, _ = _epoch_keys(state.key, state.step - i)
-        draw = functools.partial(_batch_of_source, data)
-        return jax.tree_util.Partial(draw, order_key, hparams)
-    if len(order) < config.batch_size:
-        raise _checks.ArgumentError(
-            "batch_size",
-            "must be at most the number of examples",
-            f"{config.batch_size} for {len(order)}",
-        )
-    return _RowBatches(jax.tree.map(jnp.asarray, data), order, config.batch_size)
-
-
-def _batch_of_source(source, order_key, hparams, j):
-    return source(jax.random.fold_in(order_key, j), hparams)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _RowBatches:
-    """`j -> batch j`, the rows of the data at a slice of their order."""
-
-    data: Any
-    order: Int32[Array, "N"]
-    # Static: a program slices without work on the host before each epoch.
-    batch_size: int = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, j):
-        start = j * self.batch_size
-        rows = jax.lax.dynamic_slice_in_dim(self.order, start, self.batch_size)
-        return jax.tree.map(lambda leaf: leaf[rows], self.data)
-
-
-def num_rows(data: Any) -> int:
-    """The number of rows of an array, of Rows, or of a pair of these."""
-    return len(data[0] if isinstance(data, tuple) else data)
-
-
-def num_steps(data: Data, config: TrainConfig) -> int:
-    """The number of steps of an epoch."""
-    if callable(data):
-        assert config.steps_per_epoch is not None  # checked before any work
-        return config.steps_per_epoch
-    return num_rows(data) // config.batch_size
-
-
-def map_pair(function: Callable[[Any], Any], data: Any) -> Any:
-    """`function` of an array, or of each array of a pair (inputs, targets)."""
-    return tuple(map(function, data)) if isinstance(data, tuple) else function(data)
 
 
 def all_finite(tree) -> Bool[Array, ""]:
