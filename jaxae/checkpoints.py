@@ -1,9 +1,8 @@
 """Crash-safe checkpoints: a folder of numbered checkpoints, each written atomically.
 
 orbax writes a checkpoint beside its final place and renames it, so that a kill leaves
-earlier ones untouched. Two things are added here: a digest, since a flipped byte in a
-compressed array may still decode to a number, and a fingerprint of the run in JSON
-values, since the checkpoint of another run must not be resumed.
+earlier ones untouched. Here each gets a digest, since a flipped byte in a compressed
+array may still decode to a number, and the fingerprint of its run, in JSON values.
 """
 
 import contextlib
@@ -207,7 +206,11 @@ class Checkpoints:
                 raise ValueError("its text is not what was saved")
         words = about["words"]
         self._check(words["identity"], self._fingerprint)
-        self._check_arrays(words["arrays"], like)
+        forms = {
+            name: f"{dtype}{shape}" for name, (dtype, shape) in words["arrays"].items()
+        }
+        expected = {name: _checks.describe(array) for name, array in like.items()}
+        self._check({name: forms.get(name) for name in expected}, expected)
         shardings = {
             name: getattr(array, "sharding", None)
             for name, array in {**optional, **like}.items()
@@ -232,11 +235,6 @@ class Checkpoints:
         for name, there, here in differences(saved, expected):
             difference = f"{name} is {there} there and {here} here"
             raise OtherRunError(f"checkpoint_dir {self._directory}", difference)
-
-    def _check_arrays(self, saved: Mapping, like: Mapping[str, Any]) -> None:
-        expected = {name: _checks.describe(array) for name, array in like.items()}
-        forms = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
-        self._check({name: forms.get(name) for name in expected}, expected)
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         new_folders = self._create()

@@ -280,22 +280,15 @@ class GroupRun:
             self._means_shapes = jax.eval_shape(
                 init,
                 program.to_train_state(lane, self._key, np.int32(0)),
-                self._batch_shape(lane_hparams),
+                batches.batch_shape(
+                    self.data, self._key, lane_hparams, self.group.config
+                ),
                 lane_hparams,
             )
         shape = layout.slots.shape
         return jax.tree.map(
             lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype),
             self._means_shapes,
-        )
-
-    def _batch_shape(self, hparams) -> Any:
-        if self._source is not None:
-            return jax.eval_shape(self._source, self._key, hparams)
-        size = self.group.config.batch_size
-        return jax.tree.map(
-            lambda rows: jax.ShapeDtypeStruct((size, rows.shape[1]), rows.dtype),
-            self.data,
         )
 
     def _run(self, layout: Layout, state, means, hparams, shared, first, last):

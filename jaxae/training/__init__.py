@@ -5,15 +5,7 @@ from jaxae.training.run import Run
 from jaxae.training.train_step import TrainState, epoch, init_state, step
 from jaxae.training.trainer import train
 
-__all__ = [
-    "Run",
-    "TrainConfig",
-    "TrainState",
-    "epoch",
-    "init_state",
-    "step",
-    "train",
-]
+__all__ = ["Run", "TrainConfig", "TrainState", "epoch", "init_state", "step", "train"]
 
 # The names that are not public but that other packages of jaxae may import, by module
 # (checked by tests/test_package.py). Why these packages need them:
@@ -26,7 +18,8 @@ __all__ = [
 KERNEL = {
     module: set(names.split())
     for module, names in {
-        "batches": "Data argsort_on_host batches_of num_rows num_steps order_bits",
+        "batches": "Data argsort_on_host batch_shape batches_of num_rows num_steps "
+        "order_bits",
         "checkpointing": "Pace fingerprint",
         "checks": "as_data as_hparams as_rows check_arguments check_hparams "
         "check_numbers check_parts check_updates names_read",

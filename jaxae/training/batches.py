@@ -53,6 +53,18 @@ def num_steps(data: Data, config: TrainConfig) -> int:
     return num_rows(data) // config.batch_size
 
 
+def batch_shape(data: Data, key, hparams, config: TrainConfig) -> Any:
+    """The shape and dtype of a batch, or of both arrays of a pair."""
+    if callable(data):
+        return jax.eval_shape(data, key, hparams)
+    return jax.tree.map(
+        lambda rows: jax.ShapeDtypeStruct(
+            (config.batch_size, rows.shape[1]), rows.dtype
+        ),
+        data,
+    )
+
+
 # ---- random order and noise ----------------------------------------------------------
 
 
@@ -169,8 +181,9 @@ def blocks(
 
 def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
     """Yield blocks; a thread reads the next one while training uses the last one."""
-    end = num_steps(data, config)
-    length = _block_length(data, end, config)
+    arrays, end = jax.tree.leaves(data), num_steps(data, config)
+    row_bytes = sum(rows.shape[1] * np.dtype(rows.dtype).itemsize for rows in arrays)
+    length = max(1, min(end, _BLOCK_BYTES // (config.batch_size * row_bytes)))
     starts = range(first, end, length)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
         read = functools.partial(_read, data, order, length=length, config=config)
@@ -181,15 +194,6 @@ def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
                 ahead = reader.submit(read, start + length)
             batch_at = jax.tree_util.Partial(_batch_of_block, block, np.int32(start))
             yield Block(start, min(start + length, end), batch_at, order)
-
-
-def _block_length(data, num_steps: int, config: TrainConfig) -> int:
-    """Return the number of batches of a block of `_BLOCK_BYTES`."""
-    row_bytes = sum(
-        rows.shape[1] * np.dtype(rows.dtype).itemsize for rows in jax.tree.leaves(data)
-    )
-    batch_bytes = config.batch_size * row_bytes
-    return max(1, min(num_steps, _BLOCK_BYTES // batch_bytes))
 
 
 def _read(data, order: np.ndarray, start: int, length: int, config: TrainConfig):

@@ -29,7 +29,7 @@ _HISTORY, _BEST = "history", "best."
 
 def save(checkpoints: Checkpoints, run_state: RunState) -> None:
     """Save the state of a run, in the background; see `Checkpoints.save`."""
-    arrays = _arrays(run_state)
+    arrays = _by_name(_saved_trees(run_state))
     if run_state.history:
         rows = [list(metrics.values()) for metrics in run_state.history]
         arrays[_HISTORY] = np.array(rows, np.float64)
@@ -45,11 +45,10 @@ def save(checkpoints: Checkpoints, run_state: RunState) -> None:
 
 
 def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
-    """Return the state of the last checkpoint, with the structure and sharding of
-    `initial`; None if there is no checkpoint.
-    """
+    """Return the last saved state, sharded like the initial one; None without one."""
     params = initial.state.params
-    checkpoint = checkpoints.restore(_arrays(initial), _by_name(params, _BEST))
+    trees = _saved_trees(initial)
+    checkpoint = checkpoints.restore(_by_name(trees), _by_name(params, _BEST))
     if checkpoint is None:
         return None
     arrays, notes = checkpoint.arrays, checkpoint.notes
@@ -60,7 +59,7 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
     best = None
     if "best" in notes:
         best = Best(**notes["best"], params=_from_names(params, arrays, _BEST))
-    trees = _from_names(_saved_trees(initial), arrays)
+    trees = _from_names(trees, arrays)
     state = trees["state"]._replace(key=initial.state.key)
     return RunState(state, trees["means"], history, best, notes["reason"])
 
@@ -70,10 +69,6 @@ def _saved_trees(run_state: RunState) -> dict[str, Any]:
     no_key: Any = ()
     state = run_state.state._replace(key=no_key)
     return {"state": state, "means": run_state.means}
-
-
-def _arrays(run_state: RunState) -> dict[str, Any]:
-    return _by_name(_saved_trees(run_state))
 
 
 def _by_name(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -134,24 +129,20 @@ def _name(component: Any) -> str | None:
     if component is None:
         return None
     if isinstance(component, functools.partial):
-        arguments = [*map(_value, component.args), *_named_values(component.keywords)]
-        return f"{_name(component.func)}({', '.join(arguments)})"
+        return _call(component.func, component.args, component.keywords)
     if hasattr(component, "__qualname__"):
         return f"{component.__module__}.{component.__qualname__}"
     name = getattr(component, "name", getattr(component, "__name__", None))
-    return name or f"{_name(type(component))}{_fields(component)}"
-
-
-def _fields(component: Any) -> str:
-    if not dataclasses.is_dataclass(component):
-        return ""
+    if name or not dataclasses.is_dataclass(component):
+        return name or _name(type(component))
     fields = [field.name for field in dataclasses.fields(component) if field.compare]
-    values = {name: getattr(component, name) for name in fields}
-    return f"({', '.join(_named_values(values))})"
+    return _call(type(component), (), {n: getattr(component, n) for n in fields})
 
 
-def _named_values(values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={_value(value)}" for name, value in sorted(values.items())]
+def _call(function: Any, arguments: tuple, named: Mapping[str, Any]) -> str:
+    values = [*map(_value, arguments)]
+    values += [f"{name}={_value(value)}" for name, value in sorted(named.items())]
+    return f"{_name(function)}({', '.join(values)})"
 
 
 def _value(value: Any) -> str:
@@ -231,9 +222,8 @@ class Checkpointer:
 
     def __exit__(self, *exception) -> None:
         self._signals.restore()
-        is_error = exception[0] not in (None, KeyboardInterrupt)
-        if is_error and self.is_interrupted:  # no later save will deliver it
-            self._signals.deliver()
+        if exception[0] not in (None, KeyboardInterrupt):
+            self._signals.deliver()  # no later save will deliver it
 
     @property
     def is_interrupted(self) -> bool:
@@ -267,8 +257,7 @@ class Checkpointer:
         if _version(run_state) != self._saved:
             self._save(run_state)
         self._checkpoints.wait()
-        if self.is_interrupted:
-            self._signals.deliver()
+        self._signals.deliver()
 
     def _save(self, run_state: RunState) -> None:
         assert self._checkpoints is not None
@@ -313,9 +302,10 @@ class DeferredSignals:
         self._handlers = {}
 
     def deliver(self) -> None:
-        """Send the pending signal to its handler; returns if the handler does."""
+        """Send a pending signal to its own handler; returns if the handler does."""
+        if self.number is None:
+            return
         self.restore()
-        assert self.number is not None
         number, self.number = self.number, None  # delivered once, if the handler raises
         signal.raise_signal(number)
 

@@ -24,6 +24,7 @@ from jaxae import (
     penalties,
 )
 from jaxae import data as data_module
+from jaxae._checks import ArgumentError
 from jaxae.data import check_array
 from jaxae.objective import Objective
 from jaxae.training import diagnostics, train_step
@@ -35,22 +36,20 @@ from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
 def check_arguments(objective, key, config, params=None) -> None:
     """Check types, and that params are of this model and finite."""
     if not isinstance(objective, Objective):
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "objective",
             "must be a jaxae.Objective",
             repr(objective),
             "make one with jaxae.Objective(ae)",
         )
     if not isinstance(config, TrainConfig):
-        raise _checks.ArgumentError(
-            "config", "must be a jaxae.TrainConfig", repr(config)
-        )
+        raise ArgumentError("config", "must be a jaxae.TrainConfig", repr(config))
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
         for name, leaf in _checks.named(params):
             if not np.isfinite(leaf).all():
-                raise _checks.ArgumentError(
+                raise ArgumentError(
                     f"params.{name}",
                     "must be finite",
                     "NaN or infinity",
@@ -64,7 +63,7 @@ def as_data(
     """Check training data; rows are placed as by `as_rows`, a source is returned."""
     if not callable(data):
         if config.steps_per_epoch is not None:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 "steps_per_epoch",
                 "must be None if data is an array",
                 str(config.steps_per_epoch),
@@ -81,7 +80,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
     Returns arrays on the device if they fit the budget in bytes, else Views.
     """
     if isinstance(data, tuple) and len(data) != 2:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             name,
             "must be an array [N, D] or a pair (inputs, targets)",
             f"a {type(data).__name__} of {len(data)}",
@@ -94,9 +93,7 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
         _check_rows(name, inputs, objective, None)
     _check_rows(name, targets, objective, objective.ae.observation.validate)
     if len(inputs) != len(targets):
-        raise _checks.ArgumentError(
-            name, "must pair inputs and targets of equal length"
-        )
+        raise ArgumentError(name, "must pair inputs and targets of equal length")
     fits = _num_bytes(arrays, dtype) <= budget
     return map_pair(lambda array: _placed(name, array, dtype, fits), data)
 
@@ -108,7 +105,7 @@ def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
     else:
         shape = data_module.column_stats(rows, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             name,
             f"must have {objective.ae.input_dim} columns for this model",
             f"shape {list(shape)}",
@@ -134,7 +131,7 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
             stats = data_module.column_stats(rows, name)
             extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             name,
             f"overflows {jnp.dtype(dtype)}, the parameters' dtype",
             advice="scale it",
@@ -149,7 +146,7 @@ def as_callbacks(on_epoch) -> tuple[Callable, ...]:
     is_many = isinstance(on_epoch, Iterable) and not isinstance(on_epoch, str)
     callbacks = tuple(on_epoch) if is_many and not callable(on_epoch) else (on_epoch,)
     if not all(map(callable, callbacks)):
-        raise _checks.ArgumentError("on_epoch", "must be a function", repr(on_epoch))
+        raise ArgumentError("on_epoch", "must be a function", repr(on_epoch))
     return callbacks
 
 
@@ -157,7 +154,7 @@ def check_patience(config: TrainConfig, validation) -> None:
     """Reject early stopping by a validation metric without validation data."""
     is_validation = config.monitor.startswith("validation/")
     if config.patience is not None and is_validation and validation is None:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "patience",
             f"waits for {config.monitor}, but there are no validation data",
             advice="give {validation}, or set {monitor}='train/loss'",
@@ -172,7 +169,7 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
     """
     is_default = config.monitor == TrainConfig().monitor and config.patience is None
     if config.monitor not in metrics and not is_default:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "monitor",
             "must be a metric of the run",
             f"{config.monitor!r}{_checks.closest(config.monitor, metrics)}",
@@ -185,7 +182,7 @@ def check_updates(config: TrainConfig, data: Data) -> None:
     accumulate = getattr(config.optimizer, "accumulate", 1)
     total = config.num_epochs * num_steps(data, config)
     if accumulate > total:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "accumulate",
             f"must be at most the {total} steps of the run",
             str(accumulate),
@@ -199,7 +196,7 @@ def as_hparams(hparams, dtype) -> dict[str, Array]:
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
         if not _is_finite(value, dtype):
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 f"hparams[{name!r}]", "must be a finite number", repr(value)
             )
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
@@ -248,7 +245,7 @@ def check_hparams(
     if unused:
         faults.append(f"has {_checks.argument_list(unused)}, which nothing reads")
     if faults:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "hparams",
             " and ".join(faults),
             advice="this objective and optimizer read: "
@@ -281,13 +278,13 @@ def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
     try:
         optimizer = config.optimizer(reads)
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "config.optimizer",
             "must be a function hparams -> transformation, such as lambda hp: "
             f"optax.adam(hp['learning_rate']), but it failed: {error}",
         ) from error
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "config.optimizer",
             "must return an optax.GradientTransformation",
             repr(optimizer),
@@ -308,7 +305,7 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
     try:
         jax.eval_shape(batch, key, dict(hparams))
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "data",
             "must be an array, or a pure source (key, hparams) -> batch whose "
             "shapes do not depend on a hyperparameter",
@@ -371,7 +368,7 @@ def _check_after_update(
     except ValueError:
         raise
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "after_update",
             "must be a pure function (state, p) -> state, but it failed: "
             f"{_checks.first_line(error)}",

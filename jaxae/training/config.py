@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxae import _checks, optimizers
+from jaxae._checks import ArgumentError
 from jaxae.optimizers import Optimizer
 
 
@@ -66,7 +67,7 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 def _must_be(words: str, is_valid: Callable[[Any], bool]) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if not is_valid(value):
-            raise _checks.ArgumentError(name, f"must be {words}", repr(value))
+            raise ArgumentError(name, f"must be {words}", repr(value))
         return value
 
     return check
@@ -79,7 +80,7 @@ def _function(words: str) -> Callable[[str, Any], Any]:
         try:
             hash(must_be_callable(name, value))
         except TypeError:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 name,
                 "must be hashable",
                 repr(value),

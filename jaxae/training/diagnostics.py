@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxae import _checks, manual, metrics
 from jaxae import data as data_module
+from jaxae._checks import ArgumentError
 from jaxae._moments import Moments, merge
 from jaxae.objective import Objective
 from jaxae.terms import Pass, example_losses
@@ -34,10 +35,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the metrics of a dataset of any size, block by block, without corruption.
 
-    "loss", "reconstruction", each penalty and "squared_error": means over the blocks,
-        weighted by their rows, of the values of `objective.evaluate` without its
-        compute_dtype. For a penalty that is not a mean over examples (kl_sparsity)
-        they differ from the values on all rows at once.
+    "loss", "reconstruction", each penalty and "squared_error": as `objective.evaluate`
+        without its compute_dtype, but means over the blocks, weighted by their rows.
+        These differ from the values on all rows at once for a penalty that is not a
+        mean over examples (kl_sparsity).
     "fvu": sum ||x_hat - x||^2 / sum ||x - mean(x)||^2 over all rows; nan if all rows
         are equal.
     "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits per
@@ -51,18 +52,9 @@ def evaluate(
     The rows of a block are summed in float32, or in float64 for a float64 model; blocks
     are summed in float64 on the host. Values are not checked: `train` does that.
 
-    Args:
-      objective: what is minimised.
-      params: the model's parameters.
-      X: an array `[N, D]`, an object with a length that returns rows for a slice, such
-        as a memory map, or a pair (inputs, targets) of these.
-      hparams: a dict of scalars with at least the hyperparameters of the penalties.
-      state: the objective's state.
-      block_rows: number of rows of a block. At most two shapes are compiled, that of a
-        full block and that of the last one.
-
-    Raises:
-      ValueError: as `objective.evaluate`, and for no rows or a pair of unequal lengths.
+    X is an array `[N, D]`, an object that returns rows for a slice, such as a memory
+    map, or a pair (inputs, targets) of these. At most two shapes are compiled, that of
+    a full block and that of the last one.
     """
 
     def of_batch(batch):
@@ -109,7 +101,7 @@ def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sum
     X = map_pair(functools.partial(_checks.as_array, "X"), X)
     lengths = [len(rows) for rows in (X if isinstance(X, tuple) else (X,))]
     if lengths[0] == 0 or lengths[0] != lengths[-1]:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "X",
             "must have rows, and as many targets as inputs",
             f"{' and '.join(map(str, lengths))} rows",
@@ -334,32 +326,27 @@ _MAX_ROWS = 5  # named in the sentence
 
 
 def explain_divergence(
-    state, batch, rows, i: int, hparams, *, objective: Objective, config: TrainConfig
+    state, batch, order, i: int, hparams, *, objective: Objective, config: TrainConfig
 ) -> str:
     """Say what was not finite in step i of an epoch, by computing that step again.
 
-    Args:
-      state: the state before that step; its `stopped_at` is the step's number.
-      batch: the batch of that step.
-      rows: the batch's rows in the data; None for a source.
-      i: the number of the step in its epoch.
-      hparams: scalars by name.
-      objective: what is minimised.
-      config: the static configuration.
+    `state` is the one before that step, and `state.stopped_at` the step's number in the
+    run; `order` is that of the rows in the epoch, None for a source.
     """
     key = jax.random.fold_in(noise_key_of(state.key, state.stopped_at - i), i)
+    config = config.program()
     is_finite = jax.device_get(
-        _is_finite(
-            state, batch, key, hparams, objective=objective, config=config.program()
-        )
+        _is_finite(state, batch, key, hparams, objective=objective, config=config)
     )
     cause = "A state, or the parameters after after_update, are not finite."
     if not is_finite["loss"]:
         cause = "The loss is not finite."
-    for name in ("update", "gradient"):  # the first one to fail is the cause
+    for name in ("update", "gradient"):  # a gradient that is not finite comes first
         leaves = [leaf for leaf, is_ok in _checks.named(is_finite[name]) if not is_ok]
         if leaves:
             cause = f"The {name} of {', '.join(leaves)} is not finite."
+    first_row = i * config.batch_size
+    rows = None if order is None else np.asarray(order)[first_row:]
     return f"{cause} {_failing_rows(~is_finite['losses'], rows)}"
 
 
@@ -383,7 +370,7 @@ def _is_finite(state, batch, key, hparams, *, objective, config) -> dict[str, An
     losses = example_losses(objective.ae, state.params, update.batch)
     return {
         "gradient": jax.tree.map(train_step.all_finite, update.grads),
-        "update": jax.tree.map(train_step.all_finite, update.params),
+        "update": jax.tree.map(train_step.all_finite, update.state.params),
         "loss": jnp.isfinite(update.loss),
         "losses": jnp.isfinite(losses),
     }

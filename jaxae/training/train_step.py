@@ -1,7 +1,6 @@
 """The training step and the epoch: pure functions, which a sweep vmaps.
 
-They read no clock, no global state and no random state. The optimizer is built inside
-them from traced hyperparameters.
+The optimizer is built inside them from traced hyperparameters.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxae import _checks, manual
-from jaxae.objective import Aux, Objective
+from jaxae.objective import Objective
 from jaxae.terms import Pass
 from jaxae.training.batches import (
     Data,
@@ -82,9 +81,7 @@ class Means(NamedTuple):
             # A running mean has a smaller rounding error than a running sum.
             return jnp.where(counts, mean + (value - mean) / num_logged, mean)
 
-        values = {
-            name: updated(mean, metrics[name]) for name, mean in self.values.items()
-        }
+        values = jax.tree.map(updated, self.values, metrics)
         return Means(values, num_logged, self.num_skipped + is_skipped)
 
     def read(self, config: TrainConfig) -> dict[str, Array]:
@@ -101,10 +98,11 @@ def init_means(state: TrainState, batch, hparams, *, objective: Objective) -> Me
     _, aux = jax.eval_shape(
         objective, state.params, batch, state.key, hparams, state.state
     )
-    values = {
-        name: jnp.zeros(metric.shape, jnp.promote_types(metric.dtype, jnp.float32))
-        for name, metric in aux.metrics.items()
-    }
+
+    def zeros(metric):
+        return jnp.zeros(metric.shape, jnp.promote_types(metric.dtype, jnp.float32))
+
+    values = jax.tree.map(zeros, aux.metrics)
     return Means(values, jnp.int32(0), jnp.int32(0))
 
 
@@ -174,12 +172,11 @@ class Update(NamedTuple):
     """The result of a step before the check that it is finite."""
 
     loss: Float[Array, ""]
-    aux: Aux
+    metrics: dict[str, Array]
     batch: Pass  # the batch's pass through the model
     grads: Any
     updates: Any  # of the optimizer
-    params: Any
-    opt_state: Any
+    state: TrainState  # with the updates applied
 
 
 def compute_update(
@@ -196,7 +193,8 @@ def compute_update(
     optimizer = config.optimizer(hparams)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return Update(loss, aux, p, grads, updates, params, opt_state)
+    new = state._replace(params=params, opt_state=opt_state, state=aux.state)
+    return Update(loss, aux.metrics, p, grads, updates, new)
 
 
 def step(
@@ -213,10 +211,7 @@ def step(
     update = compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
-    new = state._replace(
-        params=update.params, opt_state=update.opt_state, state=update.aux.state
-    )
-    new = _after_update(new, update.batch, config)
+    new = _after_update(update.state, update.batch, config)
 
     is_running = state.stopped_at < 0
     is_finite = all_finite((new.params, update.loss)) & is_running
@@ -235,7 +230,7 @@ def step(
         step=state.step + 1,
         stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
-    return new, update.aux.metrics, is_finite
+    return new, update.metrics, is_finite
 
 
 def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae.checkpoints import Checkpoints
 from jaxae.training import batches, checkpointing, checks, diagnostics, train_step
 from jaxae.training.batches import Block, Data
@@ -160,37 +161,22 @@ def open_checkpoints(
 
 
 def start(prepared: PreparedRun, checkpoints: Checkpoints | None) -> RunState:
-    """Return the state of the last checkpoint, or the initial state without one.
-
-    Raises:
-      ValueError: if every checkpoint is damaged, or they are another run's.
-    """
+    """Return the state of the last checkpoint, or the initial state without one."""
     initial = _initial_state(prepared)
     saved = None if checkpoints is None else checkpointing.restore(checkpoints, initial)
     return initial if saved is None else saved
 
 
 def _initial_state(prepared: PreparedRun) -> RunState:
-    objective, hparams, params = prepared.objective, prepared.hparams, prepared.params
+    objective, data, hparams = prepared.objective, prepared.data, prepared.hparams
+    key, config, params = prepared.key, prepared.config, prepared.params
     if params is not None:  # a copy, because training donates its state
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-    state = train_step.init_state(
-        objective, hparams, prepared.key, config=prepared.config, params=params
-    )
-    batch = _shape_of_batch(prepared)
+    state = train_step.init_state(objective, hparams, key, config=config, params=params)
+    batch = batches.batch_shape(data, key, hparams, config)
     means = train_step.init_means(state, batch, hparams, objective=objective)
     state, means = _on_one_mesh((state, means))
     return RunState(state, means, history=())
-
-
-def _shape_of_batch(prepared: PreparedRun) -> Any:
-    if callable(prepared.data):
-        return jax.eval_shape(prepared.data, prepared.key, prepared.hparams)
-    size = prepared.config.batch_size
-    return jax.tree.map(
-        lambda rows: jax.ShapeDtypeStruct((size, rows.shape[1]), rows.dtype),
-        prepared.data,
-    )
 
 
 def _on_one_mesh(tree: Any) -> Any:
@@ -198,20 +184,17 @@ def _on_one_mesh(tree: Any) -> Any:
 
     JAX allows no scalar that is committed to one device beside sharded params.
     """
-    meshes = [
-        leaf.sharding.mesh
-        for leaf in jax.tree.leaves(tree)
-        if isinstance(leaf.sharding, NamedSharding)
-    ]
-    if not meshes:
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree)]
+    named = [s for s in shardings if isinstance(s, NamedSharding)]
+    if not named:
         return tree
-    everywhere = NamedSharding(meshes[0], PartitionSpec())
-
-    def place(leaf):
-        is_placed = isinstance(leaf.sharding, NamedSharding)
-        return leaf if is_placed else jax.device_put(leaf, everywhere)
-
-    return jax.tree.map(place, tree)
+    everywhere = NamedSharding(named[0].mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: (
+            leaf if leaf.sharding in named else jax.device_put(leaf, everywhere)
+        ),
+        tree,
+    )
 
 
 # ---- execute: the loop over segments and epochs --------------------------------------
@@ -232,11 +215,7 @@ def execute(
 ) -> Run:
     """Train until the last epoch, early stopping, a callback, a signal or divergence.
 
-    Args:
-      prepared: from `prepare`.
-      run_state: from `start`.
-      checkpoints: from `open_checkpoints`.
-      on_segment: `(step) -> None`, called after every segment of an epoch.
+    `on_segment(step)` is called after every segment of an epoch.
     """
     on_segment = on_segment or (lambda step: None)
     probe = None
@@ -302,20 +281,16 @@ def _diverged(
     prepared: PreparedRun, run_state: RunState, block: Block, epoch_start: int
 ) -> RunState:
     """The state at the beginning of the failing step, with the reason why it failed."""
-    state, config = run_state.state, prepared.config
+    state = run_state.state
     i = int(state.stopped_at) - epoch_start
-    rows = None
-    if block.order is not None:
-        size = config.batch_size
-        rows = np.asarray(block.order)[i * size : (i + 1) * size]
     reason = diagnostics.explain_divergence(
         state,
         block.batch_at(i),
-        rows,
+        block.order,
         i,
         prepared.hparams,
         objective=prepared.objective,
-        config=config,
+        config=prepared.config,
     )
     # Reset the step counter: the steps after the failure changed nothing, and their
     # number depends on the length of the segment.
@@ -388,7 +363,7 @@ def _as_bool(answer: Any) -> bool:
     try:
         return bool(answer)
     except Exception as error:  # for example, an array of several elements
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "on_epoch",
             "must return a truth value, where None or False continues training",
             _checks.describe(answer),
