@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32
 
 from jaxae import _checks, manual
-from jaxae.objective import Objective
+from jaxae.autoencoder import Autoencoder
+from jaxae.objective import Objective, latent_mask
 from jaxae.terms import Pass
 from jaxae.training.batches import (
     Data,
@@ -47,10 +48,8 @@ def init_state(
     Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
     hyperparameter `init_scale` where there is one.
     """
-    init_key, _ = jax.random.split(key)
     if params is None:
-        limit = objective.ae.init_limit * hparams.get(INIT_SCALE, 1.0)
-        params = objective.ae.init(init_key, limit=limit)
+        params = initial_params(objective.ae, hparams, key)
     return TrainState(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
@@ -59,6 +58,18 @@ def init_state(
         step=jnp.int32(0),
         stopped_at=jnp.int32(-1),
     )
+
+
+def initial_params(ae: Autoencoder, hparams, key, *, limit=None) -> Any:
+    """Draw the parameters of a run from its key, with 0 in the padding of a lane.
+
+    `limit` is the `init_limit` of the lane's own model; by default that of `ae`.
+    """
+    limit = ae.init_limit if limit is None else limit
+    init_key, _ = jax.random.split(key)
+    params = ae.init(init_key, limit=limit * hparams.get(INIT_SCALE, 1.0))
+    mask = latent_mask(ae, hparams)
+    return params if mask is None else _without_padding(params, mask)
 
 
 def data_key_of(key) -> Array:
@@ -239,20 +250,20 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
         return state
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
-    if p.mask is not None:
-        changed = changed._replace(params=_with_zero_padding(changed.params, p.mask))
+    if p.mask is not None:  # padding stays 0, as a narrower model has none
+        changed = changed._replace(params=_without_padding(changed.params, p.mask))
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
 
 
-def _with_zero_padding(params, mask):
-    """The params with 0 in the padding, which a narrower model does not have."""
+def _without_padding(params: Any, mask) -> Any:
+    """The params with 0 in the rows of latents that are padding."""
 
-    def zeroed(leaf):
+    def masked(leaf):
         return jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
 
     names = [n for n in ("W", "W_enc", "W_dec", "b_enc") if n in params._fields]
-    return params._replace(  # b_enc may be (), which tree.map leaves alone
-        **{name: jax.tree.map(zeroed, getattr(params, name)) for name in names}
+    return params._replace(  # b_enc may be (), which has no leaf
+        **{name: jax.tree.map(masked, getattr(params, name)) for name in names}
     )
 
 
