@@ -84,8 +84,8 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
         """Save a checkpoint in the background, and delete those beyond `keep`.
 
-        A step that is saved again replaces its checkpoint once it is on disk; this
-        call waits for that.
+        If the step has a checkpoint, the call waits until the new one is on disk and
+        has replaced it.
 
         Raises:
           OSError: this or the previous save failed (disk full, folder read-only);
@@ -305,7 +305,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
-    """(name, saved value, value now) of every field that differs, values as JSON."""
+    """Yield (name, saved value, value now) of the fields that differ, as JSON."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in {**now, **saved}:
             inner = f"{name}.{key}" if name else key

@@ -189,7 +189,7 @@ def keys_and_orders(key, seeds, step, num_rows: int | None):
     The orders are None for a source, which has no rows.
     """
     keys, bits = _keys_and_bits(key, seeds, step, num_rows=num_rows)
-    return keys, None if bits is None else batches.argsort_on_host(bits)
+    return keys, None if bits is None else batches.fast_argsort(bits)
 
 
 @functools.partial(jax.jit, static_argnames="num_rows")

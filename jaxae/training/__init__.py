@@ -18,7 +18,7 @@ __all__ = ["Run", "TrainConfig", "TrainState", "epoch", "init_state", "step", "t
 KERNEL = {
     module: set(names.split())
     for module, names in {
-        "batches": "Data argsort_on_host batch_shape batches_of num_rows num_steps "
+        "batches": "Data fast_argsort batch_shape batches_of num_rows num_steps "
         "order_bits",
         "checkpointing": "Pace fingerprint",
         "checks": "as_data as_hparams as_rows check_arguments check_hparams "

@@ -1,8 +1,8 @@
 """The batches of an epoch: from arrays on the device, a source, or rows on the host.
 
-The order of the rows is the same wherever they are. An epoch is read in blocks of
-steps. Arrays on the device and sources are one block; rows on the host are read block
-by block, ahead of the training.
+The order of the rows does not depend on where they are. An epoch is read in blocks of
+steps: one block for a source or for arrays on the device; rows on the host are read
+block by block, ahead of the training.
 """
 
 import concurrent.futures
@@ -94,8 +94,8 @@ def argsort(bits: UInt32[Array, "*lanes N"]) -> Int32[Array, "*lanes N"]:
     return jnp.argsort(bits, stable=True).astype(jnp.int32)
 
 
-def argsort_on_host(bits) -> Any:
-    """`argsort` outside jit: on a CPU NumPy sorts many times faster than XLA."""
+def fast_argsort(bits) -> Any:
+    """`argsort` outside jit: on a CPU by NumPy, many times faster than XLA."""
     if jax.default_backend() != "cpu":
         return _argsort(bits)
     rows = np.arange(bits.shape[-1], dtype=np.uint64)
@@ -171,7 +171,7 @@ def blocks(
     order = None
     if not callable(data):
         bits = _order_bits(key, epoch_start, num_rows=num_rows(data))
-        order = jnp.asarray(argsort_on_host(bits))
+        order = jnp.asarray(fast_argsort(bits))
         if not all(isinstance(rows, jax.Array) for rows in jax.tree.leaves(data)):
             yield from _read_ahead(data, np.asarray(order), first, config)
             return
@@ -180,7 +180,7 @@ def blocks(
 
 
 def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
-    """Yield blocks; a thread reads the next one while training uses the last one."""
+    """Yield blocks; a thread reads the next one while training uses this one."""
     arrays, end = jax.tree.leaves(data), num_steps(data, config)
     row_bytes = sum(rows.shape[1] * np.dtype(rows.dtype).itemsize for rows in arrays)
     length = max(1, min(end, _BLOCK_BYTES // (config.batch_size * row_bytes)))

@@ -60,7 +60,7 @@ def check_arguments(objective, key, config, params=None) -> None:
 def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Check training data; rows are placed as by `as_rows`, a source is returned."""
+    """Check the training data: a source, or rows, which `as_rows` converts."""
     if not callable(data):
         if config.steps_per_epoch is not None:
             raise ArgumentError(
@@ -105,11 +105,8 @@ def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
     else:
         shape = data_module.column_stats(rows, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
-        raise ArgumentError(
-            name,
-            f"must have {objective.ae.input_dim} columns for this model",
-            f"shape {list(shape)}",
-        )
+        problem = f"must have {objective.ae.input_dim} columns for this model"
+        raise ArgumentError(name, problem, f"shape {list(shape)}")
 
 
 def _num_bytes(arrays: tuple, dtype) -> float | int:
@@ -131,11 +128,8 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
             stats = data_module.column_stats(rows, name)
             extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
-        raise ArgumentError(
-            name,
-            f"overflows {jnp.dtype(dtype)}, the parameters' dtype",
-            advice="scale it",
-        )
+        problem = f"overflows {jnp.dtype(dtype)}, the parameters' dtype"
+        raise ArgumentError(name, problem, advice="scale it")
     return placed
 
 
@@ -196,9 +190,8 @@ def as_hparams(hparams, dtype) -> dict[str, Array]:
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
         if not _is_finite(value, dtype):
-            raise ArgumentError(
-                f"hparams[{name!r}]", "must be a finite number", repr(value)
-            )
+            argument = f"hparams[{name!r}]"
+            raise ArgumentError(argument, "must be a finite number", repr(value))
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
 
 
@@ -239,18 +232,13 @@ def check_hparams(
     missing = [name for name in needed if name not in hparams]
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
-    faults = []
-    if missing:
-        faults.append(f"lacks {_checks.argument_list(missing)}")
+    faults = [f"lacks {_checks.argument_list(missing)}"] if missing else []
     if unused:
-        faults.append(f"has {_checks.argument_list(unused)}, which nothing reads")
+        faults += [f"has {_checks.argument_list(unused)}, which nothing reads"]
     if faults:
-        raise ArgumentError(
-            "hparams",
-            " and ".join(faults),
-            advice="this objective and optimizer read: "
-            f"{_checks.argument_list(needed) or 'none'}",
-        )
+        read = _checks.argument_list(needed) or "none"
+        advice = f"this objective and optimizer read: {read}"
+        raise ArgumentError("hparams", " and ".join(faults), advice=advice)
     check_numbers(objective, config, data, hparams)
     if config.after_update is not None:
         _check_after_update(objective, config, hparams, key, params)
@@ -284,11 +272,8 @@ def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
             f"optax.adam(hp['learning_rate']), but it failed: {error}",
         ) from error
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ArgumentError(
-            "config.optimizer",
-            "must return an optax.GradientTransformation",
-            repr(optimizer),
-        )
+        problem = "must return an optax.GradientTransformation"
+        raise ArgumentError("config.optimizer", problem, repr(optimizer))
     return reads.names
 
 

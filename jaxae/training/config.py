@@ -1,9 +1,7 @@
 """The static configuration of training.
 
-`setting` declares a field's valid values, whether the compiled program depends on it,
-and whether it may change on resume. The constructor's checks, `program()`, the run's
-fingerprint and the command-line options are derived from this metadata. For example:
-`settings()["batch_size"].in_program`.
+Each field declares its `Setting`: the constructor's checks, `program()`, a run's
+fingerprint and the command-line options follow from it.
 """
 
 import dataclasses
@@ -24,9 +22,8 @@ class Setting(NamedTuple):
     """The metadata of one field of `TrainConfig`.
 
     Attributes:
-      check: `(name, value) -> value`. Returns the value, converted if necessary (a
-        NumPy integer to an int); for an invalid value, raises a ValueError that begins
-        with the name.
+      check: `(name, value) -> value`, converted if necessary (a NumPy integer to an
+        int). Raises an ArgumentError of that name for an invalid value.
       in_program: whether the compiled program depends on it.
       may_change_on_resume: whether a run may be resumed with another value. False for
         fields that change results; these are part of the run's fingerprint.
@@ -47,11 +44,7 @@ def setting(
     may_change_on_resume: bool = False,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """Declare a field of `TrainConfig` with its default and its `Setting`.
-
-    By default, the compiled program depends on the field, and it may not change on
-    resume. Give either `check` or `choices`.
-    """
+    """Declare a field of `TrainConfig`; give either `check` or `choices`."""
     if choices is not None:
         listed = " or ".join(map(repr, choices))
         check = _must_be(listed, lambda v: isinstance(v, str) and v in choices)

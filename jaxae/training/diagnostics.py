@@ -93,11 +93,7 @@ class Sums(NamedTuple):
 
 
 def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sums:
-    """Sum the statistics of all rows of X, `[N, D]` or a pair, block by block.
-
-    `evaluate_batch` returns the dict of `evaluate_block` for a batch, of one model or,
-    along leading axes, of several.
-    """
+    """Sum what `evaluate_batch`, an `evaluate_block` of one or more models, returns."""
     X = map_pair(functools.partial(_checks.as_array, "X"), X)
     lengths = [len(rows) for rows in (X if isinstance(X, tuple) else (X,))]
     if lengths[0] == 0 or lengths[0] != lengths[-1]:
@@ -213,8 +209,8 @@ def names_of_step(objective: Objective) -> tuple[str, ...]:
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     """Return the metrics of all rows: numbers, or arrays if several models are vmapped.
 
-    `log_prob` is nan for a model with a row outside the support. There is no such entry
-    if this holds for all models.
+    `log_prob` is nan for a model with a row outside the support, and absent if every
+    model has one.
     """
     flags, num_rows = sums.flags, sums.moments.num_rows
     means = {name: total / num_rows for name, total in sums.totals.items()}

@@ -12,7 +12,7 @@ from jaxae.training.train_step import Means, TrainState
 
 
 class PreparedRun(NamedTuple):
-    """The arguments of `train`, checked and converted by `prepare`."""
+    """The arguments of `train`, as `prepare` checks and converts them."""
 
     objective: Any
     data: Data
@@ -124,8 +124,5 @@ def all_steps_skipped(prepared: PreparedRun, run: Run) -> str | None:
 
 
 def _last_metrics(run: Run, split: str) -> dict[str, float]:
-    return {
-        name.removeprefix(f"{split}/"): float(values[-1])
-        for name, values in run.metrics.items()
-        if name.startswith(f"{split}/")
-    }
+    names = [name for name in run.metrics if name.startswith(f"{split}/")]
+    return {n.removeprefix(f"{split}/"): float(run.metrics[n][-1]) for n in names}

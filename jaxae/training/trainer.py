@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxae import _checks
-from jaxae._checks import ArgumentError
+from jaxae._checks import ArgumentError, describe, folder
 from jaxae.checkpoints import Checkpoints
 from jaxae.training import batches, checkpointing, checks, diagnostics, train_step
 from jaxae.training.batches import Block, Data
@@ -78,7 +77,7 @@ def train(
       OSError: if a checkpoint cannot be saved.
     """
     if checkpoint_dir is not None:
-        checkpoint_dir = _checks.folder("checkpoint_dir", checkpoint_dir)
+        checkpoint_dir = folder("checkpoint_dir", checkpoint_dir)
     prepared = prepare(
         objective,
         data,
@@ -363,11 +362,8 @@ def _as_bool(answer: Any) -> bool:
     try:
         return bool(answer)
     except Exception as error:  # for example, an array of several elements
-        raise ArgumentError(
-            "on_epoch",
-            "must return a truth value, where None or False continues training",
-            _checks.describe(answer),
-        ) from error
+        problem = "must return a truth value, where None or False continues training"
+        raise ArgumentError("on_epoch", problem, describe(answer)) from error
 
 
 def _as_run(run_state: RunState, status: str) -> Run:
