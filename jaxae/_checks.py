@@ -154,12 +154,8 @@ def prng_key(key: Any) -> None:
             dtype = typed.dtype
     is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     if not (is_typed and jnp.shape(typed) == ()):
-        raise ArgumentError(
-            "key",
-            "must be one JAX random key",
-            describe(key),
-            "make one with jax.random.key(0)",
-        )
+        advice = "make one with jax.random.key(0)"
+        raise ArgumentError("key", "must be one JAX random key", describe(key), advice)
 
 
 def describe(value: Any) -> str:
@@ -410,11 +406,8 @@ def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     """Check that the function `what` returned a float array of this shape."""
     array = _as_floats(value)
     if array is None or array.shape != shape:
-        raise ArgumentError(
-            what,
-            f"must return an array of floats of shape {list(shape)}",
-            describe(value),
-        )
+        problem = f"must return an array of floats of shape {list(shape)}"
+        raise ArgumentError(what, problem, describe(value))
     return array
 
 
@@ -432,10 +425,8 @@ def returned_like(what: str, value: Any, like: Any) -> Any:
     arrays = [_as_floats(leaf) for leaf in leaves]
     for (path, model), array, leaf in zip(named(like), arrays, leaves, strict=True):
         if array is None or array.shape != model.shape or _is_narrower(array, model):
-            place = f" as {path}" if path else ""
-            raise ArgumentError(
-                what, f"must return {describe(model)}{place}", describe(leaf)
-            )
+            problem = f"must return {describe(model)}{f' as {path}' if path else ''}"
+            raise ArgumentError(what, problem, describe(leaf))
     return jax.tree.unflatten(structure, arrays)
 
 

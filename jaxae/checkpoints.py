@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxae import _checks, _orbax
-from jaxae._files import expanded
+from jaxae import _orbax
+from jaxae._checks import ArgumentError, describe
+from jaxae._files import expanded, fcntl
 from jaxae.autoencoder.files import digest
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what a kill leaves behind
@@ -172,7 +173,7 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return checkpoint
         if damaged:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 "checkpoint_dir",
                 f"{self._directory} holds no intact checkpoint: all of "
                 f"{', '.join(map(str, damaged))} are damaged",
@@ -202,14 +203,14 @@ class Checkpoints:
             raise _DamagedError("expected a folder, found a file")
         about = self._read_item(step, about=self._orbax.args.JsonRestore())
         with _as_damaged():
-            if about["words_sha256"] != _json_sha256(about["words"]):
+            words = about["words"]
+            if about["words_sha256"] != _json_sha256(words):
                 raise ValueError("its text is not what was saved")
-        words = about["words"]
         self._check(words["identity"], self._fingerprint)
         forms = {
             name: f"{dtype}{shape}" for name, (dtype, shape) in words["arrays"].items()
         }
-        expected = {name: _checks.describe(array) for name, array in like.items()}
+        expected = {name: describe(array) for name, array in like.items()}
         self._check({name: forms.get(name) for name in expected}, expected)
         shardings = {
             name: getattr(array, "sharding", None)
@@ -257,7 +258,7 @@ class Checkpoints:
     def _create(self) -> list[Path]:
         """Create the folder; return the folders that did not exist, innermost first."""
         if self._directory.exists() and not self._directory.is_dir():
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
             )
         candidates = (self._directory, *self._directory.parents)
@@ -279,14 +280,8 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock a folder; the system unlocks it however this process ends.
-
-    Raises:
-      ValueError: if another process has locked it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
+    """Lock a folder; the system unlocks it however this process ends."""
+    if fcntl is None:
         yield
         return
     handle = os.open(directory, os.O_RDONLY)
@@ -294,7 +289,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 str(directory),
                 "is in use by another process",
                 advice="wait for it, or choose another folder",

@@ -37,19 +37,14 @@ def num_steps(data: Data, config: TrainConfig) -> int:
     """The number of steps of an epoch, at least 1."""
     if callable(data):
         if config.steps_per_epoch is None:
-            raise ArgumentError(
-                "steps_per_epoch",
-                "must be set if data is a source",
-                "None",
-                "use TrainConfig(steps_per_epoch=...)",
-            )
+            problem = "must be set if data is a source"
+            advice = "use TrainConfig(steps_per_epoch=...)"
+            raise ArgumentError("steps_per_epoch", problem, "None", advice)
         return config.steps_per_epoch
     if config.batch_size > num_rows(data):
-        raise ArgumentError(
-            "batch_size",
-            "must be at most the number of examples",
-            f"{config.batch_size} for {num_rows(data)}",
-        )
+        problem = "must be at most the number of examples"
+        sizes = f"{config.batch_size} for {num_rows(data)}"
+        raise ArgumentError("batch_size", problem, sizes)
     return num_rows(data) // config.batch_size
 
 
