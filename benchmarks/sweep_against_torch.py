@@ -40,7 +40,7 @@ import jax
 import numpy as np
 
 import jaxae
-from jaxae.training.epochs import init_state
+from jaxae.training import init_state
 
 try:
     import torch

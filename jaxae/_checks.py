@@ -1,12 +1,12 @@
 """Checks of arguments, and the error that they raise.
 
-These functions read shapes, dtypes, types and names only, so they cost nothing under
-`jit`; `as_array` also converts tables and tensors. `Range` checks hyperparameters that
-are not traced; `data.check_array` and `Observation.validate` check data.
+They read shapes, dtypes, types and names only, so they cost nothing under `jit`.
+`data.check_array` and `Observation.validate` check the values of data.
 """
 
 import contextlib
 import difflib
+import functools
 import operator
 import os
 import re
@@ -167,12 +167,8 @@ def prng_key(key: Any) -> None:
             dtype = typed.dtype
     is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     if not (is_typed and jnp.shape(typed) == ()):
-        raise ArgumentError(
-            "key",
-            "must be one JAX random key",
-            describe(key),
-            "make one with jax.random.key(0)",
-        )
+        advice = "make one with jax.random.key(0)"
+        raise ArgumentError("key", "must be one JAX random key", describe(key), advice)
 
 
 def describe(value: Any) -> str:
@@ -193,17 +189,12 @@ def one_example(
     array = floating(name, value)
     if array.shape == (size,):
         return array
-    if array.ndim > 1 and array.shape[-1] == size:
-        raise ArgumentError(
-            name,
-            f"has shape {list(array.shape)} but {method} takes one example of shape "
-            f"[{size}]",
-            advice=f"vmap it: jax.vmap({method}, in_axes={in_axes})",
-        )
+    is_batch = array.ndim > 1 and array.shape[-1] == size
+    takes = "takes one example of" if is_batch else "of this model takes"
     raise ArgumentError(
         name,
-        f"has shape {list(array.shape)} but {method} of this model takes shape "
-        f"[{size}]",
+        f"has shape {list(array.shape)} but {method} {takes} shape [{size}]",
+        advice=f"vmap it: jax.vmap({method}, in_axes={in_axes})" if is_batch else "",
     )
 
 
@@ -228,13 +219,10 @@ def floating(name: str, value: Any) -> jax.Array:
 def as_array(name: str, value: Any) -> Any:
     """A table or tensor of another library as a NumPy array; any other value as it is.
 
-    In a list, each row is converted. A table has `to_numpy` (pandas, polars) or
-    `__dataframe__` (pyarrow), a tensor has `detach` (torch); none of these libraries
-    is imported.
-
-    Raises:
-      ArgumentError: for text or a path, a masked array, a sparse matrix, and a table or
-        tensor that does not hold numbers.
+    In a list, each row is converted. Text, paths, masked arrays, sparse matrices, and
+    tables or tensors that do not hold numbers are rejected. No library is imported: a
+    table has `to_numpy` (pandas, polars) or `__dataframe__` (pyarrow), a tensor has
+    `detach` (torch).
     """
     if isinstance(value, list):
         return [_as_array(name, row) for row in value]
@@ -333,9 +321,7 @@ def floating_dtype(dtype: Any) -> Any:
         known = None
     if known is None or not jnp.issubdtype(known, jnp.floating):
         raise ArgumentError(
-            "dtype",
-            "must be a real floating dtype such as 'float32'",
-            describe(dtype),
+            "dtype", "must be a real floating dtype such as 'float32'", describe(dtype)
         )
     if known == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ArgumentError(
@@ -392,8 +378,8 @@ def untraced(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
     Under jit, a comparison of JAX arrays would be traced.
     """
-    is_traced = {n: isinstance(v, jax.core.Tracer) for n, v in hparams.items()}
-    return {n: np.asarray(v)[()] for n, v in hparams.items() if not is_traced[n]}
+    values = {n: v for n, v in hparams.items() if not isinstance(v, jax.core.Tracer)}
+    return {name: np.asarray(value)[()] for name, value in values.items()}
 
 
 class Range(NamedTuple):
@@ -425,19 +411,16 @@ POSITIVE = Range(lambda x: x > 0, "positive")
 
 
 # ---- return values of a component's functions ----------------------------------------
-# Checked at each call, so that the error for a user's component is one sentence that
-# names the component, instead of an error from inside JAX.
+# Checked at each call: the error names the user's component; one from inside JAX would
+# not.
 
 
 def returned(what: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     """Check that the function `what` returned a float array of this shape."""
     array = _as_floats(value)
     if array is None or array.shape != shape:
-        raise ArgumentError(
-            what,
-            f"must return an array of floats of shape {list(shape)}",
-            describe(value),
-        )
+        problem = f"must return an array of floats of shape {list(shape)}"
+        raise ArgumentError(what, problem, describe(value))
     return array
 
 
@@ -455,10 +438,8 @@ def returned_like(what: str, value: Any, like: Any) -> Any:
     arrays = [_as_floats(leaf) for leaf in leaves]
     for (path, model), array, leaf in zip(named(like), arrays, leaves, strict=True):
         if array is None or array.shape != model.shape or _is_narrower(array, model):
-            place = f" as {path}" if path else ""
-            raise ArgumentError(
-                what, f"must return {describe(model)}{place}", describe(leaf)
-            )
+            problem = f"must return {describe(model)}{f' as {path}' if path else ''}"
+            raise ArgumentError(what, problem, describe(leaf))
     return jax.tree.unflatten(structure, arrays)
 
 
@@ -479,22 +460,19 @@ def returned_by_theta(
 
 def returned_state(what: str, value: Any, before: Any) -> Any:
     """Check that the structure, shapes and dtypes of a state are those of `before`."""
-    leaves, structure = jax.tree.flatten(value)
-    expected: Any = jax.tree.structure(before)
-    if structure != expected or not all(
-        map(_has_same_type, leaves, jax.tree.leaves(before))
-    ):
-        raise ValueError(
-            f"{what} must return {outline(before)}, got {outline(value)}; a state "
-            "keeps its structure, shapes and dtypes."
+
+    def types(tree):
+        return [(jnp.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(tree)]
+
+    structures: Any = jax.tree.structure(value), jax.tree.structure(before)
+    if structures[0] != structures[1] or types(value) != types(before):
+        raise ArgumentError(
+            what,
+            f"must return {outline(before)}",
+            outline(value),
+            "a state keeps its structure, shapes and dtypes",
         )
     return value
-
-
-def _has_same_type(left: Any, right: Any) -> bool:
-    return jnp.shape(left) == jnp.shape(right) and (
-        jnp.result_type(left) == jnp.result_type(right)
-    )
 
 
 def _is_narrower(array: Any, leaf: Any) -> bool:
@@ -504,10 +482,8 @@ def _is_narrower(array: Any, leaf: Any) -> bool:
 def named(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a pytree with their paths, such as "activation/slope"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in leaves
-    ]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [(name(path), leaf) for path, leaf in leaves]
 
 
 def _is_none(leaf: Any) -> bool:
@@ -519,9 +495,8 @@ def outline(tree: Any) -> str:
     leaves = named(tree)
     if leaves and not leaves[0][0]:
         return describe(tree)
-    return (
-        f"{type(tree).__name__}({', '.join(f'{n}: {describe(v)}' for n, v in leaves)})"
-    )
+    fields = ", ".join(f"{name}: {describe(leaf)}" for name, leaf in leaves)
+    return f"{type(tree).__name__}({fields})"
 
 
 def _as_floats(value: Any) -> jax.Array | None:

@@ -16,11 +16,7 @@ _SUFFIX = ".jaxae-tmp"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` or `~user` replaced by that user's home folder.
-
-    Raises:
-      ValueError: if there is no such user.
-    """
+    """The path with `~` or `~user` replaced by that user's home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

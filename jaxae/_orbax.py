@@ -1,8 +1,8 @@
 """orbax-checkpoint, without its log, its warnings and its late errors.
 
-One failure in it is many messages: its log repeats what it raises, the message of an
-array has the whole specification of the array, and reads that still run when the first
-one fails raise where nobody can catch it.
+One failure in orbax prints many messages: its log repeats the exception, the exception
+contains the specification of an array, and the other reads that run at that time fail
+later, where no caller can catch their errors.
 """
 
 import contextlib
@@ -21,15 +21,11 @@ from typing import Any
 
 from jaxae import _checks
 
-_LATE_SECONDS = 0.2  # the time that the other reads are given to fail, too
+_LATE_SECONDS = 0.2  # how long to wait for the other reads to fail
 
 
 def load() -> Any:
-    """The module `orbax.checkpoint`.
-
-    Raises:
-      ImportError: it is not installed.
-    """
+    """The module `orbax.checkpoint`, or an ImportError that says how to install it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own dependencies
@@ -43,7 +39,7 @@ def load() -> Any:
 
 @contextlib.contextmanager
 def without_log() -> Iterator[None]:
-    """Without its log, which repeats what it raises."""
+    """Silence the log of orbax, which repeats what orbax raises."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -55,7 +51,7 @@ def without_log() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without its log and its warnings."""
+    """Silence the log and the warnings of orbax."""
     with without_log(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -63,10 +59,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_late_errors() -> Iterator[None]:
-    """Only the first of several concurrent reads that fail raises.
+    """Silence the errors of concurrent reads that fail after the first one.
 
-    The others find no one waiting for them, and Python would print a traceback for each
-    as it drops them. They are dropped here, while its hook for that is replaced.
+    No caller waits for these reads, so Python would print a traceback for each when it
+    deletes it. Here they are deleted while Python's hook for that is replaced.
     """
     hook, handled = sys.unraisablehook, sys.exception()
 
@@ -93,11 +89,9 @@ def _is_orbax(unraisable) -> bool:
 
 
 def _clear_frames(error: BaseException | None, handled: BaseException | None) -> None:
-    """Drop what the tracebacks of an error and of its causes refer to.
+    """Delete the variables of an error's traceback and of its causes.
 
-    Args:
-      error: what was raised.
-      handled: the exception that the caller was handling; it and its causes stay.
+    `handled`, the exception that the caller was handling, and its causes keep theirs.
     """
     while error is not None and error is not handled:
         traceback.clear_frames(error.__traceback__)
@@ -106,7 +100,7 @@ def _clear_frames(error: BaseException | None, handled: BaseException | None) ->
 
 
 def reason_of(error: BaseException) -> str:
-    """The first cause of an error in a few words: the system's own where it has one."""
+    """The first cause of an error in a few words, those of the system if it has any."""
     while error.__cause__ is not None:
         error = error.__cause__
     code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -1,9 +1,8 @@
 """Crash-safe checkpoints: a folder of numbered checkpoints, each written atomically.
 
 orbax writes a checkpoint beside its final place and renames it, so that a kill leaves
-earlier ones untouched. Two things are added here: a digest, since a flipped byte in a
-compressed array may still decode to a number, and a fingerprint of the run in JSON
-values, since the checkpoint of another run must not be resumed.
+earlier ones untouched. Here each gets a digest, since a flipped byte in a compressed
+array may still decode to a number, and the fingerprint of its run, in JSON values.
 """
 
 import contextlib
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxae import _checks, _orbax
-from jaxae._files import expanded
+from jaxae import _orbax
+from jaxae._checks import ArgumentError, describe
+from jaxae._files import expanded, fcntl
 from jaxae.autoencoder.files import digest
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what a kill leaves behind
@@ -85,8 +85,8 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, Any], notes: Mapping) -> None:
         """Save a checkpoint in the background, and delete those beyond `keep`.
 
-        A step that is saved again replaces its checkpoint once it is on disk; this
-        call waits for that.
+        If the step has a checkpoint, the call waits until the new one is on disk and
+        has replaced it.
 
         Raises:
           OSError: this or the previous save failed (disk full, folder read-only);
@@ -173,7 +173,7 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return checkpoint
         if damaged:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 "checkpoint_dir",
                 f"{self._directory} holds no intact checkpoint: all of "
                 f"{', '.join(map(str, damaged))} are damaged",
@@ -203,11 +203,15 @@ class Checkpoints:
             raise _DamagedError("expected a folder, found a file")
         about = self._read_item(step, about=self._orbax.args.JsonRestore())
         with _as_damaged():
-            if about["words_sha256"] != _json_sha256(about["words"]):
+            words = about["words"]
+            if about["words_sha256"] != _json_sha256(words):
                 raise ValueError("its text is not what was saved")
-        words = about["words"]
         self._check(words["identity"], self._fingerprint)
-        self._check_arrays(words["arrays"], like)
+        forms = {
+            name: f"{dtype}{shape}" for name, (dtype, shape) in words["arrays"].items()
+        }
+        expected = {name: describe(array) for name, array in like.items()}
+        self._check({name: forms.get(name) for name in expected}, expected)
         shardings = {
             name: getattr(array, "sharding", None)
             for name, array in {**optional, **like}.items()
@@ -233,11 +237,6 @@ class Checkpoints:
             difference = f"{name} is {there} there and {here} here"
             raise OtherRunError(f"checkpoint_dir {self._directory}", difference)
 
-    def _check_arrays(self, saved: Mapping, like: Mapping[str, Any]) -> None:
-        expected = {name: _checks.describe(array) for name, array in like.items()}
-        forms = {name: f"{dtype}{shape}" for name, (dtype, shape) in saved.items()}
-        self._check({name: forms.get(name) for name in expected}, expected)
-
     def _open(self, stack: contextlib.ExitStack) -> None:
         new_folders = self._create()
         stack.enter_context(locked(self._directory))
@@ -259,7 +258,7 @@ class Checkpoints:
     def _create(self) -> list[Path]:
         """Create the folder; return the folders that did not exist, innermost first."""
         if self._directory.exists() and not self._directory.is_dir():
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 "checkpoint_dir", f"must be a folder, but {self._directory} is a file"
             )
         candidates = (self._directory, *self._directory.parents)
@@ -281,14 +280,8 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lock a folder; the system unlocks it however this process ends.
-
-    Raises:
-      ValueError: if another process has locked it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
+    """Lock a folder; the system unlocks it however this process ends."""
+    if fcntl is None:
         yield
         return
     handle = os.open(directory, os.O_RDONLY)
@@ -296,7 +289,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 str(directory),
                 "is in use by another process",
                 advice="wait for it, or choose another folder",
@@ -307,7 +300,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def differences(saved: Any, now: Any, name: str = "") -> Iterator[tuple]:
-    """(name, saved value, value now) of every field that differs, values as JSON."""
+    """Yield (name, saved value, value now) of the fields that differ, as JSON."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in {**now, **saved}:
             inner = f"{name}.{key}" if name else key

@@ -14,7 +14,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import manual, metrics, optimizers, penalties
-from jaxae.training import diagnostics, epochs
+from jaxae.training import diagnostics, train_step
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -339,12 +339,12 @@ def test_dead_latents_and_rows_that_are_all_the_same_are_told_of_at_the_end():
 def a_state(objective, optimizer, params=None, hparams=HPARAMS):
     params = start(objective) if params is None else params
     config = jaxae.TrainConfig(optimizer=optimizer)
-    return epochs.init_state(objective, hparams, KEY, config=config, params=params)
+    return train_step.init_state(objective, hparams, KEY, config=config, params=params)
 
 
 def norms(objective, optimizer, state, batch, key, hparams):
     config = jaxae.TrainConfig(optimizer=optimizer)
-    return diagnostics.of_step(
+    return diagnostics.step_norms(
         state, batch, key, hparams, objective=objective, config=config
     )
 

@@ -8,7 +8,7 @@ from catalogue import batch
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import host
+from jaxae.training import trainer
 
 KEY, X = jax.random.key(0), np.asarray(batch())
 AE = jaxae.Autoencoder(input_dim=6, latent_dim=4)
@@ -22,7 +22,7 @@ def built(*arguments, **keywords):
 
 def work(monkeypatch, name, hparams, *, data=X, objective=None, **config):
     """`train`, and `sweep` with that number in the space and beside it."""
-    monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "execute", lambda *_: pytest.fail("worked"))
     objective = jaxae.Objective(AE) if objective is None else objective
     arguments = {
         "key": KEY,
@@ -206,7 +206,9 @@ def test_a_hyperparameter_must_be_a_number(value, monkeypatch):
 def test_arrays_of_one_number_are_numbers(value):
     objective = jaxae.Objective(AE)
     arguments = {"key": KEY, "config": jaxae.TrainConfig(batch_size=8)}
-    prepared = host.prepare(objective, X, hparams={"learning_rate": value}, **arguments)
+    prepared = trainer.prepare(
+        objective, X, hparams={"learning_rate": value}, **arguments
+    )
     assert prepared.hparams["learning_rate"] == np.float32(0.1)
 
 

@@ -17,7 +17,7 @@ from jaxae import data
 from jaxae.cli import data_splits
 from jaxae.cli.options import TrainOptions
 from jaxae.observations._base import check_values
-from jaxae.training import host
+from jaxae.training import trainer
 
 X = np.random.default_rng(0).uniform(size=(300, 4)).astype(np.float32)
 AE = jaxae.Autoencoder(input_dim=4, latent_dim=3)
@@ -132,7 +132,7 @@ REJECTED = {
 
 def prepare_training(rows, validation=None):
     """The data of `train` after its checks, before it trains."""
-    job = host.prepare(OBJECTIVE, rows, validation=validation, **ARGUMENTS)
+    job = trainer.prepare(OBJECTIVE, rows, validation=validation, **ARGUMENTS)
     return job.data, job.validation
 
 
@@ -237,7 +237,7 @@ def test_training_on_a_frame_is_training_on_its_array():
 
 def test_a_saved_run_is_the_same_whether_it_is_given_a_frame_or_its_array():
     frames, arrays = (
-        host.prepare(
+        trainer.prepare(
             OBJECTIVE, given, validation=given, **ARGUMENTS, has_checkpoints=True
         )
         for given in (pd.DataFrame(X), X)
@@ -339,7 +339,7 @@ def test_the_error_for_integers_says_how_to_convert_them(observation, values):
     sentence = f"data must be real floating point, got {X.dtype}; convert it: {advice}."
     for value in (X, pd.DataFrame(X), jnp.asarray(X), (PIXELS / 255, X)):
         with pytest.raises(ValueError) as e:
-            host.prepare(jaxae.Objective(ae), value, **ARGUMENTS)
+            trainer.prepare(jaxae.Objective(ae), value, **ARGUMENTS)
         assert str(e.value).replace("int32", str(X.dtype)) == sentence
     names = {"X": X, "View": data.View, "fit_scaling": data.fit_scaling}
     for conversion in re.split(r", (?=X|fit)", advice):

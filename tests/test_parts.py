@@ -15,7 +15,7 @@ from jaxae import activations, manual, observations
 from jaxae.autoencoder import tied
 from jaxae.corruptions import Corruption
 from jaxae.penalties import Cotangents, Penalty
-from jaxae.training import host
+from jaxae.training import trainer
 
 KEY, X = jax.random.key(0), batch()
 DEFAULT_PENALTY = Penalty("own", lambda ae, params, p: jnp.mean(p.z), lambda *_: None)
@@ -215,7 +215,7 @@ WRONG_AT_THE_START = {
 def test_a_wrong_part_is_refused_before_any_work(name, monkeypatch):
     """By name, function and leaf, though only the end of an epoch may call it."""
     build, sentence = WRONG[name]
-    monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "execute", lambda *_: pytest.fail("worked"))
     wrong = build()
     hparams = {n: HPARAMS[n] for n in wrong.hparam_names} | {"learning_rate": 0.1}
     config = jaxae.TrainConfig(num_epochs=1, batch_size=8)
@@ -280,7 +280,7 @@ def test_what_is_not_computed_is_not_asked_for():
     """Autodiff without diagnostics needs no hand-derived gradient."""
     config = jaxae.TrainConfig(batch_size=8, diagnostics=False)
     rates = {"learning_rate": 0.1}
-    host.prepare(learns(vjp_theta=None), X, hparams=rates, key=KEY, config=config)
+    trainer.prepare(learns(vjp_theta=None), X, hparams=rates, key=KEY, config=config)
 
 
 class Slopes(NamedTuple):

@@ -22,7 +22,7 @@ from test_autoencoder import model
 
 import jaxae
 from jaxae import optimizers
-from jaxae.training import checkpointing, fingerprint, host, loop
+from jaxae.training import batches, checkpointing, trainer
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
@@ -66,7 +66,7 @@ class Stop(Exception):
 def crash_at(step, checkpoint_dir, **changes):
     """Train, and raise after the first segment that reaches that step."""
     arguments = {"hparams": HPARAMS, "key": KEY, "config": config(**changes)}
-    prepared = host.prepare(
+    prepared = trainer.prepare(
         OBJECTIVE, X, validation=X[:9], has_checkpoints=True, **arguments
     )
 
@@ -74,10 +74,10 @@ def crash_at(step, checkpoint_dir, **changes):
         if at >= step:
             raise Stop
 
-    with host.open_checkpoints(prepared, checkpoint_dir) as checkpoints:
+    with trainer.open_checkpoints(prepared, checkpoint_dir) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(
-                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            trainer.execute(
+                prepared, trainer.start(prepared, checkpoints), checkpoints, on_segment
             )
 
 
@@ -88,7 +88,7 @@ def test_saving_changes_nothing_and_a_finished_run_trains_no_more(
     tmp_path, uninterrupted, monkeypatch
 ):
     assert_same(train(tmp_path / "run"), uninterrupted)
-    monkeypatch.setattr(loop, "_train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *_: pytest.fail("trained"))
     assert_same(train(tmp_path / "run"), uninterrupted)
 
 
@@ -150,7 +150,7 @@ def test_the_state_of_optimizer_and_metrics_is_saved(tmp_path, changes):
     if "optimizer" in changes:
         hparams |= {"adamw_decay": 0.1, "schedule_steps": 5, "final_fraction": 0.1}
     expected = train(config=config(**changes), hparams=hparams)
-    prepared = host.prepare(
+    prepared = trainer.prepare(
         OBJECTIVE,
         X,
         hparams=hparams,
@@ -164,10 +164,10 @@ def test_the_state_of_optimizer_and_metrics_is_saved(tmp_path, changes):
         if at >= 15:
             raise Stop
 
-    with host.open_checkpoints(prepared, tmp_path) as checkpoints:
+    with trainer.open_checkpoints(prepared, tmp_path) as checkpoints:
         with pytest.raises(Stop):
-            host.execute(
-                prepared, host.start(prepared, checkpoints), checkpoints, on_segment
+            trainer.execute(
+                prepared, trainer.start(prepared, checkpoints), checkpoints, on_segment
             )
     assert_same(train(tmp_path, config=config(**changes), hparams=hparams), expected)
 
@@ -198,9 +198,7 @@ def test_the_location_of_the_data_changes_no_bit(tmp_path, uninterrupted):
 def test_blocks_of_rows_are_read_ahead_and_resumed_inside(
     tmp_path, uninterrupted, monkeypatch
 ):
-    from jaxae.training import batching
-
-    monkeypatch.setattr(batching, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
+    monkeypatch.setattr(batches, "_BLOCK_BYTES", 4 * 8 * 6 * 4)  # four batches
     settings_ = {"memory_budget": 100, "checkpoint_steps": 1}
     crash_at(5, tmp_path / "run", **settings_)
     assert_same(train(tmp_path / "run", config=config(**settings_)), uninterrupted)
@@ -281,7 +279,7 @@ def test_a_fingerprint_has_the_arguments_of_a_partial_and_no_address():
     def identity(build, decay):
         partial = functools.partial(optimizer, build, decay=decay)
         run = OBJECTIVE, config(optimizer=partial), {}, KEY, None, X, None
-        return fingerprint.fingerprint(*run)["config"]["optimizer"]
+        return checkpointing.fingerprint(*run)["config"]["optimizer"]
 
     name = f"{optimizer.__module__}.{optimizer.__qualname__}"
     sgd, adam = (f"{f.__module__}.{f.__qualname__}" for f in (optax.sgd, optax.adam))
@@ -301,7 +299,7 @@ class Source:
 def test_a_fingerprint_has_the_fields_of_a_source():
     def identity(source):
         run = OBJECTIVE, config(steps_per_epoch=2), {}, KEY, None, source, None
-        return fingerprint.fingerprint(*run)["data"]
+        return checkpointing.fingerprint(*run)["data"]
 
     zeros, ones = np.zeros(6), np.ones(6)
     assert identity(Source(1.0, zeros)) == identity(Source(1.0, zeros.copy()))
@@ -310,7 +308,7 @@ def test_a_fingerprint_has_the_fields_of_a_source():
 
 
 def test_a_checkpoint_of_another_version_is_rejected(saved, monkeypatch):
-    monkeypatch.setattr(fingerprint, "__version__", "9.9.9")
+    monkeypatch.setattr(checkpointing, "__version__", "9.9.9")
     versions = re.escape(f'version.jaxae is "{jaxae.__version__}" there and "9.9.9"')
     with pytest.raises(ValueError, match=versions):
         train(saved)

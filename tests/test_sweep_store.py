@@ -206,7 +206,7 @@ def test_an_integer_is_the_same_hyperparameter_as_the_float_of_its_value(tmp_pat
 def test_a_sweep_of_another_version_raises(tmp_path, monkeypatch):
     space = {"learning_rate": [0.1]}
     sweep(tmp_path, space=space)
-    monkeypatch.setattr("jaxae.training.fingerprint.__version__", "9")
+    monkeypatch.setattr("jaxae.training.checkpointing.__version__", "9")
     with pytest.raises(ValueError, match='another sweep: version.jaxae is .* "9" here'):
         sweep(tmp_path, space=space)
 

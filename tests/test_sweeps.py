@@ -342,9 +342,9 @@ def test_one_compilation_a_group_whatever_the_values():
 
 def test_a_step_is_traced_once(monkeypatch):
     traces = []
-    step = program.epochs.step
+    step = program.train_step.step
     monkeypatch.setattr(
-        program.epochs, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
+        program.train_step, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
     )
     program.run.clear_cache()
     sweep({"learning_rate": np.geomspace(1e-4, 1, 40), "seed": range(2)})

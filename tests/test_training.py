@@ -15,9 +15,9 @@ from test_autoencoder import model
 import jaxae
 from jaxae import optimizers, penalties, training
 from jaxae.autoencoder import model as autoencoder_model
-from jaxae.training import checks, epochs, evaluation, host, loop
+from jaxae.training import batches, checks, diagnostics, train_step, trainer
+from jaxae.training.checkpointing import fingerprint
 from jaxae.training.config import settings
-from jaxae.training.fingerprint import fingerprint
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -188,14 +188,14 @@ def test_a_linear_autoencoder_reaches_the_pca_subspace(digits):
 
 
 def count_traces(monkeypatch):
-    traces, step = [], epochs.step
+    traces, step = [], train_step.step
 
     def counted(*arguments, **keywords):
         traces.append(1)
         return step(*arguments, **keywords)
 
-    monkeypatch.setattr(epochs, "step", counted)
-    loop._run_steps.clear_cache()
+    monkeypatch.setattr(train_step, "step", counted)
+    trainer._run_steps.clear_cache()
     return traces
 
 
@@ -211,7 +211,7 @@ def test_few_calls_lead_from_train_to_the_matrix_product(gradient, monkeypatch):
         return product(*arguments, **keywords)
 
     monkeypatch.setattr(autoencoder_model, "product", traced)
-    loop._run_steps.clear_cache()
+    trainer._run_steps.clear_cache()
     train(config=config(num_epochs=1, gradient=gradient))
     path = next(path for path in paths if "step" in path)
     assert path[0] == "train" and path[-1] == "encoder_pre_acts"
@@ -248,7 +248,7 @@ def test_a_loss_that_is_infinite_between_logged_steps_stops_the_run(gradient):
     objective, hparams = jaxae.Objective(ae), {"learning_rate": 0.1}
     settings = config(num_epochs=1, batch_size=8, gradient=gradient, log_every=6)
     state = training.init_state(objective, hparams, KEY, config=settings)
-    order = np.asarray(epochs.order_of(state.key, 0, 48))
+    order = np.asarray(batches.order_of(state.key, 0, 48))
     data = np.full((48, 6), 0.5, np.float32)
     data[order[-1], 0] = 1  # in the last of six steps, of which the first is logged
     with pytest.warns(RuntimeWarning, match="The loss of row .* is not finite"):
@@ -356,7 +356,7 @@ def test_training_on_a_source():
     ):
         train(data=source, hparams={**HPARAMS, "height": 0.5})
     # Lists stand for arrays, also among the rows that metrics are of.
-    listed = evaluation.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
+    listed = diagnostics.probe(lambda key, hparams: [[0.5] * 6, [1.0] * 6], KEY, {})
     assert listed.shape[1] == 6 and jnp.ndim(listed) == 2
     with pytest.raises(ValueError, match="lacks height"):
         train(data=source, config=config(steps_per_epoch=2))
@@ -573,7 +573,7 @@ def bad(value, row=3, column=2):
     ],
 )
 def test_bad_input_raises_one_sentence_before_any_work(changes, sentence, monkeypatch):
-    monkeypatch.setattr(host, "execute", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "execute", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=sentence) as error:
         train(**changes)
     assert "\n" not in str(error.value)
@@ -654,22 +654,20 @@ def test_unknown_optimizer_lists_the_known():
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 1000])
 def test_an_order_is_a_permutation_equal_on_host_and_device(num_rows):
-    bits = training.epochs.order_bits(KEY, 3, num_rows)
-    order = np.asarray(training.epochs.order_of(KEY, 3, num_rows))
+    bits = batches.order_bits(KEY, 3, num_rows)
+    order = np.asarray(batches.order_of(KEY, 3, num_rows))
     assert sorted(order) == list(range(num_rows))
-    np.testing.assert_array_equal(
-        order, training.epochs.sorted_rows_on_host(np.asarray(bits))
-    )
+    np.testing.assert_array_equal(order, batches.fast_argsort(bits))
     # Equal bits: the rows stay in order, on host and device.
     equal = np.repeat(np.array([2**32 - 1, 0, 7], np.uint32), 5)
-    on_device = training.epochs.sorted_rows(jnp.asarray(equal))
-    on_host = training.epochs.sorted_rows_on_host(equal)
+    on_device = batches.argsort(jnp.asarray(equal))
+    on_host = batches.fast_argsort(equal)
     np.testing.assert_array_equal(on_device, on_host)
     assert list(on_host[:5]) == list(range(5, 10))
 
 
 def test_orders_are_uniform():
     keys = jax.random.split(KEY, 6000)
-    orders = jax.vmap(lambda key: training.epochs.order_of(key, 0, 5))(keys)
+    orders = jax.vmap(lambda key: batches.order_of(key, 0, 5))(keys)
     counts = (np.asarray(orders)[:, :, None] == np.arange(5)).sum(axis=0)
     assert np.abs(counts - 1200).max() < 5 * np.sqrt(1200 * 0.8)

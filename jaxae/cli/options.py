@@ -32,7 +32,7 @@ from jaxae.objective import Objective
 from jaxae.optimizers import Optimizer
 from jaxae.training import TrainConfig
 from jaxae.training.config import settings
-from jaxae.training.epochs import INIT_SCALE
+from jaxae.training.train_step import INIT_SCALE
 
 with contextlib.suppress(ImportError):  # main says what to install
     from tyro import conf

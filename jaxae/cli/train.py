@@ -28,9 +28,9 @@ from jaxae.cli.options import (
 )
 from jaxae.cli.reporting import Interrupt, Reporter, note
 from jaxae.data.scaling import save_scaling
-from jaxae.training import Run, epochs, host
-from jaxae.training.epochs import INIT_SCALE, INIT_SCALES
-from jaxae.training.host import PreparedRun
+from jaxae.training import Run, trainer
+from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
+from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -58,7 +58,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             run_folder.clear(out)
         run_folder.clear_unfinished(out)
         description = _describe(options, splits, job)
-        with host.open_checkpoints(job, out / run_folder.CHECKPOINTS) as checkpoints:
+        with trainer.open_checkpoints(job, out / run_folder.CHECKPOINTS) as checkpoints:
             progress = _start(job, checkpoints, options)
             if _is_done(out, job, progress):
                 print(f"{_state_of(job, progress)}; nothing was done.")
@@ -72,7 +72,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             _save(out, ae, params, splits, description)
             run = _execute(out, job, progress, checkpoints, interrupt)
         _write(out, job, run, splits, description)
-        if (sentence := host.all_steps_skipped(job, run)) is not None:
+        if (sentence := all_steps_skipped(job, run)) is not None:
             note(sentence)
         status = _report_end(run, options)
         reporting.print_folder(out)
@@ -83,7 +83,7 @@ def _execute(
     out: Path, job: PreparedRun, progress: Any, checkpoints: Any, interrupt: Interrupt
 ) -> Run:
     """Train, and write the metrics of each epoch when it ends."""
-    num_steps = job.config.num_epochs * epochs.num_steps(job.data, job.config)
+    num_steps = job.config.num_epochs * job.steps_per_epoch
     with Reporter(out, job.config, num_steps, progress.history) as reporter:
 
         def on_epoch(row, state):
@@ -91,7 +91,7 @@ def _execute(
             return interrupt.is_requested
 
         job = job._replace(callbacks=(on_epoch,))
-        return host.execute(job, progress, checkpoints, reporter.on_part)
+        return trainer.execute(job, progress, checkpoints, reporter.on_part)
 
 
 def _write(out: Path, job: PreparedRun, run: Run, splits: Splits, description) -> None:
@@ -120,7 +120,7 @@ def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
     params = _initial_params(options, ae, init_key, splits)
     hparams = build_hparams(options, len(splits.train))
     hparams.pop(INIT_SCALE, None)  # the initial parameters have it
-    return host.prepare(
+    return trainer.prepare(
         build_objective(options, ae),
         splits.train,
         hparams=hparams,
@@ -141,7 +141,7 @@ def _start(job: PreparedRun, checkpoints: Any, options: TrainOptions) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         try:
-            progress = host.start(job, checkpoints)
+            progress = trainer.start(job, checkpoints)
         except OtherRunError as error:
             difference = config_file.differences(expanded(options.out), options)
             difference = difference or error.difference
@@ -250,7 +250,7 @@ def _is_done(out: Path, job: PreparedRun, progress: Any) -> bool:
     Raises:
       ValueError: if a file is damaged and the run has more epochs than are asked for.
     """
-    if host.status_of(job, progress) not in ("finished", "early_stopped"):
+    if status_of(job, progress) not in ("finished", "early_stopped"):
         return False
     names = ", ".join(run_folder.damaged_files(out))
     if names and (reached := len(progress.history)) > job.config.num_epochs:
@@ -269,7 +269,7 @@ def _is_done(out: Path, job: PreparedRun, progress: Any) -> bool:
 def _state_of(job: PreparedRun, progress: Any) -> str:
     """Whether a finished run has the epochs that are asked for, or more."""
     num_epochs, step = job.config.num_epochs, int(progress.state.step)
-    num_steps = num_epochs * epochs.num_steps(job.data, job.config)
+    num_steps = num_epochs * job.steps_per_epoch
     if step <= num_steps:
         return "the run is finished"
     return (
@@ -310,7 +310,7 @@ def _report_end(run: Run, options: TrainOptions) -> int:
         print(
             f"jaxae: error: the loss or the parameters became non-finite at step "
             f"{run.stopped_at}; the state before it is saved. {run.reason} "
-            f"{host.advice(run.stopped_at)}",
+            f"{advice(run.stopped_at)}",
             file=sys.stderr,
         )
         return 1

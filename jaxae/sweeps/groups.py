@@ -14,7 +14,8 @@ from jaxae.autoencoder.model import LATENT_DIM
 from jaxae.objective import Objective
 from jaxae.sweeps.spaces import Lanes, with_static_values
 from jaxae.training import TrainConfig, checks
-from jaxae.training.epochs import INIT_SCALE, Data
+from jaxae.training.batches import Data
+from jaxae.training.train_step import INIT_SCALE
 
 
 class Group(NamedTuple):

@@ -1,6 +1,6 @@
 """The compiled program of a sweep: chunks of lanes, one chunk after another.
 
-A lane is traced from the same functions as a single run: `training.epochs`. Lanes are
+A lane is traced from the functions of a single run, in `training.train_step`. Lanes are
 `[C, S, M]`, as in a `Layout`: C chunks in sequence, in each chunk S seeds at once, and
 M lanes of each seed, which see the same batches. Each of several devices runs chunks of
 its own, without communication.
@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxae._keys import one_by_one
 from jaxae.objective import latent_mask
-from jaxae.training import diagnostics, epochs
-from jaxae.training.epochs import Means, TrainState
+from jaxae.training import batches, diagnostics, train_step
+from jaxae.training.train_step import Means, TrainState
 
 
 class LaneState(NamedTuple):
@@ -85,7 +84,9 @@ def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> La
 
     def lane(limit, hparams, key):
         params = _draw(objective.ae, hparams, limit, key)
-        state = epochs.init_state(objective, hparams, key, config=config, params=params)
+        state = train_step.init_state(
+            objective, hparams, key, config=config, params=params
+        )
         return to_lane_state(state)
 
     def chunk(keys, of_chunk):
@@ -97,7 +98,7 @@ def begin(hparams, limits, keys, seed_of, *, objective, config, mesh=None) -> La
 
 def _draw(ae, hparams, limit, key):
     """The params that the lane's own model draws, with zeros in the padding."""
-    scale = hparams.get(epochs.INIT_SCALE, 1.0)
+    scale = hparams.get(train_step.INIT_SCALE, 1.0)
     params = ae.init(jax.random.split(key)[0], limit=limit * scale)
     is_latent = latent_mask(ae, hparams)
     if is_latent is None:
@@ -137,8 +138,10 @@ def run(
 
         def lane(state, means, hparams, key, order):
             state = to_train_state(state, key, shared.step)
-            batch_at = epochs.batches(state, first, hparams, data, order, config)
-            state, means = epochs.run_steps(
+            batch_at = batches.batches_of(
+                key, shared.step - first, hparams, data, order, config
+            )
+            state, means = train_step.run_steps(
                 state,
                 means,
                 batch_at,
@@ -186,23 +189,16 @@ def keys_and_orders(key, seeds, step, num_rows: int | None):
     The orders are None for a source, which has no rows.
     """
     keys, bits = _keys_and_bits(key, seeds, step, num_rows=num_rows)
-    if bits is None:
-        return keys, None
-    if jax.default_backend() != "cpu":
-        return keys, _sorted_rows(bits)
-    return keys, epochs.sorted_rows_on_host(np.asarray(bits))
+    return keys, None if bits is None else batches.fast_argsort(bits)
 
 
 @functools.partial(jax.jit, static_argnames="num_rows")
 def _keys_and_bits(key, seeds, step, num_rows: int | None):
-    keys = jax.vmap(one_by_one(epochs.data_key_of))(keys_of(key, seeds))
+    keys = jax.vmap(one_by_one(train_step.data_key_of))(keys_of(key, seeds))
     if num_rows is None:
         return keys, None
-    order_bits = functools.partial(epochs.order_bits, num_rows=num_rows)
+    order_bits = functools.partial(batches.order_bits, num_rows=num_rows)
     return keys, jax.vmap(one_by_one(order_bits), (0, None))(keys, step)
-
-
-_sorted_rows = jax.jit(jax.vmap(epochs.sorted_rows))
 
 
 # ---- how lanes are mapped ------------------------------------------------------------

@@ -18,7 +18,7 @@ from jaxae.sweeps.groups import Group, Layout
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.program import LaneState
 from jaxae.sweeps.results import LaneBlock, LaneResults
-from jaxae.training import checkpointing, diagnostics, epochs, evaluation
+from jaxae.training import batches, checkpointing, diagnostics, train_step
 
 BLOCK_SECONDS = 60.0  # the training that is lost, at most, if the process is killed
 _SAVING_SHARE = 0.1  # of the time, at most
@@ -36,10 +36,10 @@ class GroupRun:
 
     def __init__(self, group: Group, data, validation, key, devices):
         self.group, self.data, self.validation = group, data, validation
-        self.num_steps = epochs.num_steps(data, group.config)
+        self.num_steps = batches.num_steps(data, group.config)
         self._key, self._devices = key, devices
         self._source = data if callable(data) else None
-        self._means_shapes: epochs.Means | None = None  # of one lane, once known
+        self._means_shapes: train_step.Means | None = None  # of one lane, once known
         is_mesh = len(devices) > 1
         self._mesh = Mesh(np.array(devices), (program.AXIS,)) if is_mesh else None
         self._static = {
@@ -261,37 +261,34 @@ class GroupRun:
 
     def _shared(self, layout: Layout, epoch_start: int) -> program.Shared:
         """What the lanes share in the epoch that begins at that step."""
-        num_rows = None if self._source is not None else epochs.num_rows(self.data)
+        num_rows = None if self._source is not None else batches.num_rows(self.data)
         keys, orders = program.keys_and_orders(
             self._key, layout.seeds, np.int32(epoch_start), num_rows=num_rows
         )
         data = None if self._source is not None else self.data
         return program.Shared(keys, orders, data, np.int32(epoch_start))
 
-    def _zero_means(self, layout: Layout, state: LaneState, hparams) -> epochs.Means:
+    def _zero_means(
+        self, layout: Layout, state: LaneState, hparams
+    ) -> train_step.Means:
         """The means of the metrics at the beginning of an epoch."""
         if self._means_shapes is None:
             lane, lane_hparams = jax.tree.map(_lane_shape, (state, hparams))
-            init = functools.partial(epochs.init_means, objective=self.group.objective)
+            init = functools.partial(
+                train_step.init_means, objective=self.group.objective
+            )
             self._means_shapes = jax.eval_shape(
                 init,
                 program.to_train_state(lane, self._key, np.int32(0)),
-                self._batch_shape(lane_hparams),
+                batches.batch_shape(
+                    self.data, self._key, lane_hparams, self.group.config
+                ),
                 lane_hparams,
             )
         shape = layout.slots.shape
         return jax.tree.map(
             lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype),
             self._means_shapes,
-        )
-
-    def _batch_shape(self, hparams) -> Any:
-        if self._source is not None:
-            return jax.eval_shape(self._source, self._key, hparams)
-        size = self.group.config.batch_size
-        return jax.tree.map(
-            lambda rows: jax.ShapeDtypeStruct((size, rows.shape[1]), rows.dtype),
-            self.data,
         )
 
     def _run(self, layout: Layout, state, means, hparams, shared, first, last):
@@ -323,7 +320,7 @@ class GroupRun:
     def _diagnostics(self, layout: Layout, state, hparams) -> dict[str, np.ndarray]:
         """The metrics of the training data after the last epoch, `[n]` by name."""
         if self._source is None:
-            rows = evaluation.probe(self.data, self._key, hparams)
+            rows = diagnostics.probe(self.data, self._key, hparams)
             metrics = self._evaluate(layout, state, hparams, rows, self._mesh)
         else:
             metrics = self._evaluate_on_source(layout, state, hparams)
@@ -341,7 +338,7 @@ class GroupRun:
             lane = layout.slots[place]
             own_state, own_hparams = jax.tree.map(lambda leaf: leaf[place], stacked)
             key = jax.random.fold_in(self._key, self.group.seeds[lane])
-            rows = evaluation.probe(self._source, key, own_hparams)
+            rows = diagnostics.probe(self._source, key, own_hparams)
             own_state, own_hparams = jax.tree.map(
                 lambda leaf: leaf[None, None, None], (own_state, own_hparams)
             )
@@ -380,7 +377,7 @@ def _prefixed(prefix: str, metrics: dict[str, Any]) -> dict[str, Any]:
 # ---- between the device, `[C, S, M, ...]`, and the host, `[n, ...]` ------------------
 
 
-def _carry(state: LaneState, means: epochs.Means) -> tuple:
+def _carry(state: LaneState, means: train_step.Means) -> tuple:
     return state.opt_state, state.state, means
 
 
@@ -389,7 +386,9 @@ def _by_lane(layout: Layout, tree) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[layout.is_first], tree)
 
 
-def _resumed(results: LaneResults, layout: Layout) -> tuple[LaneState, epochs.Means]:
+def _resumed(
+    results: LaneResults, layout: Layout
+) -> tuple[LaneState, train_step.Means]:
     """The state and means of the lanes of a layout, from the results."""
     opt_state, objective_state, means = results.carry
     state = LaneState(results.params, opt_state, objective_state, results.stopped_at)

@@ -20,7 +20,7 @@ from jaxae.checkpoints import differences, locked
 from jaxae.sweeps.plans import Schedule
 from jaxae.sweeps.results import LaneBlock
 from jaxae.sweeps.spaces import Lanes
-from jaxae.training.fingerprint import fingerprint
+from jaxae.training.checkpointing import fingerprint
 
 
 def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):

@@ -1,35 +1,26 @@
-"""Checkpoints of a run: their contents, their schedule, and the deferral of signals."""
+"""Checkpoints of a run: contents, fingerprint, schedule, and deferral of signals."""
 
+import dataclasses
+import functools
+import hashlib
 import signal
 import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
+import optax
 
+from jaxae._keys import generator_of
+from jaxae._version import __version__
+from jaxae.autoencoder.files import describe
 from jaxae.checkpoints import Checkpoints
-from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import Means, TrainState
-
-
-class Best(NamedTuple):
-    """The best epoch so far, by config.monitor."""
-
-    epoch: int  # counted from 1
-    value: float
-    params: Any
-
-
-class RunState(NamedTuple):
-    """Everything that a run needs to continue after a step."""
-
-    state: TrainState
-    means: Means  # over the steps so far of the epoch in progress
-    history: tuple[dict[str, float], ...]  # the metrics of each epoch that has ended
-    best: Best | None = None
-    reason: str | None = None  # why the run diverged
-
+from jaxae.data import column_stats
+from jaxae.training.config import TrainConfig, settings
+from jaxae.training.run import Best, RunState
 
 # ---- as arrays by name, and back -----------------------------------------------------
 
@@ -38,7 +29,7 @@ _HISTORY, _BEST = "history", "best."
 
 def save(checkpoints: Checkpoints, run_state: RunState) -> None:
     """Save the state of a run, in the background; see `Checkpoints.save`."""
-    arrays = _arrays(run_state)
+    arrays = _by_name(_saved_trees(run_state))
     if run_state.history:
         rows = [list(metrics.values()) for metrics in run_state.history]
         arrays[_HISTORY] = np.array(rows, np.float64)
@@ -54,17 +45,10 @@ def save(checkpoints: Checkpoints, run_state: RunState) -> None:
 
 
 def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
-    """Return the state of the last checkpoint; None if there is no checkpoint.
-
-    Args:
-      checkpoints: the open `Checkpoints`.
-      initial: the initial state; it defines the tree structure and the shardings.
-
-    Raises:
-      ValueError: if every checkpoint is damaged, or they are another run's.
-    """
+    """Return the last saved state, sharded like the initial one; None without one."""
     params = initial.state.params
-    checkpoint = checkpoints.restore(_arrays(initial), _by_name(params, _BEST))
+    trees = _saved_trees(initial)
+    checkpoint = checkpoints.restore(_by_name(trees), _by_name(params, _BEST))
     if checkpoint is None:
         return None
     arrays, notes = checkpoint.arrays, checkpoint.notes
@@ -75,7 +59,7 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
     best = None
     if "best" in notes:
         best = Best(**notes["best"], params=_from_names(params, arrays, _BEST))
-    trees = _from_names(_saved_trees(initial), arrays)
+    trees = _from_names(trees, arrays)
     state = trees["state"]._replace(key=initial.state.key)
     return RunState(state, trees["means"], history, best, notes["reason"])
 
@@ -85,10 +69,6 @@ def _saved_trees(run_state: RunState) -> dict[str, Any]:
     no_key: Any = ()
     state = run_state.state._replace(key=no_key)
     return {"state": state, "means": run_state.means}
-
-
-def _arrays(run_state: RunState) -> dict[str, Any]:
-    return _by_name(_saved_trees(run_state))
 
 
 def _by_name(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -101,6 +81,97 @@ def _by_name(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _from_names(like: Any, arrays: dict[str, Any], prefix: str = "") -> Any:
     leaves = [arrays[name] for name in _by_name(like, prefix)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+# ---- what a resumed run must share with the saved one --------------------------------
+
+
+def fingerprint(objective, config: TrainConfig, hparams, key, params, data, validation):
+    """Return a dict of JSON values; runs with equal ones give bit-identical results.
+
+    It excludes settings that may change on resume, such as the number of epochs. Arrays
+    are identified by their SHA-256, a function by its name only, a partial function
+    also by its arguments. A callable object is identified by its `name`; without one,
+    by its type and, if it is a dataclass, by its fields.
+    """
+    return {
+        "version": {
+            "jaxae": __version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "optax": optax.__version__,
+        },
+        "model": describe(objective.ae),
+        "corruption": _name(objective.corruption),
+        "compute_dtype": objective.compute_dtype,
+        "penalties": [penalty.name for penalty in objective.penalties],
+        "config": _settings(config),
+        "hparams": {name: str(value) for name, value in sorted(hparams.items())},
+        "generator": generator_of(key),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "params": None if params is None else _sha256(params),
+        "data": _data(data),
+        "validation": None if validation is None else _data(validation),
+    }
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    values = {
+        name: getattr(config, name)
+        for name, about in settings().items()
+        if not about.may_change_on_resume
+    }
+    return {name: _name(v) if callable(v) else v for name, v in values.items()}
+
+
+def _name(component: Any) -> str | None:
+    """Return the qualified name of a function or type, or the `name` of a record."""
+    if component is None:
+        return None
+    if isinstance(component, functools.partial):
+        return _call(component.func, component.args, component.keywords)
+    if hasattr(component, "__qualname__"):
+        return f"{component.__module__}.{component.__qualname__}"
+    name = getattr(component, "name", getattr(component, "__name__", None))
+    if name or not dataclasses.is_dataclass(component):
+        return name or _name(type(component))
+    fields = [field.name for field in dataclasses.fields(component) if field.compare]
+    return _call(type(component), (), {n: getattr(component, n) for n in fields})
+
+
+def _call(function: Any, arguments: tuple, named: Mapping[str, Any]) -> str:
+    values = [*map(_value, arguments)]
+    values += [f"{name}={_value(value)}" for name, value in sorted(named.items())]
+    return f"{_name(function)}({', '.join(values)})"
+
+
+def _value(value: Any) -> str:
+    """Return a text that is equal in another process, unlike the address in a repr."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return _sha256(value)
+    is_address = type(value).__repr__ is object.__repr__
+    return str(_name(value)) if callable(value) or is_address else repr(value)
+
+
+def _data(data: Any) -> Any:
+    if callable(data):
+        return _name(data)
+    if isinstance(data, tuple):
+        return [_data(array) for array in data]
+    stats = column_stats(data)
+    return {
+        "shape": [stats.num_rows, stats.num_columns],
+        "dtype": str(stats.dtype),
+        "sha256": stats.sha256,
+    }
+
+
+def _sha256(params: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 # ---- when it is saved ----------------------------------------------------------------
@@ -151,9 +222,8 @@ class Checkpointer:
 
     def __exit__(self, *exception) -> None:
         self._signals.restore()
-        is_error = exception[0] not in (None, KeyboardInterrupt)
-        if is_error and self.is_interrupted:  # no later save will deliver it
-            self._signals.deliver()
+        if exception[0] not in (None, KeyboardInterrupt):
+            self._signals.deliver()  # no later save will deliver it
 
     @property
     def is_interrupted(self) -> bool:
@@ -187,8 +257,7 @@ class Checkpointer:
         if _version(run_state) != self._saved:
             self._save(run_state)
         self._checkpoints.wait()
-        if self.is_interrupted:
-            self._signals.deliver()
+        self._signals.deliver()
 
     def _save(self, run_state: RunState) -> None:
         assert self._checkpoints is not None
@@ -233,9 +302,10 @@ class DeferredSignals:
         self._handlers = {}
 
     def deliver(self) -> None:
-        """Send the pending signal to its handler; returns if the handler does."""
+        """Send a pending signal to its own handler; returns if the handler does."""
+        if self.number is None:
+            return
         self.restore()
-        assert self.number is not None
         number, self.number = self.number, None  # delivered once, if the handler raises
         signal.raise_signal(number)
 

@@ -1,5 +1,10 @@
-"""Checks and conversions of the arguments of `train`, before any work."""
+"""Checks and conversions of the arguments of `train`, before any work.
 
+Each raises an `ArgumentError` that names the argument.
+"""
+
+import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,37 +24,32 @@ from jaxae import (
     penalties,
 )
 from jaxae import data as data_module
+from jaxae._checks import ArgumentError
 from jaxae.data import check_array
 from jaxae.objective import Objective
-from jaxae.training import diagnostics, epochs
+from jaxae.training import diagnostics, train_step
+from jaxae.training.batches import Data, map_pair, num_steps
 from jaxae.training.config import TrainConfig
-from jaxae.training.epochs import INIT_SCALE, INIT_SCALES, Data, num_rows, num_steps
+from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
 
 
 def check_arguments(objective, key, config, params=None) -> None:
-    """Check types, and that params are of this model and finite.
-
-    Raises:
-      ValueError: naming the argument.
-    """
+    """Check types, and that params are of this model and finite."""
     if not isinstance(objective, Objective):
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "objective",
             "must be a jaxae.Objective",
             repr(objective),
             "make one with jaxae.Objective(ae)",
         )
     if not isinstance(config, TrainConfig):
-        raise _checks.ArgumentError(
-            "config", "must be a jaxae.TrainConfig", repr(config)
-        )
+        raise ArgumentError("config", "must be a jaxae.TrainConfig", repr(config))
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        for name, leaf in _checks.named(params):
             if not np.isfinite(leaf).all():
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise _checks.ArgumentError(
+                raise ArgumentError(
                     f"params.{name}",
                     "must be finite",
                     "NaN or infinity",
@@ -60,37 +60,17 @@ def check_arguments(objective, key, config, params=None) -> None:
 def as_data(
     name: str, data: Data, objective: Objective, dtype, config: TrainConfig
 ) -> Data:
-    """Check the training data, cast them to `dtype`, and copy them to the device.
-
-    Data that exceed the memory budget stay on the host.
-
-    Raises:
-      ValueError: for bad values (which row and column), shapes or sizes.
-    """
-    if callable(data):
-        if config.steps_per_epoch is None:
-            raise _checks.ArgumentError(
+    """Check the training data: a source, or rows, which `as_rows` converts."""
+    if not callable(data):
+        if config.steps_per_epoch is not None:
+            raise ArgumentError(
                 "steps_per_epoch",
-                "must be set if data is a source",
-                "None",
-                "use TrainConfig(steps_per_epoch=...)",
+                "must be None if data is an array",
+                str(config.steps_per_epoch),
+                "an epoch has len(data) // batch_size steps",
             )
-        return data
-    if config.steps_per_epoch is not None:
-        raise _checks.ArgumentError(
-            "steps_per_epoch",
-            "must be None if data is an array",
-            str(config.steps_per_epoch),
-            "an epoch has len(data) // batch_size steps",
-        )
-    data = as_rows(name, data, objective, dtype, config.memory_budget)
-    num_examples = num_rows(data)
-    if config.batch_size > num_examples:
-        raise _checks.ArgumentError(
-            "batch_size",
-            "must be at most the number of examples",
-            f"{config.batch_size} for {num_examples}",
-        )
+        data = as_rows(name, data, objective, dtype, config.memory_budget)
+    num_steps(data, config)  # raises if the data have none
     return data
 
 
@@ -98,30 +78,24 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
     """Check rows `[N, D]`, or a pair (inputs, targets), and cast them to `dtype`.
 
     Returns arrays on the device if they fit the budget in bytes, else Views.
-
-    Raises:
-      ValueError: for bad values (which row and column), shapes or sizes.
     """
     if isinstance(data, tuple) and len(data) != 2:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             name,
             "must be an array [N, D] or a pair (inputs, targets)",
             f"a {type(data).__name__} of {len(data)}",
             "for a Dataset, pass its .train",
         )
+    data = map_pair(functools.partial(_checks.as_array, name), data)
     arrays = data if isinstance(data, tuple) else (data,)
-    arrays = tuple(_checks.as_array(name, array) for array in arrays)
     inputs, targets = arrays[0], arrays[-1]
     if inputs is not targets:
         _check_rows(name, inputs, objective, None)
     _check_rows(name, targets, objective, objective.ae.observation.validate)
     if len(inputs) != len(targets):
-        raise _checks.ArgumentError(
-            name, "must pair inputs and targets of equal length"
-        )
+        raise ArgumentError(name, "must pair inputs and targets of equal length")
     fits = _num_bytes(arrays, dtype) <= budget
-    rows = tuple(_placed(name, array, dtype, fits) for array in arrays)
-    return rows if isinstance(data, tuple) else rows[0]
+    return map_pair(lambda array: _placed(name, array, dtype, fits), data)
 
 
 def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
@@ -131,11 +105,8 @@ def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
     else:
         shape = data_module.column_stats(rows, name, validate=validate)[:2]
     if shape[1] != objective.ae.input_dim:
-        raise _checks.ArgumentError(
-            name,
-            f"must have {objective.ae.input_dim} columns for this model",
-            f"shape {list(shape)}",
-        )
+        problem = f"must have {objective.ae.input_dim} columns for this model"
+        raise ArgumentError(name, problem, f"shape {list(shape)}")
 
 
 def _num_bytes(arrays: tuple, dtype) -> float | int:
@@ -157,38 +128,27 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
             stats = data_module.column_stats(rows, name)
             extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
     if not bool(jnp.isfinite(extremes).all()):
-        raise _checks.ArgumentError(
-            name,
-            f"overflows {jnp.dtype(dtype)}, the parameters' dtype",
-            advice="scale it",
-        )
+        problem = f"overflows {jnp.dtype(dtype)}, the parameters' dtype"
+        raise ArgumentError(name, problem, advice="scale it")
     return placed
 
 
 def as_callbacks(on_epoch) -> tuple[Callable, ...]:
-    """Return the callbacks of `train`, of which there may be none, one or many.
-
-    Raises:
-      ValueError: if a callback is not callable.
-    """
+    """Return the callbacks of `train`, which takes None, one or several."""
     if on_epoch is None:
         return ()
     is_many = isinstance(on_epoch, Iterable) and not isinstance(on_epoch, str)
     callbacks = tuple(on_epoch) if is_many and not callable(on_epoch) else (on_epoch,)
     if not all(map(callable, callbacks)):
-        raise _checks.ArgumentError("on_epoch", "must be a function", repr(on_epoch))
+        raise ArgumentError("on_epoch", "must be a function", repr(on_epoch))
     return callbacks
 
 
 def check_patience(config: TrainConfig, validation) -> None:
-    """Reject early stopping by a validation metric without validation data.
-
-    Raises:
-      ValueError: naming it.
-    """
+    """Reject early stopping by a validation metric without validation data."""
     is_validation = config.monitor.startswith("validation/")
     if config.patience is not None and is_validation and validation is None:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "patience",
             f"waits for {config.monitor}, but there are no validation data",
             advice="give {validation}, or set {monitor}='train/loss'",
@@ -200,13 +160,10 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
 
     Called after the first epoch, when the metrics are known. The default monitor may be
     missing, because it needs validation data.
-
-    Raises:
-      ValueError: listing the metrics.
     """
     is_default = config.monitor == TrainConfig().monitor and config.patience is None
     if config.monitor not in metrics and not is_default:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "monitor",
             "must be a metric of the run",
             f"{config.monitor!r}{_checks.closest(config.monitor, metrics)}",
@@ -215,15 +172,11 @@ def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
 
 
 def check_updates(config: TrainConfig, data: Data) -> None:
-    """Reject an optimizer that accumulates more gradients than the run has steps.
-
-    Raises:
-      ValueError: naming the number.
-    """
+    """Reject an optimizer that accumulates more gradients than the run has steps."""
     accumulate = getattr(config.optimizer, "accumulate", 1)
     total = config.num_epochs * num_steps(data, config)
     if accumulate > total:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "accumulate",
             f"must be at most the {total} steps of the run",
             str(accumulate),
@@ -232,18 +185,13 @@ def check_updates(config: TrainConfig, data: Data) -> None:
 
 
 def as_hparams(hparams, dtype) -> dict[str, Array]:
-    """The hyperparameters as arrays of at least float32, so that they are traced.
-
-    Raises:
-      ValueError: for what is not a finite real scalar.
-    """
+    """The hyperparameters as arrays of at least float32, so that they are traced."""
     _checks.hparams(hparams)
     dtype = jnp.promote_types(dtype, jnp.float32)
     for name, value in hparams.items():
         if not _is_finite(value, dtype):
-            raise _checks.ArgumentError(
-                f"hparams[{name!r}]", "must be a finite number", repr(value)
-            )
+            argument = f"hparams[{name!r}]"
+            raise ArgumentError(argument, "must be a finite number", repr(value))
     return {name: jnp.asarray(value, dtype) for name, value in hparams.items()}
 
 
@@ -255,28 +203,20 @@ def _is_finite(value: Any, dtype) -> bool:
         return False
 
 
-class _RecordedReads(Mapping):
+class _RecordedReads(collections.UserDict):
     """Hyperparameters that record which names are read; a missing one reads as 1."""
 
     def __init__(self, hparams):
-        self._hparams, self.names = hparams, set()
+        super().__init__(hparams)
+        self.names = set()
 
     def __getitem__(self, name):
         self.names.add(name)
-        return self._hparams.get(name, 1.0)
+        return self.data.get(name, 1.0)
 
     def get(self, name, default=None):
         """Like `dict.get`; a hyperparameter that is read by it is optional."""
-        return self[name] if name in self._hparams else default
-
-    def __contains__(self, name):
-        return name in self._hparams
-
-    def __iter__(self):
-        return iter(self._hparams)
-
-    def __len__(self):
-        return len(self._hparams)
+        return self[name] if name in self.data else default
 
 
 def check_hparams(
@@ -287,39 +227,25 @@ def check_hparams(
     key,
     params=None,
 ) -> None:
-    """Reject hyperparameters that nothing reads, that are missing or out of range.
-
-    Raises:
-      ValueError: listing the names.
-    """
+    """Reject hyperparameters that nothing reads, that are missing or out of range."""
     needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
     optional = () if params is not None else (INIT_SCALE,)
     unused = [name for name in hparams if name not in (*needed, *optional)]
-    if missing or unused:
-        faults = []
-        if missing:
-            faults.append(f"lacks {_checks.argument_list(missing)}")
-        if unused:
-            unread = _checks.argument_list(unused)
-            faults.append(f"has {unread}, which nothing reads")
-        raise _checks.ArgumentError(
-            "hparams",
-            " and ".join(faults),
-            advice="this objective and optimizer read: "
-            f"{_checks.argument_list(needed) or 'none'}",
-        )
+    faults = [f"lacks {_checks.argument_list(missing)}"] if missing else []
+    if unused:
+        faults += [f"has {_checks.argument_list(unused)}, which nothing reads"]
+    if faults:
+        read = _checks.argument_list(needed) or "none"
+        advice = f"this objective and optimizer read: {read}"
+        raise ArgumentError("hparams", " and ".join(faults), advice=advice)
     check_numbers(objective, config, data, hparams)
     if config.after_update is not None:
         _check_after_update(objective, config, hparams, key, params)
 
 
 def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
-    """Reject hyperparameters that are out of range.
-
-    Raises:
-      ValueError: naming one, its value and its range.
-    """
+    """Reject hyperparameters that are out of range."""
     objective.check_hparams(hparams)
     optimizers.check_hparams(config.optimizer, hparams)
     INIT_SCALES.check(INIT_SCALE, hparams)
@@ -328,11 +254,7 @@ def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) 
 
 
 def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:
-    """The hyperparameters that objective, optimizer and source read.
-
-    Raises:
-      ValueError: if the optimizer or the source fails.
-    """
+    """The hyperparameters that objective, optimizer and source read."""
     names = _names_read_by_optimizer(config, hparams) | set(objective.hparam_names)
     if callable(data):
         names |= _names_read_by_source(objective, data, hparams, key)
@@ -344,22 +266,19 @@ def _names_read_by_optimizer(config: TrainConfig, hparams: Mapping) -> set[str]:
     try:
         optimizer = config.optimizer(reads)
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "config.optimizer",
             "must be a function hparams -> transformation, such as lambda hp: "
             f"optax.adam(hp['learning_rate']), but it failed: {error}",
         ) from error
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise _checks.ArgumentError(
-            "config.optimizer",
-            "must return an optax.GradientTransformation",
-            repr(optimizer),
-        )
+        problem = "must return an optax.GradientTransformation"
+        raise ArgumentError("config.optimizer", problem, repr(optimizer))
     return reads.names
 
 
 def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str]:
-    """Found by tracing one batch, whose shape and dtype are checked as well."""
+    """Trace one batch, whose shape and dtype are checked as well."""
     names = set()
 
     def batch(key, hparams):
@@ -371,7 +290,7 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
     try:
         jax.eval_shape(batch, key, dict(hparams))
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "data",
             "must be an array, or a pure source (key, hparams) -> batch whose "
             "shapes do not depend on a hyperparameter",
@@ -385,9 +304,6 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
 
     The objective, the metrics of an epoch and, where training uses it, the hand-derived
     gradient are traced; nothing is computed.
-
-    Raises:
-      ValueError: naming the part, its function and the leaf.
     """
     ae = objective.ae
     known = [
@@ -408,18 +324,13 @@ def check_parts(objective: Objective, key, config: TrainConfig) -> None:
         if config.gradient == "manual" or config.diagnostics:
             manual.value_and_grad(objective)(params, batch, key, hparams, state)
 
-    hparams = dict.fromkeys(objective.hparam_names, _NUMBER)
-    jax.eval_shape(work, key, _batch(objective, config), hparams)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    hparams = dict.fromkeys(objective.hparam_names, number)
+    jax.eval_shape(work, key, _batch(objective, config, jnp.float32), hparams)
 
 
-_NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def _batch(
-    objective: Objective, config: TrainConfig, dtype: Any = jnp.float32
-) -> jax.ShapeDtypeStruct:
-    shape = (config.batch_size, objective.ae.input_dim)
-    return jax.ShapeDtypeStruct(shape, dtype)
+def _batch(objective: Objective, config: TrainConfig, dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((config.batch_size, objective.ae.input_dim), dtype)
 
 
 def _check_after_update(
@@ -429,8 +340,10 @@ def _check_after_update(
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
 
     def work(key, batch, hparams, params):
-        state = epochs.init_state(objective, hparams, key, config=config, params=params)
-        return epochs.step(
+        state = train_step.init_state(
+            objective, hparams, key, config=config, params=params
+        )
+        return train_step.step(
             state, batch, key, hparams, objective=objective, config=config
         )
 
@@ -440,7 +353,7 @@ def _check_after_update(
     except ValueError:
         raise
     except Exception as error:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "after_update",
             "must be a pure function (state, p) -> state, but it failed: "
             f"{_checks.first_line(error)}",

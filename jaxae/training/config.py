@@ -1,9 +1,7 @@
 """The static configuration of training.
 
-`setting` declares a field's valid values, whether the compiled program depends on it,
-and whether it may change on resume. The constructor's checks, `program()`, the run's
-fingerprint and the command-line options are derived from this metadata. For example:
-`settings()["batch_size"].in_program`.
+Each field declares its `Setting`: the constructor's checks, `program()`, a run's
+fingerprint and the command-line options follow from it.
 """
 
 import dataclasses
@@ -16,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxae import _checks, optimizers
+from jaxae._checks import ArgumentError
 from jaxae.optimizers import Optimizer
 
 
@@ -23,9 +22,8 @@ class Setting(NamedTuple):
     """The metadata of one field of `TrainConfig`.
 
     Attributes:
-      check: `(name, value) -> value`. Returns the value, converted if necessary (a
-        NumPy integer to an int); for an invalid value, raises a ValueError that begins
-        with the name.
+      check: `(name, value) -> value`, converted if necessary (a NumPy integer to an
+        int). Raises an ArgumentError of that name for an invalid value.
       in_program: whether the compiled program depends on it.
       may_change_on_resume: whether a run may be resumed with another value. False for
         fields that change results; these are part of the run's fingerprint.
@@ -46,13 +44,10 @@ def setting(
     may_change_on_resume: bool = False,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """Declare a field of `TrainConfig` with its default and its `Setting`.
-
-    By default, the compiled program depends on the field, and it may not change on
-    resume. Give either `check` or `choices`.
-    """
+    """Declare a field of `TrainConfig`; give either `check` or `choices`."""
     if choices is not None:
-        check = functools.partial(_check_choice, choices=choices)
+        listed = " or ".join(map(repr, choices))
+        check = _must_be(listed, lambda v: isinstance(v, str) and v in choices)
     assert check is not None
     about = Setting(check, in_program, may_change_on_resume, choices)
     return dataclasses.field(default=default, metadata={"setting": about})
@@ -62,72 +57,57 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        listed = " or ".join(map(repr, choices))
-        raise _checks.ArgumentError(name, f"must be {listed}", repr(value))
-    return value
+def _must_be(words: str, is_valid: Callable[[Any], bool]) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not is_valid(value):
+            raise ArgumentError(name, f"must be {words}", repr(value))
+        return value
+
+    return check
+
+
+def _function(words: str) -> Callable[[str, Any], Any]:
+    must_be_callable = _must_be(words, callable)
+
+    def check(name: str, value: Any) -> Any:
+        try:
+            hash(must_be_callable(name, value))
+        except TypeError:
+            raise ArgumentError(
+                name,
+                "must be hashable",
+                repr(value),
+                "make its class a frozen dataclass",
+            ) from None
+        return value
+
+    return check
+
+
+_check_transformation = _function(
+    "a function hparams -> optax.GradientTransformation such as "
+    "jaxae.optimizers.adam, or the name of one"
+)
 
 
 def _check_optimizer(name: str, value: Any) -> Optimizer:
     if isinstance(value, str):
         return optimizers.get(value)
-    if not callable(value):
-        raise _checks.ArgumentError(
-            name,
-            "must be a function hparams -> optax.GradientTransformation such as "
-            "jaxae.optimizers.adam, or the name of one",
-            repr(value),
-        )
-    _check_hashable(name, value)
-    return value
+    return _check_transformation(name, value)
 
 
-def _check_after_update(name: str, value: Any) -> Any:
-    if not callable(value):
-        raise _checks.ArgumentError(
-            name, "must be None or a function (state, p) -> state", repr(value)
-        )
-    _check_hashable(name, value)
-    return value
-
-
-def _check_hashable(name: str, value: Any) -> None:
-    try:
-        hash(value)
-    except TypeError:
-        raise _checks.ArgumentError(
-            name,
-            "must be hashable",
-            repr(value),
-            "make its class a frozen dataclass",
-        ) from None
-
-
-def _check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _checks.ArgumentError(name, "must be True or False", repr(value))
-    return value
-
-
-def _check_metric(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _checks.ArgumentError(
-            name, "must be a metric's name such as 'validation/loss'", repr(value)
-        )
-    return value
-
-
-def _check_minutes(name: str, value: Any) -> Any:
+def _is_minutes(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if value is not None and not (is_number and math.isfinite(value) and value >= 0):
-        raise _checks.ArgumentError(
-            name, "must be a number of minutes of at least 0, or None", repr(value)
-        )
-    return value
+    return value is None or (is_number and math.isfinite(value) and value >= 0)
 
 
 _positive_int = _checks.positive_int
+_bool = _must_be("True or False", lambda value: isinstance(value, bool))
+_metric = _must_be(
+    "a metric's name such as 'validation/loss'", lambda value: isinstance(value, str)
+)
+_minutes = _must_be("a number of minutes of at least 0, or None", _is_minutes)
+_after_update = _function("None or a function (state, p) -> state")
 _host_setting = functools.partial(setting, in_program=False, may_change_on_resume=True)
 
 
@@ -178,15 +158,13 @@ class TrainConfig:
     gradient: str = setting("autodiff", choices=("autodiff", "manual"))
     log_every: int = setting(1, _positive_int)
     steps_per_epoch: int | None = setting(None, _optional(_positive_int))
-    after_update: Callable[..., Any] | None = setting(
-        None, _optional(_check_after_update)
-    )
+    after_update: Callable[..., Any] | None = setting(None, _optional(_after_update))
     on_nonfinite: str = setting("stop", choices=("stop", "skip"))
-    diagnostics: bool = setting(True, _check_bool, in_program=False)
-    monitor: str = setting("validation/loss", _check_metric, in_program=False)
+    diagnostics: bool = setting(True, _bool, in_program=False)
+    monitor: str = setting("validation/loss", _metric, in_program=False)
     patience: int | None = _host_setting(None, _optional(_positive_int))
     checkpoint_steps: int | None = _host_setting(None, _optional(_positive_int))
-    checkpoint_minutes: float | None = _host_setting(10.0, _check_minutes)
+    checkpoint_minutes: float | None = _host_setting(10.0, _minutes)
     keep_checkpoints: int = _host_setting(2, _positive_int)
     memory_budget: int = _host_setting(2**30, _positive_int)
 

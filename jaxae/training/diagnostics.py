@@ -1,4 +1,4 @@
-"""The metrics of a dataset, and the norms of a training step."""
+"""Metrics of a dataset, norms of a training step, and the cause of a divergence."""
 
 import dataclasses
 import functools
@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxae import _checks, manual, metrics
+from jaxae import data as data_module
+from jaxae._checks import ArgumentError
 from jaxae._moments import Moments, merge
 from jaxae.objective import Objective
-from jaxae.terms import Pass
-from jaxae.training import epochs
+from jaxae.terms import Pass, example_losses
+from jaxae.training import train_step
+from jaxae.training.batches import map_pair, noise_key_of, num_rows
 from jaxae.training.config import TrainConfig
 
-# ---- a dataset -----------------------------------------------------------------------
+# ---- metrics of a dataset ------------------------------------------------------------
 
 
 def evaluate(
@@ -32,10 +35,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the metrics of a dataset of any size, block by block, without corruption.
 
-    "loss", "reconstruction", each penalty and "squared_error": means over the blocks,
-        weighted by their rows, of the values of `objective.evaluate` without its
-        compute_dtype. For a penalty that is not a mean over examples (kl_sparsity)
-        they differ from the values on all rows at once.
+    "loss", "reconstruction", each penalty and "squared_error": as `objective.evaluate`
+        without its compute_dtype, but means over the blocks, weighted by their rows.
+        These differ from the values on all rows at once for a penalty that is not a
+        mean over examples (kl_sparsity).
     "fvu": sum ||x_hat - x||^2 / sum ||x - mean(x)||^2 over all rows; nan if all rows
         are equal.
     "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits per
@@ -49,18 +52,9 @@ def evaluate(
     The rows of a block are summed in float32, or in float64 for a float64 model; blocks
     are summed in float64 on the host. Values are not checked: `train` does that.
 
-    Args:
-      objective: what is minimised.
-      params: the model's parameters.
-      X: an array `[N, D]`, an object with a length that returns rows for a slice, such
-        as a memory map, or a pair (inputs, targets) of these.
-      hparams: a dict of scalars with at least the hyperparameters of the penalties.
-      state: the objective's state.
-      block_rows: number of rows of a block. At most two shapes are compiled, that of a
-        full block and that of the last one.
-
-    Raises:
-      ValueError: as `objective.evaluate`, and for no rows or a pair of unequal lengths.
+    X is an array `[N, D]`, an object that returns rows for a slice, such as a memory
+    map, or a pair (inputs, targets) of these. At most two shapes are compiled, that of
+    a full block and that of the last one.
     """
 
     def of_batch(batch):
@@ -85,49 +79,50 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
 
 
 class Sums(NamedTuple):
-    """Statistics of rows, in float64 on the host; leading axes are vmapped models."""
+    """Statistics of rows, in float64 on the host; leading axes are vmapped models.
 
-    moments: Moments  # of the targets
-    totals: dict[str, Any]  # means over the rows, times their number
-    is_latent: Bool[np.ndarray, "*lanes H"]  # not padding
-    is_dead: Bool[np.ndarray, "*lanes H"]
-    is_saturated: Bool[np.ndarray, "*lanes H"] | None  # None without a slope
-    is_outside: Any  # whether a row lies outside the likelihood's support
+    Attributes:
+      moments: of the targets.
+      totals: means over the rows, times the number of rows, by name.
+      flags: what holds on every row: `[H]` or scalars, by name.
+    """
+
+    moments: Moments
+    totals: dict[str, Any]
+    flags: dict[str, Any]
 
 
 def sum_blocks(evaluate_batch: Callable[[Any], dict], X, block_rows: int) -> Sums:
-    """Compute the statistics of all rows of X, block by block.
-
-    Args:
-      evaluate_batch: a function of a batch that returns the dict of `evaluate_block`,
-        of one model or, along leading axes, of several.
-      X: rows `[N, D]`, or a pair (inputs, targets).
-      block_rows: number of rows of a block.
-    """
-    is_pair = isinstance(X, tuple)
-    parts = tuple(_checks.as_array("X", part) for part in (X if is_pair else (X,)))
-    num_rows = len(parts[0])
-    if num_rows == 0 or num_rows != len(parts[-1]):
-        lengths = " and ".join(str(len(part)) for part in parts)
-        raise _checks.ArgumentError(
-            "X", "must have rows, and as many targets as inputs", f"{lengths} rows"
+    """Sum what `evaluate_batch`, an `evaluate_block` of one or more models, returns."""
+    X = map_pair(functools.partial(_checks.as_array, "X"), X)
+    lengths = [len(rows) for rows in (X if isinstance(X, tuple) else (X,))]
+    if lengths[0] == 0 or lengths[0] != lengths[-1]:
+        raise ArgumentError(
+            "X",
+            "must have rows, and as many targets as inputs",
+            f"{' and '.join(map(str, lengths))} rows",
         )
 
     def sums_at(start):
-        block = tuple(jnp.asarray(part[start : start + block_rows]) for part in parts)
-        evaluated = evaluate_batch(block if is_pair else block[0])
-        return _as_sums(jax.device_get(evaluated), _moments_of(block[-1]))
+        block = slice(start, start + block_rows)
+        batch = map_pair(lambda rows: jnp.asarray(rows[block]), X)
+        evaluated = jax.device_get(evaluate_batch(batch))
+        moments = _moments_of(jax.tree.leaves(batch)[-1])
+        totals = {
+            name: moments.num_rows * np.asarray(mean, np.float64)
+            for name, mean in evaluated["means"].items()
+        }
+        return Sums(moments, totals, evaluated["flags"])
 
-    return functools.reduce(_merge, map(sums_at, range(0, num_rows, block_rows)))
+    return functools.reduce(_merge, map(sums_at, range(0, lengths[0], block_rows)))
 
 
-def _as_sums(evaluated: dict[str, Any], moments: Moments) -> Sums:
-    means = evaluated.pop("means")
-    totals = {
-        name: moments.num_rows * np.asarray(mean, np.float64)
-        for name, mean in means.items()
-    }
-    return Sums(moments, totals, **evaluated)
+def _merge(left: Sums, right: Sums) -> Sums:
+    return Sums(
+        merge(left.moments, right.moments),
+        jax.tree.map(np.add, left.totals, right.totals),
+        jax.tree.map(np.logical_and, left.flags, right.flags),
+    )
 
 
 def _moments_of(targets) -> Moments:
@@ -136,59 +131,6 @@ def _moments_of(targets) -> Moments:
         for part in jax.device_get(_float32_moments(targets))
     )
     return Moments(len(targets), first + means.sum(axis=0), squares)
-
-
-@functools.partial(jax.jit, static_argnames="objective")
-def evaluate_block(
-    params, batch, hparams, state: Any = (), *, objective: Objective
-) -> dict[str, Any]:
-    """The means of a block of rows, and flags of its latents."""
-    # As at inference: without corruption and without compute_dtype.
-    clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
-    p = clean.forward(params, batch, None, hparams, state, training=False)
-    # The model computes in its own precision; its results are summed in float32.
-    params = _widened(params)
-    p = p._replace(**{n: _widened(getattr(p, n)) for n in ("targets", "a", "z", "eta")})
-    _, means = clean.score(params, p)
-    x_hat = jax.vmap(clean.ae.observation.mean)(p.eta)
-    means |= {"squared_error": metrics.squared_error(p.targets, x_hat)}
-    means |= {"l0": metrics.l0(p.z)}
-    log_probs, is_outside = _log_probs(clean, params, p)
-    if log_probs is not None:
-        means["log_prob"] = jnp.mean(log_probs)
-    is_saturated = None
-    if clean.ae.activation.slope is not None:
-        is_saturated = metrics.is_saturated(clean.ae, p.a, p.z).all(axis=0)
-    return {
-        "means": means,
-        "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,
-        "is_dead": metrics.is_dead(p.z),
-        "is_saturated": is_saturated,
-        "is_outside": is_outside,
-    }
-
-
-def _widened(tree):
-    def widened(leaf):
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-    return jax.tree.map(widened, tree)
-
-
-def _log_probs(objective: Objective, params, p: Pass):
-    """log p of each row of a likelihood, and whether a row is outside its support."""
-    observation = objective.ae.observation
-    if observation.base_measure == "none":
-        return None, False
-
-    def of_row(eta, target):
-        log_prob = observation.checked_log_prob(eta, target, params.observation)
-        loss = observation.checked_loss(eta, target, params.observation)
-        # If the loss is infinite as well, the model diverged; the row may be valid.
-        return log_prob, jnp.isneginf(log_prob) & jnp.isfinite(loss)
-
-    log_probs, is_outside = jax.vmap(of_row)(p.eta, p.targets)
-    return log_probs, jnp.any(is_outside)
 
 
 @jax.jit
@@ -206,20 +148,57 @@ def _float32_moments(X: Float[Array, "B D"]):
     return X[0], means, jnp.sum(residual**2, axis=0)
 
 
-def _merge(left: Sums, right: Sums) -> Sums:
-    is_saturated = left.is_saturated
-    if is_saturated is not None:
-        is_saturated = is_saturated & right.is_saturated
-    return Sums(
-        moments=merge(left.moments, right.moments),
-        totals={
-            name: total + right.totals[name] for name, total in left.totals.items()
-        },
-        is_latent=left.is_latent,
-        is_dead=left.is_dead & right.is_dead,
-        is_saturated=is_saturated,
-        is_outside=left.is_outside | right.is_outside,
-    )
+@functools.partial(jax.jit, static_argnames="objective")
+def evaluate_block(
+    params, batch, hparams, state: Any = (), *, objective: Objective
+) -> dict[str, Any]:
+    """Return "means" over the rows of a block, and "flags": what holds on every row."""
+    # As at inference: without corruption and without compute_dtype.
+    clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
+    p = clean.forward(params, batch, None, hparams, state, training=False)
+    # The model computes in its own precision; its results are summed in float32.
+    params = _widened(params)
+    p = p._replace(**{n: _widened(getattr(p, n)) for n in ("targets", "a", "z", "eta")})
+    _, means = clean.score(params, p)
+    x_hat = jax.vmap(clean.ae.observation.mean)(p.eta)
+    means |= {
+        "squared_error": metrics.squared_error(p.targets, x_hat),
+        "l0": metrics.l0(p.z),
+    }
+    flags = {
+        "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,
+        "is_dead": metrics.is_dead(p.z),
+    }
+    if clean.ae.activation.slope is not None:
+        is_saturated = metrics.is_saturated(clean.ae, p.a, p.z)
+        flags["is_saturated"] = is_saturated.all(axis=0)
+    if clean.ae.observation.base_measure != "none":
+        log_probs, is_in_support = _log_probs(clean, params, p)
+        means["log_prob"] = jnp.mean(log_probs)
+        flags["is_in_support"] = is_in_support.all()
+    return {"means": means, "flags": flags}
+
+
+def _widened(tree):
+    """The arrays of a pytree in float32, or in a wider dtype of their own."""
+
+    def widened(leaf):
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(widened, tree)
+
+
+def _log_probs(objective: Objective, params, p: Pass):
+    """Return log p of each row, and whether the row is in the likelihood's support."""
+    observation = objective.ae.observation
+
+    def of_row(eta, target):
+        log_prob = observation.checked_log_prob(eta, target, params.observation)
+        loss = observation.checked_loss(eta, target, params.observation)
+        # If the loss is infinite as well, the model diverged; the row may be valid.
+        return log_prob, ~(jnp.isneginf(log_prob) & jnp.isfinite(loss))
+
+    return jax.vmap(of_row)(p.eta, p.targets)
 
 
 def names_of_step(objective: Objective) -> tuple[str, ...]:
@@ -230,38 +209,68 @@ def names_of_step(objective: Objective) -> tuple[str, ...]:
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     """Return the metrics of all rows: numbers, or arrays if several models are vmapped.
 
-    `log_prob` is nan for a model with a row outside the support. There is no such entry
-    if this holds for all models.
+    `log_prob` is nan for a model with a row outside the support, and absent if every
+    model has one.
     """
-    num_rows = sums.moments.num_rows
+    flags, num_rows = sums.flags, sums.moments.num_rows
     means = {name: total / num_rows for name, total in sums.totals.items()}
+    values = {n: means[n] for n in (*names_of_step(objective), "squared_error")}
     variance = sums.moments.squares.sum() or math.nan
-    names = (*names_of_step(objective), "squared_error")
-    values = {name: means[name] for name in names}
     values["fvu"] = sums.totals["squared_error"] / variance
-    if "log_prob" in means and not np.all(sums.is_outside):
-        log_prob = np.where(sums.is_outside, math.nan, means["log_prob"])
+    if np.any(flags.get("is_in_support", False)):
+        log_prob = np.where(flags["is_in_support"], means["log_prob"], math.nan)
         values["log_prob"] = log_prob
         values["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
-    values |= {"l0": means["l0"], "dead_fraction": _fraction(sums.is_dead, sums)}
-    if sums.is_saturated is not None:
-        values["saturated_fraction"] = _fraction(sums.is_saturated, sums)
+    values["l0"] = means["l0"]
+    num_latents = flags["is_latent"].sum(axis=-1)
+    for name in ("dead", "saturated"):
+        if f"is_{name}" in flags:
+            num_flagged = (flags[f"is_{name}"] & flags["is_latent"]).sum(axis=-1)
+            values[f"{name}_fraction"] = num_flagged / num_latents
     return values
 
 
-def _fraction(is_flagged, sums: Sums):
-    """Return the fraction of the latents that are flagged, without padding."""
-    num_flagged = (is_flagged & sums.is_latent).sum(axis=-1)
-    return num_flagged / sums.is_latent.sum(axis=-1)
+# ---- the same rows after every epoch -------------------------------------------------
+
+PROBE_ROWS = 10_000  # at most; of training data in memory
+_PROBE_BATCHES = 8  # of a source
+_PROBE_KEY = 2**32 - 1  # folded into the run's key
 
 
-# ---- a step --------------------------------------------------------------------------
+def probe(data: Any, key, hparams) -> Any:
+    """At most `PROBE_ROWS` rows spread evenly over the training data, on the device."""
+    if callable(data):
+        return _draw_probe(key, hparams, source=data)
+    size = num_rows(data)
+    numbers = np.arange(0, size, math.ceil(size / PROBE_ROWS))
+
+    def take(rows):
+        if isinstance(rows, jax.Array):
+            return rows[numbers]
+        return jnp.asarray(data_module.take(rows, numbers))
+
+    return jax.tree.map(take, data)
 
 
-def of_step(
+@functools.partial(jax.jit, static_argnames="source")
+def _draw_probe(key, hparams, *, source) -> Any:
+    # Not split(key), whose first two keys draw the parameters and the training data.
+    keys = jax.random.split(jax.random.fold_in(key, _PROBE_KEY), _PROBE_BATCHES)
+    batches = [source(key, hparams) for key in keys]
+
+    def concatenate(*arrays):  # each an array, or a list that stands for one
+        return jnp.concatenate(list(map(jnp.asarray, arrays)))
+
+    return jax.tree.map(concatenate, *batches, is_leaf=lambda a: isinstance(a, list))
+
+
+# ---- norms of a step -----------------------------------------------------------------
+
+
+def step_norms(
     state, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> dict[str, Float[Array, ""]]:
-    """Return norms of the gradient and of the update at the next step.
+    """Return norms of the gradient and of the update of a step from `state`.
 
     For every leaf of the params, such as W:
 
@@ -272,37 +281,29 @@ def of_step(
     "update_ratio/W": ||update|| / max(||W||, ||update||), of the update that the
         optimizer would make. It is 1 if W is smaller than the update, such as a bias
         that is still 0, and 0 if both norms are 0.
-
-    Args:
-      state: a `TrainState`.
-      batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
-      key: consumed by the corruption.
-      hparams: scalars by name.
-      objective: what is minimised.
-      config: the static configuration; its gradient and optimizer are used.
-
-    Raises:
-      ValueError: as a call of the objective.
     """
-    gradient, paths, ratios = _norms_of_step(
+    trees = _step_norms(
         state, batch, key, hparams, objective=objective, config=config.program()
     )
     return {
-        **_by_leaf("gradient", gradient),
-        **_by_leaf("gradient/encoder", paths.encoder),
-        **_by_leaf("gradient/decoder", paths.decoder),
-        **_by_leaf("update_ratio", ratios),
+        f"{prefix}/{name}": norm
+        for prefix, tree in trees.items()
+        for name, norm in _checks.named(tree)
     }
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "config"))
-def _norms_of_step(state, batch, key, hparams, *, objective, config):
-    proposal = epochs.propose(
+def _step_norms(state, batch, key, hparams, *, objective, config) -> dict[str, Any]:
+    update = train_step.compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
-    paths = manual.batch_path_grads(objective, state.params, proposal.batch)
-    ratios = jax.tree.map(_ratio, proposal.updates, state.params)
-    return jax.tree.map(_norm, proposal.grads), jax.tree.map(_norm, paths), ratios
+    paths = manual.batch_path_grads(objective, state.params, update.batch)
+    return {
+        "gradient": jax.tree.map(_norm, update.grads),
+        "gradient/encoder": jax.tree.map(_norm, paths.encoder),
+        "gradient/decoder": jax.tree.map(_norm, paths.decoder),
+        "update_ratio": jax.tree.map(_ratio, update.updates, state.params),
+    }
 
 
 def _norm(leaf) -> Float[Array, ""]:
@@ -315,8 +316,57 @@ def _ratio(update, leaf) -> Float[Array, ""]:
     return update / jnp.where(larger == 0, 1, larger)
 
 
-def _by_leaf(prefix: str, tree) -> dict[str, Array]:
+# ---- the cause of a divergence -------------------------------------------------------
+
+_MAX_ROWS = 5  # named in the sentence
+
+
+def explain_divergence(
+    state, batch, order, i: int, hparams, *, objective: Objective, config: TrainConfig
+) -> str:
+    """Say what was not finite in step i of an epoch, by computing that step again.
+
+    `state` is the one before that step, and `state.stopped_at` the step's number in the
+    run; `order` is that of the rows in the epoch, None for a source.
+    """
+    key = jax.random.fold_in(noise_key_of(state.key, state.stopped_at - i), i)
+    config = config.program()
+    is_finite = jax.device_get(
+        _is_finite(state, batch, key, hparams, objective=objective, config=config)
+    )
+    cause = "A state, or the parameters after after_update, are not finite."
+    if not is_finite["loss"]:
+        cause = "The loss is not finite."
+    for name in ("update", "gradient"):  # a gradient that is not finite comes first
+        leaves = [leaf for leaf, is_ok in _checks.named(is_finite[name]) if not is_ok]
+        if leaves:
+            cause = f"The {name} of {', '.join(leaves)} is not finite."
+    first_row = i * config.batch_size
+    rows = None if order is None else np.asarray(order)[first_row:]
+    return f"{cause} {_failing_rows(~is_finite['losses'], rows)}"
+
+
+def _failing_rows(is_bad: np.ndarray, rows: np.ndarray | None) -> str:
+    if not is_bad.any():
+        return "The loss of each example is finite."
+    places = np.flatnonzero(is_bad)
+    places = np.sort(places if rows is None else rows[places])
+    listed = ", ".join(map(str, places[:_MAX_ROWS]))
+    more = f" and {len(places) - _MAX_ROWS} more" if len(places) > _MAX_ROWS else ""
+    where = "of the batch" if rows is None else "of the data"
+    kind = "row" if len(places) == 1 else "rows"
+    return f"The loss of {kind} {listed}{more} {where} is not finite."
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "config"))
+def _is_finite(state, batch, key, hparams, *, objective, config) -> dict[str, Any]:
+    update = train_step.compute_update(
+        state, batch, key, hparams, objective=objective, config=config
+    )
+    losses = example_losses(objective.ae, state.params, update.batch)
     return {
-        f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        "gradient": jax.tree.map(train_step.all_finite, update.grads),
+        "update": jax.tree.map(train_step.all_finite, update.state.params),
+        "loss": jnp.isfinite(update.loss),
+        "losses": jnp.isfinite(losses),
     }

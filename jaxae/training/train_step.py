@@ -1,27 +1,29 @@
 """The training step and the epoch: pure functions, which a sweep vmaps.
 
-They read no clock, no global state and no random state. The optimizer is built inside
-them from traced hyperparameters.
+The optimizer is built inside them from traced hyperparameters.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jaxae import _checks, manual
-from jaxae.objective import Aux, Objective
+from jaxae.autoencoder import Autoencoder
+from jaxae.objective import Objective, latent_mask
 from jaxae.terms import Pass
+from jaxae.training.batches import (
+    Data,
+    batches_of,
+    noise_key_of,
+    num_rows,
+    num_steps,
+    order_of,
+)
 from jaxae.training.config import TrainConfig
-
-Data = Any  # [N, D], a pair of such arrays, or a pure source (key, hparams) -> batch
-
 
 INIT_SCALE = "init_scale"  # may be left out
 INIT_SCALES = _checks.POSITIVE
@@ -46,10 +48,8 @@ def init_state(
     Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
     hyperparameter `init_scale` where there is one.
     """
-    init_key, _ = jax.random.split(key)
     if params is None:
-        limit = objective.ae.init_limit * hparams.get(INIT_SCALE, 1.0)
-        params = objective.ae.init(init_key, limit=limit)
+        params = initial_params(objective.ae, hparams, key)
     return TrainState(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
@@ -58,6 +58,18 @@ def init_state(
         step=jnp.int32(0),
         stopped_at=jnp.int32(-1),
     )
+
+
+def initial_params(ae: Autoencoder, hparams, key, *, limit=None) -> Any:
+    """Draw the parameters of a run from its key, with 0 in the padding of a lane.
+
+    `limit` is the `init_limit` of the lane's own model; by default that of `ae`.
+    """
+    limit = ae.init_limit if limit is None else limit
+    init_key, _ = jax.random.split(key)
+    params = ae.init(init_key, limit=limit * hparams.get(INIT_SCALE, 1.0))
+    mask = latent_mask(ae, hparams)
+    return params if mask is None else _without_padding(params, mask)
 
 
 def data_key_of(key) -> Array:
@@ -80,9 +92,7 @@ class Means(NamedTuple):
             # A running mean has a smaller rounding error than a running sum.
             return jnp.where(counts, mean + (value - mean) / num_logged, mean)
 
-        values = {
-            name: updated(mean, metrics[name]) for name, mean in self.values.items()
-        }
+        values = jax.tree.map(updated, self.values, metrics)
         return Means(values, num_logged, self.num_skipped + is_skipped)
 
     def read(self, config: TrainConfig) -> dict[str, Array]:
@@ -99,10 +109,11 @@ def init_means(state: TrainState, batch, hparams, *, objective: Objective) -> Me
     _, aux = jax.eval_shape(
         objective, state.params, batch, state.key, hparams, state.state
     )
-    values = {
-        name: jnp.zeros(metric.shape, jnp.promote_types(metric.dtype, jnp.float32))
-        for name, metric in aux.metrics.items()
-    }
+
+    def zeros(metric):
+        return jnp.zeros(metric.shape, jnp.promote_types(metric.dtype, jnp.float32))
+
+    values = jax.tree.map(zeros, aux.metrics)
     return Means(values, jnp.int32(0), jnp.int32(0))
 
 
@@ -123,20 +134,13 @@ def epoch(
     Returns:
       The new state, and each metric's mean over the logged steps that were not undone.
     """
-    order = None
+    last, order = num_steps(data, config), None
     if not callable(data):
         order = order_of(state.key, state.step, num_rows(data))
-    batch_at = batches(state, 0, hparams, data, order, config)
+    batch_at = batches_of(state.key, state.step, hparams, data, order, config)
     means = init_means(state, batch_at(0), hparams, objective=objective)
     state, means = run_steps(
-        state,
-        means,
-        batch_at,
-        hparams,
-        0,
-        num_steps(data, config),
-        objective=objective,
-        config=config,
+        state, means, batch_at, hparams, 0, last, objective=objective, config=config
     )
     return state, means.read(config)
 
@@ -175,21 +179,20 @@ def run_steps(
     return jax.lax.fori_loop(first, last, body, (state, means))
 
 
-class Proposal(NamedTuple):
+class Update(NamedTuple):
     """The result of a step before the check that it is finite."""
 
     loss: Float[Array, ""]
-    aux: Aux
+    metrics: dict[str, Array]
     batch: Pass  # the batch's pass through the model
     grads: Any
-    updates: Any
-    params: Any
-    opt_state: Any
+    updates: Any  # of the optimizer
+    state: TrainState  # with the updates applied
 
 
-def propose(
+def compute_update(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
-) -> Proposal:
+) -> Update:
     """Compute the gradient on one batch and the update, without a check for NaN."""
     arguments = state.params, batch, key, hparams, state.state
     if config.gradient == "manual":
@@ -201,7 +204,8 @@ def propose(
     optimizer = config.optimizer(hparams)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return Proposal(loss, aux, p, grads, updates, params, opt_state)
+    new = state._replace(params=params, opt_state=opt_state, state=aux.state)
+    return Update(loss, aux.metrics, p, grads, updates, new)
 
 
 def step(
@@ -215,14 +219,13 @@ def step(
     Returns:
       The new state, the metrics, and whether the step was kept.
     """
-    proposal = propose(state, batch, key, hparams, objective=objective, config=config)
-    new = state._replace(
-        params=proposal.params, opt_state=proposal.opt_state, state=proposal.aux.state
+    update = compute_update(
+        state, batch, key, hparams, objective=objective, config=config
     )
-    new = _after_update(new, proposal.batch, config)
+    new = _after_update(update.state, update.batch, config)
 
     is_running = state.stopped_at < 0
-    is_finite = _all_finite((new.params, proposal.loss)) & is_running
+    is_finite = all_finite((new.params, update.loss)) & is_running
     # If gradients are accumulated, the optimizer's state is NaN before the parameters.
     is_finite &= ~_any_nan((new.opt_state, new.state))
     stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
@@ -238,7 +241,7 @@ def step(
         step=state.step + 1,
         stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
-    return new, proposal.aux.metrics, is_finite
+    return new, update.metrics, is_finite
 
 
 def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState:
@@ -248,113 +251,24 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
     if p.mask is not None:  # padding stays 0, as a narrower model has none
-        names = [
-            n for n in ("W", "W_enc", "W_dec", "b_enc") if n in changed.params._fields
-        ]
-        masked = {n: _masked(p.mask, getattr(changed.params, n)) for n in names}
-        changed = changed._replace(params=changed.params._replace(**masked))
+        changed = changed._replace(params=_without_padding(changed.params, p.mask))
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
 
 
-def _masked(mask, leaf):
-    """Leaves `[H, ...]` with 0 on padding; () where the encoder has no bias."""
-    if isinstance(leaf, tuple):
-        return leaf
-    rows = mask.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(rows, leaf, 0)
+def _without_padding(params: Any, mask) -> Any:
+    """The params with 0 in the rows of latents that are padding."""
+
+    def masked(leaf):
+        return jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+    names = [n for n in ("W", "W_enc", "W_dec", "b_enc") if n in params._fields]
+    return params._replace(  # b_enc may be (), which has no leaf
+        **{name: jax.tree.map(masked, getattr(params, name)) for name in names}
+    )
 
 
-# ---- batches -------------------------------------------------------------------------
-
-
-def _epoch_keys(key, epoch_start) -> Array:
-    """Return (order_key, noise_key) of the epoch that begins at step `epoch_start`."""
-    return jax.random.split(jax.random.fold_in(key, epoch_start))
-
-
-def noise_key_of(key, epoch_start) -> Array:
-    """Return the noise key of an epoch; its step i draws from fold_in(key, i)."""
-    return _epoch_keys(key, epoch_start)[1]
-
-
-def order_of(key, epoch_start, num_rows: int) -> Int32[Array, "N"]:
-    """Return the order of the rows in the epoch that begins at `epoch_start`."""
-    return sorted_rows(order_bits(key, epoch_start, num_rows))
-
-
-def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
-    """Return random bits, one a row; their argsort is the epoch's permutation."""
-    order_key, _ = _epoch_keys(key, epoch_start)
-    return jax.random.bits(order_key, (num_rows,), jnp.uint32)
-
-
-def sorted_rows(bits: UInt32[Array, "N"]) -> Int32[Array, "N"]:
-    """Return the permutation that sorts the bits; ties, about N^2 / 2^33, by row."""
-    return jnp.argsort(bits, stable=True).astype(jnp.int32)
-
-
-def sorted_rows_on_host(bits: np.ndarray) -> np.ndarray:
-    """`sorted_rows` in NumPy, for `[..., N]`: on a CPU many times faster than XLA."""
-    rows = np.arange(bits.shape[-1], dtype=np.uint64)
-    pairs = (bits.astype(np.uint64) << np.uint64(32)) | rows
-    pairs.sort(axis=-1)
-    return (pairs & np.uint64(2**32 - 1)).astype(np.int32)
-
-
-def batches(
-    state: TrainState, i, hparams, data: Data, order, config: TrainConfig
-) -> Callable[[Any], Any]:
-    """Return the function `j -> batch j` of the epoch that began i steps before state.
-
-    The function is a pytree, so that a compiled program can take it as an argument.
-    """
-    if callable(data):
-        order_key, _ = _epoch_keys(state.key, state.step - i)
-        draw = functools.partial(_batch_of_source, data)
-        return jax.tree_util.Partial(draw, order_key, hparams)
-    if len(order) < config.batch_size:
-        raise _checks.ArgumentError(
-            "batch_size",
-            "must be at most the number of examples",
-            f"{config.batch_size} for {len(order)}",
-        )
-    return _RowBatches(jax.tree.map(jnp.asarray, data), order, config.batch_size)
-
-
-def _batch_of_source(source, order_key, hparams, j):
-    return source(jax.random.fold_in(order_key, j), hparams)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _RowBatches:
-    """`j -> batch j`, the rows of the data at a slice of their order."""
-
-    data: Any
-    order: Int32[Array, "N"]
-    # Static: a program slices without work on the host before each epoch.
-    batch_size: int = dataclasses.field(metadata={"static": True})
-
-    def __call__(self, j):
-        start = j * self.batch_size
-        rows = jax.lax.dynamic_slice_in_dim(self.order, start, self.batch_size)
-        return jax.tree.map(lambda leaf: leaf[rows], self.data)
-
-
-def num_rows(data: Any) -> int:
-    """The number of rows of an array, of Rows, or of a pair of these."""
-    return len(data[0] if isinstance(data, tuple) else data)
-
-
-def num_steps(data: Data, config: TrainConfig) -> int:
-    """The number of steps of an epoch."""
-    if callable(data):
-        assert config.steps_per_epoch is not None  # checked before any work
-        return config.steps_per_epoch
-    return num_rows(data) // config.batch_size
-
-
-def _all_finite(tree) -> Bool[Array, ""]:
+def all_finite(tree) -> Bool[Array, ""]:
+    """Whether every number of a pytree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves))
 
