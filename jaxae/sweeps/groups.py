@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks, _keys, corruptions
-from jaxae.autoencoder.model import LATENT_DIM
+from jaxae._checks import ArgumentError
+from jaxae.autoencoder import Autoencoder
 from jaxae.objective import Objective
-from jaxae.sweeps.spaces import Lanes, with_static_values
+from jaxae.sweeps.spaces import LATENT_DIM, Lanes, with_static_values
 from jaxae.training import TrainConfig, checks
 from jaxae.training.epochs import INIT_SCALE, Data
 
@@ -43,6 +44,13 @@ class Group(NamedTuple):
     widths: np.ndarray
     vmapped: str
     generator: str
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The numbers on which the speed of training depends."""
+        ae, num_seeds = self.objective.ae, len(np.unique(self.seeds))
+        sizes = ae.input_dim, ae.latent_dim, self.config.batch_size
+        return len(self.lanes), num_seeds, *sizes
 
     @property
     def max_at_once(self) -> int:
@@ -99,31 +107,25 @@ def groups_of(
     """One group for every combination of values of the static axes.
 
     Raises:
-      ValueError: for a hyperparameter that no lane reads or that some lane lacks, one
-        out of range, or widths of a model that cannot be padded.
+      ArgumentError: for a hyperparameter that no lane reads, that some lane lacks or
+        that is out of range, and for widths of a model that cannot be padded.
     """
     members: dict[tuple, list[int]] = {}
     for lane, static_values in enumerate(lanes.static):
         members.setdefault(static_values, []).append(lane)
-    shared = {
-        n: np.float32(v) for n, v in checks.as_hparams(hparams, jnp.float32).items()
-    }
-    # Which names are read does not depend on the values.
-    example = {**shared, **{name: values[0] for name, values in lanes.hparams.items()}}
+    # Which names are read does not depend on the values, so those of one lane do.
+    shared = checks.as_hparams(hparams, jnp.float32)
+    example = {name: np.float32(value) for name, value in shared.items()}
+    example |= {name: values[0] for name, values in lanes.hparams.items()}
     programs = [with_static_values(objective, config, values) for values in members]
-    names_read = [
-        checks.names_read(*program, data, example, key) for program in programs
-    ]
-    _check_names(example, sorted({INIT_SCALE}.union(*names_read)))
+    read = [checks.names_read(*program, data, example, key) for program in programs]
+    _check_names(example, sorted({INIT_SCALE}.union(*read)))
     groups = []
-    for program, names, indices in zip(
-        programs, names_read, members.values(), strict=True
-    ):
-        one_of_each = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
+    for program, names, indices in zip(programs, read, members.values(), strict=True):
+        own = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
         checks.check_parts(program[0], key, program[1])
-        checks.check_hparams(*program, data, one_of_each, key)
-        group = _group(*program, lanes, np.array(indices), one_of_each, data, key)
-        groups.append(group)
+        checks.check_hparams(*program, data, own, key)
+        groups.append(_group(*program, lanes, np.array(indices), own, data, key))
     for group in groups:
         _check_values(group, data)
     return groups
@@ -136,9 +138,10 @@ def _check_names(hparams: Mapping, names_read: list[str]) -> None:
         if name not in names_read
     ]
     if unread:
-        raise ValueError(
-            f"space or hparams have {', '.join(unread)}, which nothing in this sweep "
-            f"reads; its objectives, optimizers and data read: {', '.join(names_read)}."
+        raise ArgumentError(
+            "space or hparams",
+            f"have {', '.join(unread)}, which nothing in this sweep reads",
+            advice=f"its objectives, optimizers and data read: {', '.join(names_read)}",
         )
 
 
@@ -156,7 +159,7 @@ def _group(
             for name, value in hparams.items()
         }
     if len(set(widths)) > 1:
-        _check_padding(objective)
+        _check_padding(objective.ae)
         columns[LATENT_DIM] = widths.astype(np.int32)
     first = indices[0]
     labels = {name: lanes.axes[name][first] for name, _ in lanes.static[first]}
@@ -197,23 +200,22 @@ def _keeps_key(objective: Objective, config: TrainConfig, hparams) -> bool:
     return any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state))
 
 
-def _check_padding(objective: Objective) -> None:
-    activation = objective.ae.activation
+def _check_padding(ae: Autoencoder) -> None:
+    activation = ae.activation
+    problem = None
     if activation.slope is None or activation.init or activation.init_state:
-        raise _checks.ArgumentError(
-            "space['latent_dim']",
+        problem = (
             "needs an elementwise activation without parameters and state, but "
-            f"{activation} is none",
-            advice="run one sweep for each latent_dim",
+            f"{activation} is none"
         )
-    parametrization = objective.ae.parametrization
-    if not parametrization.is_composed:
-        raise _checks.ArgumentError(
-            "space['latent_dim']",
-            f"needs a parametrization that can be padded, but {parametrization} is "
-            "your own",
-            advice="run one sweep for each latent_dim",
+    elif not ae.parametrization.is_composed:
+        problem = (
+            f"needs a parametrization that can be padded, but {ae.parametrization} is "
+            "your own"
         )
+    if problem is not None:
+        advice = "run one sweep for each latent_dim"
+        raise ArgumentError("space['latent_dim']", problem, advice=advice)
 
 
 def _check_values(group: Group, data: Data) -> None:
@@ -221,9 +223,7 @@ def _check_values(group: Group, data: Data) -> None:
         hparams = group.hparams_of(i)
         for name, value in hparams.items():
             if not np.isfinite(value):
-                raise _checks.ArgumentError(
-                    f"space[{name!r}]", "must be finite in float32"
-                )
+                raise ArgumentError(f"space[{name!r}]", "must be finite in float32")
         checks.check_numbers(group.objective, group.config, data, hparams)
 
 
@@ -268,10 +268,6 @@ class Layout(NamedTuple):
     def lanes(self) -> np.ndarray:
         """The lanes, each once, in the order of their slots."""
         return self.slots[self.is_first]
-
-    def places(self) -> list[tuple[int, ...]]:
-        """The place (c, s, m) of each of these lanes."""
-        return [tuple(place) for place in np.argwhere(self.is_first).tolist()]
 
 
 def layout_of(

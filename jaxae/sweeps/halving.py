@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae.sweeps.results import LaneResults
 
 
@@ -41,13 +42,9 @@ class Halving:
     def __post_init__(self):
         _checks.positive_int("first", self.first)
         if _checks.positive_int("factor", self.factor) < 2:
-            raise _checks.ArgumentError(
-                "factor", "must be at least 2", str(self.factor)
-            )
+            raise ArgumentError("factor", "must be at least 2", str(self.factor))
         if not isinstance(self.metric, str):
-            raise _checks.ArgumentError(
-                "metric", "must be a metric's name", repr(self.metric)
-            )
+            raise ArgumentError("metric", "must be a metric's name", repr(self.metric))
 
 
 def rungs_of(halving, num_epochs: int, validation) -> list[range]:
@@ -59,11 +56,11 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
     if halving is None:
         return [range(num_epochs)]
     if not isinstance(halving, Halving):
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "halving", "must be a jaxae.sweeps.Halving or None", repr(halving)
         )
     if halving.metric.startswith("validation/") and validation is None:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "halving",
             f"compares {halving.metric}, but there are no validation data",
             advice="give validation=, or Halving(metric='train/loss')",
@@ -75,24 +72,11 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
     return [range(a, b) for a, b in zip([0, *ends], [*ends, num_epochs], strict=True)]
 
 
-def check_metric(halving: Halving, names: list[str]) -> None:
-    """Check that every epoch has the metric.
-
-    Raises:
-      ValueError: listing the names.
-    """
-    if halving.metric not in names:
-        raise ValueError(
-            f"halving's metric must be one of {', '.join(names)}, got "
-            f"{halving.metric!r}{_checks.closest(halving.metric, names)}."
-        )
-
-
 def survivors(
     halving: Halving, results: list[LaneResults], alive: list[np.ndarray], rung: range
 ) -> list[np.ndarray]:
     """The lanes of each group that continue after a rung, of those still alive."""
-    continues = [np.zeros(len(of_group.step), bool) for of_group in results]
+    continues = [np.zeros(len(of_group), bool) for of_group in results]
     observations = [str(r.group.objective.ae.observation) for r in results]
     for observation in dict.fromkeys(observations):
         groups = [g for g, other in enumerate(observations) if other == observation]

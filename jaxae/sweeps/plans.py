@@ -10,75 +10,73 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae.sweeps.groups import Group, Layout
 
-_MIN_PAYOFF = 4.0  # training takes so many timing runs, for another to pay
+_MIN_PAYOFF = 4.0  # a candidate is timed if training takes this many times as long
 _SAMPLE_SECONDS = 0.05
 _NUM_ROUNDS = 3
 
 
-class Schedule(NamedTuple):
+class GroupPlan(NamedTuple):
     """How the lanes of one group are run.
 
     Attributes:
+      name: the static axes of the group; empty for the only group.
+      num_lanes: the lanes of the group.
       lanes_at_once: the lanes of a chunk, in one vmap; 1 for lanes in sequence.
       num_chunks: the chunks of a block, in one call of the program.
       bytes: the memory of one call, estimated.
       seconds: the training time of the group, estimated; nan if not measured.
-      tried: (lanes_at_once, measured seconds a step of a lane) of each trial.
+      timings: the candidates that were timed, if there were several, as pairs
+        (lanes_at_once, seconds a step of a lane).
       reason: why lanes_at_once is less than requested, or than would fit.
     """
 
+    name: str
+    num_lanes: int
     lanes_at_once: int
     num_chunks: int
     bytes: int
     seconds: float = math.nan
-    tried: tuple[tuple[int, float], ...] = ()
+    timings: tuple[tuple[int, float], ...] = ()
     reason: str = ""
+
+    def __str__(self) -> str:
+        at_once = self.lanes_at_once
+        how = f"{at_once} at once" if at_once > 1 else "in sequence"
+        if self.reason:
+            how += f" ({self.reason})"
+        # An observation's name may hold a weight for each of many columns.
+        name = textwrap.shorten(self.name or "all", 60, placeholder=" ...")
+        line = f"{name}: {_lanes(self.num_lanes)}, {how}, {self.bytes / 2**20:.0f} MiB"
+        if not math.isnan(self.seconds):
+            line += f", about {_duration(self.seconds)}"
+        if self.timings:
+            timings = ", ".join(f"{n}: {1e6 * t:.3g} us" for n, t in self.timings)
+            line += f" (a lane's step, by lanes at once: {timings})"
+        return line
 
 
 class Plan(NamedTuple):
     """How a sweep is run.
 
     Attributes:
-      names: the static axes of each group.
-      num_lanes: the number of lanes of each group.
-      schedules: the schedule of each group.
+      groups: the plan of each group, the lanes that share a compiled program.
       num_devices: the devices over which the chunks of a block are spread.
     """
 
-    names: tuple[str, ...]
-    num_lanes: tuple[int, ...]
-    schedules: tuple[Schedule, ...]
+    groups: tuple[GroupPlan, ...]
     num_devices: int
 
     def __str__(self) -> str:
-        num_groups, num_devices = len(self.names), self.num_devices
+        num_groups, num_devices = len(self.groups), self.num_devices
         head = (
-            f"{_lanes(sum(self.num_lanes))} in {num_groups} compiled "
-            f"program{'s' * (num_groups > 1)}, "
+            f"{_lanes(sum(group.num_lanes for group in self.groups))} in {num_groups} "
+            f"compiled program{'s' * (num_groups > 1)}, "
             f"{num_devices} device{'s' * (num_devices > 1)}"
         )
-        return "\n".join([head, *map(self._line, range(num_groups))])
-
-    def _line(self, g: int) -> str:
-        schedule = self.schedules[g]
-        how = "in sequence"
-        if schedule.lanes_at_once > 1:
-            how = f"{schedule.lanes_at_once} at once"
-        if schedule.reason:
-            how += f" ({schedule.reason})"
-        # An observation's name may hold a weight for each of many columns.
-        name = textwrap.shorten(self.names[g] or "all", 60, placeholder=" ...")
-        line = f"  {name}: {_lanes(self.num_lanes[g])}, {how}, "
-        line += f"{schedule.bytes / 2**20:.0f} MiB"
-        if not math.isnan(schedule.seconds):
-            line += f", about {_duration(schedule.seconds)}"
-        if schedule.tried:
-            tried = ", ".join(f"{n}: {1e6 * t:.3g} us" for n, t in schedule.tried)
-            line += f" (a lane's step, by lanes at once: {tried})"
-        return line
+        return "\n".join([head, *(f"  {group}" for group in self.groups)])
 
 
 def _lanes(number: int) -> str:
@@ -95,15 +93,21 @@ def _duration(seconds: float) -> str:
 # ---- memory --------------------------------------------------------------------------
 
 
+class Machine(NamedTuple):
+    """The devices of a sweep, and the bytes that it may use on each."""
+
+    num_devices: int
+    memory_budget: int
+
+
 def budget_of(device: jax.Device) -> int:
-    """The bytes that a sweep may use: most of the device's free memory."""
+    """The bytes that a sweep may use by default: most of the device's free memory."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    pages = (
-        os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
-    )
-    free = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**31
+    free = 2**31
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") or free
     return max(free // 2, 2**28)
 
 
@@ -122,141 +126,47 @@ def bytes_of_lane(group: Group) -> tuple[int, int]:
     return state, state + activations
 
 
-def max_lanes_at_once(group: Group, budget: int, num_devices: int) -> int:
+def max_lanes_at_once(group: Group, machine: Machine) -> int:
     """The most lanes at once that fit the memory of each device.
 
     Raises:
-      ValueError: if not even one does.
+      ArgumentError: if not even one does.
     """
     state, working = bytes_of_lane(group)
-    fitting = budget // (2 * state + working)
+    fitting = machine.memory_budget // (2 * state + working)
     if fitting < 1:
-        raise _checks.ArgumentError(
+        raise ArgumentError(
             "memory_budget",
-            f"is {_mebibytes(budget)} a device, but a lane of "
+            f"is {_mebibytes(machine.memory_budget)} a device, but a lane of "
             f"{group.name or 'this sweep'} with {group.objective.ae.latent_dim:,} "
             f"latents needs about {_mebibytes(2 * state + working)}",
             advice="give more, or sweep smaller models",
         )
-    return min(fitting, math.ceil(len(group.lanes) / num_devices), group.max_at_once)
+    return min(fitting, _lanes_of_device(group, machine), group.max_at_once)
+
+
+def _lanes_of_device(group: Group, machine: Machine) -> int:
+    return math.ceil(len(group.lanes) / machine.num_devices)
 
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.{0 if size > 2**23 else 2}f} MiB"
 
 
-# ---- time ----------------------------------------------------------------------------
-
-Trial = Callable[[Layout, int], float]  # (block, num_steps) -> seconds
-
-
-def schedule_of(
-    group: Group,
-    trial: Trial,
-    num_steps: int,
-    *,
-    budget: int,
-    num_devices: int,
-    lanes_at_once: int | None,
-    block_seconds: float,
-    reuse: Schedule | None = None,
-) -> Schedule:
-    """The fastest schedule of a group, of those that are worth trying.
-
-    Another number of lanes at once is tried only if training takes several times as
-    long as the trial, most of which is compilation.
-
-    Args:
-      group: the group to schedule.
-      trial: `(block, num_steps) -> seconds` that these steps of all its lanes take.
-      num_steps: the steps of each lane in the whole sweep.
-      budget: bytes on a device.
-      num_devices: the number of devices.
-      lanes_at_once: the number requested, instead of the fastest.
-      block_seconds: a block takes no longer than this, where it can be shorter.
-      reuse: the schedule of another group of the same size, for which several were
-        tried. Speed depends on sizes much more than on the parts of the model.
-    """
-    most = max_lanes_at_once(group, budget, num_devices)
-    if lanes_at_once is not None:
-        schedule = _schedule(group, min(lanes_at_once, most), budget, num_devices)
-        at_once = schedule.lanes_at_once
-        reason = _reason(group, at_once, num_devices, lanes_at_once, most)
-        return schedule._replace(reason=reason)
-    tried = _try(
-        group,
-        _candidates(most) if reuse is None else [min(reuse.lanes_at_once, most)],
-        trial,
-        num_steps,
-        budget,
-        num_devices,
-    )
-    best = min(tried, key=tried.__getitem__)
-    schedule = _schedule(group, best, budget, num_devices)
-    chunk_seconds = tried[best] * best * num_devices * num_steps
-    in_block_seconds = num_devices * block_seconds / max(chunk_seconds, 1e-9)
-    most_chunks = max(1, int(min(schedule.num_chunks, in_block_seconds)))
-    return schedule._replace(
-        num_chunks=_even(schedule.num_chunks, most_chunks, num_devices),
-        seconds=tried[best] * len(group.lanes) * num_steps,
-        tried=tuple(tried.items()) if len(tried) > 1 else (),
-        reason=_reason(group, schedule.lanes_at_once, num_devices),
-    )
-
-
-def _candidates(most: int) -> list[int]:
-    """The most lanes at once, 1, and numbers between them in steps of four."""
-    between = [most // 4**i for i in range(1, 20) if most // 4**i > 1]
-    return list(dict.fromkeys([most, 1, *between]))
-
-
-def _try(
-    group: Group, candidates, trial: Trial, num_steps, budget, num_devices
-) -> dict[int, float]:
-    """The seconds a step of a lane takes, by lanes at once, for those worth trying."""
-    samples: dict[int, Callable[[], float]] = {}
-    tried: dict[int, float] = {}
-    for at_once in candidates:
-        start = time.perf_counter()
-        schedule = _schedule(group, at_once, budget, num_devices)
-        samples[at_once] = _sampler(group, schedule, trial, num_devices)
-        tried[at_once] = samples[at_once]()
-        trial_seconds = time.perf_counter() - start
-        training_seconds = min(tried.values()) * len(group.lanes) * num_steps
-        if training_seconds < _MIN_PAYOFF * trial_seconds:
-            break
-    # Interleaved, so that background load affects all candidates.
-    for _ in range(_NUM_ROUNDS if len(samples) > 1 else 0):
-        for at_once, sample in samples.items():
-            tried[at_once] = min(tried[at_once], sample())
-    return tried
-
-
-def _sampler(
-    group: Group, schedule: Schedule, trial: Trial, num_devices: int
-) -> Callable[[], float]:
-    """Compile; return a function that measures the seconds a step of a lane takes."""
-    layout = group.layout(schedule.lanes_at_once, num_devices)
-    block = layout.blocks(schedule.num_chunks)[0]
-    trial(block, 1)  # compiles
-    seconds = trial(block, 1)
-    num_steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
-    return lambda: trial(block, num_steps) / num_steps / len(block.lanes())
-
-
-def _schedule(group: Group, at_once: int, budget: int, num_devices: int) -> Schedule:
-    layout = group.layout(at_once, num_devices)
+def _plan(group: Group, machine: Machine, at_once: int) -> GroupPlan:
+    """The plan with at most that many lanes at once, in blocks that fit the memory."""
+    layout = group.layout(at_once, machine.num_devices)
     state, working = bytes_of_lane(group)
     at_once = layout.lanes_at_once
-    free = budget - at_once * working
-    most_chunks = max(1, free // max(1, 2 * state * at_once)) * num_devices
-    num_chunks = _even(len(layout.slots), most_chunks, num_devices)
-    used = num_chunks // num_devices * at_once * 2 * state + at_once * working
-    return Schedule(at_once, num_chunks, int(used))
+    free = machine.memory_budget - at_once * working
+    most_chunks = max(1, free // max(1, 2 * state * at_once)) * machine.num_devices
+    num_chunks = _even(len(layout.slots), most_chunks, machine.num_devices)
+    used = num_chunks // machine.num_devices * at_once * 2 * state + at_once * working
+    return GroupPlan(group.name, len(group.lanes), at_once, num_chunks, int(used))
 
 
 def _even(num_chunks: int, most: int, num_devices: int) -> int:
-    """The chunks of a block, at most `most`, so that blocks are about equally long."""
+    """The chunks of a block, at most `most`, so that blocks have about equal sizes."""
     num_blocks = math.ceil(num_chunks / most)
     return _multiple(math.ceil(num_chunks / num_blocks), num_devices)
 
@@ -266,18 +176,131 @@ def _multiple(number: int, divisor: int) -> int:
     return math.ceil(number / divisor) * divisor
 
 
-# ---- why a schedule is not the one requested -----------------------------------------
+# ---- time ----------------------------------------------------------------------------
+
+Measure = Callable[[Layout, int], float]  # (block, num_steps) -> seconds
+
+
+def fastest_plan(
+    group: Group,
+    machine: Machine,
+    measure: Measure,
+    num_steps: int,
+    *,
+    block_seconds: float = math.inf,
+    same_size: GroupPlan | None = None,
+) -> GroupPlan:
+    """The fastest plan of a group, of the candidates that are worth timing.
+
+    A candidate is timed only if training takes several times as long as its timing,
+    most of which is compilation.
+
+    Args:
+      group: the group to plan.
+      machine: the devices.
+      measure: `(block, num_steps) -> seconds` that these steps of all its lanes take.
+      num_steps: the steps of each lane in the whole sweep.
+      block_seconds: blocks are shorter than this where they can be.
+      same_size: the plan of a group of the same size for which several candidates were
+        timed. Speed depends much more on sizes than on the parts of the model.
+    """
+    most = max_lanes_at_once(group, machine)
+    candidates = _candidates(most)
+    if same_size is not None:
+        candidates = [min(same_size.lanes_at_once, most)]
+    timings = _time(group, machine, candidates, measure, num_steps)
+    best = min(timings, key=timings.__getitem__)
+    plan, num_devices = _plan(group, machine, best), machine.num_devices
+    chunk_seconds = timings[best] * best * num_devices * num_steps
+    chunks_in_time = num_devices * block_seconds / max(chunk_seconds, 1e-9)
+    most_chunks = max(1, int(min(plan.num_chunks, chunks_in_time)))
+    return plan._replace(
+        num_chunks=_even(plan.num_chunks, most_chunks, num_devices),
+        seconds=timings[best] * len(group.lanes) * num_steps,
+        timings=tuple(timings.items()) if len(timings) > 1 else (),
+        reason=_reason(group, machine, plan.lanes_at_once),
+    )
+
+
+def _candidates(most: int) -> list[int]:
+    """The most lanes at once, 1, and numbers between them in steps of four."""
+    between = [most // 4**i for i in range(1, 20) if most // 4**i > 1]
+    return list(dict.fromkeys([most, 1, *between]))
+
+
+def _time(
+    group: Group, machine: Machine, candidates, measure: Measure, num_steps: int
+) -> dict[int, float]:
+    """The seconds a step of a lane takes, by lanes at once, of candidates worth it."""
+    samples: dict[int, Callable[[], float]] = {}
+    timings: dict[int, float] = {}
+    for at_once in candidates:
+        start = time.perf_counter()
+        samples[at_once] = _sampler(group, machine, at_once, measure)
+        timings[at_once] = samples[at_once]()
+        timing_seconds = time.perf_counter() - start
+        training_seconds = min(timings.values()) * len(group.lanes) * num_steps
+        if training_seconds < _MIN_PAYOFF * timing_seconds:
+            break
+    # Interleaved, so that background load affects all candidates.
+    for _ in range(_NUM_ROUNDS if len(samples) > 1 else 0):
+        for at_once, sample in samples.items():
+            timings[at_once] = min(timings[at_once], sample())
+    return timings
+
+
+def _sampler(
+    group: Group, machine: Machine, at_once: int, measure: Measure
+) -> Callable[[], float]:
+    """Compile; return a function that measures the seconds a step of a lane takes."""
+    plan = _plan(group, machine, at_once)
+    layout = group.layout(plan.lanes_at_once, machine.num_devices)
+    block = layout.blocks(plan.num_chunks)[0]
+    measure(block, 1)  # compiles
+    seconds = measure(block, 1)
+    num_steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
+    return lambda: measure(block, num_steps) / num_steps / len(block.lanes())
+
+
+# ---- the number that the user requests -----------------------------------------------
+
+
+def requested_plan(group: Group, machine: Machine, lanes_at_once: int) -> GroupPlan:
+    """The plan with that many lanes at once, or with as many as are possible."""
+    most = max_lanes_at_once(group, machine)
+    plan = _plan(group, machine, min(lanes_at_once, most))
+    reason = _reason(group, machine, plan.lanes_at_once, lanes_at_once, most)
+    return plan._replace(reason=reason)
+
+
+def resumed_plan(
+    saved: GroupPlan, group: Group, machine: Machine, requested: int | None
+) -> GroupPlan:
+    """The saved plan of a resumed sweep, adapted to the devices that it has now.
+
+    The lanes of a chunk stay the same, so that the results do too. A block has as many
+    chunks as were saved, or fewer where more exceed the memory of these devices.
+    """
+    at_once, num_devices = saved.lanes_at_once, machine.num_devices
+    fitting = _plan(group, machine, at_once).num_chunks
+    num_chunks = min(_multiple(saved.num_chunks, num_devices), fitting)
+    plan = saved._replace(num_chunks=num_chunks)
+    if requested is None or saved.reason.startswith(f"not {requested}: "):
+        return plan
+    if at_once == min(requested, _lanes_of_device(group, machine)):
+        return plan
+    return plan._replace(reason=f"not {requested}: a resumed sweep keeps its plan")
 
 
 def _reason(
     group: Group,
+    machine: Machine,
     at_once: int,
-    num_devices: int,
     requested: int | None = None,
     fitting: int | None = None,
 ) -> str:
-    """Why at_once is less than was requested, or than all lanes; empty if it is not."""
-    num_lanes = math.ceil(len(group.lanes) / num_devices)
+    """Why at_once is less than requested, or than all lanes; empty if it is not."""
+    num_lanes = _lanes_of_device(group, machine)
     desired = min(requested or num_lanes, num_lanes)
     if at_once == desired:
         return ""
@@ -291,28 +314,3 @@ def _reason(
     else:
         why = "chunks are of one size"
     return why if requested is None else f"not {requested}: {why}"
-
-
-def as_saved(
-    schedule: Schedule,
-    group: Group,
-    *,
-    budget: int,
-    num_devices: int,
-    requested: int | None,
-) -> Schedule:
-    """The saved schedule of a resumed sweep, adapted to the devices that it has now.
-
-    The lanes of a chunk stay the same, so that the results do too. A block has as many
-    chunks as were saved, or fewer where more exceed the memory of these devices.
-    """
-    fitting = _schedule(group, schedule.lanes_at_once, budget, num_devices).num_chunks
-    num_chunks = min(_multiple(schedule.num_chunks, num_devices), fitting)
-    schedule = schedule._replace(num_chunks=num_chunks)
-    num_lanes = math.ceil(len(group.lanes) / num_devices)
-    if requested is None or schedule.lanes_at_once == min(requested, num_lanes):
-        return schedule
-    if schedule.reason.startswith(f"not {requested}: "):
-        return schedule
-    reason = f"not {requested}: a resumed sweep keeps its schedule"
-    return schedule._replace(reason=reason)

@@ -55,6 +55,7 @@ KERNEL = {
         "data_key_of",
         "init_means",
         "init_state",
+        "initial_params",
         "num_rows",
         "num_steps",
         "order_bits",

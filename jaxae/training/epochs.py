@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxae import _checks, manual
-from jaxae.objective import Aux, Objective
+from jaxae.autoencoder import Autoencoder
+from jaxae.objective import Aux, Objective, latent_mask
 from jaxae.terms import Pass
 from jaxae.training.config import TrainConfig
 
@@ -45,10 +46,8 @@ def init_state(
     Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
     hyperparameter `init_scale` where there is one.
     """
-    init_key, _ = jax.random.split(key)
     if params is None:
-        limit = objective.ae.init_limit * hparams.get(INIT_SCALE, 1.0)
-        params = objective.ae.init(init_key, limit=limit)
+        params = initial_params(objective.ae, hparams, key)
     return TrainState(
         params=params,
         opt_state=config.optimizer(hparams).init(params),
@@ -57,6 +56,18 @@ def init_state(
         step=jnp.int32(0),
         stopped_at=jnp.int32(-1),
     )
+
+
+def initial_params(ae: Autoencoder, hparams, key, *, limit=None) -> Any:
+    """Draw the parameters of a run from its key, with 0 in the padding of a lane.
+
+    `limit` is the `init_limit` of the lane's own model; by default that of `ae`.
+    """
+    limit = ae.init_limit if limit is None else limit
+    init_key, _ = jax.random.split(key)
+    params = ae.init(init_key, limit=limit * hparams.get(INIT_SCALE, 1.0))
+    mask = latent_mask(ae, hparams)
+    return params if mask is None else _without_padding(params, mask)
 
 
 def data_key_of(key) -> Array:
@@ -247,12 +258,14 @@ def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState
     changed = config.after_update(state, p)
     changed = _checks.returned_state("after_update", changed, state)
     if p.mask is not None:  # padding stays 0, as a narrower model has none
-        names = [
-            n for n in ("W", "W_enc", "W_dec", "b_enc") if n in changed.params._fields
-        ]
-        masked = {n: _masked(p.mask, getattr(changed.params, n)) for n in names}
-        changed = changed._replace(params=changed.params._replace(**masked))
+        changed = changed._replace(params=_without_padding(changed.params, p.mask))
     return changed._replace(key=state.key, step=state.step, stopped_at=state.stopped_at)
+
+
+def _without_padding(params: Any, mask) -> Any:
+    """The params with 0 in the rows of latents that are padding."""
+    names = [n for n in ("W", "W_enc", "W_dec", "b_enc") if n in params._fields]
+    return params._replace(**{n: _masked(mask, getattr(params, n)) for n in names})
 
 
 def _masked(mask, leaf):
