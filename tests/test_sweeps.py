@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_autoencoder import model
 
@@ -503,6 +503,7 @@ def test_without_scipy_sobol_raises_and_random_draws(monkeypatch):
     assert len(draw(sampler="random")) == 2
 
 
+@settings(deadline=None)  # a busy machine is slow at times
 @given(seed=st.integers(0, 2**32 - 1), log=st.integers(0, 6))
 def test_few_sobol_points_too_are_in_every_half_of_every_half(seed, log):
     space = {"x": sweeps.uniform(0, 1), "y": sweeps.uniform(0, 1)}
@@ -586,6 +587,7 @@ def test_bad_arguments_raise(make, sentence):
 # ---- layouts -------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 4), min_size=1, max_size=40),
     lanes_at_once=st.integers(1, 50),

@@ -1,7 +1,6 @@
 """Sweeps: one compiled, sharded program whose lanes are independent experiments."""
 
-from jaxae.sweeps.halving import Halving
-from jaxae.sweeps.plans import GroupPlan, Plan
+from jaxae.sweeps.plans import GroupPlan, Halving, Plan
 from jaxae.sweeps.results import Progress, Sweep
 from jaxae.sweeps.spaces import log_uniform, uniform
 from jaxae.sweeps.sweeper import PreparedSweep, plan, prepare, sweep

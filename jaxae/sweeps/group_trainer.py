@@ -1,5 +1,6 @@
 """The training of one group of lanes, in this process or on a Ray cluster."""
 
+import functools
 import os
 import time
 import uuid
@@ -16,7 +17,7 @@ from jaxae import _checks
 from jaxae._keys import generator_of
 from jaxae.sweeps import program
 from jaxae.sweeps.groups import Group, Layout
-from jaxae.sweeps.program import Shared
+from jaxae.sweeps.program import Program, Shared
 from jaxae.sweeps.results import LaneBlock, LaneResults
 from jaxae.training import diagnostics
 from jaxae.training.checkpointing import Pace
@@ -34,26 +35,20 @@ class GroupTrainer:
 
     Attributes:
       group: the lanes.
-      data, validation: on the device.
+      data, validation: arrays on the device; data may be a source.
       key: the key of the sweep.
-      num_steps: of an epoch.
+      num_steps: the steps of an epoch.
     """
 
     def __init__(self, group: Group, data, validation, key, devices):
         self.group, self.data, self.validation = group, data, validation
         self.key, self.num_steps = key, num_steps(data, group.config)
         self._num_devices = len(devices)
-        self._mesh = None
-        if len(devices) > 1:
-            self._mesh = Mesh(np.array(devices), (program.AXIS,))
         self._source = data if callable(data) else None
         self._rows = None if callable(data) else data
-        self._static = {
-            "objective": group.objective,
-            "config": group.config.program(),
-            "source": self._source,
-            "mesh": self._mesh,
-        }
+        mesh = Mesh(np.array(devices), (program.AXIS,)) if len(devices) > 1 else None
+        config = group.config.program()
+        self._static = Program(group.objective, config, self._source, mesh)
 
     def metric_names(self) -> list[str]:
         """The metrics of every epoch; one row is evaluated for those of validation."""
@@ -76,15 +71,13 @@ class GroupTrainer:
         return state.params, _carry(state, means)
 
     def measure(self, layout: Layout, num_steps: int) -> float:
-        """The seconds that some steps of these lanes take; results are dropped."""
+        """The seconds that so many steps of these lanes take."""
         (state, means), shared = self._begin(layout), self._shared(layout, 0)
         jax.block_until_ready((state, means, shared))
         start = time.perf_counter()
         results = self._run(layout, state, means, shared, 0, num_steps)
         jax.block_until_ready(results)
         return time.perf_counter() - start
-
-    # ---- blocks ----------------------------------------------------------------------
 
     def layouts(self, lanes, lanes_at_once: int, most_chunks: int) -> list[Layout]:
         """Lay the lanes out in blocks of at most that many chunks."""
@@ -101,7 +94,7 @@ class GroupTrainer:
     ) -> Iterator[LaneBlock]:
         """Train blocks to the end of a rung, from where the results are.
 
-        If a block runs out of memory, it is trained with half the lanes at once. The
+        A block that runs out of memory is trained with half the lanes at once. The
         caller must add each yielded block to the results.
         """
         for i, layout in enumerate(layouts):
@@ -135,7 +128,7 @@ class GroupTrainer:
     def _train_block(
         self, results: LaneResults, layout: Layout, rung: range, report_progress
     ) -> Iterator[LaneBlock]:
-        """Train to the end of the rung; yield the lanes each minute and at the end."""
+        """Train lanes to the end of the rung; yield them each minute and at the end."""
         lanes, num_steps = layout.lanes(), self.num_steps
         step, end = int(results.step[lanes[0]]), rung.stop * num_steps
         state, means = _resumed(results, layout) if step > 0 else self._begin(layout)
@@ -162,8 +155,11 @@ class GroupTrainer:
                 interval = max(BLOCK_SECONDS, (saved_at - now) / _SAVING_SHARE)
 
     def _lane_block(self, layout: Layout, state, means, step, history) -> LaneBlock:
-        """The lanes of a block on the host, with the metrics of the last epochs."""
+        """The lanes of a block on the host, with the metrics of the latest epochs."""
         num_epochs, config = step // self.num_steps, self.group.config
+        metrics: dict[str, np.ndarray] = {}
+        if history:
+            metrics = jax.tree.map(lambda *epochs: np.stack(epochs, axis=1), *history)
         final = {}
         if config.diagnostics and num_epochs == config.num_epochs:
             final = self._diagnostics(layout, state)
@@ -175,14 +171,9 @@ class GroupTrainer:
             step=step,
             num_epochs=num_epochs,
             stopped_at=state.stopped_at,
-            metrics={
-                name: np.stack([metrics[name] for metrics in history], axis=1)
-                for name in (history[0] if history else ())
-            },
+            metrics=metrics,
             final=final,
         )
-
-    # ---- calls of the program --------------------------------------------------------
 
     def _hparams(self, layout: Layout) -> dict[str, np.ndarray]:
         """`[C, S, M]` by name."""
@@ -190,14 +181,10 @@ class GroupTrainer:
 
     def _begin(self, layout: Layout) -> tuple[TrainState, Means]:
         """The lanes before the first step."""
-        return program.begin(
-            self._hparams(layout),
-            self.group.limits[layout.slots],
-            program.keys_of(self.key, layout.seeds),
-            layout.seed_of,
-            self._rows,
-            **self._static,
-        )
+        hparams, limits = self._hparams(layout), self.group.init_limits[layout.slots]
+        keys = program.keys_of(self.key, layout.seeds)
+        lanes = hparams, limits, keys, layout.seed_of
+        return program.begin(*lanes, self._rows, program=self._static)
 
     def _shared(self, layout: Layout, epoch_start: int) -> Shared:
         """What the lanes share in the epoch that begins at that step."""
@@ -207,44 +194,35 @@ class GroupTrainer:
         return Shared(keys, orders, self._rows, step)
 
     def _run(self, layout: Layout, state, means, shared, first: int, last: int):
-        return program.run(
-            state,
-            means,
-            self._hparams(layout),
-            layout.seed_of,
-            shared,
-            np.int32(first),
-            np.int32(last),
-            **self._static,
-        )
-
-    # ---- evaluation ------------------------------------------------------------------
+        lanes = state, means, self._hparams(layout), layout.seed_of
+        steps = np.int32(first), np.int32(last)
+        return program.run(*lanes, shared, *steps, program=self._static)
 
     def _epoch_metrics(self, layout: Layout, state, means: Means) -> dict:
         """The metrics of an epoch that has ended, `[n]` by name."""
         train = _by_lane(layout, means.read(self.group.config))
-        metrics = _prefixed("train", train)
+        metrics = {f"train/{name}": values for name, values in train.items()}
         if self.validation is not None:
-            validation = self._evaluate(layout, state, self.validation, self._mesh)
-            metrics |= _prefixed("validation", validation)
+            scores = self._evaluate(layout, state, self.validation, self._static)
+            metrics |= {f"validation/{name}": v for name, v in scores.items()}
         return metrics
 
     def _diagnostics(self, layout: Layout, state) -> dict[str, np.ndarray]:
         """The metrics of the training data after the last epoch, `[n]` by name."""
         if self._source is None:
             rows = probe(self.data, self.key, {})
-            metrics = self._evaluate(layout, state, rows, self._mesh)
+            scores = self._evaluate(layout, state, rows, self._static)
         else:
-            metrics = self._evaluate_on_source(layout, state)
-        # "train/" has the means of the epoch by these names.
-        for name in diagnostics.names_of_step(self.group.objective):
-            del metrics[name]
-        return _prefixed("train", metrics)
+            scores = self._evaluate_on_source(layout, state)
+        # By these names, "train/" has the means over the steps of the epoch.
+        of_step = diagnostics.names_of_step(self.group.objective)
+        return {f"train/{n}": v for n, v in scores.items() if n not in of_step}
 
     def _evaluate_on_source(self, layout: Layout, state) -> dict[str, np.ndarray]:
         """`_evaluate` each lane on the rows that the source draws for it."""
         # Without the optimizer's state, which nothing reads here.
         states = _by_lane(layout, state._replace(opt_state=()))
+        on_one_device = self._static._replace(mesh=None)
 
         def lane_metrics(k, lane):
             key = jax.random.fold_in(self.key, self.group.seeds[lane])
@@ -252,31 +230,20 @@ class GroupTrainer:
             rows = probe(self._source, key, hparams)
             state = jax.tree.map(lambda leaf: leaf[None, None, k : k + 1], states)
             alone = self.group.layout(1, 1, np.array([lane]))
-            return self._evaluate(alone, state, rows, mesh=None)
+            return self._evaluate(alone, state, rows, on_one_device)
 
-        metrics = [lane_metrics(k, lane) for k, lane in enumerate(layout.lanes())]
-        names = dict.fromkeys(name for row in metrics for name in row)
-        return {
-            name: np.hstack([row.get(name, np.nan) for row in metrics])
-            for name in names
-        }
+        rows = [lane_metrics(k, lane) for k, lane in enumerate(layout.lanes())]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {n: np.hstack([row.get(n, np.nan) for row in rows]) for n in names}
 
-    def _evaluate(self, layout: Layout, state, X, mesh) -> dict[str, np.ndarray]:
+    def _evaluate(self, layout: Layout, state, X, static: Program) -> dict:
         """`diagnostics.evaluate` of every lane, `[n]` by name."""
-        objective, hparams = self.group.objective, self._hparams(layout)
-
-        def of_batch(batch):
-            return program.evaluate_block(
-                state, hparams, batch, objective=objective, mesh=mesh
-            )
-
+        evaluate = functools.partial(
+            program.evaluate_block, state, self._hparams(layout), program=static
+        )
         block_rows = max(256, _BLOCK_ROWS // layout.lanes_at_once)
-        sums = diagnostics.sum_blocks(of_batch, X, block_rows)
-        return _by_lane(layout, diagnostics.as_metrics(objective, sums))
-
-
-def _prefixed(prefix: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+        sums = diagnostics.sum_blocks(evaluate, X, block_rows)
+        return _by_lane(layout, diagnostics.as_metrics(self.group.objective, sums))
 
 
 # ---- between the device, `[C, S, M, ...]`, and the host, `[n, ...]` ------------------
@@ -309,13 +276,9 @@ def on_device(data: Any) -> Any:
 class RayCluster:
     """Trains blocks of lanes as tasks of the Ray cluster that is connected.
 
-    Tasks are independent: a dead worker costs one block, which is trained again.
     Workers need this package, and a device for each task that runs at once. If no
     cluster is connected, `ray.init()` connects to RAY_ADDRESS or starts one on this
     machine.
-
-    Raises:
-      ImportError: if ray is not installed.
     """
 
     def __init__(self):
@@ -332,31 +295,26 @@ class RayCluster:
         self._descriptions: dict[GroupTrainer, Any] = {}  # on the cluster
 
     def train_blocks(
-        self,
-        trainer: GroupTrainer,
-        results: LaneResults,
-        layouts,
-        rung,
-        report_progress,
+        self, trainer: GroupTrainer, results, layouts, rung, report_progress
     ) -> Iterator[LaneBlock]:
-        """As `GroupTrainer.train_blocks`; blocks come back in any order.
+        """As `GroupTrainer.train_blocks`, in any order.
 
         A task ends after a minute, and another one resumes its block, so that a dead
-        worker costs no more than that.
+        worker costs a minute of training.
         """
         if trainer not in self._descriptions:
             self._descriptions[trainer] = self._ray.put(_describe(trainer))
         description, task = self._descriptions[trainer], self._task()
 
-        def submit(layouts) -> dict[Any, Layout]:
-            tasks = {}
-            for layout in layouts:
-                for part in trainer.unfinished(results, layout, rung):
-                    start = results.block(part.lanes())._replace(metrics={})
-                    tasks[task.remote(description, start, part, rung)] = part
-            return tasks
+        running: dict[Any, Layout] = {}
 
-        running = submit(layouts)
+        def submit(layout: Layout) -> None:
+            for part in trainer.unfinished(results, layout, rung):
+                start = results.block(part.lanes())._replace(metrics={})
+                running[task.remote(description, start, part, rung)] = part
+
+        for layout in layouts:
+            submit(layout)
         while running:
             ready, _ = self._ray.wait(list(running))
             for done in ready:
@@ -364,17 +322,16 @@ class RayCluster:
                     steps_before = results.step[block.indices]
                     report_progress(int((block.step - steps_before).sum()))
                     yield block
-                running |= submit([running.pop(done)])
+                submit(running.pop(done))
 
     def _task(self):
-        options: dict[str, Any] = {"num_cpus": 1, "max_retries": _RETRIES}
-        if jax.default_backend() == "gpu":
-            options["num_gpus"] = 1
+        num_gpus = 1 if jax.default_backend() == "gpu" else 0
+        options = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": _RETRIES}
         return self._ray.remote(**options)(_train_block)
 
 
 def _describe(trainer: GroupTrainer) -> dict[str, Any]:
-    """What a worker needs to make an equal trainer."""
+    """What a worker needs to make the same trainer."""
     data = trainer.data
     return {
         "token": uuid.uuid4().hex,

@@ -1,15 +1,18 @@
-"""Plans: how many lanes of each group share a vmap, chosen by timing candidates."""
+"""Plans: how many lanes share a vmap, and which lanes are trained to the end."""
 
+import itertools
 import math
 import os
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.sweeps.groups import Group, Layout
 
@@ -49,7 +52,8 @@ class GroupPlan(NamedTuple):
             how += f" ({self.reason})"
         # An observation's name may hold a weight for each of many columns.
         name = textwrap.shorten(self.name or "all", 60, placeholder=" ...")
-        line = f"{name}: {_lanes(self.num_lanes)}, {how}, {self.bytes / 2**20:.0f} MiB"
+        lanes, mebibytes = _count(self.num_lanes, "lane"), self.bytes / 2**20
+        line = f"{name}: {lanes}, {how}, {mebibytes:.0f} MiB"
         if not math.isnan(self.seconds):
             line += f", about {_duration(self.seconds)}"
         if self.timings:
@@ -62,25 +66,22 @@ class Plan(NamedTuple):
     """How a sweep is run.
 
     Attributes:
-      groups: the plan of each group, the lanes that share a compiled program.
-      num_devices: the devices over which the chunks of a block are spread.
+      groups: the plan of each group of lanes that share a compiled program.
+      num_devices: the number of devices over which lanes are spread.
     """
 
     groups: tuple[GroupPlan, ...]
     num_devices: int
 
     def __str__(self) -> str:
-        num_groups, num_devices = len(self.groups), self.num_devices
-        head = (
-            f"{_lanes(sum(group.num_lanes for group in self.groups))} in {num_groups} "
-            f"compiled program{'s' * (num_groups > 1)}, "
-            f"{num_devices} device{'s' * (num_devices > 1)}"
-        )
+        lanes = _count(sum(group.num_lanes for group in self.groups), "lane")
+        programs = _count(len(self.groups), "compiled program")
+        head = f"{lanes} in {programs}, {_count(self.num_devices, 'device')}"
         return "\n".join([head, *(f"  {group}" for group in self.groups)])
 
 
-def _lanes(number: int) -> str:
-    return f"{number} lane{'s' * (number > 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"
 
 
 def _duration(seconds: float) -> str:
@@ -127,11 +128,7 @@ def bytes_of_lane(group: Group) -> tuple[int, int]:
 
 
 def max_lanes_at_once(group: Group, machine: Machine) -> int:
-    """The most lanes at once that fit the memory of each device.
-
-    Raises:
-      ArgumentError: if not even one does.
-    """
+    """The most lanes at once that fit the memory of each device."""
     state, working = bytes_of_lane(group)
     fitting = machine.memory_budget // (2 * state + working)
     if fitting < 1:
@@ -176,7 +173,7 @@ def _multiple(number: int, divisor: int) -> int:
     return math.ceil(number / divisor) * divisor
 
 
-# ---- time ----------------------------------------------------------------------------
+# ---- lanes at once -------------------------------------------------------------------
 
 Measure = Callable[[Layout, int], float]  # (block, num_steps) -> seconds
 
@@ -185,24 +182,16 @@ def fastest_plan(
     group: Group,
     machine: Machine,
     measure: Measure,
-    num_steps: int,
-    *,
-    block_seconds: float = math.inf,
+    num_steps: int,  # of each lane in the whole sweep
+    block_seconds: float = math.inf,  # a block is shorter, where it can be
     same_size: GroupPlan | None = None,
 ) -> GroupPlan:
-    """The fastest plan of a group, of the candidates that are worth timing.
+    """The fastest plan of a group among the candidates that are worth timing.
 
-    A candidate is timed only if training takes several times as long as its timing,
-    most of which is compilation.
-
-    Args:
-      group: the group to plan.
-      machine: the devices.
-      measure: `(block, num_steps) -> seconds` that these steps of all its lanes take.
-      num_steps: the steps of each lane in the whole sweep.
-      block_seconds: blocks are shorter than this where they can be.
-      same_size: the plan of a group of the same size for which several candidates were
-        timed. Speed depends much more on sizes than on the parts of the model.
+    Another candidate is timed only if training takes several times as long as a timing,
+    most of which is compilation. With the plan of a group of the same size, only its
+    number of lanes at once is timed, because speed depends on sizes much more than on
+    the parts of the model.
     """
     most = max_lanes_at_once(group, machine)
     candidates = _candidates(most)
@@ -231,7 +220,7 @@ def _candidates(most: int) -> list[int]:
 def _time(
     group: Group, machine: Machine, candidates, measure: Measure, num_steps: int
 ) -> dict[int, float]:
-    """The seconds a step of a lane takes, by lanes at once, of candidates worth it."""
+    """The seconds that a step of a lane takes, by lanes at once."""
     samples: dict[int, Callable[[], float]] = {}
     timings: dict[int, float] = {}
     for at_once in candidates:
@@ -252,7 +241,7 @@ def _time(
 def _sampler(
     group: Group, machine: Machine, at_once: int, measure: Measure
 ) -> Callable[[], float]:
-    """Compile; return a function that measures the seconds a step of a lane takes."""
+    """Compile; return a function that measures the seconds of a lane's step."""
     plan = _plan(group, machine, at_once)
     layout = group.layout(plan.lanes_at_once, machine.num_devices)
     block = layout.blocks(plan.num_chunks)[0]
@@ -260,9 +249,6 @@ def _sampler(
     seconds = measure(block, 1)
     num_steps = max(1, min(1000, int(_SAMPLE_SECONDS / max(seconds, 1e-6))))
     return lambda: measure(block, num_steps) / num_steps / len(block.lanes())
-
-
-# ---- the number that the user requests -----------------------------------------------
 
 
 def requested_plan(group: Group, machine: Machine, lanes_at_once: int) -> GroupPlan:
@@ -276,10 +262,10 @@ def requested_plan(group: Group, machine: Machine, lanes_at_once: int) -> GroupP
 def resumed_plan(
     saved: GroupPlan, group: Group, machine: Machine, requested: int | None
 ) -> GroupPlan:
-    """The saved plan of a resumed sweep, adapted to the devices that it has now.
+    """The saved plan of a resumed sweep, adapted to the present devices.
 
     The lanes of a chunk stay the same, so that the results do too. A block has as many
-    chunks as were saved, or fewer where more exceed the memory of these devices.
+    chunks as before, or as many as fit the memory.
     """
     at_once, num_devices = saved.lanes_at_once, machine.num_devices
     fitting = _plan(group, machine, at_once).num_chunks
@@ -293,13 +279,9 @@ def resumed_plan(
 
 
 def _reason(
-    group: Group,
-    machine: Machine,
-    at_once: int,
-    requested: int | None = None,
-    fitting: int | None = None,
+    group: Group, machine: Machine, at_once: int, requested=None, fitting=None
 ) -> str:
-    """Why at_once is less than requested, or than all lanes; empty if it is not."""
+    """Why at_once is less than requested, or than all lanes; else empty."""
     num_lanes = _lanes_of_device(group, machine)
     desired = min(requested or num_lanes, num_lanes)
     if at_once == desired:
@@ -314,3 +296,80 @@ def _reason(
     else:
         why = "chunks are of one size"
     return why if requested is None else f"not {requested}: {why}"
+
+
+# ---- successive halving --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Stop the worse lanes after first, first x factor, first x factor^2, ... epochs.
+
+    The best 1 / factor of the remaining lanes continue, rounded up: those with the
+    smallest metric; a diverged lane ranks last. Lanes are compared only with lanes of
+    the same observation, since losses of different observations are not comparable.
+
+    Attributes:
+      first: the epochs of the first rung.
+      factor: divides the number of lanes and multiplies the epochs at each rung.
+      metric: "validation/loss", or any metric that every epoch has.
+
+    Raises:
+      ArgumentError: for first < 1 or factor < 2.
+
+    References:
+      Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter
+      optimization, AISTATS 2016.
+    """
+
+    # No runtime type check by jaxtyping: the checks below have shorter messages.
+    __no_type_check__ = True
+
+    first: int = 1
+    factor: int = 2
+    metric: str = "validation/loss"
+
+    def __post_init__(self):
+        _checks.positive_int("first", self.first)
+        if _checks.positive_int("factor", self.factor) < 2:
+            raise ArgumentError("factor", "must be at least 2", str(self.factor))
+        if not isinstance(self.metric, str):
+            raise ArgumentError("metric", "must be a metric's name", repr(self.metric))
+
+
+def rungs_of(halving, num_epochs: int, validation) -> list[range]:
+    """The epochs of each rung; lanes may stop between two rungs."""
+    if halving is None:
+        return [range(num_epochs)]
+    if not isinstance(halving, Halving):
+        problem = "must be a jaxae.sweeps.Halving or None"
+        raise ArgumentError("halving", problem, repr(halving))
+    if halving.metric.startswith("validation/") and validation is None:
+        problem = f"compares {halving.metric}, but there are no validation data"
+        advice = "give validation=, or Halving(metric='train/loss')"
+        raise ArgumentError("halving", problem, advice=advice)
+    ends, end = [0], halving.first
+    while end < num_epochs:
+        ends.append(end)
+        end *= halving.factor
+    return [range(a, b) for a, b in itertools.pairwise([*ends, num_epochs])]
+
+
+def survivors(
+    factor: int, groups: list[Group], values: list[np.ndarray], alive: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The lanes of each group that continue after a rung, of those still alive.
+
+    `values` is the metric `[n]` of the lanes of each group; the smallest is the best.
+    """
+    surviving: list[list[int]] = [[] for _ in groups]
+    lanes_of: dict[str, list[tuple[int, int]]] = {}  # by observation
+    for g, group in enumerate(groups):
+        observation = str(group.objective.ae.observation)
+        lanes_of.setdefault(observation, []).extend((g, int(i)) for i in alive[g])
+    for lanes in lanes_of.values():
+        # Sorting is stable, so that the number of a lane breaks ties.
+        lanes.sort(key=lambda lane: values[lane[0]][lane[1]])
+        for g, i in lanes[: math.ceil(len(lanes) / factor)]:
+            surviving[g].append(i)
+    return [np.array(sorted(indices), int) for indices in surviving]

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxae._keys import one_by_one
-from jaxae.training import diagnostics
+from jaxae.objective import Objective
+from jaxae.training import TrainConfig, diagnostics
 from jaxae.training.epochs import (
     Means,
     TrainState,
@@ -29,6 +30,24 @@ from jaxae.training.epochs import (
     sorted_rows,
     sorted_rows_on_host,
 )
+
+AXIS = "lane"
+
+
+class Program(NamedTuple):
+    """What is compiled for the lanes of a group.
+
+    Attributes:
+      objective: as wide as the widest lane.
+      config: the settings on which the program depends.
+      source: the source of batches; None for rows.
+      mesh: the devices, if there are several.
+    """
+
+    objective: Objective
+    config: TrainConfig
+    source: Callable | None
+    mesh: Mesh | None
 
 
 class Shared(NamedTuple):
@@ -48,29 +67,17 @@ class Shared(NamedTuple):
     step: Any
 
 
-AXIS = "lane"
-_STATIC = ("objective", "config", "source", "mesh")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames="program")
 def begin(
-    hparams, limits, keys, seed_of, data, *, objective, config, source=None, mesh=None
+    hparams, limits, keys, seed_of, data, *, program: Program
 ) -> tuple[TrainState, Means]:
     """The states `[C, S, M]` before the first step, and means over no steps.
 
-    The states have no key and no step, because the lanes of a seed share them.
-
-    Args:
-      hparams: `[C, S, M]` by name.
-      limits: `[C, S, M]`, the `init_limit` of each lane's own model.
-      keys: `[U]`, the key of each seed.
-      seed_of: `[C, S]`, indices into keys.
-      data: the dataset, or None if there is a source.
-      objective: as wide as the widest lane.
-      config: the static settings.
-      source: the source of batches, or None.
-      mesh: the devices, if there are several.
+    The states have no key and no step, because the lanes of a seed share them. `limits`
+    `[C, S, M]` are the `init_limit` of each lane's own model; `seed_of` `[C, S]` are
+    indices into the keys `[U]` of the seeds.
     """
+    objective, config = program.objective, program.config
 
     def chunk(shared, limits, hparams, seed_of):
         keys, data = shared
@@ -78,16 +85,17 @@ def begin(
         def lane(limit, hparams, key):
             params = initial_params(objective.ae, hparams, key, limit=limit)
             state = init_state(objective, hparams, key, config=config, params=params)
-            if source is None:
+            if program.source is None:
                 batch = jax.tree.map(lambda rows: rows[: config.batch_size], data)
             else:
-                batch = source(key, hparams)
+                batch = program.source(key, hparams)
             means = init_means(state, batch, hparams, objective=objective)
             return _without_shared(state), means
 
         return _at_once(lane, (0, 0, None), limits, hparams, keys[seed_of])
 
-    return _in_sequence(chunk, (keys, data), (limits, hparams, seed_of), mesh)
+    lanes = limits, hparams, seed_of
+    return _in_sequence(chunk, (keys, data), lanes, program.mesh)
 
 
 def _without_shared(state: TrainState) -> TrainState:
@@ -95,30 +103,21 @@ def _without_shared(state: TrainState) -> TrainState:
     return state._replace(key=shared, step=shared)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames=("state", "means"))
+@functools.partial(
+    jax.jit, static_argnames="program", donate_argnames=("state", "means")
+)
 def run(
-    state: TrainState,
-    means: Means,
-    hparams,
-    seed_of,
-    shared: Shared,
-    first,
-    last,
-    *,
-    objective,
-    config,
-    source: Callable | None = None,
-    mesh=None,
+    state, means, hparams, seed_of, shared: Shared, first, last, *, program: Program
 ) -> tuple[TrainState, Means]:
     """Run steps first, ..., last - 1 of an epoch, of every lane `[C, S, M]`."""
+    static = {"objective": program.objective, "config": program.config}
 
     def chunk(shared, state, means, hparams, seed_of):
-        data = shared.data if source is None else source
-        static = {"objective": objective, "config": config}
+        data = shared.data if program.source is None else program.source
 
         def lane(state, means, hparams, key, order):
             state = state._replace(key=key, step=shared.step)
-            batch_at = batches(state, first, hparams, data, order, config)
+            batch_at = batches(state, first, hparams, data, order, program.config)
             state, means = run_steps(
                 state, means, batch_at, hparams, first, last, **static
             )
@@ -128,24 +127,22 @@ def run(
         lanes = state, means, hparams, shared.keys[seed_of], orders
         return _at_once(lane, (0, 0, 0, None, None), *lanes)
 
-    return _in_sequence(chunk, shared, (state, means, hparams, seed_of), mesh)
+    return _in_sequence(chunk, shared, (state, means, hparams, seed_of), program.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
-def evaluate_block(
-    state: TrainState, hparams, batch, *, objective, mesh=None
-) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames="program")
+def evaluate_block(state, hparams, batch, *, program: Program) -> dict[str, Any]:
     """`diagnostics.evaluate_block` of a block of rows, for every lane `[C, S, M]`."""
 
     def chunk(batch, state, hparams):
         def lane(state, hparams):
             return diagnostics.evaluate_block(
-                state.params, batch, hparams, state.state, objective=objective
+                state.params, batch, hparams, state.state, objective=program.objective
             )
 
         return _at_once(lane, (0, 0), state, hparams)
 
-    return _in_sequence(chunk, batch, (state, hparams), mesh)
+    return _in_sequence(chunk, batch, (state, hparams), program.mesh)
 
 
 @jax.jit

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +22,8 @@ FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
 class LaneBlock(NamedTuple):
     """Lanes of one group that have taken the same number of steps.
 
-    Training yields blocks and resumes from them; the store and a cluster hold them.
+    Training yields blocks and resumes from them. The store saves them, and the workers
+    of a cluster exchange them.
 
     Attributes:
       indices: `[n]`, the lanes, as indices into the group.
@@ -33,7 +33,7 @@ class LaneBlock(NamedTuple):
       step: the steps begun.
       num_epochs: the epochs that have ended.
       stopped_at: `[n]`, the step that failed; -1 while all is finite.
-      metrics: the metrics of the last of these epochs, `[n, epochs]` by name.
+      metrics: the metrics of the latest epochs, `[n, epochs]` by name.
       final: the diagnostics after the last epoch of the sweep, `[n]` by name.
     """
 
@@ -74,7 +74,7 @@ class LaneResults:
                 self.metrics[name] = np.full((len(self), num_epochs), np.nan)
             first_epoch = block.num_epochs - values.shape[1]
             self.metrics[name][i, first_epoch : block.num_epochs] = values
-        if block.num_epochs == num_epochs:  # otherwise it is of a shorter sweep
+        if block.num_epochs == num_epochs:  # a shorter sweep may have saved the block
             for name, values in block.final.items():
                 self.final.setdefault(name, np.full(len(self), np.nan))[i] = values
         num_new_steps = int((block.step - self.step[i]).sum())
@@ -83,27 +83,30 @@ class LaneResults:
         return num_new_steps
 
     def block(self, indices, first_epoch: int = 0) -> LaneBlock:
-        """Lanes that have taken equally many steps; metrics from first_epoch on."""
+        """Lanes with the same number of steps; metrics from first_epoch on."""
+        first = indices[0]
+        step, num_epochs = int(self.step[first]), int(self.num_epochs[first])
         selected = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
-        num_epochs = int(self.num_epochs[indices[0]])
-        has_ended = num_epochs == self.group.config.num_epochs
+        metrics = selected(self.metrics)
         return LaneBlock(
             indices=indices,
             params=selected(self.params),
             carry=selected(self.carry),
-            step=int(self.step[indices[0]]),
+            step=step,
             num_epochs=num_epochs,
             stopped_at=self.stopped_at[indices],
-            metrics={
-                name: values[indices, first_epoch:num_epochs]
-                for name, values in self.metrics.items()
-            },
-            final=selected(self.final) if has_ended else {},
+            metrics={n: v[:, first_epoch:num_epochs] for n, v in metrics.items()},
+            final=selected(self.final) if self.is_done[first] else {},
         )
+
+    def ranking_values(self, metric: str, num_epochs: int) -> np.ndarray:
+        """`[n]`: the metric after so many epochs; infinite if a lane diverged."""
+        values = self.metrics[metric][:, num_epochs - 1]
+        return np.where((self.stopped_at >= 0) | np.isnan(values), math.inf, values)
 
     @property
     def is_done(self) -> np.ndarray:
-        """`[n]`: whether a lane has had all epochs."""
+        """`[n]`: whether a lane has been trained for all epochs."""
         return self.num_epochs == self.group.config.num_epochs
 
     @property
@@ -118,9 +121,8 @@ def _stored(stacked: Any, new: Any, indices, num_lanes: int) -> Any:
     if not jax.tree.leaves(new):  # sgd's state has a structure, but no leaves
         return new if stacked is None else stacked
     if stacked is None:
-        stacked = jax.tree.map(
-            lambda leaf: np.zeros((num_lanes, *leaf.shape[1:]), leaf.dtype), new
-        )
+        shape = (num_lanes,)
+        stacked = jax.tree.map(lambda v: np.zeros(shape + v.shape[1:], v.dtype), new)
     for leaf, new_leaf in zip(*map(jax.tree.leaves, (stacked, new)), strict=True):
         leaf[indices] = new_leaf
     return stacked
@@ -152,13 +154,9 @@ class Progress(NamedTuple):
 class ProgressReporter:
     """Counts the steps and lanes of a sweep, and calls on_progress if there is one."""
 
-    def __init__(
-        self,
-        on_progress: Callable[[Progress], Any] | None,
-        results: list[LaneResults],
-        num_steps: int,
-    ):
+    def __init__(self, on_progress, results: list[LaneResults], num_steps: int):
         self._on_progress, self._results = on_progress, results
+        self._num_lanes = sum(map(len, results))
         self._num_steps, self._start = num_steps, time.perf_counter()
         self._steps = self._steps_kept = self._num_halved = 0
 
@@ -171,7 +169,7 @@ class ProgressReporter:
         num_finished = sum(int(results.is_done.sum()) for results in self._results)
         progress = Progress(
             lanes_done=num_finished + self._num_halved,
-            num_lanes=sum(map(len, self._results)),
+            num_lanes=self._num_lanes,
             steps=self._steps,
             num_steps=self._num_steps,
             seconds=time.perf_counter() - self._start,
@@ -180,8 +178,8 @@ class ProgressReporter:
         self._on_progress(progress)
 
     def end_rung(self, alive: list[np.ndarray], num_steps_left: int) -> None:
-        """Report that only some lanes are still alive."""
-        self._num_halved = sum(map(len, self._results)) - sum(map(len, alive))
+        """Report which lanes are still alive, and the steps that are left."""
+        self._num_halved = self._num_lanes - sum(map(len, alive))
         self._num_steps = self._steps + num_steps_left
         self()
 
@@ -253,16 +251,12 @@ class Sweep:
         """
         final = self.final
         if not isinstance(metric, str) or metric not in final:
-            raise ArgumentError(
-                "metric",
-                f"must be one of {', '.join(final)}",
-                f"{metric!r}{_checks.closest(metric, final)}",
-            )
+            found = f"{metric!r}{_checks.closest(metric, final)}"
+            raise ArgumentError("metric", f"must be one of {', '.join(final)}", found)
         values = np.where(self.status == FINISHED, final[metric], np.nan)
         if np.isnan(values).all():
-            raise ArgumentError(
-                "metric", f"is {metric}, for which no finished lane has a number"
-            )
+            problem = f"is {metric}, for which no finished lane has a number"
+            raise ArgumentError("metric", problem)
         return int(np.nanargmin(values))
 
     def params(self, lane) -> Any:
@@ -286,9 +280,8 @@ class Sweep:
         """The results of a lane's group, and the lane's index in them."""
         is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
         if not is_integer or not -len(self) <= lane < len(self):
-            raise ArgumentError(
-                "lane", f"must be an integer below {len(self)}", repr(lane)
-            )
+            problem = f"must be an integer below {len(self)}"
+            raise ArgumentError("lane", problem, repr(lane))
         i = int(self._order[int(lane)])
         for results in self._results:
             if i < len(results):

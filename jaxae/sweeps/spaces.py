@@ -38,7 +38,7 @@ class SampledRange(NamedTuple):
 
 
 def uniform(low, high) -> SampledRange:
-    """An axis of numbers distributed uniformly on [low, high]; needs num_samples.
+    """An axis of numbers uniform on [low, high]; `sweep` needs num_samples.
 
     Raises:
       ArgumentError: unless low < high, both finite.
@@ -47,7 +47,9 @@ def uniform(low, high) -> SampledRange:
 
 
 def log_uniform(low, high) -> SampledRange:
-    """An axis of numbers whose logarithm is uniform on [low, high]; needs num_samples.
+    """An axis of numbers whose logarithm is uniform on [log low, log high].
+
+    `sweep` needs num_samples.
 
     Raises:
       ArgumentError: unless 0 < low < high, both finite.
@@ -64,9 +66,9 @@ def _range(low, high, is_log: bool) -> SampledRange:
         for bound in (low, high)
     )
     if not (-math.inf < low < high < math.inf):
-        raise ArgumentError("range", "needs finite low < high", found)
+        raise ArgumentError("a range", "needs finite low < high", found)
     if is_log and low <= 0:
-        raise ArgumentError("range", "on a log scale needs low > 0", found)
+        raise ArgumentError("a range", "on a log scale needs low > 0", found)
     return SampledRange(low, high, is_log)
 
 
@@ -74,17 +76,17 @@ def _range(low, high, is_log: bool) -> SampledRange:
 
 
 class StaticAxis(NamedTuple):
-    """A static choice that a space may vary; each value takes a compilation.
+    """A static choice that a space may vary; each value needs a compilation.
 
     Attributes:
       owner: what has the field of that name: "model", "objective" or "config".
-      named: the part of a given name, where a string is not the value itself.
+      get: the part of a name; None if values have no names.
       label: how a value is written in a table.
-      check: `(argument, value)`, raises a ValueError that names the argument.
+      check: `(argument, value)`; raises an error that names the argument.
     """
 
     owner: str
-    named: Callable[[str], Any] | None = None
+    get: Callable[[str], Any] | None = None
     label: Callable[[Any], Any] = lambda value: value
     check: Callable[[str, Any], Any] = lambda argument, value: None
 
@@ -95,13 +97,13 @@ def _check_flag(argument: str, value: Any) -> None:
 
 
 STATIC_AXES = {
-    "activation": StaticAxis("model", named=activations.get, label=str),
-    "observation": StaticAxis("model", named=observations.get, label=str),
+    "activation": StaticAxis("model", get=activations.get, label=str),
+    "observation": StaticAxis("model", get=observations.get, label=str),
     "tied": StaticAxis("model", label=bool, check=_check_flag),
     "bias": StaticAxis("model", label=bool, check=_check_flag),
     "pre_bias": StaticAxis("model", label=bool, check=_check_flag),
-    "corruption": StaticAxis("objective", named=corruptions.get, label=str),
-    "optimizer": StaticAxis("config", named=optimizers.get, label=optimizers.name_of),
+    "corruption": StaticAxis("objective", get=corruptions.get, label=str),
+    "optimizer": StaticAxis("config", get=optimizers.get, label=optimizers.name_of),
     "batch_size": StaticAxis("config", check=_checks.positive_int),
     "gradient": StaticAxis("config"),
 }
@@ -151,10 +153,6 @@ def lanes_of(
     The axes are in the space's order, the last one fastest. All ranges together are one
     axis of num_samples points, in the place of the first range. A key that is a tuple
     of names is one axis whose values are tuples.
-
-    Raises:
-      ArgumentError: as `check_space`; for ranges without num_samples, or more than
-        MAX_LANES lanes.
     """
     axes = check_space(space, hparams)
     ranges = {n: axis for n, axis in axes.items() if isinstance(axis, SampledRange)}
@@ -162,12 +160,11 @@ def lanes_of(
     columns = _columns(axes, ranges, key, num_samples, sampler)
     num_lanes = math.prod(map(len, columns))
     if num_lanes > MAX_LANES:
-        raise ArgumentError(
-            "space",
-            f"has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes of a "
-            "sweep",
-            advice="take shorter lists, or num_samples of ranges",
+        problem = (
+            f"has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes of "
         )
+        advice = "take shorter lists, or num_samples of ranges"
+        raise ArgumentError("space", f"{problem}a sweep", advice=advice)
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
     values = {name: [row[name] for row in rows] for name in names_of(space)}
     static_names = [name for name in values if name in STATIC_AXES]
@@ -188,12 +185,12 @@ def lanes_of(
 def _columns(axes, ranges, key, num_samples, sampler) -> list[list[dict]]:
     """The points of each axis, each a dict by name."""
     columns = []
-    for name, axis in axes.items():
-        if isinstance(name, tuple):
-            columns.append([dict(zip(name, row, strict=True)) for row in axis])
-        elif name not in ranges:
-            columns.append([{name: value} for value in axis])
-        elif name == next(iter(ranges)):
+    for names, axis in axes.items():
+        if isinstance(names, tuple):
+            columns.append([dict(zip(names, row, strict=True)) for row in axis])
+        elif names not in ranges:
+            columns.append([{names: value} for value in axis])
+        elif names == next(iter(ranges)):
             columns.append(_sample(ranges, num_samples, sampler, key))
     return columns
 
@@ -227,21 +224,16 @@ def _sobol(num_points: int, num_columns: int) -> np.ndarray:
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if sampler not in SAMPLERS:
         raise ArgumentError("sampler", "must be 'sobol' or 'random'", repr(sampler))
-    name = "num_samples"
-    if ranges and num_samples is None:
-        raise ArgumentError(
-            name, f"must say how many points of {', '.join(ranges)} to draw"
-        )
+    name, found = "num_samples", _checks.describe(num_samples)
     if num_samples is None:
-        return
-    if not ranges:
+        if ranges:
+            problem = f"must say how many points of {', '.join(ranges)} to draw"
+            raise ArgumentError(name, problem)
+    elif not ranges:
         raise ArgumentError(name, "is for ranges, and space has none")
-    if _checks.positive_int(name, num_samples) > MAX_LANES:
-        raise ArgumentError(
-            name,
-            f"must be at most the {MAX_LANES:,} lanes of a sweep",
-            _checks.describe(num_samples),
-        )
+    elif _checks.positive_int(name, num_samples) > MAX_LANES:
+        problem = f"must be at most the {MAX_LANES:,} lanes of a sweep"
+        raise ArgumentError(name, problem, found)
 
 
 # ---- the rules of a space ------------------------------------------------------------
@@ -250,27 +242,15 @@ def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
 def check_space(space, hparams: Collection[str] = (), *, source="space") -> dict:
     """The axes of a space, checked, by its keys.
 
-    Args:
-      space: a dict of axes by name. An axis is a `SampledRange` of a hyperparameter, or
-        a list of values; under a tuple of names, a list of tuples.
-      hparams: the names of the hyperparameters that all lanes share.
-      source: what error messages call the space, such as the path of its file.
-
-    Returns:
-      Each axis as a `SampledRange`, a list of Python values, or a list of tuples of
-      such. A string that names a part has become the part.
-
-    Raises:
-      ArgumentError: for a space without axes; a name that is there twice, in hparams or
-        reserved; a range of something that is no hyperparameter; an axis that is no
-        list; a value that the name cannot have.
+    An axis is a `SampledRange` of a hyperparameter or a list of values; under a tuple
+    of names, a list of tuples. Lists become lists of Python values, and a string that
+    names a part becomes the part. `hparams` are those that all lanes share. `source` is
+    what errors call the space, such as the path of its file.
     """
     if not isinstance(space, Mapping) or not space:
-        raise ArgumentError(
-            source,
-            "must be a dict of at least one axis, such as {'learning_rate': [0.1, "
-            "0.01]}",
-        )
+        example = "{'learning_rate': [0.1, 0.01]}"
+        problem = f"must be a dict of at least one axis, such as {example}"
+        raise ArgumentError(source, problem)
     for key in space:
         names = key if isinstance(key, tuple) else (key,)
         if not names or not all(isinstance(name, str) for name in names):
@@ -319,14 +299,12 @@ def _check_axis(key: str | tuple[str, ...], axis: Any, source: str) -> Any:
 def _check_zipped(names: tuple[str, ...], axis: Any, source: str) -> list[tuple]:
     argument = f"{source}[{names!r}]"
     if isinstance(axis, SampledRange):
-        raise ArgumentError(
-            argument, "must be a list of tuples", advice="give each range its own name"
-        )
+        advice = "give each range its own name"
+        raise ArgumentError(argument, "must be a list of tuples", advice=advice)
     rows = _as_list(axis, argument)
     if not rows or any(not _is_row(row, len(names)) for row in rows):
-        raise ArgumentError(
-            argument, f"must be a list of tuples of {len(names)} values each"
-        )
+        problem = f"must be a list of tuples of {len(names)} values each"
+        raise ArgumentError(argument, problem)
     columns = [
         _check_axis(name, [row[i] for row in rows], source)
         for i, name in enumerate(names)
@@ -357,7 +335,7 @@ def _check_numbers(name: str, given: list, argument: str, axis: Any) -> list:
 
 
 def _as_number(value: Any, kind: str) -> int | float | None:
-    """A value as Python's own number; None if it is none of that kind."""
+    """A value as a Python number; None if it is no number of that kind."""
     if type(value) is int:  # of any size, which NumPy's are not
         return value if kind == "integer" or abs(value) < 2**53 else _as_float(value)
     if value is np.ma.masked:  # NumPy would make it 0
@@ -380,15 +358,17 @@ def _as_float(value: Any) -> float:
 def _check_static(name: str, values: list, argument: str, axis: Any) -> list:
     static_axis = STATIC_AXES[name]
     if not values:
-        raise ArgumentError(
-            argument, f"must be a list of at least one {name}", _checks.describe(axis)
-        )
+        problem = f"must be a list of at least one {name}"
+        raise ArgumentError(argument, problem, _checks.describe(axis))
     for value in values:
-        if not _is_hashable(value):
+        try:
+            hash(value)
+        except TypeError:
             problem = f"must be a list of values of {name}, and "
-            raise ArgumentError(argument, f"{problem}{_checks.describe(value)} is none")
+            problem += f"{_checks.describe(value)} is none"
+            raise ArgumentError(argument, problem) from None
         static_axis.check(argument, value)
-    get = static_axis.named
+    get = static_axis.get
     return [get(v) if get is not None and isinstance(v, str) else v for v in values]
 
 
@@ -402,17 +382,6 @@ def _as_list(axis: Any, argument: str) -> list:
     except TypeError:  # not iterable, or an array without axes
         return []
     if len(values) > MAX_LANES:
-        raise ArgumentError(
-            argument,
-            f"has more values than the {MAX_LANES:,} lanes of a sweep",
-            advice="take a shorter list",
-        )
+        problem = f"has more values than the {MAX_LANES:,} lanes of a sweep"
+        raise ArgumentError(argument, problem, advice="take a shorter list")
     return values
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

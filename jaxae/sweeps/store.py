@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,12 @@ def fingerprint_of(objective, config, hparams, key, data, validation, lanes, hal
     """JSON values that are equal for two sweeps with the same results."""
     hparams = as_hparams(hparams, jnp.float32)  # 1 and 1.0 are the same
     single = fingerprint(objective, config, hparams, key, None, data, validation)
-    return json.loads(
-        json.dumps(
-            {
-                **single,
-                "num_epochs": config.num_epochs,
-                "halving": None if halving is None else repr(halving),
-                "space": _space(lanes),
-            }
-        )
-    )
+    of_sweep = {
+        "num_epochs": config.num_epochs,
+        "halving": None if halving is None else repr(halving),
+        "space": _space(lanes),
+    }
+    return json.loads(json.dumps({**single, **of_sweep}))
 
 
 def _space(lanes: Lanes) -> dict[str, Any]:
@@ -70,24 +65,15 @@ class Store:
     def __init__(self, directory: Path, fingerprint: dict):
         self.fingerprint, self._directory = fingerprint, expanded(directory)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and lock it while the sweep runs.
-
-        Raises:
-          ValueError: if another process has locked it.
-          OSError: if it cannot be made.
-        """
+    def locked(self) -> contextlib.AbstractContextManager:
+        """Make the folder, and lock it while the sweep runs."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        with locked(self._directory):
-            yield
+        return locked(self._directory)
 
     def plans(self) -> list[GroupPlan] | None:
-        """The plans of the groups of the sweep in this folder; None if there is none.
+        """The plans of the groups, saved in this folder; None if it is new.
 
-        Raises:
-          ArgumentError: if the folder holds another sweep, naming the field, or the
-            file is damaged.
+        If the folder holds another sweep, the error names the field that differs.
         """
         path = self._directory / LANES_FILE
         if not path.exists():
@@ -115,11 +101,7 @@ class Store:
         return plans
 
     def begin(self, plans: list[GroupPlan]) -> None:
-        """Write the fingerprint, and the plans unless the folder has some.
-
-        Raises:
-          OSError: if the folder cannot be written.
-        """
+        """Write the fingerprint, and the plans unless some are saved."""
         content = {
             "identity": self.fingerprint,
             "groups": [plan._asdict() for plan in self.plans() or plans],
@@ -129,27 +111,12 @@ class Store:
         write_atomically(self._directory / LANES_FILE, text)
 
     def write(self, rung: int, group: int, block: LaneBlock) -> None:
-        """Write a block of lanes of a rung; an earlier file of them is replaced.
-
-        Raises:
-          OSError: if the folder cannot be written.
-        """
-        tensors = {
-            "indices": block.indices,
-            "step_and_epochs": np.array([block.step, block.num_epochs]),
-            "stopped_at": block.stopped_at,
-            **_numbered("params", block.params),
-            **_numbered("carry", block.carry),
-            **{f"metrics/{name}": values for name, values in block.metrics.items()},
-            **{f"final/{name}": values for name, values in block.final.items()},
-        }
-        tensors = {name: np.ascontiguousarray(v) for name, v in tensors.items()}
-        # The metrics' names in order, so that the columns of a table stay in order.
-        header: dict[str, Any] = {"rung": rung, "group": group}
-        header |= {"metrics": list(block.metrics), "final": list(block.final)}
-        content = safetensors.numpy.save(
-            tensors, {"jaxae": add_checksum(header, tensors)}
-        )
+        """Write a block of lanes of a rung; an earlier file of them is replaced."""
+        leaves = map(np.ascontiguousarray, jax.tree.leaves(block))
+        tensors = {str(i): leaf for i, leaf in enumerate(leaves)}
+        header = {"metrics": list(block.metrics), "final": list(block.final)}
+        metadata = {"jaxae": add_checksum(header, tensors)}
+        content = safetensors.numpy.save(tensors, metadata)
         first, last = min(block.indices), max(block.indices)
         path = self._directory / "lanes" / f"{rung}-{group}-{first}-{last}.safetensors"
         write_atomically(path, content)
@@ -157,23 +124,17 @@ class Store:
     def read(self, rung: int, group: int, params, carry) -> list[LaneBlock]:
         """The saved blocks of a group's rung, those with the most steps last.
 
-        A lane is in several files if blocks were laid out anew; the last one counts. A
-        damaged file is skipped with a warning.
-
-        Args:
-          rung, group: their numbers.
-          params, carry: pytrees of the structure of a block's.
+        A lane is in several files if blocks were laid out anew; its last block counts.
+        A damaged file is skipped with a warning. `params` and `carry` have the
+        structure of those of a block.
         """
         blocks = []
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
                 blocks.append(_read(path, params, carry))
             except _DAMAGES as error:
-                warnings.warn(
-                    f"{path} is damaged ({error}); its lanes are trained again.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                message = f"{path} is damaged ({error}); its lanes are trained again."
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
         return sorted(blocks, key=lambda block: block.step)
 
 
@@ -182,32 +143,14 @@ def _as_plan(fields: dict[str, Any]) -> GroupPlan:
     return GroupPlan(**{**fields, "timings": timings})
 
 
-def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree.leaves(tree)
-    return {f"{prefix}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-
-
 def _read(path: Path, params, carry) -> LaneBlock:
     with safetensors.safe_open(path, framework="numpy") as file:
         header = json.loads((file.metadata() or {}).get("jaxae", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     header = verify_checksum(header, tensors)
-
-    def tree(prefix, structure):
-        treedef = jax.tree.structure(structure)
-        leaves = [tensors[f"{prefix}/{i}"] for i in range(treedef.num_leaves)]
-        return jax.tree.unflatten(treedef, leaves)
-
-    def by_name(prefix):
-        return {name: tensors[f"{prefix}/{name}"] for name in header[prefix]}
-
-    return LaneBlock(
-        indices=tensors["indices"],
-        params=tree("params", params),
-        carry=tree("carry", carry),
-        step=int(tensors["step_and_epochs"][0]),
-        num_epochs=int(tensors["step_and_epochs"][1]),
-        stopped_at=tensors["stopped_at"],
-        metrics=by_name("metrics"),
-        final=by_name("final"),
-    )
+    metrics, final = (dict.fromkeys(header[name], 0) for name in ("metrics", "final"))
+    example: Any = (0, params, carry, 0, 0, 0, metrics, final)
+    structure = jax.tree.structure(LaneBlock(*example))
+    leaves = [tensors[str(i)] for i in range(len(tensors))]
+    block: Any = jax.tree.unflatten(structure, leaves)
+    return block._replace(step=block.step.item(), num_epochs=block.num_epochs.item())

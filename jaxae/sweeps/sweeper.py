@@ -20,8 +20,7 @@ from jaxae.sweeps.group_trainer import (
     on_device,
 )
 from jaxae.sweeps.groups import Group, groups_of
-from jaxae.sweeps.halving import Halving, rungs_of, survivors
-from jaxae.sweeps.plans import GroupPlan, Machine, Plan
+from jaxae.sweeps.plans import GroupPlan, Halving, Machine, Plan
 from jaxae.sweeps.results import LaneResults, ProgressReporter, Sweep, as_sweep
 from jaxae.sweeps.spaces import Lanes, lanes_of
 from jaxae.sweeps.store import Store, fingerprint_of
@@ -51,13 +50,13 @@ def sweep(
     on_plan=None,
     on_progress=None,
 ) -> Sweep:
-    """Train every trial of a space in one compiled program, whose lanes are the trials.
+    """Train a model for every combination of settings, as lanes of a compiled program.
 
     A lane is the single run `train(data=..., **sweep.trial(lane))`: bit-identical if
     lanes run in sequence and are not padded, equal up to rounding otherwise.
 
-    A penalty of your own must not change with the number of padded latents, and neither
-    must `config.after_update`; `p.mask` marks them.
+    The result of a penalty of your own, or of `config.after_update`, must not depend on
+    the number of padded latents; `p.mask` is False there.
 
     Args:
       objective: what is minimised.
@@ -185,7 +184,7 @@ def prepare(
     lanes = lanes_of(space, hparams, latent_dim, key, num_samples, sampler)
     _check_num_epochs(config, lanes)
     groups = groups_of(objective, config, lanes, hparams, data, key)
-    rungs = rungs_of(halving, config.num_epochs, validation)
+    rungs = plans.rungs_of(halving, config.num_epochs, validation)
     store = None
     if out is not None:
         fingerprint = fingerprint_of(
@@ -228,28 +227,24 @@ def _check_choices(config: TrainConfig, lanes_at_once, memory_budget, engine) ->
 
 def _check_num_epochs(config: TrainConfig, lanes: Lanes) -> None:
     if len(lanes) * config.num_epochs > _MAX_METRICS:
-        raise ArgumentError(
-            "num_epochs",
-            f"must be at most {_MAX_METRICS // len(lanes):,} for {len(lanes):,} "
-            "lanes, whose metrics have a number an epoch",
-            _checks.describe(config.num_epochs),
-        )
+        problem = f"must be at most {_MAX_METRICS // len(lanes):,} for {len(lanes):,} "
+        problem += "lanes, whose metrics have a number an epoch"
+        found = _checks.describe(config.num_epochs)
+        raise ArgumentError("num_epochs", problem, found)
 
 
 def _as_devices(devices, engine: str | None) -> tuple[jax.Device, ...]:
     given = jax.local_devices() if devices is None else devices
     as_tuple = tuple(given) if isinstance(given, Iterable) else ()
     if not as_tuple or not all(isinstance(device, jax.Device) for device in as_tuple):
-        raise ArgumentError(
-            "devices",
-            "must be a list of at least one device, such as jax.local_devices()[:1]",
-            repr(devices),
-        )
+        example = "such as jax.local_devices()[:1]"
+        problem = f"must be a list of at least one device, {example}"
+        raise ArgumentError("devices", problem, repr(devices))
     return as_tuple[:1] if engine == "ray" else as_tuple  # a task of Ray uses one
 
 
 def _checked_data(groups: list[Group], data, validation):
-    """The data, checked for every group and copied to the device once."""
+    """The data, checked for every group, on the device."""
     for group in groups:  # the first one makes arrays, the others only check these
         objective = group.objective
         config = dataclasses.replace(group.config, memory_budget=_ANY_SIZE)
@@ -268,46 +263,36 @@ def _checked_data(groups: list[Group], data, validation):
 
 
 def plan(prepared: PreparedSweep) -> Plan:
-    """How `sweep` runs the lanes of a prepared sweep: candidates are timed.
+    """Decide how many lanes run at once, by timing candidates.
 
     Nothing is trained and nothing is written. A resumed sweep keeps its plan.
 
     Raises:
-      ArgumentError: if `out` holds another sweep, or a lane exceeds the memory.
+      ValueError: if `out` holds another sweep, or a lane exceeds the memory.
     """
-    store = prepared.store
+    store, machine = prepared.store, prepared.machine
     saved = None if store is None else store.plans()
-    machine, requested = prepared.machine, prepared.lanes_at_once
-    groups = [trainer.group for trainer in prepared.trainers]
-    if saved is not None:
-        group_plans = [
-            plans.resumed_plan(group_plan, group, machine, requested)
-            for group_plan, group in zip(saved, groups, strict=True)
-        ]
-    elif requested is not None:
-        group_plans = [plans.requested_plan(g, machine, requested) for g in groups]
-    else:
-        block_seconds = math.inf if store is None else BLOCK_SECONDS
-        group_plans = _fastest_plans(prepared, block_seconds)
-    return Plan(tuple(group_plans), machine.num_devices)
-
-
-def _fastest_plans(prepared: PreparedSweep, block_seconds: float) -> list[GroupPlan]:
-    group_plans: list[GroupPlan] = []
     timed: dict[tuple[int, ...], GroupPlan] = {}  # by the size of a group
-    for trainer in prepared.trainers:
-        group_plan = plans.fastest_plan(
-            trainer.group,
-            prepared.machine,
-            trainer.measure,
-            trainer.num_steps * prepared.rungs[-1].stop,
-            block_seconds=block_seconds,
-            same_size=timed.get(trainer.group.size),
-        )
+    group_plans = []
+    for g, trainer in enumerate(prepared.trainers):
+        group, requested = trainer.group, prepared.lanes_at_once
+        if saved is not None:
+            group_plan = plans.resumed_plan(saved[g], group, machine, requested)
+        elif requested is not None:
+            group_plan = plans.requested_plan(group, machine, requested)
+        else:
+            group_plan = plans.fastest_plan(
+                group,
+                machine,
+                trainer.measure,
+                trainer.num_steps * prepared.rungs[-1].stop,
+                block_seconds=math.inf if store is None else BLOCK_SECONDS,
+                same_size=timed.get(group.size),
+            )
+            if group_plan.timings:
+                timed.setdefault(group.size, group_plan)
         group_plans.append(group_plan)
-        if group_plan.timings:
-            timed.setdefault(trainer.group.size, group_plan)
-    return group_plans
+    return Plan(tuple(group_plans), machine.num_devices)
 
 
 # ---- execute -------------------------------------------------------------------------
@@ -330,9 +315,8 @@ def execute(prepared: PreparedSweep, plan: Plan, on_progress=None) -> Sweep:
             if store is not None:
                 for block in store.read(r, g, *trainer.structure()):
                     report_progress(lanes.add(block), is_saved=True)
-            layouts = trainer.layouts(
-                alive[g], group_plan.lanes_at_once, group_plan.num_chunks
-            )
+            at_once, num_chunks = group_plan.lanes_at_once, group_plan.num_chunks
+            layouts = trainer.layouts(alive[g], at_once, num_chunks)
             for block in train_blocks(trainer, lanes, layouts, rung, report_progress):
                 is_last = block.num_epochs == prepared.rungs[-1].stop
                 if store is None and is_last:  # nothing resumes from it
@@ -342,7 +326,10 @@ def execute(prepared: PreparedSweep, plan: Plan, on_progress=None) -> Sweep:
                     store.write(r, g, lanes.block(block.indices, rung.start))
                 report_progress()
         if prepared.halving is not None and r + 1 < len(prepared.rungs):
-            alive = survivors(prepared.halving, results, alive, rung)
+            metric, factor = prepared.halving.metric, prepared.halving.factor
+            values = [r.ranking_values(metric, rung.stop) for r in results]
+            groups = [r.group for r in results]
+            alive = plans.survivors(factor, groups, values, alive)
             num_steps = _num_steps(prepared, alive, prepared.rungs[r + 1 :])
             report_progress.end_rung(alive, num_steps)
     for lanes in results:
