@@ -48,7 +48,7 @@ class GroupTrainer:
         self._rows = None if callable(data) else data
         mesh = Mesh(np.array(devices), (program.AXIS,)) if len(devices) > 1 else None
         config = group.config.program()
-        self._static = Program(group.objective, config, self._source, mesh)
+        self._program = Program(group.objective, config, self._source, mesh)
 
     def metric_names(self) -> list[str]:
         """The metrics of every epoch; one row is evaluated for those of validation."""
@@ -184,7 +184,7 @@ class GroupTrainer:
         hparams, limits = self._hparams(layout), self.group.init_limits[layout.slots]
         keys = program.keys_of(self.key, layout.seeds)
         lanes = hparams, limits, keys, layout.seed_of
-        return program.begin(*lanes, self._rows, program=self._static)
+        return program.begin(*lanes, self._rows, program=self._program)
 
     def _shared(self, layout: Layout, epoch_start: int) -> Shared:
         """What the lanes share in the epoch that begins at that step."""
@@ -196,14 +196,14 @@ class GroupTrainer:
     def _run(self, layout: Layout, state, means, shared, first: int, last: int):
         lanes = state, means, self._hparams(layout), layout.seed_of
         steps = np.int32(first), np.int32(last)
-        return program.run(*lanes, shared, *steps, program=self._static)
+        return program.run(*lanes, shared, *steps, program=self._program)
 
     def _epoch_metrics(self, layout: Layout, state, means: Means) -> dict:
         """The metrics of an epoch that has ended, `[n]` by name."""
         train = _by_lane(layout, means.read(self.group.config))
         metrics = {f"train/{name}": values for name, values in train.items()}
         if self.validation is not None:
-            scores = self._evaluate(layout, state, self.validation, self._static)
+            scores = self._evaluate(layout, state, self.validation, self._program)
             metrics |= {f"validation/{name}": v for name, v in scores.items()}
         return metrics
 
@@ -211,18 +211,18 @@ class GroupTrainer:
         """The metrics of the training data after the last epoch, `[n]` by name."""
         if self._source is None:
             rows = probe(self.data, self.key, {})
-            scores = self._evaluate(layout, state, rows, self._static)
+            scores = self._evaluate(layout, state, rows, self._program)
         else:
             scores = self._evaluate_on_source(layout, state)
-        # By these names, "train/" has the means over the steps of the epoch.
-        of_step = diagnostics.names_of_step(self.group.objective)
-        return {f"train/{n}": v for n, v in scores.items() if n not in of_step}
+        # By these names, the epoch has the means over its steps.
+        step_names = diagnostics.names_of_step(self.group.objective)
+        return {f"train/{n}": v for n, v in scores.items() if n not in step_names}
 
     def _evaluate_on_source(self, layout: Layout, state) -> dict[str, np.ndarray]:
         """`_evaluate` each lane on the rows that the source draws for it."""
         # Without the optimizer's state, which nothing reads here.
         states = _by_lane(layout, state._replace(opt_state=()))
-        on_one_device = self._static._replace(mesh=None)
+        on_one_device = self._program._replace(mesh=None)
 
         def lane_metrics(k, lane):
             key = jax.random.fold_in(self.key, self.group.seeds[lane])
@@ -236,10 +236,10 @@ class GroupTrainer:
         names = dict.fromkeys(name for row in rows for name in row)
         return {n: np.hstack([row.get(n, np.nan) for row in rows]) for n in names}
 
-    def _evaluate(self, layout: Layout, state, X, static: Program) -> dict:
+    def _evaluate(self, layout: Layout, state, X, compiled: Program) -> dict:
         """`diagnostics.evaluate` of every lane, `[n]` by name."""
         evaluate = functools.partial(
-            program.evaluate_block, state, self._hparams(layout), program=static
+            program.evaluate_block, state, self._hparams(layout), program=compiled
         )
         block_rows = max(256, _BLOCK_ROWS // layout.lanes_at_once)
         sums = diagnostics.sum_blocks(evaluate, X, block_rows)

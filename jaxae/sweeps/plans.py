@@ -132,13 +132,14 @@ def max_lanes_at_once(group: Group, machine: Machine) -> int:
     state, working = bytes_of_lane(group)
     fitting = machine.memory_budget // (2 * state + working)
     if fitting < 1:
-        raise ArgumentError(
-            "memory_budget",
-            f"is {_mebibytes(machine.memory_budget)} a device, but a lane of "
-            f"{group.name or 'this sweep'} with {group.objective.ae.latent_dim:,} "
-            f"latents needs about {_mebibytes(2 * state + working)}",
-            advice="give more, or sweep smaller models",
+        budget, needed = map(_mebibytes, (machine.memory_budget, 2 * state + working))
+        lane = f"a lane of {group.name or 'this sweep'}"
+        latents = f"{group.objective.ae.latent_dim:,} latents"
+        problem = (
+            f"is {budget} a device, but {lane} with {latents} needs about {needed}"
         )
+        advice = "give more, or sweep smaller models"
+        raise ArgumentError("memory_budget", problem, advice=advice)
     return min(fitting, _lanes_of_device(group, machine), group.max_at_once)
 
 
@@ -356,7 +357,7 @@ def rungs_of(halving, num_epochs: int, validation) -> list[range]:
 
 
 def survivors(
-    factor: int, groups: list[Group], values: list[np.ndarray], alive: list[np.ndarray]
+    halving: Halving, groups: list[Group], values: list[np.ndarray], alive
 ) -> list[np.ndarray]:
     """The lanes of each group that continue after a rung, of those still alive.
 
@@ -370,6 +371,6 @@ def survivors(
     for lanes in lanes_of.values():
         # Sorting is stable, so that the number of a lane breaks ties.
         lanes.sort(key=lambda lane: values[lane[0]][lane[1]])
-        for g, i in lanes[: math.ceil(len(lanes) / factor)]:
+        for g, i in lanes[: math.ceil(len(lanes) / halving.factor)]:
             surviving[g].append(i)
     return [np.array(sorted(indices), int) for indices in surviving]

@@ -182,8 +182,8 @@ _sorted_rows = jax.jit(jax.vmap(sorted_rows))
 def _at_once(lane: Callable, in_axes: tuple, *lanes):
     """Map `lane` over the lanes `[S, M]` of a chunk; in_axes are for the M lanes."""
     num_seeds, num_lanes = jax.tree.leaves(lanes[0])[0].shape[:2]
-    of_seed = _vmap(lane, in_axes, num_lanes)
-    return _vmap(of_seed, (0,) * len(lanes), num_seeds)(*lanes)
+    seed = _vmap(lane, in_axes, num_lanes)
+    return _vmap(seed, (0,) * len(lanes), num_seeds)(*lanes)
 
 
 def _in_sequence(chunk: Callable, shared: Any, chunks: tuple, mesh: Mesh | None):

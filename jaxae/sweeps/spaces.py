@@ -271,11 +271,9 @@ def names_of(space: Mapping) -> list[str]:
 def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
     for name in names:
         if name in RESERVED:
-            raise ArgumentError(
-                f"{source}[{name!r}]",
-                "changes what an activation is",
-                advice=f"give {source}['activation'] a list of activations",
-            )
+            problem = "changes what an activation is"
+            advice = f"give {source}['activation'] a list of activations"
+            raise ArgumentError(f"{source}[{name!r}]", problem, advice=advice)
         if name in hparams or names.count(name) > 1:
             where = "and in hparams" if name in hparams else "twice"
             raise ArgumentError(name, f"is in {source} {where}", advice="leave one out")

@@ -30,12 +30,12 @@ def fingerprint_of(objective, config, hparams, key, data, validation, lanes, hal
     """JSON values that are equal for two sweeps with the same results."""
     hparams = as_hparams(hparams, jnp.float32)  # 1 and 1.0 are the same
     single = fingerprint(objective, config, hparams, key, None, data, validation)
-    of_sweep = {
+    changes = {
         "num_epochs": config.num_epochs,
         "halving": None if halving is None else repr(halving),
         "space": _space(lanes),
     }
-    return json.loads(json.dumps({**single, **of_sweep}))
+    return json.loads(json.dumps({**single, **changes}))
 
 
 def _space(lanes: Lanes) -> dict[str, Any]:

@@ -212,11 +212,9 @@ def prepare(
 
 def _check_choices(config: TrainConfig, lanes_at_once, memory_budget, engine) -> None:
     if config.patience is not None:
-        raise ArgumentError(
-            "patience",
-            "stops a single run early, not a sweep",
-            advice="leave it out, and give halving=jaxae.sweeps.Halving()",
-        )
+        problem = "stops a single run early, not a sweep"
+        advice = "leave it out, and give halving=jaxae.sweeps.Halving()"
+        raise ArgumentError("patience", problem, advice=advice)
     if engine not in (None, "ray"):
         raise ArgumentError("engine", "must be None or 'ray'", repr(engine))
     if lanes_at_once is not None:
@@ -246,15 +244,12 @@ def _as_devices(devices, engine: str | None) -> tuple[jax.Device, ...]:
 def _checked_data(groups: list[Group], data, validation):
     """The data, checked for every group, on the device."""
     for group in groups:  # the first one makes arrays, the others only check these
-        objective = group.objective
+        model = group.objective, jnp.float32
         config = dataclasses.replace(group.config, memory_budget=_ANY_SIZE)
-        data = checks.as_data("data", data, objective, jnp.float32, config)
-        data = on_device(data)
+        data = on_device(checks.as_data("data", data, *model, config))
         if validation is not None:
-            validation = checks.as_rows(
-                "validation", validation, objective, jnp.float32, _ANY_SIZE
-            )
-            validation = on_device(validation)
+            rows = checks.as_rows("validation", validation, *model, _ANY_SIZE)
+            validation = on_device(rows)
         checks.check_updates(group.config, data)
     return data, validation
 
@@ -304,7 +299,7 @@ def execute(prepared: PreparedSweep, plan: Plan, on_progress=None) -> Sweep:
     if store is not None:
         store.begin(list(plan.groups))
     results = [LaneResults(trainer.group) for trainer in prepared.trainers]
-    alive = [np.arange(len(of_group)) for of_group in results]
+    alive = [np.arange(len(lanes)) for lanes in results]
     num_steps = _num_steps(prepared, alive, prepared.rungs)
     report_progress = ProgressReporter(on_progress, results, num_steps)
     is_local = prepared.engine is None
@@ -326,15 +321,17 @@ def execute(prepared: PreparedSweep, plan: Plan, on_progress=None) -> Sweep:
                     store.write(r, g, lanes.block(block.indices, rung.start))
                 report_progress()
         if prepared.halving is not None and r + 1 < len(prepared.rungs):
-            metric, factor = prepared.halving.metric, prepared.halving.factor
-            values = [r.ranking_values(metric, rung.stop) for r in results]
-            groups = [r.group for r in results]
-            alive = plans.survivors(factor, groups, values, alive)
+            alive = _survivors(prepared.halving, results, alive, rung)
             num_steps = _num_steps(prepared, alive, prepared.rungs[r + 1 :])
             report_progress.end_rung(alive, num_steps)
     for lanes in results:
         lanes.carry = None  # frees it: nothing resumes from here
     return as_sweep(results, prepared.lanes.axes, plan, prepared.trainers[0].key)
+
+
+def _survivors(halving: Halving, results: list[LaneResults], alive, rung: range):
+    values = [lanes.ranking_values(halving.metric, rung.stop) for lanes in results]
+    return plans.survivors(halving, [lanes.group for lanes in results], values, alive)
 
 
 def _num_steps(prepared: PreparedSweep, alive, rungs) -> int:
