@@ -39,7 +39,7 @@ def integer_ticks(axis: Any) -> None:
 
 
 def spans_decade(values: np.ndarray) -> bool:
-    """Whether the finite values are positive, and the largest exceeds 10 smallest."""
+    """Whether the finite values are positive and span more than a decade."""
     finite = values[np.isfinite(values)]
     return bool(finite.size and 0 < 10 * finite.min() < finite.max())
 
