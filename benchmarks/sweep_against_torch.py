@@ -163,7 +163,7 @@ def sweep(case: Case, device: str) -> Contestant:
     plan = jaxae.sweeps.plan(
         jaxae.sweeps.prepare(*arguments, key=key, config=long_config)
     )
-    at_once = plan.schedules[0].lanes_at_once
+    at_once = plan.groups[0].lanes_at_once
 
     def run():
         results = jaxae.sweep(

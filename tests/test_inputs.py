@@ -139,7 +139,7 @@ def prepare_training(rows, validation=None):
 def prepare_sweep(rows):
     """The data of `sweep` after its checks, before it trains."""
     space = {"seed": [0, 1]}
-    (run,) = jaxae.sweeps.prepare(OBJECTIVE, rows, space, **ARGUMENTS).runs
+    (run,) = jaxae.sweeps.prepare(OBJECTIVE, rows, space, **ARGUMENTS).trainers
     return run.data, run.validation
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae.sweeps import ray_engine, running, store
+from jaxae.sweeps import group_trainer, store, sweeper
 
 ray = pytest.importorskip("ray")
 
@@ -113,17 +113,17 @@ class Local:
 
 
 def test_blocks_of_more_than_a_minute_come_back_each_minute(monkeypatch, tmp_path):
-    engine = object.__new__(ray_engine.Engine)
-    engine._ray, engine._descriptions = Local(), {}
-    calls, train_block = [], ray_engine._train_block
+    cluster = object.__new__(group_trainer.RayCluster)
+    cluster._ray, cluster._descriptions = Local(), {}
+    calls, train_block = [], group_trainer._train_block
 
     def counting(*arguments):
         calls.append(arguments)
         return train_block(*arguments)
 
-    monkeypatch.setattr(ray_engine, "_train_block", counting)
-    monkeypatch.setattr(ray_engine, "Engine", lambda: engine)
-    monkeypatch.setattr(running, "BLOCK_SECONDS", 0.0)  # every block lasts a minute
+    monkeypatch.setattr(group_trainer, "_train_block", counting)
+    monkeypatch.setattr(sweeper, "RayCluster", lambda: cluster)
+    monkeypatch.setattr(group_trainer, "BLOCK_SECONDS", 0.0)  # a block lasts a minute
     result, expected = sweep(engine="ray", out=tmp_path), sweep()
     assert len(calls) > 3 * len(list(tmp_path.glob("lanes/*")))
     assert result.table.equals(expected.table)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae.sweeps import program, running, store
+from jaxae.sweeps import group_trainer, program, store
 from jaxae.training import checkpointing
 
 KEY = jax.random.key(0)
@@ -48,13 +48,13 @@ def assert_same(result, expected):
 def counted(monkeypatch):
     """Which lanes are trained, block by block."""
     trained = []
-    train_block = running.GroupRun._train_block
+    train_block = group_trainer.GroupTrainer._train_block
 
     def counting(self, results, layout, rung, report_progress):
         trained.append(sorted(layout.lanes()))
         return train_block(self, results, layout, rung, report_progress)
 
-    monkeypatch.setattr(running.GroupRun, "_train_block", counting)
+    monkeypatch.setattr(group_trainer.GroupTrainer, "_train_block", counting)
     return trained
 
 
@@ -132,7 +132,7 @@ def test_a_kill_costs_about_a_minute_however_long_a_block_takes(tmp_path, monkey
     arguments = {"lanes_at_once": 12, "memory_budget": None}
     uninterrupted = sweep(**arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(running, "time", clock)
+        patch.setattr(group_trainer, "time", clock)
         patch.setattr(checkpointing, "time", clock)
         patch.setattr(program, "run", timed)
         patch.setattr(store.Store, "write", timed_write)
@@ -195,7 +195,7 @@ def test_an_integer_is_the_same_hyperparameter_as_the_float_of_its_value(tmp_pat
             key=KEY,
             config=CONFIG,
             out=tmp_path,
-        ).fingerprint
+        ).store.fingerprint
 
     expected = fingerprint({"init_scale": 1.0}, [1.0, 2.0])
     assert fingerprint({"init_scale": 1}, [1, 2]) == expected
@@ -237,7 +237,10 @@ def test_a_damaged_plan_and_a_locked_folder_raise(tmp_path):
     (tmp_path / "sweep.json").write_text('{"identity": 3')
     with pytest.raises(ValueError, match="is damaged"):
         sweep(tmp_path, space={"learning_rate": [0.1]})
-    with store.opened(tmp_path, {}), pytest.raises(ValueError, match="is in use"):
+    with (
+        store.Store(tmp_path, {}).locked(),
+        pytest.raises(ValueError, match="is in use"),
+    ):
         sweep(tmp_path)
 
 
@@ -271,4 +274,4 @@ def test_kill_9_loses_no_finished_lane(tmp_path, counted):
     result = sweep(out, config=config)
     assert len(counted) == len(list(out.glob("lanes/*.safetensors"))) - num_saved
     assert_same(result, sweep(config=config))
-    assert json.loads((out / "sweep.json").read_text())["schedules"]
+    assert json.loads((out / "sweep.json").read_text())["groups"]

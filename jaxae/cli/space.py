@@ -48,7 +48,8 @@ class Space(NamedTuple):
             if isinstance(key, tuple):
                 values |= dict(zip(key, axis[0], strict=True))
             else:
-                values[key] = axis.low if isinstance(axis, spaces.Range) else axis[0]
+                is_range = isinstance(axis, spaces.SampledRange)
+                values[key] = axis.low if is_range else axis[0]
         return values
 
 
@@ -199,7 +200,7 @@ def with_optimizers(space: Space, options: TrainOptions) -> dict[Any, Any]:
     for key, axis in space.axes.items():
         if isinstance(key, tuple):
             axes[key] = [tuple(map(complete, key, row)) for row in axis]
-        elif isinstance(axis, spaces.Range):
+        elif isinstance(axis, spaces.SampledRange):
             axes[key] = axis
         else:
             axes[key] = [complete(key, value) for value in axis]

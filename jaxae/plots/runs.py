@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae.metrics import is_dead
 from jaxae.plots import drawing
 from jaxae.plots.drawing import PathLike
@@ -44,7 +45,7 @@ def filters(
       max_filters: the largest number of rows to plot.
 
     Raises:
-      ValueError: if W is not `[H, D]`, or its rows are not images of that shape.
+      ArgumentError: if W is not `[H, D]`, or its rows are not images of that shape.
     """
     W = _matrix("W", W, image_shape)
     order = np.argsort(-np.linalg.norm(W, axis=1), kind="stable")[:max_filters]
@@ -84,11 +85,12 @@ def reconstructions(
       max_examples: the largest number of rows to plot.
 
     Raises:
-      ValueError: if the shapes differ, or the rows are not images of that shape.
+      ArgumentError: if the shapes differ, or the rows are not images of that shape.
     """
     X, X_hat = _matrix("X", X, image_shape), _matrix("X_hat", X_hat, image_shape)
     if X.shape != X_hat.shape:
-        raise ValueError(f"X has shape {X.shape}, but X_hat has shape {X_hat.shape}.")
+        problem = f"has shape {X.shape}, but {{X_hat}} has shape {X_hat.shape}"
+        raise ArgumentError("X", problem)
     X, X_hat = X[:max_examples], X_hat[:max_examples]
     if image_shape is None:
         return _line_panels(X, X_hat, path)
@@ -126,13 +128,11 @@ def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
       path: the file to write.
 
     Raises:
-      ValueError: if metrics has neither "train/loss" nor "validation/loss".
+      ArgumentError: if metrics has neither "train/loss" nor "validation/loss".
     """
     if not any(f"{split}/loss" in metrics for split in _SPLIT_COLOURS):
-        raise ValueError(
-            "metrics needs 'train/loss' or 'validation/loss' to draw curves, and has "
-            f"{sorted(metrics)}."
-        )
+        needed = "needs 'train/loss' or 'validation/loss' to draw curves, and has "
+        raise ArgumentError("metrics", f"{needed}{sorted(metrics)}")
     panels = [panel for panel in _panels(metrics) if panel.lines]
     num_columns = min(len(panels), 2)
     num_rows = math.ceil(len(panels) / num_columns)
@@ -161,7 +161,7 @@ def latent_usage(Z: Any, path: PathLike) -> Path:
       path: the file to write.
 
     Raises:
-      ValueError: if Z is not `[N, H]`.
+      ArgumentError: if Z is not `[N, H]`.
     """
     Z = np.abs(_matrix("Z", Z, None))
     largest = Z[np.isfinite(Z)].max(initial=0.0)
@@ -178,7 +178,7 @@ def latent_usage(Z: Any, path: PathLike) -> Path:
     _draw_strength(strength_axes, Z.mean(axis=0), dead)
     _draw_frequency(frequency_axes, frequency, dead)
     for axes in (strength_axes, frequency_axes):
-        axes.spines[["top", "right"]].set_visible(False)
+        drawing.hide_frame(axes)
     return drawing.save(figure, path)
 
 
@@ -272,20 +272,14 @@ def _draw_curves(axes: Any, panel: _Panel) -> None:
         style = {"marker": marker, "markersize": 3, **style}
         axes.plot(epochs, values, label=label, **style)
     values = np.concatenate([values for _, values, _ in panel.lines])
-    values = values[np.isfinite(values)]
-    is_wide = values.size and values.min() > 0 and values.max() > 10 * values.min()
-    if panel.is_log is None and is_wide:
-        from matplotlib.ticker import LogFormatter
-
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter())
-    elif panel.is_log and (values > 0).any():
+    if panel.is_log is None and drawing.spans_decade(values):
+        drawing.log_scale(axes)
+    elif panel.is_log and (values[np.isfinite(values)] > 0).any():
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel=panel.ylabel, ylim=panel.limits)
     drawing.integer_ticks(axes.xaxis)
     axes.grid(color="0.9", which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.hide_frame(axes)
     axes.legend(frameon=False, fontsize=None if len(panel.lines) <= 2 else 8)
 
 
@@ -318,7 +312,7 @@ def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
     for panel, x, x_hat in zip(panels, X, X_hat, strict=False):
         panel.plot(x, color=_DATA_COLOUR, label="input", **style)
         panel.plot(x_hat, color=_MODEL_COLOUR, label="reconstruction", **style)
-        panel.spines[["top", "right"]].set_visible(False)
+        drawing.hide_frame(panel)
     for panel in panels[len(X) :]:
         panel.set_axis_off()
     drawing.integer_ticks(panels[0].xaxis)
@@ -331,11 +325,13 @@ def _line_panels(X: np.ndarray, X_hat: np.ndarray, path: PathLike) -> Path:
 def _matrix(name: str, values: Any, image_shape: ImageShape) -> np.ndarray:
     values = np.asarray(_checks.as_array(name, values)).astype(np.float64)
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"{name} must be [N, D], not empty, got shape {values.shape}.")
+        found = f"shape {values.shape}"
+        raise ArgumentError(name, "must be [N, D], not empty", found)
     if image_shape is not None and values.shape[1] != math.prod(image_shape):
-        raise ValueError(
-            f"{name} has {values.shape[1]} columns, which is not the size of an image "
-            f"of shape {image_shape}."
+        raise ArgumentError(
+            name,
+            f"has {values.shape[1]} columns, which is not the size of an image of "
+            f"shape {image_shape}",
         )
     return values
 

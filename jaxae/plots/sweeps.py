@@ -6,16 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxae._checks import ArgumentError
 from jaxae.plots import drawing
-from jaxae.plots.drawing import PathLike
-from jaxae.plots.trials import (
-    Scale,
-    Trials,
-    check_axis,
-    format_setting,
-    read_trials,
-    scale_of,
-)
+from jaxae.plots.drawing import PathLike, Scale, scale_of
+from jaxae.plots.sweep_table import SweepTable, check_axis, format_setting, read_table
 
 _COLOURS = ("#3f6fa3", "#c8553d", "#5f9154", "#8464a8", "#b08a2e", "0.25")
 _DIVERGED_COLOUR, _LANE_COLOUR = "#b2182b", "0.72"
@@ -43,48 +37,48 @@ def sweep_curves(
       metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: if the axis does not vary or the metric is unknown.
+      ArgumentError: if the axis does not vary or the metric is unknown.
     """
-    trials = read_trials(sweep, metric)
-    check_axis(trials, "axis", axis)
-    scale = scale_of(trials.axes[axis])
-    dependent, others = _split_other_axes(trials, axis)
-    settings = trials.settings(*others)
+    table = read_table(sweep, metric)
+    check_axis(table, "axis", axis)
+    scale = scale_of(table.axes[axis])
+    dependent, others = _split_other_axes(table, axis)
+    settings = table.settings(*others)
     figure = drawing.figure((6.4, 4.0))
     axes = figure.subplots()
     if len(settings) <= len(_COLOURS):
-        colours = _line_colours(trials, others, list(settings))
+        colours = _line_colours(table, others, list(settings))
         for (row, lanes), colour in zip(settings.items(), colours, strict=True):
-            label = format_setting(dict(zip(others, row, strict=True)))
+            label = format_setting(others, row)
             if dependent:
-                _draw_dots(axes, trials, scale, lanes, color=colour, label=label)
+                _draw_dots(axes, table, scale, lanes, color=colour, label=label)
             else:
-                _draw_line(axes, trials, scale, [lanes], colour, label)
+                _draw_line(axes, table, scale, [lanes], colour, label)
     else:
-        lanes, style = np.arange(len(trials.values)), {"s": 10, "lw": 0}
+        lanes, style = np.arange(len(table.values)), {"s": 10, "lw": 0}
         label = "each lane"
-        _draw_dots(axes, trials, scale, lanes, color=_LANE_COLOUR, label=label, **style)
+        _draw_dots(axes, table, scale, lanes, color=_LANE_COLOUR, label=label, **style)
         if not dependent:
             label = f"the best of {len(settings)} settings of {' x '.join(others)}"
             rows = list(settings.values())
-            _draw_line(axes, trials, scale, rows, _COLOURS[0], label)
-    _draw_stopped_lanes(axes, trials, scale)
-    _set_axes_of_curves(axes, trials, scale, axis, dependent)
-    _draw_legend(axes, trials, has_band=trials.num_seeds > 1 and not dependent)
+            _draw_line(axes, table, scale, rows, _COLOURS[0], label)
+    _draw_stopped_lanes(axes, table, scale)
+    _set_axes_of_curves(axes, table, scale, axis, dependent)
+    _draw_legend(axes, table, has_band=table.num_seeds > 1 and not dependent)
     return drawing.save(figure, path)
 
 
-def _split_other_axes(trials: Trials, axis: str) -> tuple[list[str], list[str]]:
+def _split_other_axes(table: SweepTable, axis: str) -> tuple[list[str], list[str]]:
     """The axes with one value for each value of this axis, and all other axes."""
-    names = [name for name in trials.axes if name != axis]
-    num_values = len(trials.settings(axis))
-    dependent = [n for n in names if len(trials.settings(axis, n)) == num_values]
+    names = [name for name in table.axes if name != axis]
+    num_values = len(table.settings(axis))
+    dependent = [n for n in names if len(table.settings(axis, n)) == num_values]
     return dependent, [name for name in names if name not in dependent]
 
 
-def _line_colours(trials: Trials, others: list[str], rows: list[tuple]) -> list:
+def _line_colours(table: SweepTable, others: list[str], rows: list[tuple]) -> list:
     """Shades of one colour map if the settings are ordered numbers; else colours."""
-    if len(others) != 1 or trials.axes[others[0]].dtype.kind not in "fiu":
+    if len(others) != 1 or table.axes[others[0]].dtype.kind not in "fiu":
         return list(_COLOURS[: len(rows)])
     from matplotlib import colormaps
 
@@ -92,80 +86,57 @@ def _line_colours(trials: Trials, others: list[str], rows: list[tuple]) -> list:
     return list(colormaps["viridis_r"](0.15 + 0.85 * ranks / max(1, len(rows) - 1)))
 
 
-def _draw_dots(
-    axes: Any, trials: Trials, scale: Scale, lanes: np.ndarray, **style: Any
-) -> None:
-    done = lanes[trials.is_done[lanes]]
+def _draw_dots(axes, table: SweepTable, scale: Scale, lanes, **style: Any) -> None:
+    done = lanes[table.is_done[lanes]]
     if len(done):
         style = {"s": 22, **style}
-        axes.scatter(scale.positions[done], trials.values[done], **style)
+        axes.scatter(scale.positions[done], table.values[done], **style)
 
 
-def _draw_line(axes, trials: Trials, scale: Scale, rows, colour, label: str) -> None:
+def _draw_line(axes, table: SweepTable, scale: Scale, rows, colour, label: str) -> None:
     """The best of the rows of lanes at each position: mean, minimum and maximum."""
     points = []
     for position in scale.distinct:
         at_position = [lanes[scale.positions[lanes] == position] for lanes in rows]
-        done = [lanes[trials.is_done[lanes]] for lanes in at_position]
-        values = [trials.values[lanes] for lanes in done if len(lanes)]
+        done = [lanes[table.is_done[lanes]] for lanes in at_position]
+        values = [table.values[lanes] for lanes in done if len(lanes)]
         if values:
             best = min(values, key=np.mean)
             points.append((position, best.mean(), best.min(), best.max()))
     if not points:
         return
     x, mean, low, high = np.array(points).T
-    style: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 4,
-        "color": colour,
-        "label": label,
-    }
+    style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": colour}
+    style["label"] = label
     if scale.is_categorical:  # without a line between categories
         axes.errorbar(x, mean, [mean - low, high - mean], ls="", zorder=3, **style)
         return
     axes.plot(x, mean, zorder=3, **style)
-    if trials.num_seeds > 1:
+    if table.num_seeds > 1:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
 
 
-def _draw_stopped_lanes(axes: Any, trials: Trials, scale: Scale) -> None:
-    halved, diverged = trials.is_halved, trials.is_diverged
+def _draw_stopped_lanes(axes: Any, table: SweepTable, scale: Scale) -> None:
+    halved, diverged = table.is_halved, table.is_diverged
     if halved.any():
+        x, y = scale.positions[halved], table.values[halved]
         label = f"stopped early by halving ({halved.sum()} lanes)"
-        axes.scatter(
-            scale.positions[halved],
-            trials.values[halved],
-            14,
-            facecolors="none",
-            edgecolors="0.6",
-            label=label,
-            lw=0.8,
-        )
+        style = {"facecolors": "none", "edgecolors": "0.6", "lw": 0.8}
+        axes.scatter(x, y, 14, label=label, **style)
     if diverged.any():
-        axes.scatter(
-            scale.positions[diverged],
-            np.full(diverged.sum(), 0.97),
-            36,
-            color=_DIVERGED_COLOUR,
-            marker="x",
-            label=f"diverged ({diverged.sum()} of {len(diverged)} lanes)",
-            transform=axes.get_xaxis_transform(),
-            zorder=4,
-        )
+        x, y = scale.positions[diverged], np.full(diverged.sum(), 0.97)
+        label = f"diverged ({diverged.sum()} of {len(diverged)} lanes)"
+        style = {"color": _DIVERGED_COLOUR, "marker": "x", "zorder": 4}
+        at_top = axes.get_xaxis_transform()
+        axes.scatter(x, y, 36, label=label, transform=at_top, **style)
 
 
-def _set_axes_of_curves(
-    axes: Any, trials: Trials, scale: Scale, axis: str, dependent: list[str]
-) -> None:
+def _set_axes_of_curves(axes, table: SweepTable, scale: Scale, axis, dependent) -> None:
     """Scales, limits, ticks, labels and title."""
-    values = trials.values[trials.is_done | trials.is_halved]
-    if values.size and values.min() > 0 and values.max() > 10 * values.min():
-        from matplotlib.ticker import LogFormatter
-
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter())
-    if trials.is_diverged.any():
+    values = table.values[table.is_done | table.is_halved]
+    if drawing.spans_decade(values):
+        drawing.log_scale(axes)
+    if table.is_diverged.any():
         axes.margins(y=0.12)
     if not values.size:
         axes.set_yticks([])
@@ -177,32 +148,30 @@ def _set_axes_of_curves(
     axes.set_xlim(low - margin, high + margin)
     changes = f"; {', '.join(dependent)} changes along" if dependent else ""
     axes.set_xlabel(f"{axis}{scale.suffix}{changes}")
-    label = trials.lane_label if dependent else trials.label  # a dot is one lane
+    label = table.lane_label if dependent else table.label  # a dot is one lane
     axes.set_ylabel(label.replace(" after", "\nafter"))
-    drawing.title(axes, trials.title)
+    drawing.title(axes, table.title)
     axes.grid(color="0.92", which="both")
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.hide_frame(axes)
 
 
-def _draw_legend(axes: Any, trials: Trials, has_band: bool) -> None:
+def _draw_legend(axes: Any, table: SweepTable, has_band: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if has_band:
         from matplotlib.patches import Patch
 
         handles.append(Patch(color="0.85"))
-        labels.append(f"least to largest of {trials.num_seeds} seeds")
-    entries = [
-        (handle, drawing.wrap(label, 4.0))
-        for handle, label in zip(handles, labels, strict=True)
-        if label
-    ]
-    if entries:
-        is_short = max(len(label) for _, label in entries) < 30
+        labels.append(f"least to largest of {table.num_seeds} seeds")
+    named = [pair for pair in zip(handles, labels, strict=True) if pair[1]]
+    if named:
+        handles, labels = zip(*named, strict=True)
+        is_short = max(map(len, labels)) < 30
         axes.figure.legend(
-            *zip(*entries, strict=True),
+            handles,
+            [drawing.wrap(label, 4.0) for label in labels],
             loc="outside lower center",
-            ncols=min(3, len(entries)) if is_short else 1,
+            ncols=min(3, len(labels)) if is_short else 1,
             frameon=False,
             fontsize=8,
         )
@@ -225,43 +194,42 @@ def sweep_map(
       metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: if x or y does not vary, both are the same axis, or the metric is
+      ArgumentError: if x or y does not vary, both are the same axis, or the metric is
         unknown.
     """
-    trials = read_trials(sweep, metric)
-    check_axis(trials, "x", x)
-    check_axis(trials, "y", y)
+    table = read_table(sweep, metric)
+    check_axis(table, "x", x)
+    check_axis(table, "y", y)
     if x == y:
-        raise ValueError(f"x and y must be two axes, got {x!r} twice.")
-    columns, rows = _cells(scale_of(trials.axes[x])), _cells(scale_of(trials.axes[y]))
+        raise ArgumentError("x and y", "must be two axes", f"{x!r} twice")
+    columns, rows = _cells(scale_of(table.axes[x])), _cells(scale_of(table.axes[y]))
     shape = rows.num_cells, columns.num_cells
     values = np.full(shape, np.nan)
-    settings = list(trials.settings(*trials.axes).values())
+    settings = list(table.settings(*table.axes).values())
     for i, j in np.ndindex(shape):
         is_in_cell = (rows.cells == i) & (columns.cells == j)
-        means = [trials.mean(lanes[is_in_cell[lanes]]) for lanes in settings]
+        means = [table.mean(lanes[is_in_cell[lanes]]) for lanes in settings]
         values[i, j] = np.nanmin([*means, np.inf])
     values[~np.isfinite(values)] = np.nan
     size = 1.6 + max(3.4, 0.62 * shape[1]), 1.3 + max(2.2, 0.42 * shape[0])
     figure = drawing.figure(size)
     axes = figure.subplots()
     norm = _colour_norm(values)
-    image = drawing.show(
-        axes, values, "viridis", 256, aspect="auto", origin="lower", norm=norm
-    )
-    _draw_cells(axes, trials, values, rows.cells, columns.cells, image)
+    style: dict[str, Any] = {"aspect": "auto", "origin": "lower", "norm": norm}
+    image = drawing.show(axes, values, "viridis", 256, **style)
+    _draw_cells(axes, table, values, rows.cells, columns.cells, image)
     axes.xaxis.set_ticks(columns.ticks, columns.labels)
     axes.yaxis.set_ticks(rows.ticks, rows.labels)
     if max(map(len, columns.labels)) > 6:
         axes.tick_params("x", labelrotation=30)
     axes.set_xlabel(f"{x}{columns.suffix}")
     axes.set_ylabel(f"{y}{rows.suffix}")
-    drawing.title(axes, trials.title)
-    others = [name for name in trials.axes if name not in (x, y)]
+    drawing.title(axes, table.title)
+    others = [name for name in table.axes if name not in (x, y)]
     best = f", best over {', '.join(others)}" if others else ""
     if np.isfinite(values).any():
         bar = figure.colorbar(image, ax=axes)
-        bar.set_label(drawing.wrap(f"{trials.label}{best}", size[1]))
+        bar.set_label(drawing.wrap(f"{table.label}{best}", size[1]))
     return drawing.save(figure, path)
 
 
@@ -302,18 +270,18 @@ def _colour_norm(values: np.ndarray) -> Any:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return Normalize(0, 1)
-    is_wide = finite.min() > 0 and finite.max() > 10 * finite.min()
-    return (LogNorm if is_wide else Normalize)(finite.min(), finite.max())
+    norm = LogNorm if drawing.spans_decade(finite) else Normalize
+    return norm(finite.min(), finite.max())
 
 
-def _draw_cells(axes: Any, trials: Trials, values, rows, columns, image) -> None:
+def _draw_cells(axes: Any, table: SweepTable, values, rows, columns, image) -> None:
     """The text of each cell, and the frame of the best one."""
     from matplotlib.patches import Rectangle
 
     for i, j in np.ndindex(values.shape):
         is_in_cell = (rows == i) & (columns == j)
         num_lanes = is_in_cell.sum()
-        num_diverged, value = (trials.is_diverged & is_in_cell).sum(), values[i, j]
+        num_diverged, value = (table.is_diverged & is_in_cell).sum(), values[i, j]
         if not num_lanes:
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color="white", lw=0))
             continue
@@ -327,16 +295,12 @@ def _draw_cells(axes: Any, trials: Trials, values, rows, columns, image) -> None
             text, colour = "\N{MULTIPLICATION X}\ndiverged", _DIVERGED_COLOUR
         else:
             text, colour = "halved", "0.3"
-        axes.text(
-            j, i, text, color=colour, ha="center", va="center", fontsize=7, zorder=3
-        )
+        style = {"ha": "center", "va": "center", "fontsize": 7, "zorder": 3}
+        axes.text(j, i, text, color=colour, **style)
     if np.isfinite(values).any():
         i, j = np.unravel_index(np.nanargmin(values), values.shape)
-        frame = Rectangle(
-            (j - 0.5, i - 0.5), 1, 1, fill=False, lw=2.5, edgecolor=_COLOURS[1]
-        )
-        frame.set_zorder(4)
-        axes.add_patch(frame)
+        frame: dict[str, Any] = {"fill": False, "lw": 2.5, "edgecolor": _COLOURS[1]}
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, zorder=4, **frame))
 
 
 def sweep_parallel(sweep: Any, path: PathLike, metric: str | None = None) -> Path:
@@ -354,45 +318,44 @@ def sweep_parallel(sweep: Any, path: PathLike, metric: str | None = None) -> Pat
       metric: by default "validation/loss", or "train/loss" if there is none.
 
     Raises:
-      ValueError: if no axis but the seed varies, or the metric is unknown.
+      ArgumentError: if no axis but the seed varies, or the metric is unknown.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
 
-    trials = read_trials(sweep, metric)
-    if not trials.axes:
-        raise ValueError("sweep must have an axis other than the seed to be drawn.")
-    lines = _parallel_lines(trials)
-    figure = drawing.figure((1.6 + 1.55 * len(trials.axes), 4.2))
+    table = read_table(sweep, metric)
+    if not table.axes:
+        raise ArgumentError("sweep", "must have an axis other than the seed")
+    lines = _parallel_lines(table)
+    figure = drawing.figure((1.6 + 1.55 * len(table.axes), 4.2))
     axes = figure.subplots()
     norm, colour_map = _colour_norm(lines.means), colormaps["viridis"]
     num_drawn = _draw_parallel_lines(axes, lines, norm, colour_map)
-    for k, (name, column) in enumerate(trials.axes.items()):
+    for k, (name, column) in enumerate(table.axes.items()):
         _draw_vertical_axis(axes, k, name, scale_of(column))
-    k = len(trials.axes)
+    k = len(table.axes)
     metric_scale = scale_of(lines.ends)._replace(suffix="")
-    _draw_vertical_axis(axes, k, trials.metric, metric_scale)
+    _draw_vertical_axis(axes, k, table.metric, metric_scale)
     has_diverged = np.isnan(lines.ends).any()
     if has_diverged:
         style: dict[str, Any] = {"color": _DIVERGED_COLOUR, "fontsize": 8}
         axes.text(k + 0.06, 1.08, "diverged", va="center", **style)
     axes.set(xlim=(-0.35, k + 0.4), ylim=(-0.06, 1.12))
     axes.set_axis_off()
-    drawing.title(axes, trials.title, pad=34)
+    drawing.title(axes, table.title, pad=34)
     num_settings = len(lines.order)
+    drawn = f"{num_drawn} of {num_settings} settings, evenly by rank"
     notes = {
-        f"{num_drawn} of {num_settings} settings, evenly by rank": (
-            num_drawn < num_settings
-        ),
-        "thick: the best": trials.is_done.any(),
-        "grey: stopped early by halving": trials.is_halved.any(),
+        drawn: num_drawn < num_settings,
+        "thick: the best": table.is_done.any(),
+        "grey: stopped early by halving": table.is_halved.any(),
         "dashed: diverged": has_diverged,
     }
     note = "; ".join(text for text, is_shown in notes.items() if is_shown)
     axes.text(k / 2, -0.12, note, fontsize=8, ha="center", va="top")
-    if trials.is_done.any():
+    if table.is_done.any():
         bar = figure.colorbar(ScalarMappable(norm, colour_map), ax=axes, pad=0.06)
-        bar.set_label(trials.label)
+        bar.set_label(table.label)
     return drawing.save(figure, path)
 
 
@@ -405,15 +368,15 @@ class _ParallelLines(NamedTuple):
     order: np.ndarray  # [S] settings by their mean, the best first
 
 
-def _parallel_lines(trials: Trials) -> _ParallelLines:
-    settings = list(trials.settings(*trials.axes).values())
+def _parallel_lines(table: SweepTable) -> _ParallelLines:
+    settings = list(table.settings(*table.axes).values())
     first = np.array([lanes[0] for lanes in settings])
-    means = np.array([trials.mean(lanes) for lanes in settings])
-    halved = np.array([_halved_mean(trials, lanes) for lanes in settings])
+    means = np.array([table.mean(lanes) for lanes in settings])
+    halved = np.array([_halved_mean(table, lanes) for lanes in settings])
     ends = np.where(np.isnan(means), halved, means)
     order = np.argsort(np.where(np.isnan(means), np.inf, means), kind="stable")
     heights = []
-    for column in trials.axes.values():
+    for column in table.axes.values():
         scale = scale_of(column)
         heights.append(_spread_out(_to_unit(scale, scale.positions)[first], order))
     scale = scale_of(ends)
@@ -438,9 +401,9 @@ def _draw_parallel_lines(axes: Any, lines: _ParallelLines, norm, colour_map) -> 
     return len(ranks)
 
 
-def _halved_mean(trials: Trials, lanes: np.ndarray) -> float:
-    halved = lanes[trials.is_halved[lanes]]
-    return float(trials.values[halved].mean()) if len(halved) else math.nan
+def _halved_mean(table: SweepTable, lanes: np.ndarray) -> float:
+    halved = lanes[table.is_halved[lanes]]
+    return float(table.values[halved].mean()) if len(halved) else math.nan
 
 
 def _to_unit(scale: Scale, positions: np.ndarray) -> np.ndarray:
@@ -470,8 +433,7 @@ def _draw_vertical_axis(axes: Any, k: int, name: str, scale: Scale) -> None:
         last = tick
         axes.plot([k - 0.02, k], [tick, tick], color="0.2", lw=1, zorder=3)
         box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 0.8}
-        axes.text(
-            k - 0.04, tick, label, ha="right", va="center", fontsize=8, bbox=box
-        ).set_zorder(4)
+        style = {"ha": "right", "va": "center", "fontsize": 8, "zorder": 4}
+        axes.text(k - 0.04, tick, label, bbox=box, **style)
     title = f"{name}\n{scale.suffix.strip()}".strip()
     axes.text(k, 1.15, title, ha="center", fontsize=9)

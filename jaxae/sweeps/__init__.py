@@ -1,17 +1,17 @@
 """Sweeps: one compiled, sharded program whose lanes are independent experiments."""
 
-from jaxae.sweeps.halving import Halving
-from jaxae.sweeps.host import SweepTask, plan, prepare, sweep
-from jaxae.sweeps.plans import Plan
+from jaxae.sweeps.plans import GroupPlan, Halving, Plan
 from jaxae.sweeps.results import Progress, Sweep
 from jaxae.sweeps.spaces import log_uniform, uniform
+from jaxae.sweeps.sweeper import PreparedSweep, plan, prepare, sweep
 
 __all__ = [
+    "GroupPlan",
     "Halving",
     "Plan",
+    "PreparedSweep",
     "Progress",
     "Sweep",
-    "SweepTask",
     "log_uniform",
     "plan",
     "prepare",

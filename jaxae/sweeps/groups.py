@@ -10,25 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks, _keys, corruptions
-from jaxae.autoencoder.model import LATENT_DIM
+from jaxae._checks import ArgumentError
+from jaxae.autoencoder import Autoencoder
 from jaxae.objective import Objective
-from jaxae.sweeps.spaces import Lanes, with_static_values
+from jaxae.sweeps.spaces import LATENT_DIM, Lanes, with_static_values
 from jaxae.training import TrainConfig, checks
 from jaxae.training.batches import Data
 from jaxae.training.train_step import INIT_SCALE
 
 
 class Group(NamedTuple):
-    """Lanes that share one compiled program; each array has one entry per lane.
+    """Lanes that share one compiled program.
 
     Attributes:
       name: its static axes, such as "optimizer sgd"; empty for the only group.
       objective: as wide as the widest lane.
       config: the static settings.
-      lanes: `[n]`, their numbers in the sweep.
+      lanes: `[n]`, the number of each lane in the sweep.
       hparams: `[n]` by name, with latent_dim where widths differ.
-      limits: `[n]`, the `init_limit` of each lane's own model.
-      seeds: `[n]`.
+      init_limits: `[n]`, the `init_limit` of each lane's own model.
+      seeds: `[n]`, the seed of each lane.
       widths: `[n]`, each lane's own latent_dim.
       vmapped: which lanes may share a vmap: "any", those of one "seed", or "none".
       generator: the random generator that decides this, by its name in JAX.
@@ -39,11 +40,18 @@ class Group(NamedTuple):
     config: TrainConfig
     lanes: np.ndarray
     hparams: dict[str, np.ndarray]
-    limits: np.ndarray
+    init_limits: np.ndarray
     seeds: np.ndarray
     widths: np.ndarray
     vmapped: str
     generator: str
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The numbers on which the speed of training depends."""
+        ae, num_seeds = self.objective.ae, len(np.unique(self.seeds))
+        sizes = ae.input_dim, ae.latent_dim, self.config.batch_size
+        return len(self.lanes), num_seeds, *sizes
 
     @property
     def max_at_once(self) -> int:
@@ -55,12 +63,8 @@ class Group(NamedTuple):
     def layout(self, lanes_at_once: int, num_devices: int, indices=None) -> "Layout":
         """The layout of all its lanes, or of those with the given indices."""
         indices = np.arange(len(self.lanes)) if indices is None else indices
-        layout = layout_of(
-            self.seeds[indices],
-            lanes_at_once,
-            num_devices,
-            mixes_seeds=self.vmapped == "any",
-        )
+        seeds, mixes_seeds = self.seeds[indices], self.vmapped == "any"
+        layout = layout_of(seeds, lanes_at_once, num_devices, mixes_seeds)
         return layout._replace(slots=indices[layout.slots])
 
     def objective_of(self, i: int) -> Objective:
@@ -69,11 +73,8 @@ class Group(NamedTuple):
 
     def hparams_of(self, i: int) -> dict[str, float]:
         """The hyperparameters of lane i, as `train` takes them."""
-        return {
-            name: values[i].item()
-            for name, values in self.hparams.items()
-            if name != LATENT_DIM
-        }
+        columns = self.hparams.items()
+        return {name: v[i].item() for name, v in columns if name != LATENT_DIM}
 
     def params_of(self, stacked: Any, i: int) -> Any:
         """The params of lane i, from `[n, ...]`, without the padding."""
@@ -82,10 +83,8 @@ class Group(NamedTuple):
         if width == self.objective.ae.latent_dim:
             return params
         padded = [*self.objective.ae.parametrization.weights, "b_enc"]
-        rows = {
-            n: getattr(params, n)[:width] for n in padded if len(getattr(params, n))
-        }
-        return params._replace(**rows)
+        # b_enc is () where the encoder has no bias, also after [:width].
+        return params._replace(**{n: getattr(params, n)[:width] for n in padded})
 
 
 def with_width(objective: Objective, latent_dim: int) -> Objective:
@@ -97,34 +96,23 @@ def with_width(objective: Objective, latent_dim: int) -> Objective:
 def groups_of(
     objective: Objective, config: TrainConfig, lanes: Lanes, hparams: Mapping, data, key
 ) -> list[Group]:
-    """One group for every combination of values of the static axes.
-
-    Raises:
-      ValueError: for a hyperparameter that no lane reads or that some lane lacks, one
-        out of range, or widths of a model that cannot be padded.
-    """
+    """One group for every combination of values of the static axes, checked."""
     members: dict[tuple, list[int]] = {}
     for lane, static_values in enumerate(lanes.static):
         members.setdefault(static_values, []).append(lane)
-    shared = {
-        n: np.float32(v) for n, v in checks.as_hparams(hparams, jnp.float32).items()
-    }
-    # Which names are read does not depend on the values.
-    example = {**shared, **{name: values[0] for name, values in lanes.hparams.items()}}
+    # Which names are read does not depend on the values, so those of one lane do.
+    shared = checks.as_hparams(hparams, jnp.float32)
+    example = {name: np.float32(value) for name, value in shared.items()}
+    example |= {name: values[0] for name, values in lanes.hparams.items()}
     programs = [with_static_values(objective, config, values) for values in members]
-    names_read = [
-        checks.names_read(*program, data, example, key) for program in programs
-    ]
-    _check_names(example, sorted({INIT_SCALE}.union(*names_read)))
+    read = [checks.names_read(*program, data, example, key) for program in programs]
+    _check_names(example, sorted({INIT_SCALE}.union(*read)))
     groups = []
-    for program, names, indices in zip(
-        programs, names_read, members.values(), strict=True
-    ):
-        one_of_each = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
+    for program, names, indices in zip(programs, read, members.values(), strict=True):
+        own = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
         checks.check_parts(program[0], key, program[1])
-        checks.check_hparams(*program, data, one_of_each, key)
-        group = _group(*program, lanes, np.array(indices), one_of_each, data, key)
-        groups.append(group)
+        checks.check_hparams(*program, data, own, key)
+        groups.append(_group(*program, lanes, np.array(indices), own, data, key))
     for group in groups:
         _check_values(group, data)
     return groups
@@ -137,9 +125,10 @@ def _check_names(hparams: Mapping, names_read: list[str]) -> None:
         if name not in names_read
     ]
     if unread:
-        raise ValueError(
-            f"space or hparams have {', '.join(unread)}, which nothing in this sweep "
-            f"reads; its objectives, optimizers and data read: {', '.join(names_read)}."
+        raise ArgumentError(
+            "space or hparams",
+            f"have {', '.join(unread)}, which nothing in this sweep reads",
+            advice=f"its objectives, optimizers and data read: {', '.join(names_read)}",
         )
 
 
@@ -157,19 +146,19 @@ def _group(
             for name, value in hparams.items()
         }
     if len(set(widths)) > 1:
-        _check_padding(objective)
+        _check_padding(objective.ae)
         columns[LATENT_DIM] = widths.astype(np.int32)
     first = indices[0]
-    labels = {name: lanes.axes[name][first] for name, _ in lanes.static[first]}
+    labels = [f"{name} {lanes.axes[name][first]}" for name, _ in lanes.static[first]]
     limits = [with_width(objective, int(width)).ae.init_limit for width in widths]
     vmapped, generator = _vmapped(objective, config, hparams, data, key)
     return Group(
-        name=", ".join(f"{name} {label}" for name, label in labels.items()),
+        name=", ".join(labels),
         objective=objective,
         config=config,
         lanes=indices,
         hparams=columns,
-        limits=np.array(limits, np.float32),
+        init_limits=np.array(limits, np.float32),
         seeds=lanes.seeds[indices],
         widths=widths,
         vmapped=vmapped,
@@ -178,7 +167,7 @@ def _group(
 
 
 def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[str, str]:
-    """Which lanes may share a vmap and draw what each draws alone; which generator."""
+    """Which lanes draw the same numbers in one vmap as alone; the generator."""
     default = jax.random.key(0)  # of the keys that an optimizer makes for itself
     if not _keys.is_vmap_invariant(default) and _keeps_key(objective, config, hparams):
         return "none", _keys.generator_of(default)
@@ -192,29 +181,24 @@ def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[st
 
 
 def _keeps_key(objective: Objective, config: TrainConfig, hparams) -> bool:
-    """Whether an optimizer's state has what may be a key: each lane has its own."""
+    """Whether the optimizer's state may have a random key, one for each lane."""
     params = jax.eval_shape(objective.ae.init, jax.random.key(0))
     state = jax.eval_shape(config.optimizer(hparams).init, params)
     return any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state))
 
 
-def _check_padding(objective: Objective) -> None:
-    activation = objective.ae.activation
+def _check_padding(ae: Autoencoder) -> None:
+    activation, parametrization = ae.activation, ae.parametrization
     if activation.slope is None or activation.init or activation.init_state:
-        raise _checks.ArgumentError(
-            "space['latent_dim']",
-            "needs an elementwise activation without parameters and state, but "
-            f"{activation} is none",
-            advice="run one sweep for each latent_dim",
-        )
-    parametrization = objective.ae.parametrization
-    if not parametrization.is_composed:
-        raise _checks.ArgumentError(
-            "space['latent_dim']",
-            f"needs a parametrization that can be padded, but {parametrization} is "
-            "your own",
-            advice="run one sweep for each latent_dim",
-        )
+        problem = "an elementwise activation without parameters and state, but "
+        problem += f"{activation} is none"
+    elif not parametrization.is_composed:
+        problem = "a parametrization that can be padded, but "
+        problem += f"{parametrization} is your own"
+    else:
+        return
+    advice = "run one sweep for each latent_dim"
+    raise ArgumentError("space['latent_dim']", f"needs {problem}", advice=advice)
 
 
 def _check_values(group: Group, data: Data) -> None:
@@ -222,9 +206,7 @@ def _check_values(group: Group, data: Data) -> None:
         hparams = group.hparams_of(i)
         for name, value in hparams.items():
             if not np.isfinite(value):
-                raise _checks.ArgumentError(
-                    f"space[{name!r}]", "must be finite in float32"
-                )
+                raise ArgumentError(f"space[{name!r}]", "must be finite in float32")
         checks.check_numbers(group.objective, group.config, data, hparams)
 
 
@@ -256,67 +238,53 @@ class Layout(NamedTuple):
 
     def blocks(self, num_chunks: int) -> list["Layout"]:
         """The layout in blocks of num_chunks chunks each, the last one filled up."""
-        return [
-            Layout(
-                _filled(self.slots[i : i + num_chunks], num_chunks),
-                _filled(self.is_first[i : i + num_chunks], num_chunks, with_last=False),
-                _filled(self.seed_of[i : i + num_chunks], num_chunks),
-                self.seeds,
-            )
-            for i in range(0, len(self.slots), num_chunks)
-        ]
+        blocks = []
+        for start in range(0, len(self.slots), num_chunks):
+            chunks, is_own = _filled(len(self.slots), start, start + num_chunks)
+            is_first = self.is_first[chunks] & is_own[:, None, None]
+            slots, seed_of = self.slots[chunks], self.seed_of[chunks]
+            blocks.append(Layout(slots, is_first, seed_of, self.seeds))
+        return blocks
 
     def lanes(self) -> np.ndarray:
         """The lanes, each once, in the order of their slots."""
         return self.slots[self.is_first]
 
-    def places(self) -> list[tuple[int, ...]]:
-        """The place (c, s, m) of each of these lanes."""
-        return [tuple(place) for place in np.argwhere(self.is_first).tolist()]
-
 
 def layout_of(
-    seeds: np.ndarray,
-    lanes_at_once: int,
-    num_devices: int = 1,
-    mixes_seeds: bool = True,
+    seeds: np.ndarray, lanes_at_once: int, num_devices: int = 1, mixes_seeds=True
 ) -> Layout:
-    """Chunks of at most lanes_at_once lanes, of about equal size.
+    """The lanes with these seeds `[L]`, in chunks of about equal size.
 
-    Args:
-      seeds: `[L]`, of each lane.
-      lanes_at_once: the most lanes in a chunk.
-      num_devices: the number of chunks is a multiple of this.
-      mixes_seeds: whether a chunk may have lanes of several seeds.
+    A chunk has at most lanes_at_once lanes, of several seeds if mixes_seeds. Each
+    device has the same number of chunks.
     """
     unique, seed_of_lane = np.unique(seeds, return_inverse=True)
     lanes_of_seed = [np.flatnonzero(seed_of_lane == u) for u in range(len(unique))]
     largest = max(map(len, lanes_of_seed))
     per_seed = math.ceil(largest / math.ceil(largest / lanes_at_once))
-    rows = [
-        (u, lanes[i : i + per_seed])
-        for u, lanes in enumerate(lanes_of_seed)
-        for i in range(0, len(lanes), per_seed)
-    ]
-    at_once = max(1, min(len(rows), lanes_at_once // per_seed)) if mixes_seeds else 1
-    at_once = math.ceil(len(rows) / math.ceil(len(rows) / at_once))
-    num_chunks = math.ceil(len(rows) / at_once / num_devices) * num_devices
-    slots = np.stack([_filled(lanes, per_seed) for _, lanes in rows])
-    is_first = np.stack(
-        [_filled(np.ones(len(r), bool), per_seed, with_last=False) for _, r in rows]
-    )
-    num_rows = num_chunks * at_once
-    shape = num_chunks, at_once
+    slots, is_first, seed_of = [], [], []  # of rows: the lanes of one seed in a chunk
+    for u, lanes in enumerate(lanes_of_seed):
+        for start in range(0, len(lanes), per_seed):
+            indices, is_own = _filled(len(lanes), start, start + per_seed)
+            slots.append(lanes[indices])
+            is_first.append(is_own)
+            seed_of.append(u)
+    num_rows = len(slots)
+    at_once = max(1, min(num_rows, lanes_at_once // per_seed)) if mixes_seeds else 1
+    at_once = math.ceil(num_rows / math.ceil(num_rows / at_once))
+    num_chunks = math.ceil(num_rows / at_once / num_devices) * num_devices
+    rows, is_own = _filled(num_rows, 0, num_chunks * at_once)
+    shape = num_chunks, at_once, per_seed
     return Layout(
-        slots=_filled(slots, num_rows).reshape(*shape, per_seed),
-        is_first=_filled(is_first, num_rows, with_last=False).reshape(*shape, per_seed),
-        seed_of=_filled(np.array([u for u, _ in rows]), num_rows).reshape(shape),
+        slots=np.array(slots)[rows].reshape(shape),
+        is_first=(np.array(is_first)[rows] & is_own[:, None]).reshape(shape),
+        seed_of=np.array(seed_of)[rows].reshape(shape[:2]),
         seeds=unique,
     )
 
 
-def _filled(array: np.ndarray, length: int, with_last: bool = True) -> np.ndarray:
-    """The array extended to a length by copies of its last entry, or by False."""
-    missing = length - len(array)
-    last = array[-1:] if with_last else np.zeros_like(array[-1:])
-    return np.concatenate([array, *[last] * missing])
+def _filled(length: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices from start to stop, the last one below length repeated; False there."""
+    indices = np.arange(start, stop)
+    return np.minimum(indices, length - 1), indices < length

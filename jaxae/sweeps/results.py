@@ -1,10 +1,9 @@
-"""The lanes of a sweep: as they are trained, their progress, and the final table."""
+"""The lanes of a sweep as they are trained, their progress, and the final table."""
 
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae.sweeps.groups import Group
 from jaxae.sweeps.plans import Plan
 
@@ -20,21 +20,21 @@ FINISHED, DIVERGED, HALVED = "finished", "diverged", "halved"
 
 
 class LaneBlock(NamedTuple):
-    """Lanes of one group that have all taken the same number of steps.
+    """Lanes of one group that have taken the same number of steps.
 
-    The one record of trained lanes: training yields it and resumes from it, a folder
-    holds it, and a cluster receives and returns it.
+    Training yields blocks and resumes from them. The store saves them, and the workers
+    of a cluster exchange them.
 
     Attributes:
       indices: `[n]`, the lanes, as indices into the group.
       params: their parameters, `[n, ...]`; None before the first step.
-      carry: the rest of what training resumes from, `[n, ...]`: the optimizer's state,
-        the objective's state, and the means of the epoch.
+      carry: what else training resumes from, `[n, ...]`: the other fields of the
+        `TrainState`, and the means of the epoch.
       step: the steps begun.
       num_epochs: the epochs that have ended.
       stopped_at: `[n]`, the step that failed; -1 while all is finite.
-      metrics: their metrics in the last of these epochs, `[n, epochs]` by name.
-      final: their diagnostics after the last epoch of all, `[n]` by name.
+      metrics: the metrics of the latest epochs, `[n, epochs]` by name.
+      final: the diagnostics after the last epoch of the sweep, `[n]` by name.
     """
 
     indices: np.ndarray
@@ -48,7 +48,7 @@ class LaneBlock(NamedTuple):
 
 
 class LaneResults:
-    """The lanes `[n]` of one group, collected from blocks; as in `LaneBlock`."""
+    """All lanes `[n]` of one group, collected from blocks; fields as in `LaneBlock`."""
 
     def __init__(self, group: Group):
         n = len(group.lanes)
@@ -61,43 +61,59 @@ class LaneResults:
         self.metrics: dict[str, np.ndarray] = {}
         self.final: dict[str, np.ndarray] = {}
 
+    def __len__(self) -> int:
+        return len(self.step)
+
     def add(self, block: LaneBlock) -> int:
-        """Store a block; return how many steps it is ahead, summed over its lanes."""
-        i, num_lanes = block.indices, len(self.step)
-        self.params = _stored(self.params, block.params, i, num_lanes)
-        self.carry = _stored(self.carry, block.carry, i, num_lanes)
-        num_epochs = self.group.config.num_epochs
+        """Store a block; return the number of new steps, summed over its lanes."""
+        i, num_epochs = block.indices, self.group.config.num_epochs
+        self.params = _stored(self.params, block.params, i, len(self))
+        self.carry = _stored(self.carry, block.carry, i, len(self))
         for name, values in block.metrics.items():
             if name not in self.metrics:
-                self.metrics[name] = np.full((num_lanes, num_epochs), np.nan)
+                self.metrics[name] = np.full((len(self), num_epochs), np.nan)
             first_epoch = block.num_epochs - values.shape[1]
             self.metrics[name][i, first_epoch : block.num_epochs] = values
-        if block.num_epochs == num_epochs:  # otherwise it is of a shorter sweep
+        if block.num_epochs == num_epochs:  # a shorter sweep may have saved the block
             for name, values in block.final.items():
-                self.final.setdefault(name, np.full(num_lanes, np.nan))[i] = values
+                self.final.setdefault(name, np.full(len(self), np.nan))[i] = values
         num_new_steps = int((block.step - self.step[i]).sum())
         self.stopped_at[i] = block.stopped_at
         self.step[i], self.num_epochs[i] = block.step, block.num_epochs
         return num_new_steps
 
     def block(self, indices, first_epoch: int = 0) -> LaneBlock:
-        """Lanes that have taken equally many steps; metrics from first_epoch on."""
-        of_lanes = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
-        num_epochs = int(self.num_epochs[indices[0]])
-        final = self.final if num_epochs == self.group.config.num_epochs else {}
+        """Lanes with the same number of steps; metrics from first_epoch on."""
+        first = indices[0]
+        step, num_epochs = int(self.step[first]), int(self.num_epochs[first])
+        selected = functools.partial(jax.tree.map, lambda leaf: leaf[indices])
+        metrics = selected(self.metrics)
         return LaneBlock(
             indices=indices,
-            params=of_lanes(self.params),
-            carry=of_lanes(self.carry),
-            step=int(self.step[indices[0]]),
+            params=selected(self.params),
+            carry=selected(self.carry),
+            step=step,
             num_epochs=num_epochs,
             stopped_at=self.stopped_at[indices],
-            metrics={
-                name: values[indices, first_epoch:num_epochs]
-                for name, values in self.metrics.items()
-            },
-            final={name: values[indices] for name, values in final.items()},
+            metrics={n: v[:, first_epoch:num_epochs] for n, v in metrics.items()},
+            final=selected(self.final) if self.is_done[first] else {},
         )
+
+    def ranking_values(self, metric: str, num_epochs: int) -> np.ndarray:
+        """`[n]`: the metric after so many epochs; infinite if a lane diverged."""
+        values = self.metrics[metric][:, num_epochs - 1]
+        return np.where((self.stopped_at >= 0) | np.isnan(values), math.inf, values)
+
+    @property
+    def is_done(self) -> np.ndarray:
+        """`[n]`: whether a lane has been trained for all epochs."""
+        return self.num_epochs == self.group.config.num_epochs
+
+    @property
+    def status(self) -> np.ndarray:
+        """`[n]`, at the end of the sweep."""
+        status = np.where(self.is_done, FINISHED, HALVED)
+        return np.where(self.stopped_at >= 0, DIVERGED, status)
 
 
 def _stored(stacked: Any, new: Any, indices, num_lanes: int) -> Any:
@@ -105,9 +121,8 @@ def _stored(stacked: Any, new: Any, indices, num_lanes: int) -> Any:
     if not jax.tree.leaves(new):  # sgd's state has a structure, but no leaves
         return new if stacked is None else stacked
     if stacked is None:
-        stacked = jax.tree.map(
-            lambda leaf: np.zeros((num_lanes, *leaf.shape[1:]), leaf.dtype), new
-        )
+        shape = (num_lanes,)
+        stacked = jax.tree.map(lambda v: np.zeros(shape + v.shape[1:], v.dtype), new)
     for leaf, new_leaf in zip(*map(jax.tree.leaves, (stacked, new)), strict=True):
         leaf[indices] = new_leaf
     return stacked
@@ -139,13 +154,9 @@ class Progress(NamedTuple):
 class ProgressReporter:
     """Counts the steps and lanes of a sweep, and calls on_progress if there is one."""
 
-    def __init__(
-        self,
-        on_progress: Callable[[Progress], Any] | None,
-        results: list[LaneResults],
-        num_steps: int,
-    ):
+    def __init__(self, on_progress, results: list[LaneResults], num_steps: int):
         self._on_progress, self._results = on_progress, results
+        self._num_lanes = sum(map(len, results))
         self._num_steps, self._start = num_steps, time.perf_counter()
         self._steps = self._steps_kept = self._num_halved = 0
 
@@ -155,38 +166,37 @@ class ProgressReporter:
         self._steps_kept += num_new_steps if is_saved else 0
         if self._on_progress is None:
             return
-        is_done = [r.num_epochs == r.group.config.num_epochs for r in self._results]
-        self._on_progress(
-            Progress(
-                lanes_done=int(sum(map(np.sum, is_done))) + self._num_halved,
-                num_lanes=sum(map(len, is_done)),
-                steps=self._steps,
-                num_steps=self._num_steps,
-                seconds=time.perf_counter() - self._start,
-                steps_kept=self._steps_kept,
-            )
+        num_finished = sum(int(results.is_done.sum()) for results in self._results)
+        progress = Progress(
+            lanes_done=num_finished + self._num_halved,
+            num_lanes=self._num_lanes,
+            steps=self._steps,
+            num_steps=self._num_steps,
+            seconds=time.perf_counter() - self._start,
+            steps_kept=self._steps_kept,
         )
+        self._on_progress(progress)
 
     def end_rung(self, alive: list[np.ndarray], num_steps_left: int) -> None:
-        """Report that only some lanes are still alive."""
-        num_lanes = sum(len(of_group.step) for of_group in self._results)
-        self._num_halved = num_lanes - sum(map(len, alive))
+        """Report which lanes are still alive, and the steps that are left."""
+        self._num_halved = self._num_lanes - sum(map(len, alive))
         self._num_steps = self._steps + num_steps_left
         self()
 
 
-# ---- at the end ----------------------------------------------------------------------
+# ---- the final table -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The results of a sweep; lane i is one trial.
+    """The results of a sweep.
 
     Attributes:
       axes: `[L]` of everything in the space, by name.
       metrics: `[L, num_epochs]` by name, "train/loss", "validation/loss", ...; nan
         after a lane was halved.
-      status: `[L]`, "finished", "diverged" or "halved".
+      status: `[L]`, "finished", "diverged" or "halved": stopped early by successive
+        halving.
       plan: how the lanes were run.
     """
 
@@ -195,11 +205,11 @@ class Sweep:
     status: np.ndarray
     plan: Plan
     _results: tuple[LaneResults, ...]
-    _places: np.ndarray  # [L, 2]: each lane's group, and its index in the group
+    _order: np.ndarray  # [L]: the place of each lane among those of all groups
     _key: Any
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._order)
 
     @property
     def table(self):
@@ -210,7 +220,7 @@ class Sweep:
         stopped_at; its later epochs count.
 
         Raises:
-          ImportError: where pandas is not installed.
+          ImportError: if pandas is not installed.
         """
         try:
             import pandas as pd
@@ -228,33 +238,25 @@ class Sweep:
     @property
     def final(self) -> dict[str, np.ndarray]:
         """The metrics `[L]` after each lane's last epoch, by name."""
-        last = self._gather("num_epochs") - 1
-        of_epochs = {n: v[np.arange(len(self)), last] for n, v in self.metrics.items()}
-        names = dict.fromkeys(
-            name for results in self._results for name in results.final
-        )
-        diagnostics = {
-            name: np.array([self._final(name, lane) for lane in range(len(self))])
-            for name in names
-        }
-        return {**of_epochs, **diagnostics}
+        last = np.arange(len(self)), self._gather("num_epochs") - 1
+        of_epochs = {name: values[last] for name, values in self.metrics.items()}
+        diagnostics = [results.final for results in self._results]
+        return {**of_epochs, **_joined(diagnostics, self._results, self._order)}
 
     def best(self, metric="validation/loss") -> int:
         """The finished lane whose final metric is the smallest.
 
         Raises:
-          ValueError: for an unknown metric, or where no lane has a number.
+          ArgumentError: for an unknown metric, or if no finished lane has a number.
         """
         final = self.final
         if not isinstance(metric, str) or metric not in final:
-            raise _checks.ArgumentError(
-                "metric",
-                f"must be one of {', '.join(final)}",
-                f"{metric!r}{_checks.closest(metric, final)}",
-            )
+            found = f"{metric!r}{_checks.closest(metric, final)}"
+            raise ArgumentError("metric", f"must be one of {', '.join(final)}", found)
         values = np.where(self.status == FINISHED, final[metric], np.nan)
         if np.isnan(values).all():
-            raise ValueError(f"no lane finished with a number for {metric}.")
+            problem = f"is {metric}, for which no finished lane has a number"
+            raise ArgumentError("metric", problem)
         return int(np.nanargmin(values))
 
     def params(self, lane) -> Any:
@@ -275,35 +277,39 @@ class Sweep:
         }
 
     def _place(self, lane) -> tuple[LaneResults, int]:
+        """The results of a lane's group, and the lane's index in them."""
         is_integer = isinstance(lane, int | np.integer) and not isinstance(lane, bool)
         if not is_integer or not -len(self) <= lane < len(self):
-            raise _checks.ArgumentError(
-                "lane", f"must be an integer below {len(self)}", repr(lane)
-            )
-        g, i = self._places[int(lane)]
-        return self._results[g], int(i)
+            problem = f"must be an integer below {len(self)}"
+            raise ArgumentError("lane", problem, repr(lane))
+        i = int(self._order[int(lane)])
+        for results in self._results:
+            if i < len(results):
+                break
+            i -= len(results)
+        return results, i
 
     def _gather(self, name: str) -> np.ndarray:
-        return np.array([getattr(self._results[g], name)[i] for g, i in self._places])
-
-    def _final(self, name: str, lane: int) -> float:
-        results, i = self._place(lane)
-        return float(results.final[name][i]) if name in results.final else math.nan
+        columns = [getattr(results, name) for results in self._results]
+        return np.concatenate(columns)[self._order]
 
 
 def as_sweep(results: list[LaneResults], axes, plan: Plan, key) -> Sweep:
     """The results of all groups, in the order of the sweep's lanes."""
-    num_lanes = sum(plan.num_lanes)
-    num_epochs = results[0].group.config.num_epochs
-    places = np.zeros((num_lanes, 2), int)
-    names = dict.fromkeys(name for of_group in results for name in of_group.metrics)
-    metrics = {name: np.full((num_lanes, num_epochs), np.nan) for name in names}
-    status = np.full(num_lanes, FINISHED, dtype="<U8")
-    for g, of_group in enumerate(results):
-        lanes = of_group.group.lanes
-        places[lanes] = [(g, i) for i in range(len(lanes))]
-        for name, values in of_group.metrics.items():
-            metrics[name][lanes] = values
-        status[lanes[of_group.num_epochs < num_epochs]] = HALVED
-        status[lanes[of_group.stopped_at >= 0]] = DIVERGED
-    return Sweep(axes, metrics, status, plan, tuple(results), places, key)
+    order = np.argsort(np.concatenate([r.group.lanes for r in results]))
+    metrics = _joined([r.metrics for r in results], results, order)
+    status = np.concatenate([r.status for r in results])[order]
+    return Sweep(axes, metrics, status, plan, tuple(results), order, key)
+
+
+def _joined(columns, results, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns `[n, ...]` of all groups as `[L, ...]`; nan where a group has none."""
+    joined = {}
+    for name in dict.fromkeys(name for named in columns for name in named):
+        (example, *_) = (named[name] for named in columns if name in named)
+        parts = [
+            named.get(name, np.full((len(r), *example.shape[1:]), math.nan))
+            for named, r in zip(columns, results, strict=True)
+        ]
+        joined[name] = np.concatenate(parts)[order]
+    return joined

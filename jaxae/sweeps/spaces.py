@@ -1,4 +1,4 @@
-"""A space of hyperparameters, and the lanes that it describes."""
+"""A space of settings, and the lanes that it describes."""
 
 import dataclasses
 import itertools
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxae import _checks, activations, corruptions, observations, optimizers
+from jaxae._checks import ArgumentError
 from jaxae.objective import Objective
 from jaxae.training import TrainConfig
 
@@ -22,7 +23,7 @@ MAX_LANES = 2**20  # each takes a kilobyte on the host
 _MIN_AND_BITS = {SEED: (0, 32), LATENT_DIM: (1, 31)}
 
 
-class Range(NamedTuple):
+class SampledRange(NamedTuple):
     """The numbers between low and high; a sweep samples some of them."""
 
     low: float
@@ -36,71 +37,73 @@ class Range(NamedTuple):
         return np.exp(math.log(self.low) + u * math.log(self.high / self.low))
 
 
-def uniform(low, high) -> Range:
-    """An axis of numbers distributed uniformly on [low, high]; needs num_samples.
+def uniform(low, high) -> SampledRange:
+    """An axis of numbers uniform on [low, high]; `sweep` needs num_samples.
 
     Raises:
-      ValueError: unless low < high, both finite.
+      ArgumentError: unless low < high, both finite.
     """
     return _range(low, high, is_log=False)
 
 
-def log_uniform(low, high) -> Range:
-    """An axis of numbers whose logarithm is uniform on [low, high]; needs num_samples.
+def log_uniform(low, high) -> SampledRange:
+    """An axis of numbers whose logarithm is uniform on [log low, log high].
+
+    `sweep` needs num_samples.
 
     Raises:
-      ValueError: unless 0 < low < high, both finite.
+      ArgumentError: unless 0 < low < high, both finite.
     """
     return _range(low, high, is_log=True)
 
 
-def _range(low, high, is_log: bool) -> Range:
-    is_number = all(
-        isinstance(v, numbers.Real) and not isinstance(v, bool) for v in (low, high)
+def _range(low, high, is_log: bool) -> SampledRange:
+    found = f"{_checks.describe(low)} and {_checks.describe(high)}"
+    low, high = (
+        _as_float(bound)
+        if isinstance(bound, numbers.Real) and not isinstance(bound, bool)
+        else math.nan
+        for bound in (low, high)
     )
-    bounds = f"{_checks.describe(low)} and {_checks.describe(high)}"
-    low, high = map(_as_float, (low, high)) if is_number else (math.nan, math.nan)
     if not (-math.inf < low < high < math.inf):
-        raise ValueError(f"a range needs finite low < high, got {bounds}.")
+        raise ArgumentError("a range", "needs finite low < high", found)
     if is_log and low <= 0:
-        raise ValueError(f"a range on a log scale needs low > 0, got {bounds}.")
-    return Range(low, high, is_log)
+        raise ArgumentError("a range", "on a log scale needs low > 0", found)
+    return SampledRange(low, high, is_log)
 
 
 # ---- static axes: what changes the program -------------------------------------------
 
 
 class StaticAxis(NamedTuple):
-    """A static choice that a space may vary; each value takes a compilation.
+    """A static choice that a space may vary; each value needs a compilation.
 
     Attributes:
       owner: what has the field of that name: "model", "objective" or "config".
-      named: the part of a given name, where a string is not the value itself.
+      get: the part of a name; None if values have no names.
       label: how a value is written in a table.
-      check: `(argument, value)`, raises a ValueError that names the argument.
+      check: `(argument, value)`; raises an error that names the argument.
     """
 
     owner: str
-    named: Callable[[str], Any] | None = None
+    get: Callable[[str], Any] | None = None
     label: Callable[[Any], Any] = lambda value: value
     check: Callable[[str, Any], Any] = lambda argument, value: None
 
 
 def _check_flag(argument: str, value: Any) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise _checks.ArgumentError(
-            argument, "must be True or False", _checks.describe(value)
-        )
+        raise ArgumentError(argument, "must be True or False", _checks.describe(value))
 
 
 STATIC_AXES = {
-    "activation": StaticAxis("model", named=activations.get, label=str),
-    "observation": StaticAxis("model", named=observations.get, label=str),
+    "activation": StaticAxis("model", get=activations.get, label=str),
+    "observation": StaticAxis("model", get=observations.get, label=str),
     "tied": StaticAxis("model", label=bool, check=_check_flag),
     "bias": StaticAxis("model", label=bool, check=_check_flag),
     "pre_bias": StaticAxis("model", label=bool, check=_check_flag),
-    "corruption": StaticAxis("objective", named=corruptions.get, label=str),
-    "optimizer": StaticAxis("config", named=optimizers.get, label=optimizers.name_of),
+    "corruption": StaticAxis("objective", get=corruptions.get, label=str),
+    "optimizer": StaticAxis("config", get=optimizers.get, label=optimizers.name_of),
     "batch_size": StaticAxis("config", check=_checks.positive_int),
     "gradient": StaticAxis("config"),
 }
@@ -110,16 +113,12 @@ def with_static_values(
     objective: Objective, config: TrainConfig, values
 ) -> tuple[Objective, TrainConfig]:
     """The objective and the config with the (name, value) of each static axis."""
+    changes: dict[str, dict] = {"model": {}, "objective": {}, "config": {}}
     for name, value in values:
-        field, owner = {name: value}, STATIC_AXES[name].owner
-        if owner == "model":
-            ae = dataclasses.replace(objective.ae, **field)
-            objective = dataclasses.replace(objective, ae=ae)
-        elif owner == "objective":
-            objective = dataclasses.replace(objective, **field)
-        else:
-            config = dataclasses.replace(config, **field)
-    return objective, config
+        changes[STATIC_AXES[name].owner][name] = value
+    ae = dataclasses.replace(objective.ae, **changes["model"])
+    objective = dataclasses.replace(objective, ae=ae, **changes["objective"])
+    return objective, dataclasses.replace(config, **changes["config"])
 
 
 # ---- lanes ---------------------------------------------------------------------------
@@ -152,25 +151,20 @@ def lanes_of(
     """Every combination of the axes of a space.
 
     The axes are in the space's order, the last one fastest. All ranges together are one
-    axis of num_samples points, in the place of the first of them. A key that is a tuple
-    of names is one axis whose values are tuples (the names are zipped).
-
-    Raises:
-      ValueError: as `check_space`; for ranges without num_samples, or more than
-        MAX_LANES lanes.
+    axis of num_samples points, in the place of the first range. A key that is a tuple
+    of names is one axis whose values are tuples.
     """
     axes = check_space(space, hparams)
-    ranges = {name: axis for name, axis in axes.items() if isinstance(axis, Range)}
+    ranges = {n: axis for n, axis in axes.items() if isinstance(axis, SampledRange)}
     _check_sampling(ranges, num_samples, sampler)
     columns = _columns(axes, ranges, key, num_samples, sampler)
     num_lanes = math.prod(map(len, columns))
     if num_lanes > MAX_LANES:
-        raise _checks.ArgumentError(
-            "space",
-            f"has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes of a "
-            "sweep",
-            advice="take shorter lists, or num_samples of ranges",
+        problem = (
+            f"has {num_lanes:,} combinations, more than the {MAX_LANES:,} lanes of "
         )
+        advice = "take shorter lists, or num_samples of ranges"
+        raise ArgumentError("space", f"{problem}a sweep", advice=advice)
     rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
     values = {name: [row[name] for row in rows] for name in names_of(space)}
     static_names = [name for name in values if name in STATIC_AXES]
@@ -191,22 +185,21 @@ def lanes_of(
 def _columns(axes, ranges, key, num_samples, sampler) -> list[list[dict]]:
     """The points of each axis, each a dict by name."""
     columns = []
-    for name, axis in axes.items():
-        if isinstance(name, tuple):
-            columns.append([dict(zip(name, row, strict=True)) for row in axis])
-        elif name not in ranges:
-            columns.append([{name: value} for value in axis])
-        elif name == next(iter(ranges)):
-            columns.append(_draw(ranges, num_samples, sampler, key))
+    for names, axis in axes.items():
+        if isinstance(names, tuple):
+            columns.append([dict(zip(names, row, strict=True)) for row in axis])
+        elif names not in ranges:
+            columns.append([{names: value} for value in axis])
+        elif names == next(iter(ranges)):
+            columns.append(_sample(ranges, num_samples, sampler, key))
     return columns
 
 
-def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
+def _sample(ranges: Mapping[str, SampledRange], num_samples: int, sampler: str, key):
     data = np.asarray(jax.random.key_data(key))
     rng = np.random.default_rng(data.ravel().tolist())
-    shape = num_samples, len(ranges)
     if sampler == "random":
-        u: np.ndarray = rng.random(shape)
+        u: np.ndarray = rng.random((num_samples, len(ranges)))
     else:
         points = _sobol(num_samples, len(ranges))
         # A digital shift: the points depend on the key, none is a corner, and unlike
@@ -214,11 +207,8 @@ def _draw(ranges: Mapping[str, Range], num_samples: int, sampler: str, key):
         shifts = rng.integers(2**32, size=len(ranges), dtype=np.uint64)
         codes = (points[:num_samples] * 2.0**32).astype(np.uint64) ^ shifts[None]
         u = (codes + 0.5) / 2.0**32
-    columns = {name: axis.at(u[:, i]) for i, (name, axis) in enumerate(ranges.items())}
-    return [
-        {name: float(column[i]) for name, column in columns.items()}
-        for i in range(num_samples)
-    ]
+    columns = [axis.at(u[:, i]).tolist() for i, axis in enumerate(ranges.values())]
+    return [dict(zip(ranges, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _sobol(num_points: int, num_columns: int) -> np.ndarray:
@@ -233,24 +223,17 @@ def _sobol(num_points: int, num_columns: int) -> np.ndarray:
 
 def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
     if sampler not in SAMPLERS:
-        raise _checks.ArgumentError(
-            "sampler", "must be 'sobol' or 'random'", repr(sampler)
-        )
-    if ranges and num_samples is None:
-        raise _checks.ArgumentError(
-            "num_samples", f"must say how many points of {', '.join(ranges)} to draw"
-        )
-    if num_samples is not None:
-        if not ranges:
-            raise _checks.ArgumentError(
-                "num_samples", "is for ranges, and space has none"
-            )
-        if _checks.positive_int("num_samples", num_samples) > MAX_LANES:
-            raise _checks.ArgumentError(
-                "num_samples",
-                f"must be at most the {MAX_LANES:,} lanes of a sweep",
-                _checks.describe(num_samples),
-            )
+        raise ArgumentError("sampler", "must be 'sobol' or 'random'", repr(sampler))
+    name, found = "num_samples", _checks.describe(num_samples)
+    if num_samples is None:
+        if ranges:
+            problem = f"must say how many points of {', '.join(ranges)} to draw"
+            raise ArgumentError(name, problem)
+    elif not ranges:
+        raise ArgumentError(name, "is for ranges, and space has none")
+    elif _checks.positive_int(name, num_samples) > MAX_LANES:
+        problem = f"must be at most the {MAX_LANES:,} lanes of a sweep"
+        raise ArgumentError(name, problem, found)
 
 
 # ---- the rules of a space ------------------------------------------------------------
@@ -259,52 +242,23 @@ def _check_sampling(ranges: Mapping, num_samples: Any, sampler: Any) -> None:
 def check_space(space, hparams: Collection[str] = (), *, source="space") -> dict:
     """The axes of a space, checked, by its keys.
 
-    Args:
-      space: a dict of axes by name. An axis is a `Range` of a hyperparameter, or a list
-        of values; under a tuple of names, a list of tuples (the names are zipped).
-      hparams: the names of the hyperparameters that all lanes share.
-      source: what error messages call the space, such as the path of its file.
-
-    Returns:
-      Each axis as a `Range`, a list of Python values, or a list of tuples of such. A
-      string that names a part has become the part.
-
-    Raises:
-      ValueError: for a space without axes, a name that is there twice, in hparams or
-        reserved, and as `check_axis`.
+    An axis is a `SampledRange` of a hyperparameter or a list of values; under a tuple
+    of names, a list of tuples. Lists become lists of Python values, and a string that
+    names a part becomes the part. `hparams` are those that all lanes share. `source` is
+    what errors call the space, such as the path of its file.
     """
     if not isinstance(space, Mapping) or not space:
-        raise _checks.ArgumentError(
-            source,
-            "must be a dict of at least one axis, such as {'learning_rate': [0.1, "
-            "0.01]}",
-        )
+        example = "{'learning_rate': [0.1, 0.01]}"
+        problem = f"must be a dict of at least one axis, such as {example}"
+        raise ArgumentError(source, problem)
     for key in space:
         names = key if isinstance(key, tuple) else (key,)
         if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(
-                f"{source}'s keys must be names, or tuples of names, got {key!r}."
-            )
-    axes = {key: check_axis(key, axis, source=source) for key, axis in space.items()}
+            problem = "must have names, or tuples of names, as keys"
+            raise ArgumentError(source, problem, repr(key))
+    axes = {key: _check_axis(key, axis, source) for key, axis in space.items()}
     _check_names(names_of(space), hparams, source)
     return axes
-
-
-def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
-    for name in names:
-        if name in RESERVED:
-            raise ValueError(
-                f"{source}[{name!r}] changes what an activation is; give "
-                f"{source}['activation'] a list of activations."
-            )
-        if name in hparams:
-            raise _checks.ArgumentError(
-                name, f"is in {source} and in hparams", advice="leave one out"
-            )
-        if names.count(name) > 1:
-            raise _checks.ArgumentError(
-                name, f"is in {source} twice", advice="leave one out"
-            )
 
 
 def names_of(space: Mapping) -> list[str]:
@@ -314,38 +268,43 @@ def names_of(space: Mapping) -> list[str]:
     ]
 
 
-def check_axis(key: str | tuple[str, ...], axis: Any, *, source: str = "space") -> Any:
-    """One axis of a space, as `check_space` returns it.
+def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
+    for name in names:
+        if name in RESERVED:
+            problem = "changes what an activation is"
+            advice = f"give {source}['activation'] a list of activations"
+            raise ArgumentError(f"{source}[{name!r}]", problem, advice=advice)
+        if name in hparams or names.count(name) > 1:
+            where = "and in hparams" if name in hparams else "twice"
+            raise ArgumentError(name, f"is in {source} {where}", advice="leave one out")
 
-    Raises:
-      ValueError: for a range of what is no hyperparameter, an axis that is no list,
-        or a value that the name cannot have.
-    """
+
+def _check_axis(key: str | tuple[str, ...], axis: Any, source: str) -> Any:
     argument = f"{source}[{key!r}]"
     _checks.refuse_masked(argument, axis)
     if isinstance(key, tuple):
-        return _check_zip(key, axis, source)
-    if not isinstance(axis, Range):
-        check_values = _check_static if key in STATIC_AXES else _check_numbers
-        return check_values(key, axis, argument)
-    if key in (SEED, LATENT_DIM, *STATIC_AXES):
-        raise _checks.ArgumentError(argument, "must be a list, not a range")
-    return axis
+        return _check_zipped(key, axis, source)
+    if isinstance(axis, SampledRange):
+        if key in (SEED, LATENT_DIM, *STATIC_AXES):
+            raise ArgumentError(argument, "must be a list, not a range")
+        return axis
+    values = _as_list(axis, argument)
+    if key in STATIC_AXES:
+        return _check_static(key, values, argument, axis)
+    return _check_numbers(key, values, argument, axis)
 
 
-def _check_zip(names: tuple[str, ...], axis: Any, source: str) -> list[tuple]:
+def _check_zipped(names: tuple[str, ...], axis: Any, source: str) -> list[tuple]:
     argument = f"{source}[{names!r}]"
-    if isinstance(axis, Range):
-        raise _checks.ArgumentError(
-            argument, "must be a list of tuples", advice="give each range its own name"
-        )
+    if isinstance(axis, SampledRange):
+        advice = "give each range its own name"
+        raise ArgumentError(argument, "must be a list of tuples", advice=advice)
     rows = _as_list(axis, argument)
     if not rows or any(not _is_row(row, len(names)) for row in rows):
-        raise _checks.ArgumentError(
-            argument, f"must be a list of tuples of {len(names)} values each"
-        )
+        problem = f"must be a list of tuples of {len(names)} values each"
+        raise ArgumentError(argument, problem)
     columns = [
-        check_axis(name, [row[i] for row in rows], source=source)
+        _check_axis(name, [row[i] for row in rows], source)
         for i, name in enumerate(names)
     ]
     return list(zip(*columns, strict=True))
@@ -356,28 +315,25 @@ def _is_row(row: Any, length: int) -> bool:
     return (is_array or isinstance(row, tuple | list)) and len(row) == length
 
 
-def _check_numbers(name: str, axis: Any, argument: str) -> list:
+def _check_numbers(name: str, given: list, argument: str, axis: Any) -> list:
     kind = "integer" if name in _MIN_AND_BITS else "number"
-    values: list[Any] = [_number(value, kind) for value in _as_list(axis, argument)]
+    values: list[Any] = [_as_number(value, kind) for value in given]
+    problem = None
     if not values or None in values:
-        raise _checks.ArgumentError(
-            argument, f"must be a list of at least one {kind}", _checks.describe(axis)
-        )
-    if name in _MIN_AND_BITS:
+        problem = f"must be a list of at least one {kind}"
+    elif name in _MIN_AND_BITS:
         minimum, bits = _MIN_AND_BITS[name]
         if min(values) < minimum or max(values) >= 2**bits:
-            raise _checks.ArgumentError(
-                argument,
-                f"must lie between {minimum} and 2**{bits} - 1",
-                _checks.describe(axis),
-            )
-    if not all(map(math.isfinite, values)):
-        raise _checks.ArgumentError(argument, "must be finite", _checks.describe(axis))
+            problem = f"must lie between {minimum} and 2**{bits} - 1"
+    elif not all(map(math.isfinite, values)):
+        problem = "must be finite"
+    if problem is not None:
+        raise ArgumentError(argument, problem, _checks.describe(axis))
     return values
 
 
-def _number(value: Any, kind: str) -> int | float | None:
-    """A value as Python's own number; None if it is none of that kind."""
+def _as_number(value: Any, kind: str) -> int | float | None:
+    """A value as a Python number; None if it is no number of that kind."""
     if type(value) is int:  # of any size, which NumPy's are not
         return value if kind == "integer" or abs(value) < 2**53 else _as_float(value)
     if value is np.ma.masked:  # NumPy would make it 0
@@ -397,21 +353,20 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _check_static(name: str, axis: Any, argument: str) -> list:
-    values, static_axis = _as_list(axis, argument), STATIC_AXES[name]
+def _check_static(name: str, values: list, argument: str, axis: Any) -> list:
+    static_axis = STATIC_AXES[name]
     if not values:
-        raise _checks.ArgumentError(
-            argument, f"must be a list of at least one {name}", _checks.describe(axis)
-        )
+        problem = f"must be a list of at least one {name}"
+        raise ArgumentError(argument, problem, _checks.describe(axis))
     for value in values:
-        if not _is_hashable(value):
-            raise _checks.ArgumentError(
-                argument,
-                f"must be a list of values of {name}, and {_checks.describe(value)} "
-                "is none",
-            )
+        try:
+            hash(value)
+        except TypeError:
+            problem = f"must be a list of values of {name}, and "
+            problem += f"{_checks.describe(value)} is none"
+            raise ArgumentError(argument, problem) from None
         static_axis.check(argument, value)
-    get = static_axis.named
+    get = static_axis.get
     return [get(v) if get is not None and isinstance(v, str) else v for v in values]
 
 
@@ -425,17 +380,6 @@ def _as_list(axis: Any, argument: str) -> list:
     except TypeError:  # not iterable, or an array without axes
         return []
     if len(values) > MAX_LANES:
-        raise _checks.ArgumentError(
-            argument,
-            f"has more values than the {MAX_LANES:,} lanes of a sweep",
-            advice="take a shorter list",
-        )
+        problem = f"has more values than the {MAX_LANES:,} lanes of a sweep"
+        raise ArgumentError(argument, problem, advice="take a shorter list")
     return values
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True

@@ -4,38 +4,38 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxae import _checks
+from jaxae._checks import ArgumentError
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import LANES_FILE, add_checksum, verify_checksum
 from jaxae.checkpoints import differences, locked
-from jaxae.sweeps.plans import Schedule
+from jaxae.sweeps.plans import GroupPlan
 from jaxae.sweeps.results import LaneBlock
 from jaxae.sweeps.spaces import Lanes
 from jaxae.training.checkpointing import fingerprint
+from jaxae.training.checks import as_hparams
+
+_DAMAGES = (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError)
 
 
 def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):
     """JSON values that are equal for two sweeps with the same results."""
+    hparams = as_hparams(hparams, jnp.float32)  # 1 and 1.0 are the same
     single = fingerprint(objective, config, hparams, key, None, data, validation)
-    return json.loads(
-        json.dumps(
-            {
-                **single,
-                "num_epochs": config.num_epochs,
-                "halving": None if halving is None else repr(halving),
-                "space": _space(lanes),
-            }
-        )
-    )
+    changes = {
+        "num_epochs": config.num_epochs,
+        "halving": None if halving is None else repr(halving),
+        "space": _space(lanes),
+    }
+    return json.loads(json.dumps({**single, **changes}))
 
 
 def _space(lanes: Lanes) -> dict[str, Any]:
@@ -58,19 +58,22 @@ def _hash(text: str) -> str:
 class Store:
     """The folder of one sweep.
 
-    `sweep.json` has its fingerprint and its schedules; `lanes/` has a file for each
-    block of lanes.
+    `sweep.json` has its fingerprint and its plan; `lanes/` has a file for each block of
+    lanes.
     """
 
     def __init__(self, directory: Path, fingerprint: dict):
-        self._directory, self._fingerprint = directory, fingerprint
+        self.fingerprint, self._directory = fingerprint, expanded(directory)
 
-    def schedules(self) -> list[Schedule] | None:
-        """The schedules of the sweep in this folder; None if there is none yet.
+    def locked(self) -> contextlib.AbstractContextManager:
+        """Make the folder, and lock it while the sweep runs."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return locked(self._directory)
 
-        Raises:
-          ValueError: if the folder holds another sweep, naming the field, or the file
-            is damaged.
+    def plans(self) -> list[GroupPlan] | None:
+        """The plans of the groups, saved in this folder; None if it is new.
+
+        If the folder holds another sweep, the error names the field that differs.
         """
         path = self._directory / LANES_FILE
         if not path.exists():
@@ -79,65 +82,41 @@ class Store:
             saved = json.loads(path.read_text())
             fingerprint = saved["identity"]
             saved_epochs = int(fingerprint["num_epochs"])
-            num_epochs = self._fingerprint["num_epochs"]
-            schedules = [
-                Schedule(**{**s, "tried": tuple(map(tuple, s["tried"]))})
-                for s in saved["schedules"]
-            ]
+            num_epochs = self.fingerprint["num_epochs"]
+            plans = [_as_plan(fields) for fields in saved["groups"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _checks.ArgumentError(
+            raise ArgumentError(
                 str(path),
                 f"is damaged ({error})",
                 advice="restore it, choose another folder, or remove this one",
             ) from None
         if saved_epochs < num_epochs:  # a resumed sweep may have more epochs
             fingerprint = {**fingerprint, "num_epochs": num_epochs}
-        for name, there, here in differences(fingerprint, self._fingerprint):
-            raise _checks.ArgumentError(
+        for name, there, here in differences(fingerprint, self.fingerprint):
+            raise ArgumentError(
                 f"out {self._directory}",
                 f"holds another sweep: {{{name}}} is {there} there and {here} here",
                 advice="sweep the same, or choose another folder",
             )
-        return schedules
+        return plans
 
-    def begin(self, schedules: list[Schedule]) -> None:
-        """Write the fingerprint, and the schedules unless the folder has some.
-
-        Raises:
-          OSError: if the folder cannot be written.
-        """
-        schedules = self.schedules() or schedules
+    def begin(self, plans: list[GroupPlan]) -> None:
+        """Write the fingerprint, and the plans unless some are saved."""
         content = {
-            "identity": self._fingerprint,
-            "schedules": [schedule._asdict() for schedule in schedules],
+            "identity": self.fingerprint,
+            "groups": [plan._asdict() for plan in self.plans() or plans],
         }
         (self._directory / "lanes").mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=2).encode()
         write_atomically(self._directory / LANES_FILE, text)
 
     def write(self, rung: int, group: int, block: LaneBlock) -> None:
-        """Write a block of lanes of a rung; an earlier file of them is replaced.
-
-        Raises:
-          OSError: if the folder cannot be written.
-        """
-        # The names in the files are older than those of LaneBlock's fields.
-        tensors = {
-            "indices": block.indices,
-            "reached": np.array([block.step, block.num_epochs]),
-            "stopped_at": block.stopped_at,
-            **_numbered("params", block.params),
-            **_numbered("rest", block.carry),
-            **{f"rows/{name}": values for name, values in block.metrics.items()},
-            **{f"final/{name}": values for name, values in block.final.items()},
-        }
-        tensors = {name: np.ascontiguousarray(v) for name, v in tensors.items()}
-        # The metrics' names in order, so that the columns of a table stay in order.
-        header: dict[str, Any] = {"rung": rung, "group": group}
-        header |= {"rows": list(block.metrics), "final": list(block.final)}
-        content = safetensors.numpy.save(
-            tensors, {"jaxae": add_checksum(header, tensors)}
-        )
+        """Write a block of lanes of a rung; an earlier file of them is replaced."""
+        leaves = map(np.ascontiguousarray, jax.tree.leaves(block))
+        tensors = {str(i): leaf for i, leaf in enumerate(leaves)}
+        header = {"metrics": list(block.metrics), "final": list(block.final)}
+        metadata = {"jaxae": add_checksum(header, tensors)}
+        content = safetensors.numpy.save(tensors, metadata)
         first, last = min(block.indices), max(block.indices)
         path = self._directory / "lanes" / f"{rung}-{group}-{first}-{last}.safetensors"
         write_atomically(path, content)
@@ -145,52 +124,23 @@ class Store:
     def read(self, rung: int, group: int, params, carry) -> list[LaneBlock]:
         """The saved blocks of a group's rung, those with the most steps last.
 
-        A lane is in several files if blocks were laid out anew; the last one counts. A
-        damaged file is skipped with a warning.
-
-        Args:
-          rung, group: their numbers.
-          params, carry: pytrees of the structure of a block's.
+        A lane is in several files if blocks were laid out anew; its last block counts.
+        A damaged file is skipped with a warning. `params` and `carry` have the
+        structure of those of a block.
         """
         blocks = []
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
                 blocks.append(_read(path, params, carry))
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                OSError,
-                safetensors.SafetensorError,
-            ) as error:
-                warnings.warn(
-                    f"{path} is damaged ({error}); its lanes are trained again.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            except _DAMAGES as error:
+                message = f"{path} is damaged ({error}); its lanes are trained again."
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
         return sorted(blocks, key=lambda block: block.step)
 
 
-@contextlib.contextmanager
-def opened(out, fingerprint: dict) -> Iterator[Store | None]:
-    """The folder of a sweep, locked while the sweep runs; None if `out` is None.
-
-    Raises:
-      ValueError: if another process has locked it.
-      OSError: if it cannot be made.
-    """
-    if out is None:
-        yield None
-        return
-    directory = expanded(out)
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):
-        yield Store(directory, fingerprint)
-
-
-def _numbered(prefix: str, tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree.leaves(tree)
-    return {f"{prefix}/{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+def _as_plan(fields: dict[str, Any]) -> GroupPlan:
+    timings = tuple(map(tuple, fields["timings"]))
+    return GroupPlan(**{**fields, "timings": timings})
 
 
 def _read(path: Path, params, carry) -> LaneBlock:
@@ -198,22 +148,9 @@ def _read(path: Path, params, carry) -> LaneBlock:
         header = json.loads((file.metadata() or {}).get("jaxae", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     header = verify_checksum(header, tensors)
-
-    def tree(prefix, structure):
-        treedef = jax.tree.structure(structure)
-        leaves = [tensors[f"{prefix}/{i}"] for i in range(treedef.num_leaves)]
-        return jax.tree.unflatten(treedef, leaves)
-
-    def by_name(prefix):
-        return {name: tensors[f"{prefix}/{name}"] for name in header[prefix]}
-
-    return LaneBlock(
-        indices=tensors["indices"],
-        params=tree("params", params),
-        carry=tree("rest", carry),
-        step=int(tensors["reached"][0]),
-        num_epochs=int(tensors["reached"][1]),
-        stopped_at=tensors["stopped_at"],
-        metrics=by_name("rows"),
-        final=by_name("final"),
-    )
+    metrics, final = (dict.fromkeys(header[name], 0) for name in ("metrics", "final"))
+    example: Any = (0, params, carry, 0, 0, 0, metrics, final)
+    structure = jax.tree.structure(LaneBlock(*example))
+    leaves = [tensors[str(i)] for i in range(len(tensors))]
+    block: Any = jax.tree.unflatten(structure, leaves)
+    return block._replace(step=block.step.item(), num_epochs=block.num_epochs.item())

@@ -18,8 +18,7 @@ __all__ = ["Run", "TrainConfig", "TrainState", "epoch", "init_state", "step", "t
 KERNEL = {
     module: set(names.split())
     for module, names in {
-        "batches": "Data fast_argsort batch_shape batches_of num_rows num_steps "
-        "order_bits",
+        "batches": "Data fast_argsort batches_of num_rows num_steps order_bits",
         "checkpointing": "Pace fingerprint",
         "checks": "as_data as_hparams as_rows check_arguments check_hparams "
         "check_numbers check_parts check_updates names_read",
@@ -28,7 +27,7 @@ KERNEL = {
         "sum_blocks",
         "run": "PreparedRun advice all_steps_skipped status_of",
         "train_step": "INIT_SCALE INIT_SCALES Means TrainState data_key_of init_means "
-        "init_state run_steps",
+        "init_state initial_params run_steps",
         "trainer": "execute open_checkpoints prepare start",
     }.items()
 }
