@@ -408,8 +408,8 @@ def test_only_exhausted_memory_is_called_too_large(
     def failing(options):
         raise error
 
-    verb = cli.SUBCOMMANDS["plot"]._replace(run=failing)
-    monkeypatch.setitem(cli.SUBCOMMANDS, "plot", verb)
+    command = cli.COMMANDS["plot"]._replace(run=failing)
+    monkeypatch.setitem(cli.COMMANDS, "plot", command)
     assert cli.main(["plot", "run"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"jaxae: error: {sentence}") and printed.count("\n") == 1

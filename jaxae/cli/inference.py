@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics
+from jaxae._checks import ArgumentError
 from jaxae._files import atomic, expanded
 from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
@@ -43,14 +44,37 @@ class Trained(NamedTuple):
     params: Any
     scaling: Scaling
 
+    @property
+    def dtype(self) -> np.dtype:
+        """That of arrays in files: NumPy has no bfloat16."""
+        return np.dtype("float64" if self.options.dtype == "float64" else "float32")
+
+    def load_rows(self, path: str, array: str | None) -> Any:
+        """The rows of another file, scaled like those of the run."""
+        return data_splits.load_rows(
+            path, array, self.ae.input_dim, self.scaling, self.options
+        )
+
+    def load_splits(self) -> data_splits.Splits:
+        """The run's own rows, if they have not changed."""
+        # The scaling of this run's folder, also where it came from another run.
+        options = dataclasses.replace(self.options, start_from=str(self.path))
+        splits = data_splits.load(options, self.ae.observation)
+        config = config_file.read_config(self.path / CONFIG_FILE)
+        sha256 = config_file.data_entry(config, "sha256")
+        if splits.info.sha256 != sha256:
+            raise ArgumentError(
+                str(self.path),
+                f"was trained on data whose SHA-256 is {sha256}, but that of "
+                f"{splits.info.source} is {splits.info.sha256}",
+                advice="restore the original data, or give different data",
+            )
+        return splits
+
 
 @contextlib.contextmanager
 def load_trained(path: str) -> Iterator[Trained]:
-    """The model of a run folder, in float64 where it was trained so.
-
-    Raises:
-      FileNotFoundError, ValueError: if the folder lacks a file, or one is damaged.
-    """
+    """The model of a run folder, in float64 where it was trained so."""
     folder = expanded(path)
     config_path = folder / CONFIG_FILE
     config = config_file.read_config(config_path)
@@ -61,21 +85,24 @@ def load_trained(path: str) -> Iterator[Trained]:
         scaling = load_scaling(folder)
         name = config_file.data_entry(config, "scaling")
         if name not in (None, scaling.name):
-            raise ValueError(
-                f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
-                f"says {name!r}; restore the {SCALING_FILE} of this run."
+            raise ArgumentError(
+                path,
+                f"holds the scaling {scaling.name!r}, but its {CONFIG_FILE} says "
+                f"{name!r}",
+                advice=f"restore the {SCALING_FILE} of this run",
             )
         yield Trained(folder, options, ae, params, scaling)
+
+
+# ---- encode and reconstruct ----------------------------------------------------------
 
 
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows, width = _rows(model, options.data, options.array), model.ae.latent_dim
         latents = Latents(model, lambda forward: forward.z)
-        _write(path, len(rows), width, _dtype(model), latents, rows)
-        latents.note_if_constant(options.data, len(rows))
+        _write(path, options, model, latents, latents, model.ae.latent_dim)
     return 0
 
 
@@ -83,15 +110,13 @@ def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows, dtype = _rows(model, options.data, options.array), _dtype(model)
         mean = jax.vmap(model.ae.observation.mean)
         latents = Latents(model, lambda forward: mean(forward.eta))
 
         def reconstruct_block(block):
-            return model.scaling.invert(latents(block), dtype)
+            return model.scaling.invert(latents(block), model.dtype)
 
-        _write(path, len(rows), model.ae.input_dim, dtype, reconstruct_block, rows)
-        latents.note_if_constant(options.data, len(rows))
+        _write(path, options, model, latents, reconstruct_block, model.ae.input_dim)
     return 0
 
 
@@ -102,12 +127,11 @@ class Latents:
     """
 
     def __init__(self, model: Trained, output: Callable[[Forward], Any]):
-        self._model = model
+        self._model, ae = model, model.ae
         self._low, self._high, self._is_saturated = np.inf, -np.inf, True
 
         @jax.jit
         def evaluate_block(params, block):
-            ae = model.ae
             forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
             a, z = forward.a, forward.z
             is_saturated = False
@@ -144,20 +168,46 @@ class Latents:
         )
 
 
+def _write(
+    path: Path,
+    options: EncodeOptions,
+    model: Trained,
+    latents: Latents,
+    function: Callable[[Any], np.ndarray],
+    num_columns: int,
+) -> None:
+    """Write function(rows), of any size, by blocks; atomically."""
+    rows = model.load_rows(options.data, options.array)
+    dtype, shape = model.dtype, (len(rows), num_columns)
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    # Not through a memory map, which ends the process silently if the disk is full.
+    with atomic(path) as file, Interrupt() as interrupt:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            interrupt.raise_if_requested()
+            block = function(rows[start : start + _BLOCK_ROWS])
+            file.write(np.ascontiguousarray(block, dtype).data)
+    print(f"wrote {path}: {dtype} {list(shape)}")
+    latents.note_if_constant(options.data, len(rows))
+
+
+# ---- evaluate and plot ---------------------------------------------------------------
+
+
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
-    output = None
     with load_trained(options.run) as model:
+        output = None
         if options.output is not None:
             source = model.options.data if options.data is None else options.data
             output = check_output(options.output, options.run, data=source)
         objective = build_objective(model.options, model.ae)
         if options.data is None:
-            splits = _load_splits(model)
+            splits = model.load_splits()
             hparams = build_hparams(model.options, len(splits.train))
-            results = reporting.evaluate(objective, model.params, splits, hparams)
+            results = data_splits.evaluate(objective, model.params, splits, hparams)
         else:
-            rows = _rows(model, options.data, options.array)
+            rows = model.load_rows(options.data, options.array)
             data.column_stats(rows, validate=model.ae.observation.validate)
             hparams = build_hparams(model.options, len(rows))
             of_rows = diagnostics.evaluate(objective, model.params, rows, hparams)
@@ -177,8 +227,8 @@ def plot(options: PlotOptions) -> int:
             name: np.array([_number(model.path, row.get(name)) for row in rows])
             for name in names
         }
-        splits = _load_splits(model)
-        reporting.draw(model.path, model.ae, model.params, history, splits)
+        shown = model.load_splits().shown
+        reporting.draw(model.path, model.ae, model.params, history, *shown)
     reporting.print_folder(model.path)
     return 0
 
@@ -187,60 +237,10 @@ def _number(run: Path, value: Any) -> float:
     if value is None:  # a number that was not finite
         return np.nan
     if type(value) not in (int, float) or abs(value) >= 1e300:
-        raise ValueError(
-            f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, "
-            f"got {_checks.describe(value)}; restore a copy, or resume the run "
-            "with `jaxae train --resume`."
+        raise ArgumentError(
+            str(run / run_folder.METRICS_FILE),
+            "must hold numbers or null by name",
+            _checks.describe(value),
+            "restore a copy, or resume the run with `jaxae train --resume`",
         )
     return float(value)
-
-
-def _load_splits(model: Trained) -> data_splits.Splits:
-    """The run's own rows, if they have not changed."""
-    # The scaling of this run's folder, also where the run took it from another run.
-    options = dataclasses.replace(model.options, start_from=str(model.path))
-    splits = data_splits.load(options, model.ae.observation)
-    config = config_file.read_config(model.path / CONFIG_FILE)
-    sha256 = config_file.data_entry(config, "sha256")
-    if splits.info.sha256 != sha256:
-        raise ValueError(
-            f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "
-            f"{splits.info.source} is {splits.info.sha256}; restore the original data, "
-            "or give different data."
-        )
-    return splits
-
-
-def _rows(model: Trained, path: str, array: str | None) -> Any:
-    return data_splits.load_rows(
-        path, array, model.ae.input_dim, model.scaling, model.options
-    )
-
-
-def _dtype(model: Trained) -> Any:
-    """The dtype of the file: NumPy has no bfloat16."""
-    return np.float64 if model.options.dtype == "float64" else np.float32
-
-
-def _write(
-    path: Path,
-    num_rows: int,
-    num_columns: int,
-    dtype: Any,
-    function: Callable[[Any], np.ndarray],
-    rows: Any,
-) -> None:
-    """Write function(rows), of any size, by blocks; atomically."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": (num_rows, num_columns),
-    }
-    # Not through a memory map, which ends the process silently if the disk is full.
-    with atomic(path) as file, Interrupt() as interrupt:
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, num_rows, _BLOCK_ROWS):
-            interrupt.raise_if_requested()
-            block = function(rows[start : start + _BLOCK_ROWS])
-            file.write(np.ascontiguousarray(block, dtype).data)
-    print(f"wrote {path}: {np.dtype(dtype)} [{num_rows}, {num_columns}]")

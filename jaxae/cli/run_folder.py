@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxae._files import expanded, write_atomically
+from jaxae.autoencoder import Autoencoder, save
 from jaxae.autoencoder.files import (
     BEST,
     CONFIG_FILE,
@@ -24,7 +25,7 @@ from jaxae.autoencoder.files import (
 )
 from jaxae.checkpoints import locked
 from jaxae.cli.options import option_name
-from jaxae.data.scaling import SCALING_FILE
+from jaxae.data.scaling import SCALING_FILE, Scaling, save_scaling
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"  # all times, so that the other files can be compared
@@ -310,6 +311,14 @@ def clear_unfinished(out: Path) -> None:
 
 _MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
 _SUMMED = (*_MODEL_FILES, METRICS_FILE, *(f"{BEST}/{name}" for name in _MODEL_FILES))
+
+
+def save_model(
+    out: Path, ae: Autoencoder, params: Any, scaling: Scaling, description: dict
+) -> None:
+    """Write a model, its `config.json` and the scaling of its data."""
+    save(out, ae, params, run=description)
+    save_scaling(out, scaling)
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:

@@ -28,10 +28,9 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, warnings_as_notes
+from jaxae.cli.reporting import INTERRUPTED, Interrupt, warnings_as_notes
 from jaxae.cli.space import Space
 from jaxae.cli.sweep_output import Job
-from jaxae.cli.train import INTERRUPTED
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
 

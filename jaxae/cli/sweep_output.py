@@ -138,7 +138,7 @@ def _save_lane(
         "data": data_splits.describe(job.splits),
         **config_file.environment(),
     }
-    results = reporting.evaluate(objective, params, job.splits, hparams)
+    results = data_splits.evaluate(objective, params, job.splits, hparams)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -149,7 +149,7 @@ def _save_lane(
         for epoch in range(num_epochs)
     ]
     run_folder.write_rows(unfinished / run_folder.METRICS_FILE, rows)
-    reporting.draw(unfinished, objective.ae, params, metrics, job.splits)
+    reporting.draw(unfinished, objective.ae, params, metrics, *job.splits.shown)
     run_folder.write_json(
         unfinished / run_folder.RESULTS_FILE, {"status": "sweep", **results}
     )
