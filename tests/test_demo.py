@@ -148,7 +148,7 @@ def test_the_commands_to_run_next_exist(outputs):
     ]
     for verb, *arguments in map(shlex.split, commands):
         tyro.cli(
-            cli.COMMANDS[verb].options, args=arguments
+            cli.SUBCOMMANDS[verb].options, args=arguments
         )  # exits on an unknown option
     assert "make test" in text
     space = tomllib.loads((ROOT / "examples" / "space.toml").read_text())

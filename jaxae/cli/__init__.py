@@ -19,6 +19,7 @@ from jaxae.cli import config_file
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
+    CommandError,
     EncodeOptions,
     EvaluateOptions,
     GradcheckOptions,
@@ -33,7 +34,7 @@ from jaxae.cli.sweep import sweep
 from jaxae.cli.train import train
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     """A command; the docstring of its options describes it in the usage."""
 
     options: type
@@ -47,14 +48,14 @@ BROKEN_PIPE = 141  # what a shell reports for a program whose reader has gone
 
 _TRAIN_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "orbax")
 _SWEEP_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "pandas")
-COMMANDS = {
-    "train": Command(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
-    "sweep": Command(SweepOptions, sweep, _SWEEP_PACKAGES),
-    "encode": Command(EncodeOptions, encode, ("tyro",)),
-    "reconstruct": Command(ReconstructOptions, reconstruct, ("tyro",)),
-    "evaluate": Command(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
-    "plot": Command(PlotOptions, plot, ("tyro", "matplotlib")),
-    "gradcheck": Command(GradcheckOptions, gradcheck, ("tyro", "rich")),
+SUBCOMMANDS = {
+    "train": Subcommand(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
+    "sweep": Subcommand(SweepOptions, sweep, _SWEEP_PACKAGES),
+    "encode": Subcommand(EncodeOptions, encode, ("tyro",)),
+    "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
+    "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
+    "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
+    "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 
 
@@ -85,7 +86,7 @@ def _main(argv: list[str] | None) -> int:
         return 0
     names: dict[str, str] = {}
     try:
-        command = _checks.lookup("command", COMMANDS, name)
+        command = _checks.lookup("command", SUBCOMMANDS, name)
         names = argument_names(command.options)
         _require_packages(command)
         return command.run(_parse(command, rest, name))
@@ -124,7 +125,7 @@ def _sentence(error: Exception, names: dict[str, str]) -> str:
 
 def _usage() -> str:
     lines = [
-        f"  {name:10}{command.options.__doc__}" for name, command in COMMANDS.items()
+        f"  {name:10}{command.options.__doc__}" for name, command in SUBCOMMANDS.items()
     ]
     return "\n".join(
         [
@@ -137,14 +138,14 @@ def _usage() -> str:
     )
 
 
-def _require_packages(command: Command) -> None:
+def _require_packages(command: Subcommand) -> None:
     """Raise before any work if a package is not installed."""
     for name in command.packages:
         if importlib.util.find_spec(name) is None:
             raise _checks.extra("The command line", name, "cli")
 
 
-def _parse(command: Command, arguments: list[str], name: str) -> Any:
+def _parse(command: Subcommand, arguments: list[str], name: str) -> Any:
     import tyro
 
     default = command.defaults(arguments)
@@ -157,10 +158,8 @@ def _parse(command: Command, arguments: list[str], name: str) -> Any:
     )
     for option, value in vars(options).items():
         if isinstance(value, str) and "\0" in value:
-            raise ArgumentError(
-                option,
-                f"is {value!r}, but neither a path nor a name can hold a null "
-                "character",
-                advice="leave it out",
+            raise CommandError(
+                f"{option} is {value!r}, but neither a path nor a name can hold a null "
+                "character; leave it out."
             )
     return options

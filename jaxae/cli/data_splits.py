@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxae import _checks, data, metrics
-from jaxae._checks import ArgumentError
 from jaxae._files import expanded
-from jaxae.cli.options import TrainOptions
+from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
 from jaxae.data.statistics import integer_advice
@@ -76,10 +75,9 @@ def load_rows(
         array = options.array
     rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
-        raise ArgumentError(
-            path,
-            f"must have {num_columns} columns for the model of this run",
-            str(rows.shape[1]),
+        raise CommandError(
+            f"{path} must have {num_columns} columns for the model of this run, got "
+            f"{rows.shape[1]}."
         )
     if scaling.clip:
         _check_finite(rows)
@@ -123,10 +121,8 @@ def _scaling(
         return scaling
     if options.scaling is not None:
         if options.divide_by is not None:
-            raise ArgumentError(
-                "scaling",
-                "and {divide_by} cannot be combined",
-                advice="leave one of them out",
+            raise CommandError(
+                "--scaling and --divide-by cannot be combined; leave one of them out."
             )
         _checks.lookup("scaling", data.SCALINGS, options.scaling)
         _check_finite(dataset.train)
@@ -135,14 +131,13 @@ def _scaling(
         return data.fit_scaling(options.scaling, stats)
     divisor = dataset.scale if options.divide_by is None else options.divide_by
     if not (np.isfinite(divisor) and divisor > 0):
-        raise ArgumentError("divide_by", "must be a positive number", str(divisor))
+        raise CommandError(f"--divide-by must be a positive number, got {divisor}.")
     is_integer = dataset.train.dtype.kind in "biu"
     if is_integer and options.divide_by is None and divisor == 1:
         advice = integer_advice(dataset.train, "option", observation.validate)
-        raise ArgumentError(
-            f"--data {options.data}",
-            f"holds {dataset.train.dtype}, but training needs floats",
-            advice=f"give {advice}",
+        raise CommandError(
+            f"--data {options.data} holds {dataset.train.dtype}, but training needs "
+            f"floats; give {advice}."
         )
     return data.divide(divisor)
 

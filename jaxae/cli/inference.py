@@ -11,12 +11,12 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data, metrics
-from jaxae._checks import ArgumentError
 from jaxae._files import atomic, expanded
 from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.options import (
+    CommandError,
     EncodeOptions,
     EvaluateOptions,
     PlotOptions,
@@ -63,11 +63,10 @@ class Trained(NamedTuple):
         config = config_file.read_config(self.path / CONFIG_FILE)
         sha256 = config_file.data_entry(config, "sha256")
         if splits.info.sha256 != sha256:
-            raise ArgumentError(
-                str(self.path),
-                f"was trained on data whose SHA-256 is {sha256}, but that of "
-                f"{splits.info.source} is {splits.info.sha256}",
-                advice="restore the original data, or give different data",
+            raise CommandError(
+                f"{self.path} was trained on data whose SHA-256 is {sha256}, but that "
+                f"of {splits.info.source} is {splits.info.sha256}; restore the "
+                "original data, or give different data."
             )
         return splits
 
@@ -76,20 +75,16 @@ class Trained(NamedTuple):
 def load_trained(path: str) -> Iterator[Trained]:
     """The model of a run folder, in float64 where it was trained so."""
     folder = expanded(path)
-    config_path = folder / CONFIG_FILE
-    config = config_file.read_config(config_path)
-    options = config_file.as_options(TrainOptions, config["options"], config_path)
-    options = validated(options)
+    options = validated(config_file.read_options(folder / CONFIG_FILE))
+    config = config_file.read_config(folder / CONFIG_FILE)
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(folder)
         scaling = load_scaling(folder)
         name = config_file.data_entry(config, "scaling")
         if name not in (None, scaling.name):
-            raise ArgumentError(
-                path,
-                f"holds the scaling {scaling.name!r}, but its {CONFIG_FILE} says "
-                f"{name!r}",
-                advice=f"restore the {SCALING_FILE} of this run",
+            raise CommandError(
+                f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
+                f"says {name!r}; restore the {SCALING_FILE} of this run."
             )
         yield Trained(folder, options, ae, params, scaling)
 
@@ -237,10 +232,9 @@ def _number(run: Path, value: Any) -> float:
     if value is None:  # a number that was not finite
         return np.nan
     if type(value) not in (int, float) or abs(value) >= 1e300:
-        raise ArgumentError(
-            str(run / run_folder.METRICS_FILE),
-            "must hold numbers or null by name",
-            _checks.describe(value),
-            "restore a copy, or resume the run with `jaxae train --resume`",
+        raise CommandError(
+            f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, got "
+            f"{_checks.describe(value)}; restore a copy, or resume the run with `jaxae "
+            "train --resume`."
         )
     return float(value)

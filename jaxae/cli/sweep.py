@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE, PARAMS_FILE, is_sweep
-from jaxae.cli import config_file, data_splits, reporting, run_folder, sweep_output
+from jaxae.cli import config_file, data_splits, run_folder, sweep_output
 from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
+    CommandError,
     SweepOptions,
     TrainOptions,
     build_autoencoder,
@@ -28,7 +28,7 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt, warnings_as_notes
+from jaxae.cli.reporting import INTERRUPTED, Interrupt, progress, warnings_as_notes
 from jaxae.cli.space import Space
 from jaxae.cli.sweep_output import Job
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
@@ -40,18 +40,15 @@ def sweep(options: SweepOptions) -> int:
     _check_table(options)
     space = space_module.read(expanded(options.space))
     space_module.check_options(space, options)
-    single = space_module.as_train_options(options, space.first())
-    single = validated(single)
-    options = dataclasses.replace(options, **{"generator": single.generator})
+    single = validated(space_module.as_train_options(options, space.first()))
+    options = dataclasses.replace(options, generator=single.generator)
     out = _check_out(options)
-    if options.overwrite:
-        run_folder.check_inputs(out, data=options.data)
     with Interrupt() as interrupt:
         job = _prepare(options, space, single)
         interrupt.raise_if_requested()
         with run_folder.make_and_lock(out):
             if options.overwrite:
-                clear(out)
+                run_folder.clear(out, run_folder.RUN, run_folder.SWEEP)
             try:
                 result = _run(options, job, out, interrupt)
             except _Interrupted as interrupted:
@@ -75,29 +72,20 @@ def _check_table(options: SweepOptions) -> None:
 
 def _check_out(options: SweepOptions) -> Path:
     """The folder, if a sweep may be written there."""
-    files = (CONFIG_FILE, run_folder.TIMING_FILE, *sweep_output.FILES)
-    out = run_folder.check_folder(options.out, files)
+    out = run_folder.check_folder(options.out, run_folder.SWEEP)
     if options.overwrite:
         run_folder.check_replaceable(out)
+        run_folder.check_inputs(out, data=options.data)
+        return out
     # The lanes have the sweep's fingerprint too, so config.json may be missing.
     has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
     is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
-    if run_folder.holds_run(out) and not (options.overwrite or is_resumable):
-        raise ValueError(
-            f"--out {out} holds a run that is not a sweep; choose another folder, "
-            "or replace it with --overwrite."
+    if run_folder.RUN.exist(out) and not is_resumable:
+        raise CommandError(
+            f"--out {out} holds a run that is not a sweep; choose another folder, or "
+            "replace it with --overwrite."
         )
     return out
-
-
-def clear(out: Path) -> None:
-    """Remove the files of an earlier sweep or run."""
-    run_folder.clear(out)
-    for name in sweep_output.FILES:
-        if name != run_folder.SPACE_FILE:  # it may be the one that was read
-            (out / name).unlink(missing_ok=True)
-    for name in (run_folder.LANES, run_folder.TOP):
-        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
@@ -109,38 +97,32 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
     metric, halving = _metrics(options, objective, splits, hparams)
     budget, devices = options.memory_budget, options.devices
     if devices is not None and not 1 <= devices <= jax.local_device_count():
-        raise ValueError(
+        raise CommandError(
             f"--devices must be between 1 and {jax.local_device_count()}, the number "
             f"of local devices, got {devices}."
         )
     check_counts(options)
-    job = Job(
-        space=space,
-        options=single,
-        splits=splits,
-        metric=metric,
-        arguments={
-            "objective": objective,
-            "data": splits.train,
-            "space": space_module.with_optimizers(space, single),
-            "hparams": {n: v for n, v in hparams.items() if n not in space.names},
-            "key": random_key(options),
-            "config": build_config(single),
-            "validation": splits.validation if len(splits.validation) else None,
-            "num_samples": options.num_samples,
-            "sampler": options.sampler,
-            "halving": halving,
-            "lanes_at_once": options.lanes_at_once,
-            "engine": options.engine,
-            "devices": None if devices is None else jax.local_devices()[:devices],
-            "memory_budget": None if budget is None else 2**20 * budget,
-        },
-    )
+    arguments = {
+        "objective": objective,
+        "data": splits.train,
+        "space": space.axes(single),
+        "hparams": {n: v for n, v in hparams.items() if n not in space.columns},
+        "key": random_key(options),
+        "config": build_config(single),
+        "validation": splits.validation_or_none,
+        "num_samples": options.num_samples,
+        "sampler": options.sampler,
+        "halving": halving,
+        "lanes_at_once": options.lanes_at_once,
+        "engine": options.engine,
+        "devices": None if devices is None else jax.local_devices()[:devices],
+        "memory_budget": None if budget is None else 2**20 * budget,
+    }
     # Checks all arguments before the disk changes. For lanes in sequence nothing is
     # measured.
-    task = jaxae.sweeps.prepare(**{**job.arguments, "lanes_at_once": 1})
+    task = jaxae.sweeps.prepare(**{**arguments, "lanes_at_once": 1})
     jaxae.sweeps.plan(task)
-    return job
+    return Job(space, single, splits, metric, arguments)
 
 
 def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
@@ -148,31 +130,31 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     # Evaluate one row, to learn the names of the metrics before training.
     params = objective.ae.init(jax.random.key(0))
     at_end = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
-    of_steps = diagnostics.names_of_step(objective)
-    each_epoch = [f"train/{name}" for name in of_steps]
+    each_epoch = [f"train/{name}" for name in diagnostics.names_of_step(objective)]
     default = "train/loss"
     if len(splits.validation):
         each_epoch += [f"validation/{name}" for name in at_end]
         default = "validation/loss"
-    known = [*each_epoch, *(f"train/{n}" for n in at_end if n not in of_steps)]
+    known = dict.fromkeys([*each_epoch, *(f"train/{name}" for name in at_end)])
     metric = default if options.metric is None else options.metric
-    _checks.lookup("metric", dict.fromkeys(known), metric)
+    _checks.lookup("metric", known, metric)
+    halving_metric = options.halving_metric
     if options.halving_first is None:
-        if options.halving_metric is not None or options.halving_factor != 2:
-            raise ValueError(
+        if halving_metric is not None or options.halving_factor != 2:
+            raise CommandError(
                 "--halving-factor and --halving-metric need --halving-first, the "
                 "epochs after which only the best lanes are continued."
             )
         return metric, None
-    halving_metric = options.halving_metric
     if halving_metric is None:
         halving_metric = metric if metric in each_epoch else default
     _checks.lookup("halving_metric", dict.fromkeys(each_epoch), halving_metric)
     try:
         halving = Halving(options.halving_first, options.halving_factor, halving_metric)
     except ArgumentError as error:
-        names = {n: f"--halving-{n}" for n in ("first", "factor", "metric")}
-        raise ValueError(error.render(names)) from None
+        raise CommandError(
+            f"--halving-{error.argument} {error.problem}, got {error.found}."
+        ) from None
     return metric, halving
 
 
@@ -184,7 +166,7 @@ class _Interrupted(Exception):
 
 
 def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
-    bar = reporting.progress(
+    bar = progress(
         "model-steps",
         None,
         "lanes {task.fields[lanes]}",
@@ -192,32 +174,29 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
         lanes="",
         rate=0.0,
     )
+    lanes = out / run_folder.LANES
+
+    def on_plan(plan: Plan) -> None:
+        interrupt.raise_if_requested()
+        print(plan, flush=True)
+        run_folder.write_json(out / CONFIG_FILE, _describe(options, job))
+        write_atomically(out / run_folder.SPACE_FILE, job.space.text)
+        run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
+
     with bar as show, warnings_as_notes():
-        reporter, lanes = Reporter(out, show, interrupt), out / run_folder.LANES
-
-        def on_plan(plan: Plan) -> None:
-            interrupt.raise_if_requested()
-            print(plan, flush=True)
-            run_folder.write_json(out / CONFIG_FILE, _describe(options, job))
-            write_atomically(out / run_folder.SPACE_FILE, job.space.text)
-            run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
-
+        reporter = Reporter(out, show, interrupt)
         try:
             result = jaxae.sweep(
-                **job.arguments,
-                out=lanes,
-                on_plan=on_plan,
-                on_progress=reporter,
+                **job.arguments, out=lanes, on_plan=on_plan, on_progress=reporter
             )
         except ArgumentError as error:
-            if error.argument != f"out {lanes}":
-                raise
-            raise ArgumentError(
-                f"--out {out}",
-                error.problem,
-                advice="sweep the same, replace it with --overwrite, or choose another "
-                "folder",
-            ) from None
+            if error.argument == f"out {lanes}":
+                error.argument = f"--out {out}"
+                error.advice = (
+                    "sweep the same, replace it with --overwrite, or choose another "
+                    "folder"
+                )
+            raise
         reporter.write()
     return result
 
@@ -226,37 +205,31 @@ class Reporter:
     """Shows how far a sweep is, and writes it to a file at most once a second."""
 
     def __init__(self, out: Path, show, interrupt: Interrupt):
-        self._out, self._show, self._interrupt = out, show, interrupt
-        self._last: Progress | None = None
+        self._timing = out / run_folder.TIMING_FILE
+        self._show, self._interrupt = show, interrupt
+        self._row: dict[str, Any] = {}
         self._written_at = 0.0
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress; raise if a signal has come."""
-        self._last = progress
-        lanes = f"{progress.lanes_done}/{progress.num_lanes}"
+        rate = (progress.steps - progress.steps_kept) / max(progress.seconds, 1e-9)
+        self._row = {**progress._asdict(), "model_steps_per_second": rate}
+        lanes_done, num_lanes = progress.lanes_done, progress.num_lanes
         self._show(
             completed=progress.steps,
             total=progress.num_steps,
-            lanes=lanes,
-            rate=self._rate(),
+            lanes=f"{lanes_done}/{num_lanes}",
+            rate=rate,
         )
         if time.monotonic() - self._written_at >= 1:
             self.write()
         if self._interrupt.is_requested:
-            raise _Interrupted(
-                f"{progress.lanes_done} of {progress.num_lanes} lanes done"
-            )
-
-    def _rate(self) -> float:
-        assert self._last is not None
-        trained = self._last.steps - self._last.steps_kept
-        return trained / max(self._last.seconds, 1e-9)
+            raise _Interrupted(f"{lanes_done} of {num_lanes} lanes done")
 
     def write(self) -> None:
         """Write the latest progress."""
-        if self._last is not None:
-            row = {**self._last._asdict(), "model_steps_per_second": self._rate()}
-            run_folder.append(self._out / run_folder.TIMING_FILE, row)
+        if self._row:
+            run_folder.append(self._timing, self._row)
             self._written_at = time.monotonic()
 
 

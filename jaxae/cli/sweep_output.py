@@ -9,21 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae import plots
+from jaxae import optimizers, plots
 from jaxae._files import write_atomically
-from jaxae.autoencoder import save
 from jaxae.autoencoder.files import BEST
 from jaxae.cli import config_file, data_splits, reporting, run_folder
-from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
-from jaxae.cli.options import SweepOptions, TrainOptions
-from jaxae.cli.run_folder import CURVES_FILE, MAP, PARALLEL, SPACE_FILE, TABLES, TOP
-from jaxae.cli.space import Space
-from jaxae.data.scaling import save_scaling
+from jaxae.cli.options import SweepOptions, TrainOptions, build_optimizer
+from jaxae.cli.run_folder import CURVES_FILE, MAP, PARALLEL, TABLES, TOP
+from jaxae.cli.space import AXES, Space, as_train_options
 from jaxae.sweeps import Sweep
 
-PICTURES = (*(f"by_{name}.png" for name in space_module.NAMES), MAP, PARALLEL)
-FILES = (SPACE_FILE, CURVES_FILE, *TABLES.values(), *PICTURES)
 _MIN_PRINTED = 5  # lanes, if there are so many
 _MORE_METRICS = ("validation/fvu",)  # printed beside the metric
 
@@ -50,9 +45,9 @@ def write(options: SweepOptions, job: Job, out: Path, sweep: Sweep) -> int:
     """Write and print the results of a sweep; return the exit status."""
     table = sweep.table
     _write_table(options, out, table)
-    curves, arrays = io.BytesIO(), dict[str, Any](sweep.metrics)
-    np.savez(curves, **arrays)
-    write_atomically(out / CURVES_FILE, curves.getvalue())
+    content, arrays = io.BytesIO(), dict[str, Any](sweep.metrics)
+    np.savez(content, **arrays)
+    write_atomically(out / CURVES_FILE, content.getvalue())
     pictures = _draw(out, table, job.metric)
     ranked = _ranked(sweep, job.metric)
     shutil.rmtree(out / TOP, ignore_errors=True)
@@ -109,41 +104,16 @@ def _save_lane(
     trial, params = sweep.trial(lane), sweep.params(lane)
     objective, hparams = trial["objective"], trial["hparams"]
     num_epochs = trial["config"].num_epochs
-    values = space_module.lane_values(sweep.axes, lane, job.options)
-    single = space_module.as_train_options(options, values)
-    if (
-        "schedule_steps" in hparams
-    ):  # of all epochs, also where halving stopped the lane
-        length: Any = {"schedule_steps": int(hparams["schedule_steps"])}
-        single = dataclasses.replace(single, **length)
     metrics = {name: v[lane, :num_epochs] for name, v in sweep.metrics.items()}
     metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
-    description = {
-        "options": {
-            **config_file.to_options(single),
-            **{"epochs": num_epochs, "memory_budget": TrainOptions().memory_budget},
-        },
-        "hparams": hparams,
-        "trial": {
-            "lane": lane,
-            "values": values,
-            # The lane's key is fold_in(key(seed, impl=generator), fold_in).
-            "key": {
-                "seed": options.seed,
-                "generator": options.generator,
-                "fold_in": values.get("seed", 0),
-            },
-            job.metric: float(sweep.final[job.metric][lane]),
-        },
-        "data": data_splits.describe(job.splits),
-        **config_file.environment(),
-    }
     results = data_splits.evaluate(objective, params, job.splits, hparams)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save(unfinished, objective.ae, params, run=description)
-    save_scaling(unfinished, job.splits.scaling)
+    description = _describe_lane(options, job, sweep, lane)
+    run_folder.save_model(
+        unfinished, objective.ae, params, job.splits.scaling, description
+    )
     rows = [
         {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
         for epoch in range(num_epochs)
@@ -158,13 +128,53 @@ def _save_lane(
     return results
 
 
+def _describe_lane(
+    options: SweepOptions, job: Job, sweep: Sweep, lane: int
+) -> dict[str, Any]:
+    """The entries of a lane's `config.json`, besides the model."""
+    trial, values = sweep.trial(lane), _values_of(job, sweep, lane)
+    changes: dict[str, Any] = {"memory_budget": TrainOptions().memory_budget}
+    changes["epochs"] = trial["config"].num_epochs
+    if (length := trial["hparams"].get("schedule_steps")) is not None:
+        changes["schedule_steps"] = int(length)  # of all epochs, also of a halved lane
+    single = dataclasses.replace(as_train_options(options, values), **changes)
+    # The lane's key is fold_in(key(seed, impl=generator), fold_in).
+    key = {"seed": options.seed, "generator": options.generator}
+    return {
+        "options": config_file.to_options(single),
+        "hparams": trial["hparams"],
+        "trial": {
+            "lane": lane,
+            "values": values,
+            "key": {**key, "fold_in": values.get("seed", 0)},
+            job.metric: float(sweep.final[job.metric][lane]),
+        },
+        "data": data_splits.describe(job.splits),
+        **config_file.environment(),
+    }
+
+
+def _values_of(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
+    """The value of each axis in a lane, as the file has it."""
+    values = {name: column[lane].item() for name, column in sweep.axes.items()}
+    if "optimizer" in values:
+        names = {
+            optimizers.name_of(build_optimizer(job.options, name)): name
+            for name in optimizers.CATALOGUE
+        }
+        values["optimizer"] = names[values["optimizer"]]
+    if values.get("corruption") == "None":
+        values["corruption"] = None
+    return values
+
+
 def _draw(out: Path, table, metric: str) -> list[str]:
     """Plot the metric against each axis, as a map of the first two, and over all."""
-    columns = [name for name in table.columns if name in space_module.NAMES]
+    columns = [name for name in table.columns if name in AXES]
     axes = [n for n in columns if n != "seed" and table[n].nunique() > 1]
     pictures = [f"by_{name}.png" for name in axes]
-    for name in axes:
-        plots.sweep_curves(table, name, out / f"by_{name}.png", metric)
+    for name, picture in zip(axes, pictures, strict=True):
+        plots.sweep_curves(table, name, out / picture, metric)
     if len(axes) > 1:
         plots.sweep_map(table, axes[0], axes[1], out / MAP, metric)
         plots.sweep_parallel(table, out / PARALLEL, metric)
@@ -177,7 +187,7 @@ def _print_lanes(table, lanes: list[int], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    axes = [n for n in table.columns if n in space_module.NAMES]
+    axes = [n for n in table.columns if n in AXES]
     axes = [n for n in axes if table[n].nunique() > 1] or axes
     more = (name for name in _MORE_METRICS if name in table.columns)
     names = (*axes, *dict.fromkeys([metric, *more]))

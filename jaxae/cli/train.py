@@ -11,13 +11,13 @@ import numpy as np
 
 import jaxae
 from jaxae import _checks, data
-from jaxae._checks import ArgumentError
 from jaxae._files import expanded
 from jaxae.autoencoder.files import BEST
 from jaxae.checkpoints import OtherRunError
 from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
+    CommandError,
     TrainOptions,
     build_autoencoder,
     build_config,
@@ -53,7 +53,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     with run_folder.make_and_lock(out):
         # Writing begins: only whether the folder holds this run is still to check.
         if not options.resume:
-            run_folder.clear(out)
+            run_folder.clear(out, run_folder.RUN)
         run_folder.clear_unfinished(out)
         description = _describe(options, splits, prepared)
         folder = out / run_folder.CHECKPOINTS
@@ -190,40 +190,37 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
     """The parameters of the run that --start-from or --params names."""
     name = "params" if options.start_from is None else "start_from"
     run = getattr(options, name)
-    place = f"{option_name(name)} {run}"
+    option = option_name(name)
+    place = f"{option} {run}"
     if options.init_scale is not None:
-        raise ArgumentError(
-            "init_scale",
-            f"scales initial weights that are drawn, but {{{name}}} gives trained ones",
-            advice="leave one of them out",
+        raise CommandError(
+            f"--init-scale scales initial weights that are drawn, but {option} gives "
+            "trained ones; leave one of them out."
         )
     if options.bias_from_mean:
-        raise ArgumentError(
-            name,
-            "holds the output bias that {bias_from_mean} would set",
-            advice="leave one of them out",
+        raise CommandError(
+            f"{option} holds the output bias that --bias-from-mean would set; leave "
+            "one of them out."
         )
     with jax.enable_x64(True):  # to load float64, and reject it in our own words
         other, params = jaxae.load(run)
     if other.input_dim != ae.input_dim:
-        raise ArgumentError(
-            place,
-            f"holds a model of {other.input_dim} columns, but --data {options.data} "
-            f"has {ae.input_dim}",
+        raise CommandError(
+            f"{place} holds a model of {other.input_dim} columns, but --data "
+            f"{options.data} has {ae.input_dim}."
         )
     is_float64 = any(leaf.dtype == "float64" for leaf in jax.tree.leaves(params))
     if is_float64 and options.dtype != "float64":
-        raise ArgumentError(
-            place,
-            f"holds float64 parameters, which --dtype {options.dtype} would round",
-            advice="give --dtype float64",
+        raise CommandError(
+            f"{place} holds float64 parameters, which --dtype {options.dtype} would "
+            "round; give --dtype float64."
         )
     if other.tied and not ae.tied:
         untied: Any = {"tied": False}
         other, params = dataclasses.replace(other, **untied), jaxae.untie(params)
     if other != ae:
-        raise ArgumentError(
-            place, f"holds the model {other}, but the options describe {ae}"
+        raise CommandError(
+            f"{place} holds the model {other}, but the options describe {ae}."
         )
     return jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
 
@@ -240,20 +237,19 @@ def _check_repetition(
     config = config_file.read_config(expanded(options.config))
     saved, sha256 = config["options"], config_file.data_entry(config, "sha256")
     if saved.get("data") == options.data and sha256 != splits.info.sha256:
-        raise ArgumentError(
-            f"--config {options.config}",
-            f"was made with data whose SHA-256 is {sha256}, but that of "
-            f"{splits.info.source} is {splits.info.sha256}",
-            advice="restore the data, or name others with --data",
+        raise CommandError(
+            f"--config {options.config} was made with data whose SHA-256 is {sha256}, "
+            f"but that of {splits.info.source} is {splits.info.sha256}; restore the "
+            "data, or name others with --data."
         )
     for name in ("params", "start_from"):
         run, start = getattr(options, name), config.get("start_sha256")
         is_same_run = run is not None and saved.get(name) == run
         if is_same_run and start not in (None, _start_sha256(prepared)):
-            raise ArgumentError(
-                f"the parameters in {run}",
-                f"have changed since --config {options.config} was written",
-                advice=f"restore them, or name a different run with {{{name}}}",
+            raise CommandError(
+                f"the parameters in {run} have changed since --config {options.config} "
+                "was written; restore them, or name a different run with "
+                f"{option_name(name)}."
             )
     if "trial" in config:
         note(
@@ -300,11 +296,9 @@ def _is_done(out: Path, prepared: PreparedRun, state: Any) -> bool:
         return False
     names = ", ".join(run_folder.damaged_files(out))
     if names and (reached := len(state.history)) > prepared.config.num_epochs:
-        raise ArgumentError(
-            f"--out {out}",
-            f"is a run of {reached} epochs with files that are missing or not what it "
-            f"wrote: {names}",
-            advice=f"give --epochs {reached} to write them again",
+        raise CommandError(
+            f"--out {out} is a run of {reached} epochs with files that are missing or "
+            f"not what it wrote: {names}; give --epochs {reached} to write them again."
         )
     if names and (out / run_folder.RESULTS_FILE).exists():  # else it was killed
         note(
