@@ -59,12 +59,12 @@ def at_step(monkeypatch, step, act):
     """Call `act` once, when the run has reached that step."""
     is_done = []
 
-    def on_part(self, at):
+    def on_step(self, at):
         if at >= step and not is_done:
             is_done.append(True)
             act()
 
-    monkeypatch.setattr(reporting.Reporter, "on_part", on_part)
+    monkeypatch.setattr(reporting.Reporter, "on_step", on_step)
 
 
 def crash():

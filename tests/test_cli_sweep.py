@@ -53,7 +53,7 @@ def table(workdir):
 def read(workdir, text):
     path = workdir / "space.toml"
     path.write_text(text)
-    return space.read(path)
+    return space.read_space(path)
 
 
 DAMAGE = {
@@ -341,6 +341,16 @@ def test_whatever_varies_trains_and_its_best_lane_is_a_run(
     assert cli.main(["evaluate", "out/best"]) == 0
 
 
+def test_a_range_of_a_number_of_steps_has_integers_only(workdir, no_pictures):
+    text = "warmup_steps = { low = 1, high = 4 }\n"
+    text += 'schedule_steps = { low = 4, high = 9, scale = "log" }\n'
+    options = ("--num-samples", "3", "--sampler", "random", "--schedule", "linear")
+    assert sweep(workdir, text, *options) == 0
+    steps = table(workdir)[["warmup_steps", "schedule_steps"]]
+    assert (steps == steps.round()).all(axis=None)
+    assert cli.main(["evaluate", "out/best"]) == 0
+
+
 def test_the_best_lanes_are_ranked_and_diverged_ones_are_not_among_them(
     workdir, no_pictures, capsys
 ):
@@ -431,6 +441,7 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         ),
         ("seed = { range = [0, 8] }", r"a list or \{ count = 8 \}"),
         ("seed = { count = 0 }", "an integer of at least 1"),
+        ("warmup_steps = [2.5]", "must be a list of integers, got .2.5."),
         ("latent_dim = [0]", "must lie between 1 and 2..31 - 1, got .0."),
         ("latent_dim = [2.0]", "a list of at least one integer"),
         ("tied = [1]", "must be True or False"),

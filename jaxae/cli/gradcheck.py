@@ -33,7 +33,7 @@ from jaxae.cli.options import (
     check_seed,
     option_name,
 )
-from jaxae.cli.reporting import progress
+from jaxae.cli.reporting import print_table, progress
 from jaxae.gradcheck import Leaf, Report, check
 
 DEFAULT_OUT = "runs/gradcheck"
@@ -334,15 +334,11 @@ def _write(out: Path, options: GradcheckOptions, results: dict[str, Result]) -> 
 
 
 def _print_summary(results: dict[str, Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("case", "verdicts")
-    table.add_column("error / resolution", justify="right")
+    rows = []
     for name, (report, _) in results.items():
         largest = max(map(_ratio, report.leaves.values()), default=0.0)
-        table.add_row(name, _verdicts(report), f"{largest:.2g}")
-    Console().print(table)
+        rows.append([name, _verdicts(report), f"{largest:.2g}"])
+    print_table(["case", "verdicts", "error / resolution"], rows)
     failed = {name: r.report for name, r in results.items() if not r.report.ok}
     for name, report in failed.items():
         print(f"{name}\n{report}\n")

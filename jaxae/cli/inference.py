@@ -96,8 +96,9 @@ def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        latents = Latents(model, lambda forward: forward.z)
-        _write(path, options, model, latents, latents, model.ae.latent_dim)
+        rows = model.load_rows(options.data, options.array)
+        latents = outputs(model, options.data, rows, lambda forward: forward.z)
+        _write(path, latents, (len(rows), model.ae.latent_dim), model.dtype)
     return 0
 
 
@@ -105,85 +106,66 @@ def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
+        rows = model.load_rows(options.data, options.array)
         mean = jax.vmap(model.ae.observation.mean)
-        latents = Latents(model, lambda forward: mean(forward.eta))
-
-        def reconstruct_block(block):
-            return model.scaling.invert(latents(block), model.dtype)
-
-        _write(path, options, model, latents, reconstruct_block, model.ae.input_dim)
+        means = outputs(model, options.data, rows, lambda forward: mean(forward.eta))
+        blocks = (model.scaling.invert(block, model.dtype) for block in means)
+        _write(path, blocks, (len(rows), model.ae.input_dim), model.dtype)
     return 0
 
 
-class Latents:
-    """Computes one output of the forward pass of blocks of rows `[n, D]`.
+def outputs(
+    model: Trained, name: str, rows: Any, output: Callable[[Forward], Any]
+) -> Iterator[np.ndarray]:
+    """An output of the forward pass of the rows of a file, by blocks `[n, D]`.
 
-    It also records the range and the saturation of the latents over all blocks.
+    After the last block, a note is printed if all latents are constant on the rows.
     """
+    ae = model.ae
 
-    def __init__(self, model: Trained, output: Callable[[Forward], Any]):
-        self._model, ae = model, model.ae
-        self._low, self._high, self._is_saturated = np.inf, -np.inf, True
+    @jax.jit
+    def evaluate_block(params, block):
+        forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
+        a, z = forward.a, forward.z
+        is_saturated = False
+        if ae.activation.slope is not None:
+            is_saturated = metrics.is_saturated(ae, a, z).all()
+        return output(forward), (z.min(axis=0), z.max(axis=0), is_saturated)
 
-        @jax.jit
-        def evaluate_block(params, block):
-            forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
-            a, z = forward.a, forward.z
-            is_saturated = False
-            if ae.activation.slope is not None:
-                is_saturated = metrics.is_saturated(ae, a, z).all()
-            return output(forward), z.min(axis=0), z.max(axis=0), is_saturated
-
-        self._evaluate_block = evaluate_block
-
-    def __call__(self, block) -> np.ndarray:
-        """The output for a block."""
-        values, low, high, is_saturated = jax.device_get(
-            self._evaluate_block(self._model.params, block)
-        )
-        self._low = np.minimum(self._low, low)
-        self._high = np.maximum(self._high, high)
-        self._is_saturated = self._is_saturated and bool(is_saturated)
-        return values
-
-    def note_if_constant(self, name: str, num_rows: int) -> None:
-        """Print a note if all latents are constant on the rows of that file."""
-        if not np.any(self._low) and not np.any(self._high):
-            problem = "is 0"
-        elif num_rows > 1 and np.all(self._low == self._high):
-            problem = "is the same"
-        elif num_rows > 1 and self._is_saturated:
-            problem = "is saturated"
-        else:
-            return
-        note(
-            f"every latent {problem} on every row of {name}; check that its rows "
-            "differ, and that they have the units of the training data of "
-            f"{self._model.path}."
-        )
+    statistics = []
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        values, of_block = jax.device_get(evaluate_block(model.params, block))
+        statistics.append(of_block)
+        yield values
+    lows, highs, is_saturated = zip(*statistics, strict=True)
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    if not np.any(low) and not np.any(high):
+        problem = "is 0"
+    elif len(rows) > 1 and np.all(low == high):
+        problem = "is the same"
+    elif len(rows) > 1 and all(is_saturated):
+        problem = "is saturated"
+    else:
+        return
+    note(
+        f"every latent {problem} on every row of {name}; check that its rows differ, "
+        f"and that they have the units of the training data of {model.path}."
+    )
 
 
 def _write(
-    path: Path,
-    options: EncodeOptions,
-    model: Trained,
-    latents: Latents,
-    function: Callable[[Any], np.ndarray],
-    num_columns: int,
+    path: Path, blocks: Iterator[np.ndarray], shape: tuple[int, int], dtype: np.dtype
 ) -> None:
-    """Write function(rows), of any size, by blocks; atomically."""
-    rows = model.load_rows(options.data, options.array)
-    dtype, shape = model.dtype, (len(rows), num_columns)
+    """Write an array of this shape, block by block; atomically."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     # Not through a memory map, which ends the process silently if the disk is full.
     with atomic(path) as file, Interrupt() as interrupt:
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(rows), _BLOCK_ROWS):
+        for block in blocks:
             interrupt.raise_if_requested()
-            block = function(rows[start : start + _BLOCK_ROWS])
             file.write(np.ascontiguousarray(block, dtype).data)
     print(f"wrote {path}: {dtype} {list(shape)}")
-    latents.note_if_constant(options.data, len(rows))
 
 
 # ---- evaluate and plot ---------------------------------------------------------------

@@ -334,6 +334,7 @@ def argument_names(kind: Any) -> dict[str, str]:
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
     names |= {"data_mean": "--bias-from-mean"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
+        names |= {"first": "--halving-first", "factor": "--halving-factor"}
         return names | {f"hparams['{name}']": name for name in HPARAMS}
     names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
     return names | {"hparams": "the command"}

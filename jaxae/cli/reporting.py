@@ -112,34 +112,20 @@ class Reporter:
         config: jaxae.TrainConfig,
         num_steps: int,
         history: tuple[dict[str, float], ...],
+        show: Callable[..., None],
     ):
         self._metrics = out / run_folder.METRICS_FILE
         self._timing = out / run_folder.TIMING_FILE
-        self._config, self._num_steps = config, num_steps
+        self._config, self._num_steps, self._show = config, num_steps, show
         self._epoch = len(history)
         rows = [{"epoch": epoch, **row} for epoch, row in enumerate(history, 1)]
         run_folder.write_rows(self._metrics, rows)
         intact = run_folder.read_intact_rows(self._timing)
         run_folder.write_rows(self._timing, intact[: len(history)])
-        self._bar = progress(
-            "epoch",
-            config.num_epochs,
-            "loss {task.fields[loss]:.4g}",
-            "{task.fields[rate]:,.0f} examples/s",
-            loss=float("nan"),
-            rate=0.0,
-        )
-
-    def __enter__(self) -> "Reporter":
-        self._show = self._bar.__enter__()
         self._show(completed=self._epoch)
         self._started = time.perf_counter()
-        return self
 
-    def __exit__(self, *exception) -> None:
-        self._bar.__exit__(*exception)
-
-    def on_part(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Show how far the run is, in steps."""
         self._show(completed=self._config.num_epochs * step / self._num_steps)
 
@@ -169,24 +155,37 @@ _COLUMNS = {
 
 def print_results(results: dict[str, Any]) -> None:
     """Print a table with a row for each split, and notes on the metrics."""
+    splits = {name: row for name, row in results.items() if isinstance(row, dict)}
+    columns = {
+        heading.format(**results): name
+        for heading, name in _COLUMNS.items()
+        if any(name in row for row in splits.values())
+    }
+    rows = [[s, *map(row.get, columns.values())] for s, row in splits.items()]
+    print_table(["split", *columns], rows)
+    remarks: dict[str, list[str]] = {}
+    for split, row in splits.items():
+        for remark in diagnostics.remarks(row):
+            remarks.setdefault(remark, []).append(split)
+    for remark, of_remark in remarks.items():
+        note(f"{', '.join(of_remark)}: {remark}")
+
+
+def print_table(headings: list[str], rows: list[list[Any]], title: str = "") -> None:
+    """Print a table of texts and of numbers, with four digits; nothing for None."""
     from rich.console import Console
     from rich.table import Table
 
-    rows = {name: row for name, row in results.items() if isinstance(row, dict)}
-    table, columns = Table("split"), []
-    for heading, name in _COLUMNS.items():
-        if any(name in row for row in rows.values()):
-            columns.append(name)
-            table.add_column(heading.format(**results), justify="right")
-    remarks: dict[str, list[str]] = {}
-    for split, row in rows.items():
-        cells = (f"{row[name]:.4g}" if name in row else "" for name in columns)
-        table.add_row(split, *cells)
-        for remark in diagnostics.remarks(row):
-            remarks.setdefault(remark, []).append(split)
-    Console().print(table)
-    for remark, splits in remarks.items():
-        note(f"{', '.join(splits)}: {remark}")
+    table = Table(headings[0], title=title or None, title_justify="left")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        cells = (f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row)
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    console = Console()
+    if not console.is_terminal:  # no line of a file needs to be broken
+        console = Console(width=200)
+    console.print(table)
 
 
 def draw(

@@ -44,7 +44,7 @@ class Space(NamedTuple):
     def first(self) -> dict[str, Any]:
         """The first value of each axis."""
         return {
-            name: column.low if isinstance(column, spaces.Range) else column[0]
+            name: column[0] if isinstance(column, list | range) else column.low
             for name, column in self.columns.items()
         }
 
@@ -60,7 +60,7 @@ class Space(NamedTuple):
         return columns
 
 
-def read(path: Path) -> Space:
+def read_space(path: Path) -> Space:
     """The space of a file, checked by `jaxae.sweeps.spaces.check_space`."""
     tables, text = _read_toml(path)
     zipped = tables.pop(ZIPPED, [])

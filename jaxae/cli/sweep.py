@@ -14,7 +14,6 @@ from jaxae._checks import ArgumentError
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import CONFIG_FILE, LANES_FILE, PARAMS_FILE, is_sweep
 from jaxae.cli import config_file, data_splits, run_folder, sweep_output
-from jaxae.cli import space as space_module
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
     CommandError,
@@ -29,7 +28,7 @@ from jaxae.cli.options import (
     validated,
 )
 from jaxae.cli.reporting import INTERRUPTED, Interrupt, progress, warnings_as_notes
-from jaxae.cli.space import Space
+from jaxae.cli.space import Space, as_train_options, check_options, read_space
 from jaxae.cli.sweep_output import Job
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
@@ -37,10 +36,12 @@ from jaxae.training import diagnostics
 
 def sweep(options: SweepOptions) -> int:
     """`jaxae sweep SPACE.toml`: 0, or 1 if every lane diverged; 130 if interrupted."""
-    _check_table(options)
-    space = space_module.read(expanded(options.space))
-    space_module.check_options(space, options)
-    single = validated(space_module.as_train_options(options, space.first()))
+    _checks.lookup("table", run_folder.TABLES, options.table)
+    if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise _checks.extra("--table parquet", "pyarrow", "parquet")
+    space = read_space(expanded(options.space))
+    check_options(space, options)
+    single = validated(as_train_options(options, space.first()))
     options = dataclasses.replace(options, generator=single.generator)
     out = _check_out(options)
     with Interrupt() as interrupt:
@@ -50,24 +51,15 @@ def sweep(options: SweepOptions) -> int:
             if options.overwrite:
                 run_folder.clear(out, run_folder.RUN, run_folder.SWEEP)
             try:
-                result = _run(options, job, out, interrupt)
+                result = _run(job, out, interrupt)
             except _Interrupted as interrupted:
                 print(f"interrupted with {interrupted}; the same command resumes it.")
                 print(f"run folder: {out}")
                 return INTERRUPTED
-            return sweep_output.write(options, job, out, result)
+            return sweep_output.write(job, out, result)
 
 
 # ---- checks --------------------------------------------------------------------------
-
-
-def _check_table(options: SweepOptions) -> None:
-    _checks.lookup("table", run_folder.TABLES, options.table)
-    if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(
-            "--table parquet needs the package 'pyarrow', which is not installed; run: "
-            "pip install 'jaxae[parquet]', or leave --table out."
-        )
 
 
 def _check_out(options: SweepOptions) -> Path:
@@ -122,7 +114,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
     # measured.
     task = jaxae.sweeps.prepare(**{**arguments, "lanes_at_once": 1})
     jaxae.sweeps.plan(task)
-    return Job(space, single, splits, metric, arguments)
+    return Job(options, space, single, splits, metric, arguments)
 
 
 def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
@@ -149,13 +141,8 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     if halving_metric is None:
         halving_metric = metric if metric in each_epoch else default
     _checks.lookup("halving_metric", dict.fromkeys(each_epoch), halving_metric)
-    try:
-        halving = Halving(options.halving_first, options.halving_factor, halving_metric)
-    except ArgumentError as error:
-        raise CommandError(
-            f"--halving-{error.argument} {error.problem}, got {error.found}."
-        ) from None
-    return metric, halving
+    first, factor = options.halving_first, options.halving_factor
+    return metric, Halving(first, factor, halving_metric)
 
 
 # ---- training ------------------------------------------------------------------------
@@ -165,7 +152,7 @@ class _Interrupted(Exception):
     """A signal stopped the sweep; the message counts the lanes that are done."""
 
 
-def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sweep:
+def _run(job: Job, out: Path, interrupt: Interrupt) -> Sweep:
     bar = progress(
         "model-steps",
         None,
@@ -179,7 +166,7 @@ def _run(options: SweepOptions, job: Job, out: Path, interrupt: Interrupt) -> Sw
     def on_plan(plan: Plan) -> None:
         interrupt.raise_if_requested()
         print(plan, flush=True)
-        run_folder.write_json(out / CONFIG_FILE, _describe(options, job))
+        run_folder.write_json(out / CONFIG_FILE, _describe(job))
         write_atomically(out / run_folder.SPACE_FILE, job.space.text)
         run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
 
@@ -233,11 +220,11 @@ class Reporter:
             self._written_at = time.monotonic()
 
 
-def _describe(options: SweepOptions, job: Job) -> dict[str, Any]:
+def _describe(job: Job) -> dict[str, Any]:
     """The entries of `config.json`: all that is needed to repeat the sweep."""
     hparams = job.arguments["hparams"]
     return {
-        "sweep": config_file.to_options(options),
+        "sweep": config_file.to_options(job.options),
         "space": job.space.text.decode(),
         "hparams": {name: float(value) for name, value in hparams.items()},
         "metric": job.metric,

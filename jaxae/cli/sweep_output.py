@@ -24,27 +24,20 @@ _MORE_METRICS = ("validation/fvu",)  # printed beside the metric
 
 
 class Job(NamedTuple):
-    """A sweep that is ready to run.
+    """A sweep that is ready to run."""
 
-    Attributes:
-      space: the space of the file.
-      options: the options of a single run, with the first value of each axis.
-      splits: the data.
-      metric: the metric that ranks the lanes.
-      arguments: the arguments of `jaxae.sweep`.
-    """
-
+    options: SweepOptions
     space: Space
-    options: TrainOptions
+    single: TrainOptions  # of a single run, with the first value of each axis
     splits: Splits
-    metric: str
-    arguments: dict[str, Any]
+    metric: str  # by which lanes are ranked
+    arguments: dict[str, Any]  # of `jaxae.sweep`
 
 
-def write(options: SweepOptions, job: Job, out: Path, sweep: Sweep) -> int:
+def write(job: Job, out: Path, sweep: Sweep) -> int:
     """Write and print the results of a sweep; return the exit status."""
-    table = sweep.table
-    _write_table(options, out, table)
+    table, num_top = sweep.table, job.options.top
+    _write_table(out, table, job.options.table)
     content, arrays = io.BytesIO(), dict[str, Any](sweep.metrics)
     np.savez(content, **arrays)
     write_atomically(out / CURVES_FILE, content.getvalue())
@@ -52,10 +45,10 @@ def write(options: SweepOptions, job: Job, out: Path, sweep: Sweep) -> int:
     ranked = _ranked(sweep, job.metric)
     shutil.rmtree(out / TOP, ignore_errors=True)
     results = []
-    for rank, lane in enumerate(ranked[: options.top], 1):
+    for rank, lane in enumerate(ranked[:num_top], 1):
         path = out / BEST if rank == 1 else out / TOP / str(rank)
-        results.append(_save_lane(options, job, sweep, lane, path))
-    _print_lanes(table, ranked[: max(_MIN_PRINTED, options.top)], job.metric)
+        results.append(_save_lane(job, sweep, lane, path))
+    _print_lanes(table, ranked[: max(_MIN_PRINTED, num_top)], job.metric)
     counts = table["status"].value_counts()
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{len(table)} lane{'s' * (len(table) > 1)}: {statuses}.")
@@ -74,11 +67,11 @@ def write(options: SweepOptions, job: Job, out: Path, sweep: Sweep) -> int:
     return 0 if ranked else 1
 
 
-def _write_table(options: SweepOptions, out: Path, table) -> None:
-    path = out / TABLES[options.table]
+def _write_table(out: Path, table, kind: str) -> None:
+    path = out / TABLES[kind]
     for other in TABLES.values():  # the table of an earlier call is out of date
         (out / other).unlink(missing_ok=True)
-    if options.table == "csv":
+    if kind == "csv":
         write_atomically(path, table.to_csv().encode())
     else:
         content = io.BytesIO()
@@ -97,9 +90,7 @@ def _ranked(sweep: Sweep, metric: str) -> list[int]:
     return sorted(lanes, key=lambda i: (sweep.status[i] == "halved", values[i]))
 
 
-def _save_lane(
-    options: SweepOptions, job: Job, sweep: Sweep, lane: int, path: Path
-) -> dict[str, Any]:
+def _save_lane(job: Job, sweep: Sweep, lane: int, path: Path) -> dict[str, Any]:
     """Write one lane as a run folder, for `jaxae evaluate` and so on; its results."""
     trial, params = sweep.trial(lane), sweep.params(lane)
     objective, hparams = trial["objective"], trial["hparams"]
@@ -110,7 +101,7 @@ def _save_lane(
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    description = _describe_lane(options, job, sweep, lane)
+    description = _describe_lane(job, sweep, lane)
     run_folder.save_model(
         unfinished, objective.ae, params, job.splits.scaling, description
     )
@@ -128,10 +119,9 @@ def _save_lane(
     return results
 
 
-def _describe_lane(
-    options: SweepOptions, job: Job, sweep: Sweep, lane: int
-) -> dict[str, Any]:
+def _describe_lane(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
     """The entries of a lane's `config.json`, besides the model."""
+    options = job.options
     trial, values = sweep.trial(lane), _values_of(job, sweep, lane)
     changes: dict[str, Any] = {"memory_budget": TrainOptions().memory_budget}
     changes["epochs"] = trial["config"].num_epochs
@@ -159,7 +149,7 @@ def _values_of(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
     values = {name: column[lane].item() for name, column in sweep.axes.items()}
     if "optimizer" in values:
         names = {
-            optimizers.name_of(build_optimizer(job.options, name)): name
+            optimizers.name_of(build_optimizer(job.single, name)): name
             for name in optimizers.CATALOGUE
         }
         values["optimizer"] = names[values["optimizer"]]
@@ -184,24 +174,13 @@ def _draw(out: Path, table, metric: str) -> list[str]:
 
 def _print_lanes(table, lanes: list[int], metric: str) -> None:
     """Print a table of the best lanes."""
-    from rich.console import Console
-    from rich.table import Table
-
+    if not lanes:
+        return
     axes = [n for n in table.columns if n in AXES]
     axes = [n for n in axes if table[n].nunique() > 1] or axes
     more = (name for name in _MORE_METRICS if name in table.columns)
     names = (*axes, *dict.fromkeys([metric, *more]))
-    printed = Table("lane", title=f"best by {metric}", title_justify="left")
-    for name in names:
-        # A narrow terminal can break the line at spaces only.
-        heading = name.replace("/", " ").replace("_", " ")
-        printed.add_column(heading, justify="right", overflow="fold")
-    for lane in lanes:
-        values = [table.at[lane, name] for name in names]
-        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
-        printed.add_row(str(lane), *cells)
-    if lanes:
-        console = Console()
-        if not console.is_terminal:  # no line of a file needs to be broken
-            console = Console(width=200)
-        console.print(printed)
+    # A narrow terminal can break the line at spaces only.
+    headings = [name.replace("/", " ").replace("_", " ") for name in names]
+    rows = [[str(lane), *(table.at[lane, name] for name in names)] for lane in lanes]
+    reporting.print_table(["lane", *headings], rows, title=f"best by {metric}")

@@ -27,7 +27,7 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt, Reporter, note
+from jaxae.cli.reporting import INTERRUPTED, Interrupt, Reporter, note, progress
 from jaxae.training import Run, host
 from jaxae.training.epochs import INIT_SCALE, INIT_SCALES
 from jaxae.training.host import PreparedRun
@@ -88,14 +88,23 @@ def _execute(
     """Train, and write the metrics of each epoch when it ends."""
     config = prepared.config
     num_steps = config.num_epochs * prepared.steps_per_epoch
-    with Reporter(out, config, num_steps, state.history) as reporter:
+    bar = progress(
+        "epoch",
+        config.num_epochs,
+        "loss {task.fields[loss]:.4g}",
+        "{task.fields[rate]:,.0f} examples/s",
+        loss=float("nan"),
+        rate=0.0,
+    )
+    with bar as show:
+        reporter = Reporter(out, config, num_steps, state.history, show)
 
         def on_epoch(metrics, state):
             reporter.on_epoch(metrics)
             return interrupt.is_requested
 
         prepared = prepared._replace(callbacks=(on_epoch,))
-        return host.execute(prepared, state, checkpoints, reporter.on_part)
+        return host.execute(prepared, state, checkpoints, reporter.on_step)
 
 
 def _write(
