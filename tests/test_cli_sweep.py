@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, config_file, reporting, space, sweep_output
+from jaxae.cli import SweepOptions, config_file, reporting, space
 from jaxae.cli.options import build_hparams
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
@@ -38,7 +38,7 @@ def workdir(tmp_path, monkeypatch):
 def no_pictures(monkeypatch):
     """Without pictures, for speed."""
     monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
-    monkeypatch.setattr(sweep_output, "_draw", lambda *arguments: [])
+    monkeypatch.setattr(sweep_module, "_draw", lambda *arguments: [])
 
 
 def sweep(workdir, text, *arguments):

@@ -124,17 +124,11 @@ def _sentence(error: Exception, names: dict[str, str]) -> str:
 
 
 def _usage() -> str:
-    lines = [
-        f"  {name:10}{command.options.__doc__}" for name, command in SUBCOMMANDS.items()
-    ]
-    return "\n".join(
-        [
-            "usage: jaxae COMMAND [options]",
-            "",
-            *lines,
-            "",
-            "`jaxae COMMAND --help` shows every option with its default.",
-        ]
+    lines = [f"  {name:10}{s.options.__doc__}" for name, s in SUBCOMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        f"usage: jaxae COMMAND [options]\n\n{commands}\n\n"
+        "`jaxae COMMAND --help` shows every option with its default."
     )
 
 
