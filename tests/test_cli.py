@@ -241,10 +241,10 @@ OLD_OPTIONS = {
 }
 
 
-def test_the_options_of_a_run_of_an_earlier_version_are_read():
-    path = pathlib.Path("config.json")
-    loaded = config_file.as_options(options.TrainOptions, OLD_OPTIONS, path)
-    assert loaded == options.TrainOptions()
+def test_the_options_of_a_run_of_an_earlier_version_are_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"options": OLD_OPTIONS}))
+    assert config_file.read_options(path) == options.TrainOptions()
 
 
 # ---- help ----------------------------------------------------------------------------
@@ -408,8 +408,8 @@ def test_only_exhausted_memory_is_called_too_large(
     def failing(options):
         raise error
 
-    verb = cli.SUBCOMMANDS["plot"]._replace(run=failing)
-    monkeypatch.setitem(cli.SUBCOMMANDS, "plot", verb)
+    command = cli.SUBCOMMANDS["plot"]._replace(run=failing)
+    monkeypatch.setitem(cli.SUBCOMMANDS, "plot", command)
     assert cli.main(["plot", "run"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"jaxae: error: {sentence}") and printed.count("\n") == 1

@@ -59,12 +59,12 @@ def at_step(monkeypatch, step, act):
     """Call `act` once, when the run has reached that step."""
     is_done = []
 
-    def on_part(self, at):
+    def on_step(self, at):
         if at >= step and not is_done:
             is_done.append(True)
             act()
 
-    monkeypatch.setattr(reporting.Reporter, "on_part", on_part)
+    monkeypatch.setattr(reporting.Reporter, "on_step", on_step)
 
 
 def crash():
@@ -501,8 +501,7 @@ def test_any_change_of_a_config_is_options_or_a_sentence(workdir, tmp_path, chan
 
 def read(path):
     try:
-        values = config_file.read_config(path)["options"]
-        options = config_file.as_options(TrainOptions, values, path)
+        options = config_file.read_options(path)
     except ValueError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:

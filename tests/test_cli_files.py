@@ -179,7 +179,7 @@ def test_overwrite_keeps_the_space_that_a_sweep_reads(tmp_path):
     """As when `jaxae sweep space.toml --out . --overwrite` is killed."""
     for name in ("space.toml", "table.csv", "config.json"):
         (tmp_path / name).write_text(name)
-    sys.modules["jaxae.cli.sweep"].clear(tmp_path)
+    cli_folder.clear(tmp_path, cli_folder.RUN, cli_folder.SWEEP)
     assert os.listdir(tmp_path) == ["space.toml"]
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import jaxae
 from jaxae import cli
 from jaxae.activations import Activation
-from jaxae.cli import cases
+from jaxae.cli import gradcheck_cases
 
 FILES = ["config.json", "report.json", "timing.jsonl"]
 
@@ -330,7 +330,7 @@ def test_an_interrupt_writes_nothing_and_leaves_the_old_run(
 
 
 def test_the_walk_covers_every_name_of_every_catalogue_with_few_cases():
-    result = cases.catalogue()
+    result = gradcheck_cases.catalogue()
     assert len(result) <= 60
     for g in jaxae.activations.CATALOGUE:
         assert f"activation/{g}" in result
@@ -350,7 +350,7 @@ def test_the_walk_covers_every_name_of_every_catalogue_with_few_cases():
 
 
 def test_no_entry_of_any_case_is_zero():
-    for make in cases.catalogue().values():
+    for make in gradcheck_cases.catalogue().values():
         for leaf in jax.tree.leaves(make(np.random.default_rng(0)).params):
             assert jnp.all(leaf != 0)
 
@@ -473,7 +473,7 @@ def test_new_parts_are_judged_without_a_new_line(tmp_path, monkeypatch):
     status, reports = gradcheck("--only", "scaled/counts")
     assert status == 0 and len(reports) == 2
     assert gradcheck("--only", "observation/counts")[0] == 0
-    make = cases.catalogue()["objective/relu/counts/tied"]
+    make = gradcheck_cases.catalogue()["objective/relu/counts/tied"]
     _, targets = make(np.random.default_rng(0)).args[0]
     validate(targets)
 

@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, config_file, reporting, space, sweep_output
+from jaxae.cli import SweepOptions, config_file, reporting, space
 from jaxae.cli.options import build_hparams
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
@@ -38,7 +38,7 @@ def workdir(tmp_path, monkeypatch):
 def no_pictures(monkeypatch):
     """Without pictures, for speed."""
     monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
-    monkeypatch.setattr(sweep_output, "_draw", lambda *arguments: [])
+    monkeypatch.setattr(sweep_module, "_draw", lambda *arguments: [])
 
 
 def sweep(workdir, text, *arguments):
@@ -53,7 +53,7 @@ def table(workdir):
 def read(workdir, text):
     path = workdir / "space.toml"
     path.write_text(text)
-    return space.read(path)
+    return space.read_space(path)
 
 
 DAMAGE = {
@@ -336,8 +336,18 @@ def test_whatever_varies_trains_and_its_best_lane_is_a_run(
     status = cli.main(["sweep", "space.toml", "--out", "out", *options, *arguments])
     assert status == 0
     result = table(workdir)
-    names = read(workdir, text).names
+    names = read(workdir, text).columns
     assert len(result) > 1 and set(names) <= set(result.columns)
+    assert cli.main(["evaluate", "out/best"]) == 0
+
+
+def test_a_range_of_a_number_of_steps_has_integers_only(workdir, no_pictures):
+    text = "warmup_steps = { low = 1, high = 4 }\n"
+    text += 'schedule_steps = { low = 4, high = 9, scale = "log" }\n'
+    options = ("--num-samples", "3", "--sampler", "random", "--schedule", "linear")
+    assert sweep(workdir, text, *options) == 0
+    steps = table(workdir)[["warmup_steps", "schedule_steps"]]
+    assert (steps == steps.round()).all(axis=None)
     assert cli.main(["evaluate", "out/best"]) == 0
 
 
@@ -378,27 +388,30 @@ def test_a_metric_that_only_the_end_has_can_choose(workdir, no_pictures):
 
 
 def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
-    result = read(
+    space = read(
         workdir,
         'l1 = [0, 0.5]\nlearning_rate = { low = 1e-3, high = 1, scale = "log" }\n'
         'seed = { count = 3 }\ncorruption = ["none", "masking"]\n'
         "[[together]]\nlatent_dim = [2, 4]\nbatch_size = [10, 20]\n",
     )
-    assert result.axes == {
+    assert space.axes() == {
         "l1": [0, 0.5],
         "learning_rate": jaxae.sweeps.log_uniform(1e-3, 1),
-        "seed": [0, 1, 2],
+        "seed": range(3),
         "corruption": [None, "masking"],
         ("latent_dim", "batch_size"): [(2, 10), (4, 20)],
     }
-    assert list(result.axes)[-1] == ("latent_dim", "batch_size")
+    assert list(space.axes())[-1] == ("latent_dim", "batch_size")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("lerning_rate = [0.1]", "'lerning_rate'.*did you mean 'learning_rate'"),
-        ("learning_rate = 0.1", r"learning_rate as 0.1; it must be a list such as"),
+        (
+            "learning_rate = 0.1",
+            r"toml\['learning_rate'\] must be a list such as.*got 0.1",
+        ),
         (
             "learning_rate = []",
             r"toml\['learning_rate'\] must be a list of at least one",
@@ -413,15 +426,22 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         (f"learning_rate = [{'9' * 5000}]", "is not TOML: Exceeds the limit"),
         (f"l1 = {{ low = 0, high = {10**400} }}", "a range needs finite low < high"),
         (f"seed = [{2**64}]", "between 0 and 2..32 - 1, got .18446744073709551616"),
-        (f"seed = {{ count = {10**30} }}", "of at least 1 and at most 1048576"),
-        ("learning_rate = { low = 1 }", "a range takes low, high and"),
+        (f"seed = {{ count = {10**30} }}", "has more values than the 1,048,576 lanes"),
+        ("learning_rate = { low = 1 }", "must have low, high and an optional"),
         ("learning_rate = { low = 1, high = 2, step = 1 }", "and nothing else"),
-        ('l1 = { low = 1, high = 2, scale = "cubic" }', 'scale = "linear" or "log"'),
-        ("l1 = { low = 2, high = 1 }", "in l1: a range needs finite low < high"),
+        ('l1 = { low = 1, high = 2, scale = "cubic" }', "scale = 'linear' or 'log'"),
+        (
+            "l1 = { low = 2, high = 1 }",
+            r"toml\['l1'\]: a range needs finite low < high",
+        ),
         ("l1 = { low = 0, high = 1 }", "--num-samples must say"),
-        ("latent_dim = { low = 2, high = 4 }", "give latent_dim a list, not a range"),
+        (
+            "latent_dim = { low = 2, high = 4 }",
+            r"\['latent_dim'\] must be a list, not a range",
+        ),
         ("seed = { range = [0, 8] }", r"a list or \{ count = 8 \}"),
         ("seed = { count = 0 }", "an integer of at least 1"),
+        ("warmup_steps = [2.5]", "must be a list of integers, got .2.5."),
         ("latent_dim = [0]", "must lie between 1 and 2..31 - 1, got .0."),
         ("latent_dim = [2.0]", "a list of at least one integer"),
         ("tied = [1]", "must be True or False"),

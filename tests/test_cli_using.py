@@ -152,9 +152,9 @@ def test_latents_that_are_all_dead_are_noted(workdir, tmp_path, capsys):
     path = workdir / "run"
     model = inference.Trained(path, None, ae, params, jaxae.data.divide(1))
     for num_rows in (1, 60):
-        latents = inference.Latents(model, lambda forward: forward.z)
-        assert not latents(X[:num_rows]).any()
-        latents.note_if_constant("new.npy", num_rows)
+        rows = X[:num_rows]
+        [z] = inference.outputs(model, "new.npy", rows, lambda forward: forward.z)
+        assert not z.any()
         assert "every latent is 0 on every row of new.npy" in capsys.readouterr().err
 
 
@@ -168,6 +168,13 @@ def test_a_table_is_followed_by_what_to_tell_of_it(capsys):
     assert len(result) == 2
     assert result[0].startswith("jaxae: note: train, validation: all latents are dead")
     assert result[1].startswith("jaxae: note: validation: all rows are equal, so their")
+
+
+def test_a_large_number_in_a_table_is_not_cut(capsys):
+    result = {"loss": 1551979212345.6, "squared_error": 0.000123456, "fvu": 1.5}
+    reporting.print_results({"data": result, "pca_components": 3})
+    printed = capsys.readouterr().out
+    assert "1.552e+12" in printed and "0.0001235" in printed
 
 
 def test_the_best_epoch_is_used_where_it_is_named(workdir, tmp_path):

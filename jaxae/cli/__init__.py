@@ -1,4 +1,4 @@
-"""The command line: each subcommand does one job.
+"""The command line: each command does one job.
 
 tyro, rich, matplotlib and scikit-learn (the extra `cli`) are imported where used.
 """
@@ -19,6 +19,7 @@ from jaxae.cli import config_file
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
+    CommandError,
     EncodeOptions,
     EvaluateOptions,
     GradcheckOptions,
@@ -28,24 +29,18 @@ from jaxae.cli.options import (
     TrainOptions,
     argument_names,
 )
+from jaxae.cli.reporting import INTERRUPTED
 from jaxae.cli.sweep import sweep
-from jaxae.cli.train import INTERRUPTED, train
+from jaxae.cli.train import train
 
 
 class Subcommand(NamedTuple):
-    """A job of the command line.
-
-    Attributes:
-      options: a dataclass; its docstring describes the subcommand in the usage.
-      run: `(options) -> exit status`.
-      packages: what must be installed.
-      defaults: `(arguments) -> options or None`, for arguments that name a file of
-        defaults.
-    """
+    """A command; the docstring of its options describes it in the usage."""
 
     options: type
-    run: Callable[[Any], int]
-    packages: tuple[str, ...]
+    run: Callable[[Any], int]  # options -> exit status
+    packages: tuple[str, ...]  # that must be installed
+    # The defaults in the files that the arguments name, if any.
     defaults: Callable[[list[str]], Any] = lambda arguments: None
 
 
@@ -65,7 +60,7 @@ SUBCOMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; return the exit status. A mistake prints one sentence."""
+    """Run a command; return the exit status. A mistake prints one sentence."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name may not be valid text, and must print all the same.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -89,80 +84,67 @@ def _main(argv: list[str] | None) -> int:
     if name == "--version":
         print(f"jaxae {jaxae.__version__}")
         return 0
+    names: dict[str, str] = {}
     try:
-        subcommand = _checks.lookup("verb", SUBCOMMANDS, name)
-        _require_packages(subcommand)
-        return subcommand.run(_parse(subcommand, rest, name))
-    except ArgumentError as error:
-        is_known = name in SUBCOMMANDS
-        names = argument_names(SUBCOMMANDS[name].options) if is_known else {}
-        return _print_error(error.render(names))
-    except (ValueError, ImportError) as error:
-        return _print_error(str(error))
+        command = _checks.lookup("command", SUBCOMMANDS, name)
+        names = argument_names(command.options)
+        _require_packages(command)
+        return command.run(_parse(command, rest, name))
     except BrokenPipeError:
         raise
-    except OSError as error:
-        return _print_error(_sentence(error))
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        return _print_error(_runtime_sentence(error))
+    except _ERRORS as error:
+        print(f"jaxae: error: {_sentence(error, names)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxae: interrupted.", file=sys.stderr)
         return INTERRUPTED
 
 
-def _print_error(sentence: str) -> int:
-    print(f"jaxae: error: {sentence}", file=sys.stderr)
-    return 2
+_RUNTIME_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)
+_ERRORS = (ValueError, ImportError, OSError, *_RUNTIME_ERRORS)
 
 
-def _sentence(error: OSError) -> str:
-    """The message of the library, or one made of what the system reports."""
-    if error.errno is None or error.strerror is None:
-        return str(error)
-    name = error.filename if error.filename2 is None else error.filename2
-    where = "" if name is None else f" {name}"
-    return (
-        f"cannot read or write{where}: {error.strerror}; make room, grant access, or "
-        "choose another place."
-    )
-
-
-def _runtime_sentence(error: MemoryError | jax.errors.JaxRuntimeError) -> str:
-    line = _checks.first_line(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"out of memory ({line}); use a smaller batch, model or dataset."
-    return f"JAX or its device failed ({line}); check the device, and run it again."
+def _sentence(error: Exception, names: dict[str, str]) -> str:
+    """The message of the library, or a sentence about what the system reports."""
+    if isinstance(error, ArgumentError):
+        return error.render(names)
+    if isinstance(error, _RUNTIME_ERRORS):
+        line = _checks.first_line(error)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return f"out of memory ({line}); use a smaller batch, model or dataset."
+        return f"JAX or its device failed ({line}); check the device, and run it again."
+    if isinstance(error, OSError) and None not in (error.errno, error.strerror):
+        name = error.filename if error.filename2 is None else error.filename2
+        where = "" if name is None else f" {name}"
+        return (
+            f"cannot read or write{where}: {error.strerror}; make room, grant access, "
+            "or choose another place."
+        )
+    return str(error)
 
 
 def _usage() -> str:
-    lines = [
-        f"  {name:10}{subcommand.options.__doc__}"
-        for name, subcommand in SUBCOMMANDS.items()
-    ]
-    return "\n".join(
-        [
-            "usage: jaxae VERB [options]",
-            "",
-            *lines,
-            "",
-            "`jaxae VERB --help` shows every option with its default.",
-        ]
+    lines = [f"  {name:10}{s.options.__doc__}" for name, s in SUBCOMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        f"usage: jaxae COMMAND [options]\n\n{commands}\n\n"
+        "`jaxae COMMAND --help` shows every option with its default."
     )
 
 
-def _require_packages(subcommand: Subcommand) -> None:
+def _require_packages(command: Subcommand) -> None:
     """Raise before any work if a package is not installed."""
-    for name in subcommand.packages:
+    for name in command.packages:
         if importlib.util.find_spec(name) is None:
             raise _checks.extra("The command line", name, "cli")
 
 
-def _parse(subcommand: Subcommand, arguments: list[str], name: str) -> Any:
+def _parse(command: Subcommand, arguments: list[str], name: str) -> Any:
     import tyro
 
-    default = subcommand.defaults(arguments)
+    default = command.defaults(arguments)
     options = tyro.cli(
-        subcommand.options,
+        command.options,
         args=arguments,
         **({} if default is None else {"default": default}),
         prog=f"jaxae {name}",
@@ -170,7 +152,7 @@ def _parse(subcommand: Subcommand, arguments: list[str], name: str) -> Any:
     )
     for option, value in vars(options).items():
         if isinstance(value, str) and "\0" in value:
-            raise ValueError(
+            raise CommandError(
                 f"{option} is {value!r}, but neither a path nor a name can hold a null "
                 "character; leave it out."
             )

@@ -1,17 +1,20 @@
-"""The data of a run: loaded, checked, split at random by the seed, scaled."""
+"""The data of a run, split by the seed and scaled; and the metrics of each split."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxae import _checks, data
+from jaxae import _checks, data, metrics
 from jaxae._files import expanded
-from jaxae.cli.options import TrainOptions
+from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
 from jaxae.data.statistics import integer_advice
+from jaxae.objective import Objective
 from jaxae.observations import Observation
+from jaxae.training import diagnostics
 
 
 class Splits(NamedTuple):
@@ -23,33 +26,38 @@ class Splits(NamedTuple):
     scaling: Scaling
     info: Dataset
 
+    @property
+    def validation_or_none(self) -> Any:
+        """The validation rows as `jaxae.train` takes them."""
+        return self.validation if len(self.validation) else None
+
+    @property
+    def shown(self) -> tuple[Any, Any]:
+        """The rows that pictures show, and the shape of an image in a row, if known."""
+        return self.test if len(self.test) else self.train, self.info.image_shape
+
 
 def load(options: TrainOptions, observation: Observation) -> Splits:
-    """The data of a run, checked; the scaling is fitted to the training rows only.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for data that cannot be trained on, naming the row in the file.
-    """
+    """The data of a run, checked; the scaling is fitted to the training rows only."""
     dtype = _checks.floating_dtype(options.dtype)
     dataset = _load(options.data, options.array, options)
-    seed, fractions = options.seed, [options.validation_fraction]
+    fractions = [options.validation_fraction]
     if dataset.test is None:
         fractions.insert(0, options.test_fraction)
-    train, *held_out = data.split(dataset.train, *fractions, seed=seed)
+    train, *held_out = data.split(dataset.train, *fractions, seed=options.seed)
     test = held_out[0] if dataset.test is None else dataset.test
     scaling = _scaling(options, dataset, train, observation)
     # All rows of the file at once, so that an error names the row in the file.
-    rows = scaled(dataset.train, scaling, np.float32)
+    rows = _scaled(dataset.train, scaling, np.float32)
     if data.is_rows(rows):
         data.column_stats(rows, validate=observation.validate)
     else:
         data.check_array(rows)
         observation.validate(rows)
     return Splits(
-        train=scaled(train, scaling, dtype),
-        validation=scaled(held_out[-1], scaling, dtype),
-        test=scaled(test, scaling, dtype),
+        train=_scaled(train, scaling, dtype),
+        validation=_scaled(held_out[-1], scaling, dtype),
+        test=_scaled(test, scaling, dtype),
         scaling=scaling,
         info=dataset,
     )
@@ -62,23 +70,18 @@ def load_rows(
     scaling: Scaling,
     options: TrainOptions,
 ) -> Any:
-    """Load all rows of a user's file, with the scaling of the run.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for another width, and for a value that is not finite.
-    """
+    """All rows of a user's file, with the scaling of the run."""
     if array is None and Path(path).suffix.lower() == ".npz":
         array = options.array
     rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
-        raise ValueError(
+        raise CommandError(
             f"{path} must have {num_columns} columns for the model of this run, got "
             f"{rows.shape[1]}."
         )
     if scaling.clip:
         _check_finite(rows)
-    rows = scaled(rows, scaling, _checks.floating_dtype(options.dtype))
+    rows = _scaled(rows, scaling, _checks.floating_dtype(options.dtype))
     _check_finite(rows)
     return rows
 
@@ -101,7 +104,7 @@ def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
     return dataset
 
 
-def scaled(rows: Any, scaling: Scaling, dtype: Any) -> Any:
+def _scaled(rows: Any, scaling: Scaling, dtype: Any) -> Any:
     """The scaled rows: an array for an array, a View for rows on disk."""
     if data.is_rows(rows):
         return View(rows, scaling=scaling, dtype=dtype)
@@ -118,22 +121,21 @@ def _scaling(
         return scaling
     if options.scaling is not None:
         if options.divide_by is not None:
-            raise ValueError(
+            raise CommandError(
                 "--scaling and --divide-by cannot be combined; leave one of them out."
             )
         _checks.lookup("scaling", data.SCALINGS, options.scaling)
         _check_finite(dataset.train)
         # In float64, because the stored values may be integers.
-        return data.fit_scaling(
-            options.scaling, data.column_stats(View(train, dtype=np.float64))
-        )
+        stats = data.column_stats(View(train, dtype=np.float64))
+        return data.fit_scaling(options.scaling, stats)
     divisor = dataset.scale if options.divide_by is None else options.divide_by
     if not (np.isfinite(divisor) and divisor > 0):
-        raise ValueError(f"--divide-by must be a positive number, got {divisor}.")
+        raise CommandError(f"--divide-by must be a positive number, got {divisor}.")
     is_integer = dataset.train.dtype.kind in "biu"
     if is_integer and options.divide_by is None and divisor == 1:
         advice = integer_advice(dataset.train, "option", observation.validate)
-        raise ValueError(
+        raise CommandError(
             f"--data {options.data} holds {dataset.train.dtype}, but training needs "
             f"floats; give {advice}."
         )
@@ -142,12 +144,8 @@ def _scaling(
 
 def _check_finite(rows: Any) -> None:
     """Raise for a value that is not finite; clipping would hide an infinity."""
-    if rows.dtype.kind in "biu":
-        return
-    if data.is_rows(rows):
-        data.column_stats(rows)
-    else:
-        data.check_array(rows)
+    if rows.dtype.kind not in "biu":
+        (data.column_stats if data.is_rows(rows) else data.check_array)(rows)
 
 
 def describe(splits: Splits) -> dict[str, Any]:
@@ -164,3 +162,44 @@ def describe(splits: Splits) -> dict[str, Any]:
         "num_test": len(splits.test),
         "scaling": splits.scaling.name,
     }
+
+
+# ---- metrics -------------------------------------------------------------------------
+
+
+def evaluate(
+    objective: Objective, params: Any, splits: Splits, hparams: Any
+) -> dict[str, Any]:
+    """The metrics of each split; beside them those of PCA, for rows in memory."""
+    results: dict[str, Any] = {}
+    pca = None
+    if isinstance(splits.train, np.ndarray):
+        num_components = min(objective.ae.latent_dim, *splits.train.shape)
+        results["pca_components"] = num_components
+        pca = _pca(splits.train, num_components)
+    for name in ("train", "validation", "test"):
+        X = getattr(splits, name)
+        if len(X):
+            results[name] = diagnostics.evaluate(objective, params, X, hparams)
+            if pca is not None:
+                results[name]["pca_squared_error"] = pca(np.asarray(X))
+    return results
+
+
+def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
+    """`X -> squared error` of PCA with as many components, fitted to these rows."""
+    from sklearn.decomposition import PCA
+
+    # float64, because scikit-learn has no bfloat16. A single row is fitted twice, for
+    # PCA needs two; the shares of a variance of 0 are 0 / 0.
+    model = PCA(num_components, svd_solver="covariance_eigh")
+    with np.errstate(invalid="ignore"):
+        rows = np.concatenate([X, X]) if len(X) == 1 else X
+        model.fit(rows.astype(np.float64))
+
+    def squared_error(X: np.ndarray) -> float:
+        X = X.astype(np.float64)
+        X_hat = model.inverse_transform(model.transform(X))
+        return float(metrics.squared_error(X, X_hat))
+
+    return squared_error

@@ -25,10 +25,15 @@ import jaxae
 from jaxae import _checks
 from jaxae._files import expanded
 from jaxae.autoencoder.files import read_tensors
-from jaxae.cli import cases, config_file, run_folder
-from jaxae.cli.cases import Case
-from jaxae.cli.options import GradcheckOptions, check_seed, option_name
-from jaxae.cli.reporting import progress
+from jaxae.cli import config_file, gradcheck_cases, run_folder
+from jaxae.cli.gradcheck_cases import Case
+from jaxae.cli.options import (
+    CommandError,
+    GradcheckOptions,
+    check_seed,
+    option_name,
+)
+from jaxae.cli.reporting import print_table, progress
 from jaxae.gradcheck import Leaf, Report, check
 
 DEFAULT_OUT = "runs/gradcheck"
@@ -47,9 +52,12 @@ def gradcheck(options: GradcheckOptions) -> int:
     """`jaxae gradcheck`: 0 if every leaf is ok, 1 if not."""
     check_seed(options.seed)
     _check_combination(options)
-    replaces_default = options.out is None and _is_replaceable(Path(DEFAULT_OUT))
-    name = DEFAULT_OUT if options.out is None else options.out
-    out = run_folder.check_out(name, options.overwrite or replaces_default)
+    # The default folder is replaced, unless it holds the run of another command.
+    overwrite, name = options.overwrite, options.out
+    if name is None:
+        name = DEFAULT_OUT
+        overwrite |= not run_folder.OTHER_THAN_GRADCHECK.exist(Path(name))
+    out = run_folder.check_out(name, overwrite)
     run_folder.check_inputs(out, params=options.params)
     if options.function is None:
         results = _check_catalogue(options)
@@ -63,45 +71,35 @@ def gradcheck(options: GradcheckOptions) -> int:
     return 0 if all(result.report.ok for result in results.values()) else 1
 
 
-def _is_replaceable(out: Path) -> bool:
-    """Whether a folder has no files of another verb."""
-    others = (
-        *(run_folder.PARAMS_FILE, run_folder.METRICS_FILE),
-        *(run_folder.CHECKPOINTS, run_folder.LANES),
-    )
-    return not any((out / name).exists() for name in others)
-
-
 def _check_combination(options: GradcheckOptions) -> None:
-    default = GradcheckOptions()
     if options.function is None:
         for name in _ONLY_WITH_FUNCTION:
-            if getattr(options, name) != getattr(default, name):
-                raise ValueError(
+            if getattr(options, name) != getattr(GradcheckOptions, name):
+                raise CommandError(
                     f"{option_name(name)} needs a function to check: name it, as in "
                     "jaxae gradcheck mypackage.losses:loss --params FILE."
                 )
     elif options.params is None:
-        raise ValueError(
+        raise CommandError(
             f"--params must name the parameters at which {options.function} is "
             f"checked: {KINDS}."
         )
     elif options.only is not None:
-        raise ValueError(
+        raise CommandError(
             "--only chooses among the catalogue's cases: leave it out, or leave out "
             f"{options.function}."
         )
 
 
 def _check_catalogue(options: GradcheckOptions) -> dict[str, Result]:
-    catalogue, only = cases.catalogue(), options.only or ""
+    catalogue, only = gradcheck_cases.catalogue(), options.only or ""
     chosen = {name: make for name, make in catalogue.items() if only in name}
     if not chosen:
         names = list(catalogue)
-        raise ValueError(
-            f"--only {only!r} is in the name of none of the {len(names)} cases"
-            f"{_checks.closest(only, names)}; names are like {', '.join(names[:2])} "
-            f"and {names[-1]}."
+        raise CommandError(
+            f"--only {only!r} is in the name of none of the {len(names)} "
+            f"cases{_checks.closest(only, names)}; names are like "
+            f"{', '.join(names[:2])} and {names[-1]}."
         )
     results = {}
     with progress("case", len(chosen), "{task.fields[name]}", name="") as show:
@@ -117,16 +115,18 @@ def _check_catalogue(options: GradcheckOptions) -> dict[str, Result]:
 def _check_function(options: GradcheckOptions) -> Result:
     assert options.function is not None and options.params is not None
     errors: list[BaseException] = []
+
+    def function_of(name: str) -> Callable[..., Any]:
+        return _recorded(read_function(name), errors)
+
     is_x64 = options.x64 or jax.config.read("jax_enable_x64")
     # Importable during the whole check: the function may import when it is called.
     with _importable(os.getcwd()), jax.enable_x64(is_x64):
         case = Case(
-            fn=_recorded(read_function(options.function), errors),
+            fn=function_of(options.function),
             params=_read_tree("--params", options.params, KINDS),
             args=tuple(map(read_arg, options.arg)),
-            grad=_recorded(read_function(options.grad), errors)
-            if options.grad
-            else None,
+            grad=function_of(options.grad) if options.grad else None,
             has_aux=options.has_aux,
             surrogate=options.surrogate,
         )
@@ -136,17 +136,7 @@ def _check_function(options: GradcheckOptions) -> Result:
 def _check_case(
     name: str, case: Case, seed: int, user_errors: list[BaseException] | None = None
 ) -> Result:
-    """Check one case.
-
-    Args:
-      name: of the case, for errors.
-      case: the function, where it is differentiated, and the claim.
-      seed: of the entries and directions that are sampled.
-      user_errors: what the user's functions raise is appended here.
-
-    Raises:
-      ValueError: for whatever was raised.
-    """
+    """Check one case; `user_errors` has what the user's functions raised by then."""
     started = time.perf_counter()
     try:
         report = check(
@@ -161,9 +151,9 @@ def _check_case(
     except (Exception, SystemExit) as error:
         is_users = any(error is other for other in user_errors or ())
         if isinstance(error, ValueError) and not is_users:  # a sentence of gradcheck
-            raise ValueError(f"{name}: {error}") from error
+            raise CommandError(f"{name}: {error}") from error
         place = _place(error) if is_users else None
-        raise ValueError(f"checking {name} {_raised(error, place)}") from error
+        raise CommandError(f"checking {name} {_raised(error, place)}") from error
     return Result(report, time.perf_counter() - started)
 
 
@@ -181,28 +171,23 @@ def _importable(directory: str) -> Iterator[None]:
 
 
 def read_function(name: str) -> Callable[..., Any]:
-    """The function of that name, `module:function` or `module:object.method`.
-
-    Raises:
-      ValueError: for another form of name, a module or function that does not exist, or
-        a module that raises when it is imported.
-    """
+    """The function of that name, `module:function` or `module:object.method`."""
     module_name, _, attributes = name.partition(":")
     if not all(map(str.isidentifier, f"{module_name}.{attributes}".split("."))):
-        raise ValueError(
+        raise CommandError(
             "a function must be named MODULE:FUNCTION, e.g. mypackage.losses:loss, "
             f"got {name!r}."
         )
     value: Any = _import(module_name, name)
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
-            raise ValueError(
-                f"{name} does not exist: {module_name} has no {attribute!r}"
-                f"{_checks.closest(attribute, dir(value))}."
+            raise CommandError(
+                f"{name} does not exist: {module_name} has no "
+                f"{attribute!r}{_checks.closest(attribute, dir(value))}."
             )
         value = getattr(value, attribute)
     if not callable(value):
-        raise ValueError(f"{name} must be a function, got {_checks.describe(value)}.")
+        raise CommandError(f"{name} must be a function, got {_checks.describe(value)}.")
     return value
 
 
@@ -213,12 +198,12 @@ def _import(module_name: str, name: str) -> ModuleType:
         missing = getattr(error, "name", None)
         is_missing = isinstance(error, ModuleNotFoundError) and missing is not None
         if is_missing and f"{module_name}.".startswith(f"{missing}."):
-            raise ValueError(
+            raise CommandError(
                 f"{name} does not exist: there is no module {missing!r}; it must be "
                 f"installed or in the current folder, {os.getcwd()}."
             ) from error
-        description = _raised(error, _place(error))
-        raise ValueError(f"importing {module_name} {description}") from error
+        raised = _raised(error, _place(error))
+        raise CommandError(f"importing {module_name} {raised}") from error
 
 
 def _recorded(function: Callable[..., Any], errors: list) -> Callable[..., Any]:
@@ -262,19 +247,14 @@ def _place(error: BaseException) -> str | None:
 
 
 def read_arg(text: str) -> Any:
-    """The value of `--arg`: a number, a random key, or the arrays of a file or folder.
-
-    Raises:
-      ValueError: for any other value.
-      FileNotFoundError: for a file that does not exist.
-    """
+    """The value of --arg: a number, a random key, or the arrays of a file or folder."""
     for number in (int, float):
         with contextlib.suppress(ValueError):
             return number(text)
     if text.startswith("key:"):
         seed = text.removeprefix("key:")
         if not re.fullmatch("[0-9]{1,10}", seed) or int(seed) >= 2**32:
-            raise ValueError(
+            raise CommandError(
                 "--arg key:SEED must hold an integer from 0 to 2**32 - 1, got "
                 f"{_checks.describe(text)}."
             )
@@ -286,24 +266,15 @@ def _read_tree(option: str, name: str, kinds: str) -> Any:
     """One array, a dict of arrays, or a model's params; nothing is unpickled."""
     path = expanded(name)
     suffix = path.suffix.lower()
-    if not path.is_dir():
-        if suffix not in (".npz", ".npy", ".safetensors"):
-            raise ValueError(f"{option} must be {kinds}, got {name!r}.")
-        if not path.is_file():
-            raise FileNotFoundError(f"{option} {name} does not exist; give {kinds}.")
-    if path.is_dir() or suffix == ".safetensors":
-        is_x64 = jax.config.read("jax_enable_x64")
-        with jax.enable_x64(True):  # to load float64, and reject it in our own words
-            tree: Any
-            tree = jaxae.load(path)[1] if path.is_dir() else read_tensors(path)[0]
-        if not is_x64 and any(
-            leaf.dtype == "float64" for leaf in jax.tree.leaves(tree)
-        ):
-            raise ValueError(
-                f"{option} {name} holds float64 arrays, which JAX would round to "
-                "float32 here; add --x64."
-            )
-        return tree if path.is_dir() else _nested(tree, path)
+    if path.is_dir():
+        return _read_tensors(option, name, lambda: jaxae.load(path)[1])
+    if suffix not in (".npz", ".npy", ".safetensors"):
+        raise CommandError(f"{option} must be {kinds}, got {name!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} {name} does not exist; give {kinds}.")
+    if suffix == ".safetensors":
+        arrays = _read_tensors(option, name, lambda: read_tensors(path)[0])
+        return _nested(arrays, path)
     with _checks.reading(path, "store numbers, by np.save or np.savez"):
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -313,18 +284,29 @@ def _read_tree(option: str, name: str, kinds: str) -> Any:
     return _nested(arrays, path)
 
 
+def _read_tensors(option: str, name: str, read: Callable[[], Any]) -> Any:
+    is_x64 = jax.config.read("jax_enable_x64")
+    with jax.enable_x64(True):  # to load float64, and reject it in our own words
+        tree = read()
+    leaves = jax.tree.leaves(tree)
+    if not is_x64 and any(leaf.dtype == "float64" for leaf in leaves):
+        raise CommandError(
+            f"{option} {name} holds float64 arrays, which JAX would round to float32 "
+            "here; add --x64."
+        )
+    return tree
+
+
 def _nested(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
     """`{"a/b": x}` as `{"a": {"b": x}}`."""
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *folders, last = name.split("/")
-        node = tree
+        node: Any = tree
         for folder in folders:
-            node = node.setdefault(folder, {})
-            if not isinstance(node, dict):
-                break
+            node = node.setdefault(folder, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last in node:
-            raise ValueError(
+            raise CommandError(
                 f"{path} holds {name!r} beside an array that would be in a folder of "
                 "that name, or the other way round; rename one."
             )
@@ -338,7 +320,7 @@ def _nested(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
 def _write(out: Path, options: GradcheckOptions, results: dict[str, Result]) -> None:
     """All at the end: an interrupted run writes nothing and keeps an older run."""
     reports = {name: json.loads(r.report.to_json()) for name, r in results.items()}
-    run_folder.clear(out)
+    run_folder.clear(out, run_folder.RUN)
     config = {
         "options": dataclasses.asdict(options),
         "cases": list(results),
@@ -352,16 +334,11 @@ def _write(out: Path, options: GradcheckOptions, results: dict[str, Result]) -> 
 
 
 def _print_summary(results: dict[str, Result]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("case", "verdicts")
-    table.add_column("error / resolution", justify="right")
+    rows = []
     for name, (report, _) in results.items():
-        leaves = report.leaves.values()
-        largest = max(map(_ratio, leaves), default=0.0)
-        table.add_row(name, _verdicts(report), f"{largest:.2g}")
-    Console().print(table)
+        largest = max(map(_ratio, report.leaves.values()), default=0.0)
+        rows.append([name, _verdicts(report), f"{largest:.2g}"])
+    print_table(["case", "verdicts", "error / resolution"], rows)
     failed = {name: r.report for name, r in results.items() if not r.report.ok}
     for name, report in failed.items():
         print(f"{name}\n{report}\n")
@@ -377,8 +354,8 @@ def _ratio(leaf: Leaf) -> float:
 
 def _verdicts(report: Report) -> str:
     """Such as "2 correct, 1 WRONG": in capitals if not ok, as in a report."""
-    leaves = report.leaves.values()
     counts = collections.Counter(
-        leaf.verdict if leaf.ok else leaf.verdict.upper() for leaf in leaves
+        leaf.verdict if leaf.ok else leaf.verdict.upper()
+        for leaf in report.leaves.values()
     )
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())

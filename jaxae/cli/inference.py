@@ -16,6 +16,7 @@ from jaxae.autoencoder import Forward
 from jaxae.autoencoder.files import CONFIG_FILE
 from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.options import (
+    CommandError,
     EncodeOptions,
     EvaluateOptions,
     PlotOptions,
@@ -43,39 +44,61 @@ class Trained(NamedTuple):
     params: Any
     scaling: Scaling
 
+    @property
+    def dtype(self) -> np.dtype:
+        """That of arrays in files: NumPy has no bfloat16."""
+        return np.dtype("float64" if self.options.dtype == "float64" else "float32")
+
+    def load_rows(self, path: str, array: str | None) -> Any:
+        """The rows of another file, scaled like those of the run."""
+        return data_splits.load_rows(
+            path, array, self.ae.input_dim, self.scaling, self.options
+        )
+
+    def load_splits(self) -> data_splits.Splits:
+        """The run's own rows, if they have not changed."""
+        # The scaling of this run's folder, also where it came from another run.
+        options = dataclasses.replace(self.options, start_from=str(self.path))
+        splits = data_splits.load(options, self.ae.observation)
+        config = config_file.read_config(self.path / CONFIG_FILE)
+        sha256 = config_file.data_entry(config, "sha256")
+        if splits.info.sha256 != sha256:
+            raise CommandError(
+                f"{self.path} was trained on data whose SHA-256 is {sha256}, but that "
+                f"of {splits.info.source} is {splits.info.sha256}; restore the "
+                "original data, or give different data."
+            )
+        return splits
+
 
 @contextlib.contextmanager
 def load_trained(path: str) -> Iterator[Trained]:
-    """The model of a run folder, in float64 where it was trained so.
-
-    Raises:
-      FileNotFoundError, ValueError: if the folder lacks a file, or one is damaged.
-    """
+    """The model of a run folder, in float64 where it was trained so."""
     folder = expanded(path)
-    config_path = folder / CONFIG_FILE
-    config = config_file.read_config(config_path)
-    options = config_file.as_options(TrainOptions, config["options"], config_path)
-    options = validated(options)
+    options = validated(config_file.read_options(folder / CONFIG_FILE))
+    config = config_file.read_config(folder / CONFIG_FILE)
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(folder)
         scaling = load_scaling(folder)
         name = config_file.data_entry(config, "scaling")
         if name not in (None, scaling.name):
-            raise ValueError(
+            raise CommandError(
                 f"{path} holds the scaling {scaling.name!r}, but its {CONFIG_FILE} "
                 f"says {name!r}; restore the {SCALING_FILE} of this run."
             )
         yield Trained(folder, options, ae, params, scaling)
 
 
+# ---- encode and reconstruct ----------------------------------------------------------
+
+
 def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows, width = _rows(model, options.data, options.array), model.ae.latent_dim
-        latents = Latents(model, lambda forward: forward.z)
-        _write(path, len(rows), width, _dtype(model), latents, rows)
-        latents.note_if_constant(options.data, len(rows))
+        rows = model.load_rows(options.data, options.array)
+        latents = outputs(model, options.data, rows, lambda forward: forward.z)
+        _write(path, latents, (len(rows), model.ae.latent_dim), model.dtype)
     return 0
 
 
@@ -83,81 +106,85 @@ def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows, dtype = _rows(model, options.data, options.array), _dtype(model)
+        rows = model.load_rows(options.data, options.array)
         mean = jax.vmap(model.ae.observation.mean)
-        latents = Latents(model, lambda forward: mean(forward.eta))
-
-        def reconstruct_block(block):
-            return model.scaling.invert(latents(block), dtype)
-
-        _write(path, len(rows), model.ae.input_dim, dtype, reconstruct_block, rows)
-        latents.note_if_constant(options.data, len(rows))
+        means = outputs(model, options.data, rows, lambda forward: mean(forward.eta))
+        blocks = (model.scaling.invert(block, model.dtype) for block in means)
+        _write(path, blocks, (len(rows), model.ae.input_dim), model.dtype)
     return 0
 
 
-class Latents:
-    """Computes one output of the forward pass of blocks of rows `[n, D]`.
+def outputs(
+    model: Trained, name: str, rows: Any, output: Callable[[Forward], Any]
+) -> Iterator[np.ndarray]:
+    """An output of the forward pass of the rows of a file, by blocks `[n, D]`.
 
-    It also records the range and the saturation of the latents over all blocks.
+    After the last block, a note is printed if all latents are constant on the rows.
     """
+    ae = model.ae
 
-    def __init__(self, model: Trained, output: Callable[[Forward], Any]):
-        self._model = model
-        self._low, self._high, self._is_saturated = np.inf, -np.inf, True
+    @jax.jit
+    def evaluate_block(params, block):
+        forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
+        a, z = forward.a, forward.z
+        is_saturated = False
+        if ae.activation.slope is not None:
+            is_saturated = metrics.is_saturated(ae, a, z).all()
+        return output(forward), (z.min(axis=0), z.max(axis=0), is_saturated)
 
-        @jax.jit
-        def evaluate_block(params, block):
-            ae = model.ae
-            forward = jax.vmap(ae.forward, in_axes=(None, 0))(params, block)
-            a, z = forward.a, forward.z
-            is_saturated = False
-            if ae.activation.slope is not None:
-                is_saturated = metrics.is_saturated(ae, a, z).all()
-            return output(forward), z.min(axis=0), z.max(axis=0), is_saturated
+    statistics = []
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        values, of_block = jax.device_get(evaluate_block(model.params, block))
+        statistics.append(of_block)
+        yield values
+    lows, highs, is_saturated = zip(*statistics, strict=True)
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    if not np.any(low) and not np.any(high):
+        problem = "is 0"
+    elif len(rows) > 1 and np.all(low == high):
+        problem = "is the same"
+    elif len(rows) > 1 and all(is_saturated):
+        problem = "is saturated"
+    else:
+        return
+    note(
+        f"every latent {problem} on every row of {name}; check that its rows differ, "
+        f"and that they have the units of the training data of {model.path}."
+    )
 
-        self._evaluate_block = evaluate_block
 
-    def __call__(self, block) -> np.ndarray:
-        """The output for a block."""
-        values, low, high, is_saturated = jax.device_get(
-            self._evaluate_block(self._model.params, block)
-        )
-        self._low = np.minimum(self._low, low)
-        self._high = np.maximum(self._high, high)
-        self._is_saturated = self._is_saturated and bool(is_saturated)
-        return values
+def _write(
+    path: Path, blocks: Iterator[np.ndarray], shape: tuple[int, int], dtype: np.dtype
+) -> None:
+    """Write an array of this shape, block by block; atomically."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    # Not through a memory map, which ends the process silently if the disk is full.
+    with atomic(path) as file, Interrupt() as interrupt:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            interrupt.raise_if_requested()
+            file.write(np.ascontiguousarray(block, dtype).data)
+    print(f"wrote {path}: {dtype} {list(shape)}")
 
-    def note_if_constant(self, name: str, num_rows: int) -> None:
-        """Print a note if all latents are constant on the rows of that file."""
-        if not np.any(self._low) and not np.any(self._high):
-            problem = "is 0"
-        elif num_rows > 1 and np.all(self._low == self._high):
-            problem = "is the same"
-        elif num_rows > 1 and self._is_saturated:
-            problem = "is saturated"
-        else:
-            return
-        note(
-            f"every latent {problem} on every row of {name}; check that its rows "
-            "differ, and that they have the units of the training data of "
-            f"{self._model.path}."
-        )
+
+# ---- evaluate and plot ---------------------------------------------------------------
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """`jaxae evaluate RUN`, on the run's own splits or on other data."""
-    output = None
     with load_trained(options.run) as model:
+        output = None
         if options.output is not None:
             source = model.options.data if options.data is None else options.data
             output = check_output(options.output, options.run, data=source)
         objective = build_objective(model.options, model.ae)
         if options.data is None:
-            splits = _load_splits(model)
+            splits = model.load_splits()
             hparams = build_hparams(model.options, len(splits.train))
-            results = reporting.evaluate(objective, model.params, splits, hparams)
+            results = data_splits.evaluate(objective, model.params, splits, hparams)
         else:
-            rows = _rows(model, options.data, options.array)
+            rows = model.load_rows(options.data, options.array)
             data.column_stats(rows, validate=model.ae.observation.validate)
             hparams = build_hparams(model.options, len(rows))
             of_rows = diagnostics.evaluate(objective, model.params, rows, hparams)
@@ -177,8 +204,8 @@ def plot(options: PlotOptions) -> int:
             name: np.array([_number(model.path, row.get(name)) for row in rows])
             for name in names
         }
-        splits = _load_splits(model)
-        reporting.draw(model.path, model.ae, model.params, history, splits)
+        shown = model.load_splits().shown
+        reporting.draw(model.path, model.ae, model.params, history, *shown)
     reporting.print_folder(model.path)
     return 0
 
@@ -187,60 +214,9 @@ def _number(run: Path, value: Any) -> float:
     if value is None:  # a number that was not finite
         return np.nan
     if type(value) not in (int, float) or abs(value) >= 1e300:
-        raise ValueError(
-            f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, "
-            f"got {_checks.describe(value)}; restore a copy, or resume the run "
-            "with `jaxae train --resume`."
+        raise CommandError(
+            f"{run / run_folder.METRICS_FILE} must hold numbers or null by name, got "
+            f"{_checks.describe(value)}; restore a copy, or resume the run with `jaxae "
+            "train --resume`."
         )
     return float(value)
-
-
-def _load_splits(model: Trained) -> data_splits.Splits:
-    """The run's own rows, if they have not changed."""
-    # The scaling of this run's folder, also where the run took it from another run.
-    options = dataclasses.replace(model.options, start_from=str(model.path))
-    splits = data_splits.load(options, model.ae.observation)
-    config = config_file.read_config(model.path / CONFIG_FILE)
-    sha256 = config_file.data_entry(config, "sha256")
-    if splits.info.sha256 != sha256:
-        raise ValueError(
-            f"{model.path} was trained on data whose SHA-256 is {sha256}, but that of "
-            f"{splits.info.source} is {splits.info.sha256}; restore the original data, "
-            "or give different data."
-        )
-    return splits
-
-
-def _rows(model: Trained, path: str, array: str | None) -> Any:
-    return data_splits.load_rows(
-        path, array, model.ae.input_dim, model.scaling, model.options
-    )
-
-
-def _dtype(model: Trained) -> Any:
-    """The dtype of the file: NumPy has no bfloat16."""
-    return np.float64 if model.options.dtype == "float64" else np.float32
-
-
-def _write(
-    path: Path,
-    num_rows: int,
-    num_columns: int,
-    dtype: Any,
-    function: Callable[[Any], np.ndarray],
-    rows: Any,
-) -> None:
-    """Write function(rows), of any size, by blocks; atomically."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": (num_rows, num_columns),
-    }
-    # Not through a memory map, which ends the process silently if the disk is full.
-    with atomic(path) as file, Interrupt() as interrupt:
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, num_rows, _BLOCK_ROWS):
-            interrupt.raise_if_requested()
-            block = function(rows[start : start + _BLOCK_ROWS])
-            file.write(np.ascontiguousarray(block, dtype).data)
-    print(f"wrote {path}: {np.dtype(dtype)} [{num_rows}, {num_columns}]")

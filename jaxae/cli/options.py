@@ -1,31 +1,20 @@
-"""The options of each verb, and the objects of the library that they describe.
+"""The options of each command, and the objects of the library that they describe.
 
-Most options are arguments of `Autoencoder`, `Objective` and `TrainConfig`: their types,
-defaults and descriptions are read from there.
+Most options are arguments of `Autoencoder`, `Objective` and `TrainConfig`, with the
+same names and defaults.
 """
 
 from __future__ import annotations  # only `main` needs tyro
 
 import contextlib
 import dataclasses
-import inspect
-import re
-import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
 
-from jaxae import (
-    _checks,
-    activations,
-    corruptions,
-    observations,
-    optimizers,
-    penalties,
-)
+from jaxae import _checks, optimizers, penalties
 from jaxae._keys import generator_of
 from jaxae.autoencoder import Autoencoder
 from jaxae.objective import Objective
@@ -41,141 +30,13 @@ with contextlib.suppress(ImportError):  # main says what to install
     _Data = Annotated[str, conf.Positional, conf.arg(metavar="DATA")]
     _Output = Annotated[str, conf.arg(aliases=["-o"], metavar="FILE")]
 
-# The options that are hyperparameters.
-HPARAMS = (
-    *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
-    *("corruption_rate", "kl_sparsity_target", *penalties.CATALOGUE),
-    *("schedule_steps", "final_fraction", INIT_SCALE),
-)
 # No float16: Adam's eps underflows in it, and its sums of squares overflow.
 DTYPES = ("bfloat16", "float32", "float64")
 
-# ---- options that are arguments of the library ---------------------------------------
 
-# Where the option of an argument has another name.
-_RENAMED = {
-    **{"num_epochs": "epochs", "tied": "untied"},
-    **{"bias": "no_bias", "diagnostics": "no_diagnostics"},
-}
-_NEGATED = ("tied", "bias", "diagnostics")  # flags that turn something off
-_MEBIBYTES = ("memory_budget",)
-_DEFAULTS = {"latent_dim": 64}
-# Arguments that follow from the data and from the other options.
-_OMITTED = ("input_dim", "ae", "penalties", "steps_per_epoch")
-_PARTS = ("activation", "observation", "corruption", "optimizer")  # given by name
-_SHARED = ("num_epochs", "batch_size", "optimizer", "gradient", "log_every")
-_HELP = {
-    "activation": f"The encoder's g: {', '.join(activations.CATALOGUE)}.",
-    "observation": (
-        f"The distribution of the inputs: {', '.join(observations.CATALOGUE)}, "
-        "gaussian_with(relu), ...; bernoulli is for data in [0, 1]."
-    ),
-    "tied": "Untie the decoder: its weights are its own, not the encoder's transposed.",
-    "bias": "Give the encoder no bias; the decoder keeps its own.",
-    "pre_bias": "Subtract the decoder's bias from the input of the encoder.",
-    "corruption": f"Noise on the inputs: {', '.join(corruptions.CATALOGUE)}.",
-    "compute_dtype": "bfloat16: round to it in matrix products. None: --dtype.",
-    "optimizer": f"The optimizer: {', '.join(optimizers.CATALOGUE)}.",
-    "diagnostics": "Leave out the evaluation of the model at the end of each epoch.",
-    "memory_budget": "MiB; larger data stay on disk, and batches are read from there.",
-}
+class CommandError(ValueError):
+    """An invalid option, or a file that cannot be used; the message is one sentence."""
 
-
-def option_name(name: str) -> str:
-    """The option that sets an argument, as it is typed: "--epochs" for "num_epochs"."""
-    return f"--{_RENAMED.get(name, name).replace('_', '-')}"
-
-
-def as_option(name: str, value: Any) -> tuple[str, Any]:
-    """The option for an argument: ("untied", True) for ("tied", False)."""
-    return _RENAMED.get(name, name), not value if name in _NEGATED else value
-
-
-def argument_names(kind: Any) -> dict[str, str]:
-    """What errors of the library call its arguments on the command line, by name."""
-    names = {field.name: option_name(field.name) for field in dataclasses.fields(kind)}
-    names |= {name: option_name(name) for name in _RENAMED}
-    names |= {f"config.{name}": option_name(name) for name in _parameters(TrainConfig)}
-    names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
-    names |= {"data_mean": "--bias-from-mean"}
-    if kind is SweepOptions:  # its hyperparameters may be options, or in the file
-        return names | {f"hparams['{name}']": name for name in HPARAMS}
-    names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
-    return names | {"hparams": "the command"}
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The arguments of a class that are options."""
-    parameters = inspect.signature(cls).parameters
-    return {name: one for name, one in parameters.items() if _is_option(one)}
-
-
-def _is_option(parameter: inspect.Parameter) -> bool:
-    """Whether text can be its value; a function is given in Python only."""
-    members = typing.get_args(parameter.annotation) or (parameter.annotation,)
-    is_plain = all(m in (int, float, bool, str, types.NoneType) for m in members)
-    is_part = parameter.name in _PARTS
-    return is_part or (is_plain and parameter.name not in _OMITTED)
-
-
-def _option(parameter: inspect.Parameter) -> tuple[str, Any, Any]:
-    """The name, type and default of the option for an argument."""
-    name, hint = parameter.name, parameter.annotation
-    default: Any = _DEFAULTS.get(name, parameter.default)
-    if name in _PARTS:
-        hint = str | None if default is None else str
-        if default is not None:
-            default = getattr(default, "name", None) or default.__name__
-    if hint in (bool, bool | None):  # flags are False by default
-        hint, default = bool, False
-    if name in _MEBIBYTES:
-        default //= 2**20
-    return _RENAMED.get(name, name), hint, default
-
-
-def _described(cls: type) -> dict[str, str]:
-    """What the docstring of a class says of each attribute."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
-    entries = re.findall(r"^  (\w+): (.+(?:\n    .+)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
-
-
-def _options_of(base: type, *sources: tuple[type, Iterable[str]]) -> Any:
-    """`base` with an option for each of these arguments of classes of the library."""
-    options, help_texts = [], []
-    for cls, names in sources:
-        described, parameters = _described(cls), _parameters(cls)
-        for name in names:
-            option, hint, default = _option(parameters[name])
-            options.append((option, hint, dataclasses.field(default=default)))
-            text = _HELP.get(name, described.get(name, ""))
-            help_texts.append(f"  {option}: {text[:1].upper()}{text[1:]}")
-    made = dataclasses.make_dataclass(
-        f"{base.__name__}OfLibrary", options, bases=(base,), frozen=True
-    )
-    made.__doc__ = "\n".join(["Options.", "", "Attributes:", *help_texts])
-    return made
-
-
-def arguments(cls: type, options: Any) -> dict[str, Any]:
-    """The arguments of a class of the library, as the options set them."""
-    values = {}
-    for name in _parameters(cls):
-        value = getattr(options, _RENAMED.get(name, name))
-        if name in _NEGATED:
-            value = not value
-        if name in _MEBIBYTES:
-            value *= 2**20
-        values[name] = value
-    return values
-
-
-MODEL_OPTIONS = tuple(_RENAMED.get(name, name) for name in _parameters(Autoencoder))
-# Options that may change on --resume.
-FREE_OPTIONS = (
-    "data_root",
-    *(_RENAMED.get(n, n) for n, s in settings().items() if s.may_change_on_resume),
-)
 
 # ---- train and sweep -----------------------------------------------------------------
 
@@ -200,18 +61,26 @@ class DataOptions:
     """Fraction of rows held out as validation data."""
 
 
-_SharedBase: Any = _options_of(
-    DataOptions,
-    (Autoencoder, _parameters(Autoencoder)),
-    (Objective, _parameters(Objective)),
-    (TrainConfig, _SHARED),
-)
-
-
 @dataclass(frozen=True)
-class SharedOptions(_SharedBase):
+class SharedOptions(DataOptions):
     """The options of both `train` and `sweep`: data, model, objective, optimizer."""
 
+    latent_dim: int = 64
+    """H, the number of latents."""
+    activation: str = "sigmoid"
+    """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
+    observation: str = "bernoulli"
+    """The distribution of the inputs: bernoulli (for data in [0, 1]), gaussian, or
+    gaussian_with(relu), ..."""
+    untied: bool = False
+    """Untie the decoder: its weights are its own, not the encoder's transposed."""
+    no_bias: bool = False
+    """Give the encoder no bias; the decoder keeps its own."""
+    pre_bias: bool = False
+    """Subtract the decoder's bias from the input of the encoder."""
+
+    corruption: str | None = None
+    """Noise on the inputs: masking, gaussian, salt_and_pepper."""
     corruption_rate: float | None = None
     """Probability of a corrupted input; standard deviation for gaussian."""
     l1: float | None = None
@@ -227,6 +96,19 @@ class SharedOptions(_SharedBase):
     init_scale: float | None = None
     """Factor on the initial weights. None: 1."""
 
+    compute_dtype: str | None = None
+    """bfloat16: round to it in matrix products. None: --dtype."""
+
+    epochs: int = 20
+    """Passes over the data."""
+    batch_size: int = 128
+    """Examples a step; the last partial batch of an epoch is dropped."""
+    gradient: str = "autodiff"
+    """autodiff for jax.grad, or manual for the hand-derived gradient."""
+    log_every: int = 1
+    """An epoch's training metrics are means over every so many steps."""
+    optimizer: str = "adam"
+    """The optimizer: adam, sgd, momentum, adamw, rmsprop."""
     learning_rate: float = 1e-3
     """The optimizer's step size."""
     momentum: float | None = None
@@ -251,15 +133,26 @@ class SharedOptions(_SharedBase):
     """JAX's random generator: threefry2x32, rbg, unsafe_rbg, ... None: its default."""
 
 
-_TrainBase: Any = _options_of(
-    SharedOptions,
-    (TrainConfig, [name for name in _parameters(TrainConfig) if name not in _SHARED]),
-)
-
-
 @dataclass(frozen=True)
-class TrainOptions(_TrainBase):
+class TrainOptions(SharedOptions):
     """Train an autoencoder on real data and write a run folder."""
+
+    on_nonfinite: str = "stop"
+    """If a step makes the loss or the parameters non-finite: stop, or skip the step."""
+    no_diagnostics: bool = False
+    """Leave out the evaluation of the model at the end of each epoch."""
+    monitor: str = "validation/loss"
+    """The metric that chooses the best epoch; smaller is better."""
+    patience: int | None = None
+    """Stop after this many epochs without improvement of --monitor. None: never."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints. None: only --checkpoint-minutes counts."""
+    checkpoint_minutes: float | None = 10.0
+    """Minutes between checkpoints. None: only --checkpoint-steps counts."""
+    keep_checkpoints: int = 2
+    """Number of most recent checkpoints to keep."""
+    memory_budget: int = 1024
+    """MiB; larger data stay on disk, and batches are read from there."""
 
     start_from: str | None = None
     """Start from this run folder: its model, its scaling and its parameters."""
@@ -318,7 +211,7 @@ class SweepOptions(SharedOptions):
     """Replace the sweep or run in the folder."""
 
 
-# ---- the other verbs -----------------------------------------------------------------
+# ---- the other commands -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -398,52 +291,89 @@ class PlotOptions:
     """The run folder, or RUN/best for its best epoch."""
 
 
+# ---- names ---------------------------------------------------------------------------
+
+# The options that are hyperparameters.
+HPARAMS = (
+    *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
+    *("corruption_rate", "kl_sparsity_target", *penalties.CATALOGUE),
+    *("schedule_steps", "final_fraction", INIT_SCALE),
+)
+# Where the option of an argument of the library has another name.
+_RENAMED = {
+    **{"num_epochs": "epochs", "tied": "untied"},
+    **{"bias": "no_bias", "diagnostics": "no_diagnostics"},
+}
+_NEGATED = ("tied", "bias", "diagnostics")  # flags that turn something off
+MODEL_OPTIONS = (
+    *("latent_dim", "activation", "observation"),
+    *("untied", "no_bias", "pre_bias"),
+)
+# Options that may change on --resume.
+FREE_OPTIONS = (
+    "data_root",
+    *(_RENAMED.get(n, n) for n, s in settings().items() if s.may_change_on_resume),
+)
+
+
+def option_name(name: str) -> str:
+    """The option that sets an argument, as it is typed: "--epochs" for "num_epochs"."""
+    return f"--{_RENAMED.get(name, name).replace('_', '-')}"
+
+
+def as_option(name: str, value: Any) -> tuple[str, Any]:
+    """The option for an argument: ("untied", True) for ("tied", False)."""
+    return _RENAMED.get(name, name), not value if name in _NEGATED else value
+
+
+def argument_names(kind: Any) -> dict[str, str]:
+    """What errors of the library call its arguments on the command line, by name."""
+    options = [field.name for field in dataclasses.fields(kind)]
+    names = {name: option_name(name) for name in (*options, *_RENAMED)}
+    names |= {f"config.{name}": option_name(name) for name in settings()}
+    names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
+    names |= {"data_mean": "--bias-from-mean"}
+    if kind is SweepOptions:  # its hyperparameters may be options, or in the file
+        names |= {"first": "--halving-first", "factor": "--halving-factor"}
+        return names | {f"hparams['{name}']": name for name in HPARAMS}
+    names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
+    return names | {"hparams": "the command"}
+
+
 # ---- checks --------------------------------------------------------------------------
 
 _NOT_COUNTS = ("seed", "warmup_steps")
 
 
 def validated(options: TrainOptions) -> TrainOptions:
-    """The options, checked, with the name of their random generator filled in.
-
-    Raises:
-      ValueError: for an option that is out of range.
-    """
+    """The options, checked, with the name of their random generator filled in."""
     _checks.lookup("dtype", dict.fromkeys(DTYPES), options.dtype)
     check_counts(options)
     # A repetition uses this generator, whatever JAX's default is then.
-    generator: Any = {"generator": generator_of(random_key(options))}
-    return dataclasses.replace(options, **generator)
+    generator = generator_of(random_key(options))
+    return dataclasses.replace(options, generator=generator)
 
 
 def check_counts(options: SharedOptions) -> None:
-    """Raise for an integer below 1, or too large for 32 bits.
-
-    Raises:
-      ValueError: the message names the first.
-    """
+    """Raise for an integer below 1, or too large for 32 bits."""
     for name, hint in typing.get_type_hints(type(options)).items():
         value = getattr(options, name)
         is_count = hint in (int, int | None) and name not in _NOT_COUNTS
         if is_count and value is not None:
             if _checks.positive_int(option_name(name), value) >= 2**31:
-                raise ValueError(
+                raise CommandError(
                     f"{option_name(name)} must be less than 2**31, got "
                     f"{_checks.describe(value)}."
                 )
 
 
 def random_key(options: SharedOptions) -> jax.Array:
-    """The random key of `--seed` and `--generator`.
-
-    Raises:
-      ValueError: for a seed out of range, or an unknown generator.
-    """
+    """The random key of `--seed` and `--generator`."""
     check_seed(options.seed)
     try:
         return jax.random.key(options.seed, impl=options.generator)
     except ValueError:
-        raise ValueError(
+        raise CommandError(
             "--generator must be one that JAX knows, such as threefry2x32, rbg or "
             f"unsafe_rbg, got {options.generator!r}."
         ) from None
@@ -452,7 +382,7 @@ def random_key(options: SharedOptions) -> jax.Array:
 def check_seed(seed: int) -> None:
     """Raise for a seed that JAX or NumPy rejects."""
     if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed must be between 0 and 2**32 - 1, got {seed}.")
+        raise CommandError(f"--seed must be between 0 and 2**32 - 1, got {seed}.")
 
 
 # ---- the objects that options describe -----------------------------------------------
@@ -460,14 +390,22 @@ def check_seed(seed: int) -> None:
 
 def build_autoencoder(options: TrainOptions, input_dim: int) -> Autoencoder:
     """The model for data of that width."""
-    return Autoencoder(input_dim=input_dim, **arguments(Autoencoder, options))
+    return Autoencoder(
+        input_dim=input_dim,
+        latent_dim=options.latent_dim,
+        activation=options.activation,
+        observation=options.observation,
+        tied=not options.untied,
+        bias=not options.no_bias,
+        pre_bias=options.pre_bias,
+    )
 
 
 def build_objective(options: TrainOptions, ae: Autoencoder) -> Objective:
     """The objective; it has the penalties whose coefficients are given."""
-    catalogue = penalties.CATALOGUE
-    chosen = [catalogue[n] for n in catalogue if getattr(options, n) is not None]
-    return Objective(ae, penalties=tuple(chosen), **arguments(Objective, options))
+    names = [n for n in penalties.CATALOGUE if getattr(options, n) is not None]
+    parts: dict[str, Any] = {"corruption": options.corruption, "penalties": names}
+    return Objective(ae, **parts, compute_dtype=options.compute_dtype)
 
 
 def build_optimizer(options: TrainOptions, name: str) -> Optimizer:
@@ -483,9 +421,21 @@ def build_optimizer(options: TrainOptions, name: str) -> Optimizer:
 
 def build_config(options: TrainOptions) -> TrainConfig:
     """The static configuration of training."""
-    values = arguments(TrainConfig, options)
-    values["optimizer"] = build_optimizer(options, options.optimizer)
-    return TrainConfig(**values)
+    return TrainConfig(
+        num_epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=build_optimizer(options, options.optimizer),
+        gradient=options.gradient,
+        log_every=options.log_every,
+        on_nonfinite=options.on_nonfinite,
+        diagnostics=not options.no_diagnostics,
+        monitor=options.monitor,
+        patience=options.patience,
+        checkpoint_steps=options.checkpoint_steps,
+        checkpoint_minutes=options.checkpoint_minutes,
+        keep_checkpoints=options.keep_checkpoints,
+        memory_budget=2**20 * options.memory_budget,
+    )
 
 
 def build_hparams(options: TrainOptions, num_examples: int) -> dict[str, float | int]:

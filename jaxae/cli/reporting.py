@@ -9,21 +9,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxae
-from jaxae import data, metrics, plots
+from jaxae import data, plots
 from jaxae.cli import run_folder
 from jaxae.training import diagnostics
 
-if TYPE_CHECKING:
-    from jaxae.cli.data_splits import Splits
-
-SPLITS = ("train", "validation", "test")
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _NUM_EXAMPLES, _NUM_USAGE_ROWS = 12, 10_000  # rows that pictures show
 
 
@@ -54,77 +51,26 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _request(self, number, frame) -> None:
-        if self.is_requested:
-            raise KeyboardInterrupt
+        self.raise_if_requested()
         self.is_requested = True
-        print(
-            "\njaxae: stopping; press Ctrl-C again to stop at once.",
-            file=sys.stderr,
-        )
+        print("\njaxae: stopping; press Ctrl-C again to stop at once.", file=sys.stderr)
 
 
-class Reporter:
-    """Writes the metrics of each epoch and shows progress.
+def note(sentence: str) -> None:
+    """Print a note to stderr: worth knowing, but no error."""
+    print(f"jaxae: note: {sentence}", file=sys.stderr)
 
-    Args:
-      out: the run folder.
-      config: of the run.
-      num_steps: of the whole run.
-      history: the metrics of the epochs before a resumed run's checkpoint. Their lines
-        are written again: a killed process may have written more than the checkpoint.
-    """
 
-    def __init__(
-        self,
-        out: Path,
-        config: jaxae.TrainConfig,
-        num_steps: int,
-        history: tuple[dict[str, float], ...],
-    ):
-        self._out, self._config, self._num_steps = out, config, num_steps
-        self._epoch, self._step = len(history), 0
-        self._stack = contextlib.ExitStack()
-        rows = [{"epoch": epoch, **row} for epoch, row in enumerate(history, 1)]
-        run_folder.write_rows(out / run_folder.METRICS_FILE, rows)
-        timings = out / run_folder.TIMING_FILE
-        intact = run_folder.read_intact_rows(timings)
-        run_folder.write_rows(timings, intact[: len(history)])
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print each warning as a note at once, however the work ends afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = lambda message, *_, **__: note(str(message))
+        yield
 
-    def __enter__(self) -> "Reporter":
-        show = progress(
-            "epoch",
-            self._config.num_epochs,
-            "loss {task.fields[loss]:.4f}",
-            "{task.fields[rate]:,.0f} examples/s",
-            loss=float("nan"),
-            rate=0.0,
-        )
-        self._show = self._stack.enter_context(show)
-        self._show(completed=self._epoch)
-        self._started = time.perf_counter()
-        return self
 
-    def __exit__(self, *exception) -> None:
-        self._stack.close()
-
-    def on_part(self, step: int) -> None:
-        """Show how far the run is, in steps."""
-        self._show(completed=self._config.num_epochs * step / self._num_steps)
-
-    def on_epoch(self, metrics: dict[str, float], state: Any) -> None:
-        """Write the metrics and the time of an epoch."""
-        del state
-        self._epoch += 1
-        seconds = time.perf_counter() - self._started
-        num_examples = self._config.batch_size * self._num_steps
-        rate = num_examples / self._config.num_epochs / seconds
-        run_folder.append(
-            self._out / run_folder.METRICS_FILE, {"epoch": self._epoch, **metrics}
-        )
-        timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
-        run_folder.append(self._out / run_folder.TIMING_FILE, timing)
-        self._show(completed=self._epoch, loss=metrics["train/loss"], rate=rate)
-        self._started = time.perf_counter()
+# ---- progress ------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -133,14 +79,8 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """A progress bar with the time left; shown on a terminal only.
 
-    Args:
-      unit: what is counted.
-      total: up to which number; None if it is not known yet.
-      columns: what else is shown; `{task.fields[NAME]}` is the latest value of a field.
-      fields: their first values.
-
-    Yields:
-      A function that updates it, `(advance=, completed=, total=, **fields) -> None`.
+    `columns` show the latest value of a field as `{task.fields[NAME]}`. The bar is
+    updated by the function `(advance=, completed=, total=, **fields) -> None`.
     """
     import rich.progress
     from rich.console import Console
@@ -159,44 +99,50 @@ def progress(
         yield functools.partial(bar.update, bar.add_task("", total=total, **fields))
 
 
+class Reporter:
+    """Writes the metrics and the time of each epoch of a run, and shows its progress.
+
+    The lines of `history`, the epochs before the checkpoint of a resumed run, are
+    written again: a killed process may have written more than the checkpoint.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: jaxae.TrainConfig,
+        num_steps: int,
+        history: tuple[dict[str, float], ...],
+        show: Callable[..., None],
+    ):
+        self._metrics = out / run_folder.METRICS_FILE
+        self._timing = out / run_folder.TIMING_FILE
+        self._config, self._num_steps, self._show = config, num_steps, show
+        self._epoch = len(history)
+        rows = [{"epoch": epoch, **row} for epoch, row in enumerate(history, 1)]
+        run_folder.write_rows(self._metrics, rows)
+        intact = run_folder.read_intact_rows(self._timing)
+        run_folder.write_rows(self._timing, intact[: len(history)])
+        self._show(completed=self._epoch)
+        self._started = time.perf_counter()
+
+    def on_step(self, step: int) -> None:
+        """Show how far the run is, in steps."""
+        self._show(completed=self._config.num_epochs * step / self._num_steps)
+
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        """Write the metrics and the time of an epoch."""
+        self._epoch += 1
+        seconds = time.perf_counter() - self._started
+        num_examples = self._config.batch_size * self._num_steps
+        rate = num_examples / self._config.num_epochs / seconds
+        run_folder.append(self._metrics, {"epoch": self._epoch, **metrics})
+        timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
+        run_folder.append(self._timing, timing)
+        self._show(completed=self._epoch, loss=metrics["train/loss"], rate=rate)
+        self._started = time.perf_counter()
+
+
 # ---- results -------------------------------------------------------------------------
-
-
-def evaluate(objective, params, splits: "Splits", hparams) -> dict[str, Any]:
-    """The metrics of each split; beside them those of PCA, for rows in memory."""
-    results: dict[str, Any] = {}
-    pca = None
-    if isinstance(splits.train, np.ndarray):
-        num_components = min(objective.ae.latent_dim, *splits.train.shape)
-        results["pca_components"] = num_components
-        pca = _pca(splits.train, num_components)
-    for name in SPLITS:
-        X = getattr(splits, name)
-        if len(X):
-            results[name] = diagnostics.evaluate(objective, params, X, hparams)
-            if pca is not None:
-                results[name]["pca_squared_error"] = pca(np.asarray(X))
-    return results
-
-
-def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:
-    """`X -> squared error` of PCA with as many components, fitted to these rows."""
-    from sklearn.decomposition import PCA
-
-    # float64, because scikit-learn has no bfloat16. A single row is fitted twice, for
-    # PCA needs two; the shares of a variance of 0 are 0 / 0.
-    model = PCA(num_components, svd_solver="covariance_eigh")
-    with np.errstate(invalid="ignore"):
-        rows = np.concatenate([X, X]) if len(X) == 1 else X
-        model.fit(rows.astype(np.float64))
-
-    def squared_error(X: np.ndarray) -> float:
-        X = X.astype(np.float64)
-        X_hat = model.inverse_transform(model.transform(X))
-        return float(metrics.squared_error(X, X_hat))
-
-    return squared_error
-
 
 _COLUMNS = {
     "loss": "loss",
@@ -209,58 +155,51 @@ _COLUMNS = {
 
 def print_results(results: dict[str, Any]) -> None:
     """Print a table with a row for each split, and notes on the metrics."""
-    from rich.console import Console
-    from rich.table import Table
-
-    names = (*SPLITS, "data")  # the last for the data of `jaxae evaluate RUN DATA`
-    rows = {name: results[name] for name in names if name in results}
+    splits = {name: row for name, row in results.items() if isinstance(row, dict)}
     columns = {
         heading.format(**results): name
         for heading, name in _COLUMNS.items()
-        if any(name in row for row in rows.values())
+        if any(name in row for row in splits.values())
     }
-    table = Table("split")
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for split, row in rows.items():
-        cells = (f"{row[name]:.4f}" if name in row else "" for name in columns.values())
-        table.add_row(split, *cells)
-    Console().print(table)
+    rows = [[s, *map(row.get, columns.values())] for s, row in splits.items()]
+    print_table(["split", *columns], rows)
     remarks: dict[str, list[str]] = {}
-    for split, row in rows.items():
+    for split, row in splits.items():
         for remark in diagnostics.remarks(row):
             remarks.setdefault(remark, []).append(split)
-    for remark, of_splits in remarks.items():
-        note(f"{', '.join(of_splits)}: {remark}")
+    for remark, of_remark in remarks.items():
+        note(f"{', '.join(of_remark)}: {remark}")
 
 
-def note(sentence: str) -> None:
-    """Print a note to stderr: worth knowing, but no error."""
-    print(f"jaxae: note: {sentence}", file=sys.stderr)
+def print_table(headings: list[str], rows: list[list[Any]], title: str = "") -> None:
+    """Print a table of texts and of numbers, with four digits; nothing for None."""
+    from rich.console import Console
+    from rich.table import Table
 
-
-@contextlib.contextmanager
-def warnings_as_notes() -> Iterator[None]:
-    """Print each warning as a note at once, however the work ends afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", RuntimeWarning)
-        warnings.showwarning = lambda message, *_, **__: note(str(message))
-        yield
-
-
-# ---- pictures ------------------------------------------------------------------------
+    table = Table(headings[0], title=title or None, title_justify="left")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        cells = (f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row)
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    console = Console()
+    if not console.is_terminal:  # no line of a file needs to be broken
+        console = Console(width=200)
+    console.print(table)
 
 
 def draw(
-    out: Path, ae: jaxae.Autoencoder, params: Any, history: Mapping, splits: "Splits"
+    out: Path, ae: jaxae.Autoencoder, params: Any, history: Mapping, rows: Any, shape
 ) -> None:
-    """Draw filters, reconstructions, curves and how often each latent is active."""
-    shape = splits.info.image_shape or plots.square_shape(ae.input_dim)
+    """Draw filters, reconstructions of rows, curves, and how often latents are active.
+
+    `shape` is that of the image that a row holds; None where it is not known.
+    """
+    shape = shape or plots.square_shape(ae.input_dim)
     untied = jax.tree.map(_as_float64, ae.parametrization.expand(params))
     plots.filters(untied.W_enc, out / run_folder.FILTERS, shape)
     if not ae.tied:
         plots.filters(untied.W_dec, out / run_folder.DECODER_FILTERS, shape)
-    rows = splits.test if len(splits.test) else splits.train
     X = _first(rows, _NUM_EXAMPLES)
     X_hat = jax.vmap(ae.reconstruct, in_axes=(None, 0))(params, X)
     plots.reconstructions(

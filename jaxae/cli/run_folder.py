@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxae._files import expanded, write_atomically
+from jaxae.autoencoder import Autoencoder, save
 from jaxae.autoencoder.files import (
     BEST,
     CONFIG_FILE,
@@ -23,101 +23,111 @@ from jaxae.autoencoder.files import (
     is_sweep,
 )
 from jaxae.checkpoints import locked
-from jaxae.cli.options import option_name
-from jaxae.data.scaling import SCALING_FILE
+from jaxae.cli.options import CommandError, option_name
+from jaxae.cli.space import AXES
+from jaxae.data.scaling import SCALING_FILE, Scaling, save_scaling
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"  # all times, so that the other files can be compared
 RESULTS_FILE = "results.json"
+SUMS_FILE = "results.sha256"  # checksums of the results; `sha256sum -c` reads it too
 REPORT_FILE = "report.json"  # of gradcheck
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES, USAGE = "reconstructions.png", "curves.png", "latents.png"
 PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES, USAGE)
-SUMS_FILE = "results.sha256"  # checksums of the results; `sha256sum -c` reads it too
-RUN_FILES = (
-    *(CONFIG_FILE, PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE),
-    *(RESULTS_FILE, REPORT_FILE, SUMS_FILE, *PICTURES),
-)
 CHECKPOINTS = "checkpoints"
-RUN_FOLDERS = (CHECKPOINTS, BEST)
 # Of a sweep.
 SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
 TABLES = {"csv": "table.csv", "parquet": "table.parquet"}
 LANES, TOP = "lanes", "top"
 MAP, PARALLEL = "map.png", "parallel.png"
 
-# ---- where a run may be written ------------------------------------------------------
 
-_ALL_FILES = (
-    *(*RUN_FILES, SPACE_FILE, CURVES_FILE, LANES_FILE),
-    *(*TABLES.values(), MAP, PARALLEL, "by_*.png"),
+class Contents(NamedTuple):
+    """The names of the files and folders that a command may write or replace."""
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def exist(self, out: Path) -> bool:
+        """Whether the folder has one of them."""
+        return any((out / name).exists() for name in (*self.files, *self.folders))
+
+
+_MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
+RUN = Contents(  # of train or of gradcheck
+    files=(
+        *(*_MODEL_FILES, METRICS_FILE, TIMING_FILE, RESULTS_FILE, SUMS_FILE),
+        *(REPORT_FILE, *PICTURES),
+    ),
+    folders=(CHECKPOINTS, BEST),
 )
-_CHECKPOINT_FOLDERS = (CHECKPOINTS, LANES)  # every file in them belongs to the run
-_ALL_FOLDERS = (*_CHECKPOINT_FOLDERS, BEST, TOP)
+SWEEP = Contents(
+    files=(
+        *(CONFIG_FILE, TIMING_FILE, SPACE_FILE, CURVES_FILE, *TABLES.values()),
+        *(MAP, PARALLEL, *(f"by_{name}.png" for name in AXES)),
+    ),
+    folders=(LANES, BEST, TOP),
+)
+# What gradcheck does not write.
+OTHER_THAN_GRADCHECK = Contents(
+    tuple({*RUN.files} - {CONFIG_FILE, TIMING_FILE, REPORT_FILE}),
+    (CHECKPOINTS, BEST, LANES),
+)
+_FILES = {*RUN.files, *SWEEP.files, LANES_FILE}
+_FOLDERS = {*RUN.folders, *SWEEP.folders}
+_CHECKPOINT_FOLDERS = {CHECKPOINTS, LANES}  # every file in them belongs to the run
 # A user's own folder may have a config.json, but hardly a file of these names.
 _MARKS = (PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE, LANES)
 
+# ---- where a run may be written ------------------------------------------------------
+
 
 def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
-    """The folder `--out` of that name, if a run may be written there.
-
-    Raises:
-      ValueError: if it has no name, is a file, belongs to a sweep or to another run, or
-        holds a run that may be neither overwritten nor resumed.
-    """
+    """The folder `--out` of that name, if train or gradcheck may write a run there."""
     if overwrite and resume:
-        raise ValueError("--overwrite and --resume exclude each other; give one.")
-    out = check_folder(name, RUN_FILES)
-    for folder in RUN_FOLDERS:
-        if (out / folder).exists() and not (out / folder).is_dir():
-            raise ValueError(
-                f"--out {out} has a file {folder}, which must be a folder; move it "
-                "away, or choose another folder."
-            )
+        raise CommandError("--overwrite and --resume exclude each other; give one.")
+    out = check_folder(name, RUN)
     if is_sweep(out) or (out / LANES / LANES_FILE).is_file():
-        raise ValueError(
+        raise CommandError(
             f"--out {out} is the folder of a sweep; choose another folder."
         )
     if resume:
         _check_resumable(out)
     if overwrite:
         check_replaceable(out)
-    if not (overwrite or resume) and holds_run(out):
-        raise ValueError(
+    if not (overwrite or resume) and RUN.exist(out):
+        raise CommandError(
             f"--out {out} holds a run already; choose another folder, replace it with "
             "--overwrite, or resume it with --resume."
         )
     return out
 
 
-def check_folder(name: str, files: Iterable[str]) -> Path:
-    """The folder `--out` of that name, if these files may be written there.
-
-    Raises:
-      ValueError: if it has no name, is a file, is a part of another run or sweep, such
-        as its `best`, or has a folder in the place of a file.
-    """
+def check_folder(name: str, contents: Contents) -> Path:
+    """The folder `--out` of that name, if these contents may be written there."""
     if not name:
-        raise ValueError("--out must name a folder, got ''.")
+        raise CommandError("--out must name a folder, got ''.")
     out = expanded(name)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, but {out} is a file.")
-    if (owner := owner_of(out, _ALL_FOLDERS)) is not None:
-        raise ValueError(
+        raise CommandError(f"--out must be a folder, but {out} is a file.")
+    if (owner := _owner_of(out, _FOLDERS)) is not None:
+        raise CommandError(
             f"--out {out} is a part of the run or sweep in {owner}, which it would "
             "replace; choose another folder."
         )
-    for file in files:
-        if (out / file).is_dir():
-            raise ValueError(
-                f"--out {out} has a folder {file}, which must be a file; move it "
-                "away, or choose another folder."
-            )
+    in_place = [(n, "folder", "file") for n in contents.files if (out / n).is_dir()]
+    in_place += [(n, "file", "folder") for n in contents.folders if (out / n).is_file()]
+    for entry, kind, expected in in_place:
+        raise CommandError(
+            f"--out {out} has a {kind} {entry}, which must be a {expected}; move it "
+            "away, or choose another folder."
+        )
     return out
 
 
 # A run that has one of these has ended.
-_FINAL_FILES = (RESULTS_FILE, REPORT_FILE, SUMS_FILE, BEST)
+_FINAL = Contents((RESULTS_FILE, REPORT_FILE, SUMS_FILE), (BEST,))
 # Keys of a config.json of gradcheck, a best epoch and a lane of a sweep.
 _NOT_RESUMABLE = {"cases", "best", "trial"}
 
@@ -132,21 +142,16 @@ def _check_resumable(out: Path) -> None:
     config = parse_json(path.read_bytes()) if path.exists() else {"options": {}}
     is_run = isinstance(config, dict) and "options" in config
     if not is_run or _NOT_RESUMABLE & config.keys():
-        raise ValueError(
+        raise CommandError(
             f"--resume needs a run of `jaxae train`, which did not write {path}; "
             "choose another folder."
         )
-    if any((out / name).exists() for name in _FINAL_FILES):
-        raise ValueError(
+    if _FINAL.exist(out):
+        raise CommandError(
             f"--resume needs the checkpoints of the run in {checkpoints}, which holds "
             "none; restore them, replace the run with --overwrite, or choose another "
             "folder."
         )
-
-
-def holds_run(out: Path) -> bool:
-    """Whether the folder has a file or folder of a run."""
-    return any((out / name).exists() for name in (*RUN_FILES, *RUN_FOLDERS))
 
 
 # What orbax and `jaxae.checkpoints` write, and hidden files.
@@ -154,47 +159,31 @@ _CHECKPOINT_NAME = r"(damaged-)?\d+|.*\.orbax-checkpoint-tmp.*|\..*"
 
 
 def check_replaceable(out: Path) -> None:
-    """Raise if replacing a run would remove a folder that no run wrote.
-
-    Raises:
-      ValueError: the message names the folder.
-    """
+    """Raise if replacing a run would remove a folder that no run wrote."""
+    has_mark = any((out / mark).exists() for mark in _MARKS)
     for folder in (CHECKPOINTS, BEST, TOP):
-        if (out / folder).is_dir() and _is_foreign(out, folder):
-            raise ValueError(
+        if not (out / folder).is_dir():
+            continue
+        names = [p.name for p in (out / folder).iterdir() if folder == CHECKPOINTS]
+        if not has_mark or not all(re.fullmatch(_CHECKPOINT_NAME, n) for n in names):
+            raise CommandError(
                 f"--out {out} has a folder {folder} that no run wrote, which "
                 "--overwrite would remove; move it away, or choose another folder."
             )
 
 
-def _is_foreign(out: Path, folder: str) -> bool:
-    if not any((out / mark).exists() for mark in _MARKS):
-        return True
-    names = [path.name for path in (out / folder).iterdir()]
-    is_other = not all(re.fullmatch(_CHECKPOINT_NAME, name) for name in names)
-    return folder == CHECKPOINTS and is_other
-
-
 def check_inputs(out: Path, **inputs: str | None) -> None:
-    """Raise if replacing a run would remove a file or folder that is read.
-
-    Args:
-      out: the folder that is replaced.
-      inputs: the file or folder that is read, by option.
-
-    Raises:
-      ValueError: the message names the option.
-    """
+    """Raise if replacing a run would remove a file or folder that an option reads."""
     home = os.path.realpath(out)
-    for name, input_name in inputs.items():
-        if input_name is None:
+    for option, name in inputs.items():
+        if name is None:
             continue
-        path = Path(os.path.realpath(expanded(input_name)))
+        path = Path(os.path.realpath(expanded(name)))
         parts = path.relative_to(home).parts if path.is_relative_to(home) else ("..",)
-        if not parts or parts[0] in (*_ALL_FOLDERS, *_ALL_FILES):
-            raise ValueError(
-                f"--out {out} would replace {input_name}, which {option_name(name)} "
-                "reads; choose another folder."
+        if not parts or parts[0] in _FOLDERS | _FILES:
+            raise CommandError(
+                f"--out {out} would replace {name}, which {option_name(option)} reads; "
+                "choose another folder."
             )
 
 
@@ -203,61 +192,55 @@ def check_output(
 ) -> Path:
     """The file `--output` of that name, if it may be written.
 
-    Args:
-      name: the name of the file.
-      run: the run folder that is read.
-      suffix: the suffix that the name must have; any if empty.
-      data: the file that is read.
-
-    Raises:
-      ValueError: for another suffix, for what is not a file, and for the data or a file
-        of any run, sweep, model or checkpoint folder, also through a link.
-      FileNotFoundError: if there is no folder to write it to.
+    It may not be the data or a file of any run, sweep, model or checkpoint folder, also
+    through a link.
     """
     path = expanded(name)
     if not path.name or (suffix and path.suffix != suffix):
         kind = f"an {suffix} file" if suffix else "a file"
-        raise ValueError(f"--output must name {kind}, got {name!r}.")
+        raise CommandError(f"--output must name {kind}, got {name!r}.")
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device"
-        raise ValueError(f"--output must name a file, but {path} is {kind}.")
+        raise CommandError(f"--output must name a file, but {path} is {kind}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
     if data is not None and _is_same_file(path, expanded(data)):
-        raise ValueError(
-            f"--output {path} is the data itself, which it would replace; name "
-            "another file."
+        raise CommandError(
+            f"--output {path} is the data itself, which it would replace; name another "
+            "file."
         )
-    if (owner := owner_of(path, _CHECKPOINT_FOLDERS)) is None:
-        # A hard link has another name, and so may a file on a disk that ignores case.
-        home = expanded(run)
-        below = ((home / folder).rglob("*") for folder in _ALL_FOLDERS)
-        files = itertools.chain(home.glob("*"), *below)
-        same = (file for file in files if _is_same_file(path, file))
-        owners = (owner_of(file, _CHECKPOINT_FOLDERS) for file in same)
-        owner = next(filter(None, owners), None)
-    if owner is not None:
-        raise ValueError(
+    if (owner := _owner_of_file(path, expanded(run))) is not None:
+        raise CommandError(
             f"--output {path} is a file of the run, sweep or model in {owner}, which "
             "it would replace; name another file."
         )
     return path
 
 
-def owner_of(path: Path, folders: tuple[str, ...]) -> Path | None:
-    """The folder of a run, sweep, model or checkpoints to which a path belongs.
+def _owner_of_file(path: Path, run: Path) -> Path | None:
+    """The folder of the run, sweep or model to which a file belongs."""
+    if (owner := _owner_of(path, _CHECKPOINT_FOLDERS)) is not None:
+        return owner
+    # A hard link has another name, and so may a file on a disk that ignores case.
+    below = ((run / folder).rglob("*") for folder in _FOLDERS)
+    files = itertools.chain(run.glob("*"), *below)
+    same = (file for file in files if _is_same_file(path, file))
+    owners = (_owner_of(file, _CHECKPOINT_FOLDERS) for file in same)
+    return next(filter(None, owners), None)
 
-    Args:
-      path: a path of a file or folder, which need not exist; links are followed.
-      folders: names of the folders in which every file belongs to the run.
+
+def _owner_of(path: Path, folders: set[str]) -> Path | None:
+    """The folder of the run, sweep, model or checkpoints to which a path belongs.
+
+    `folders` are the names of folders in which every file belongs to the run. The path
+    need not exist; links are followed.
     """
     path = Path(os.path.realpath(path))
     for home in path.parents:
         first, *below = path.relative_to(home).parts
         if first.isdecimal() and (home / first / "about").is_dir():  # a checkpoint
             return home
-        is_file = not below and any(fnmatch(first, name) for name in _ALL_FILES)
-        if is_file or first in folders:
+        if (first in _FILES and not below) or first in folders:
             if any((home / mark).exists() for mark in _MARKS):
                 return home
     return None
@@ -272,12 +255,7 @@ def _is_same_file(path: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def make_and_lock(out: Path) -> Iterator[None]:
-    """Make the folder if need be, and lock it against other processes.
-
-    Raises:
-      ValueError: if another process uses it.
-      OSError: if it cannot be made.
-    """
+    """Make the folder if need be, and lock it against other processes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -288,19 +266,21 @@ def make_and_lock(out: Path) -> Iterator[None]:
         yield
 
 
-def clear(out: Path) -> None:
-    """Make the folder, and remove the files of an earlier run from it."""
+def clear(out: Path, *kinds: Contents) -> None:
+    """Make the folder, and remove the contents of an earlier run or sweep from it."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
+    for contents in kinds:
+        for name in contents.files:
+            if name != SPACE_FILE:  # it may be the one that was read
+                (out / name).unlink(missing_ok=True)
+        for name in contents.folders:
+            shutil.rmtree(out / name, ignore_errors=True)
     clear_unfinished(out)
 
 
 def clear_unfinished(out: Path) -> None:
     """Remove half-written files that a killed process of any version left."""
-    for name in RUN_FILES:
+    for name in RUN.files:
         for path in (*out.glob(f".{name}.*"), *out.glob(f"{BEST}/.{name}.*")):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
@@ -308,13 +288,20 @@ def clear_unfinished(out: Path) -> None:
 
 # ---- results and their checksums -----------------------------------------------------
 
-_MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
 _SUMMED = (*_MODEL_FILES, METRICS_FILE, *(f"{BEST}/{name}" for name in _MODEL_FILES))
+
+
+def save_model(
+    out: Path, ae: Autoencoder, params: Any, scaling: Scaling, description: dict
+) -> None:
+    """Write a model, its `config.json` and the scaling of its data."""
+    save(out, ae, params, run=description)
+    save_scaling(out, scaling)
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """Write `results.json`, and before it the SHA-256 of each file of results."""
-    content = _json_file(results)
+    content = _indented(results)
     files = {n: (out / n).read_bytes() for n in _SUMMED if (out / n).exists()}
     lines = [
         f"{hashlib.sha256(raw).hexdigest()}  {name}\n"
@@ -342,51 +329,44 @@ def _read_or_nothing(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-# ---- JSON ----------------------------------------------------------------------------
+# ---- JSON, with null for numbers that are not finite: JSON has no NaN ----------------
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, indented; atomically."""
-    write_atomically(path, _json_file(value))
+    write_atomically(path, _indented(value))
 
 
-def _json_file(value: Any) -> bytes:
-    return (to_json(value, indent=2) + "\n").encode()
+def _indented(value: Any) -> bytes:
+    return f"{_to_json(value, indent=2)}\n".encode()
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a file with a line of JSON for each row; atomically."""
-    write_atomically(path, "".join(to_json(row) + "\n" for row in rows).encode())
+    write_atomically(path, "".join(f"{_to_json(row)}\n" for row in rows).encode())
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Append a line of JSON to a file."""
     with path.open("a") as file:
-        file.write(to_json(row) + "\n")
+        file.write(f"{_to_json(row)}\n")
 
 
-def to_json(value: Any, **options) -> str:
-    """JSON, with null for numbers that are not finite: JSON has no NaN."""
-
+def _to_json(value: Any, indent: int | None = None) -> str:
     def clean(value):
         if isinstance(value, dict):
             return {name: clean(item) for name, item in value.items()}
-        if isinstance(value, float) and not np.isfinite(value):
-            return None
-        return value
+        is_nan = isinstance(value, float) and not np.isfinite(value)
+        return None if is_nan else value
 
-    return json.dumps(clean(value), allow_nan=False, **options)
+    return json.dumps(clean(value), allow_nan=False, indent=indent)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that `append` wrote; empty where there is no file.
-
-    Raises:
-      ValueError: for a line that is not a JSON object.
-    """
+    """The rows that `append` wrote; empty where there is no file."""
     rows = read_intact_rows(path)
     if path.exists() and len(rows) != len(path.read_bytes().splitlines()):
-        raise ValueError(
+        raise CommandError(
             f"{path} must have a JSON object on each line, but line {len(rows) + 1} is "
             "none; restore a copy, or resume the run with `jaxae train --resume`."
         )
@@ -395,9 +375,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def read_intact_rows(path: Path) -> list[dict[str, Any]]:
     """The rows before the first invalid line: a kill may leave half a line."""
-    if not path.exists():
-        return []
-    rows = map(parse_json, path.read_bytes().splitlines())
+    rows = map(parse_json, _read_or_nothing(path).splitlines())
     return list(itertools.takewhile(lambda row: isinstance(row, dict), rows))
 
 

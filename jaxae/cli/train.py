@@ -17,6 +17,7 @@ from jaxae.checkpoints import OtherRunError
 from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.data_splits import Splits
 from jaxae.cli.options import (
+    CommandError,
     TrainOptions,
     build_autoencoder,
     build_config,
@@ -26,13 +27,10 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, Reporter, note
-from jaxae.data.scaling import save_scaling
+from jaxae.cli.reporting import INTERRUPTED, Interrupt, Reporter, note, progress
 from jaxae.training import Run, trainer
 from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
 from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
-
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
 def train(options: TrainOptions) -> int:
@@ -49,30 +47,31 @@ def train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     splits = data_splits.load(options, jaxae.observations.get(options.observation))
-    job = _prepare(options, splits)
-    _check_repetition(options, splits, job)
+    prepared = _prepare(options, splits)
+    _check_repetition(options, splits, prepared)
     interrupt.raise_if_requested()
     with run_folder.make_and_lock(out):
         # Writing begins: only whether the folder holds this run is still to check.
         if not options.resume:
-            run_folder.clear(out)
+            run_folder.clear(out, run_folder.RUN)
         run_folder.clear_unfinished(out)
-        description = _describe(options, splits, job)
-        with trainer.open_checkpoints(job, out / run_folder.CHECKPOINTS) as checkpoints:
-            progress = _start(job, checkpoints, options)
-            if _is_done(out, job, progress):
-                print(f"{_state_of(job, progress)}; nothing was done.")
+        description = _describe(options, splits, prepared)
+        folder = out / run_folder.CHECKPOINTS
+        with trainer.open_checkpoints(prepared, folder) as checkpoints:
+            state = _start(prepared, checkpoints, options)
+            if _is_done(out, prepared, state):
+                print(f"{_progress_of(prepared, state)}; nothing was done.")
                 print(f"run folder: {out}")
                 return 0
             interrupt.raise_if_requested()
             # They mark a finished run, so they are removed now and written last.
             for name in (run_folder.RESULTS_FILE, run_folder.SUMS_FILE):
                 (out / name).unlink(missing_ok=True)
-            ae, params = job.objective.ae, progress.state.params
-            _save(out, ae, params, splits, description)
-            run = _execute(out, job, progress, checkpoints, interrupt)
-        _write(out, job, run, splits, description)
-        if (sentence := all_steps_skipped(job, run)) is not None:
+            ae, params = prepared.objective.ae, state.state.params
+            run_folder.save_model(out, ae, params, splits.scaling, description)
+            run = _execute(out, prepared, state, checkpoints, interrupt)
+        _write(out, prepared, run, splits, description)
+        if (sentence := all_steps_skipped(prepared, run)) is not None:
             note(sentence)
         status = _report_end(run, options)
         reporting.print_folder(out)
@@ -80,227 +79,55 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
 
 def _execute(
-    out: Path, job: PreparedRun, progress: Any, checkpoints: Any, interrupt: Interrupt
+    out: Path,
+    prepared: PreparedRun,
+    state: Any,
+    checkpoints: Any,
+    interrupt: Interrupt,
 ) -> Run:
     """Train, and write the metrics of each epoch when it ends."""
-    num_steps = job.config.num_epochs * job.steps_per_epoch
-    with Reporter(out, job.config, num_steps, progress.history) as reporter:
+    config = prepared.config
+    num_steps = config.num_epochs * prepared.steps_per_epoch
+    bar = progress(
+        "epoch",
+        config.num_epochs,
+        "loss {task.fields[loss]:.4g}",
+        "{task.fields[rate]:,.0f} examples/s",
+        loss=float("nan"),
+        rate=0.0,
+    )
+    with bar as show:
+        reporter = Reporter(out, config, num_steps, state.history, show)
 
-        def on_epoch(row, state):
-            reporter.on_epoch(row, state)
+        def on_epoch(metrics, state):
+            reporter.on_epoch(metrics)
             return interrupt.is_requested
 
-        job = job._replace(callbacks=(on_epoch,))
-        return trainer.execute(job, progress, checkpoints, reporter.on_part)
+        prepared = prepared._replace(callbacks=(on_epoch,))
+        return trainer.execute(prepared, state, checkpoints, reporter.on_step)
 
 
-def _write(out: Path, job: PreparedRun, run: Run, splits: Splits, description) -> None:
+def _write(
+    out: Path, prepared: PreparedRun, run: Run, splits: Splits, description
+) -> None:
     """Write the results; the model first, so that it is safe whatever happens later."""
-    ae = job.objective.ae
-    _save(out, ae, run.params, splits, description)
+    objective, scaling = prepared.objective, splits.scaling
+    run_folder.save_model(out, objective.ae, run.params, scaling, description)
     results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
     if run.reason is not None:
         results["reason"] = run.reason
     if run.best is not None:
         value = run.best.value if np.isfinite(run.best.value) else None
-        best = {"epoch": run.best.epoch, job.config.monitor: value}
-        _save(out / BEST, ae, run.best.params, splits, {**description, "best": best})
+        best = {"epoch": run.best.epoch, prepared.config.monitor: value}
+        of_best = {**description, "best": best}
+        run_folder.save_model(
+            out / BEST, objective.ae, run.best.params, scaling, of_best
+        )
         results["best_epoch"] = run.best.epoch
-    results |= reporting.evaluate(job.objective, run.params, splits, job.hparams)
-    reporting.draw(out, ae, run.params, run.metrics, splits)
+    results |= data_splits.evaluate(objective, run.params, splits, prepared.hparams)
+    reporting.draw(out, objective.ae, run.params, run.metrics, *splits.shown)
     run_folder.write_results(out, results)
     reporting.print_results(results)
-
-
-def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
-    """The training job of the options, checked by the library."""
-    init_key, train_key = jax.random.split(random_key(options))
-    ae = build_autoencoder(options, splits.train.shape[1])
-    config = build_config(options)
-    params = _initial_params(options, ae, init_key, splits)
-    hparams = build_hparams(options, len(splits.train))
-    hparams.pop(INIT_SCALE, None)  # the initial parameters have it
-    return trainer.prepare(
-        build_objective(options, ae),
-        splits.train,
-        hparams=hparams,
-        key=train_key,
-        config=config,
-        validation=splits.validation if len(splits.validation) else None,
-        params=params,
-        has_checkpoints=True,
-    )
-
-
-def _start(job: PreparedRun, checkpoints: Any, options: TrainOptions) -> Any:
-    """The progress of the job; for each damaged checkpoint, print a note.
-
-    Raises:
-      OtherRunError: naming the options that differ, or, where none does, the field.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        try:
-            progress = trainer.start(job, checkpoints)
-        except OtherRunError as error:
-            difference = config_file.differences(expanded(options.out), options)
-            difference = difference or error.difference
-            start = options.start_from or options.params
-            if start is not None and difference.startswith("params is "):
-                difference = f"{start} had other parameters when it began"
-            raise OtherRunError(f"--out {options.out}", difference) from None
-    for warning in caught:
-        note(str(warning.message))
-    return progress
-
-
-def _initial_params(
-    options: TrainOptions, ae: jaxae.Autoencoder, key: jax.Array, splits: Splits
-) -> Any:
-    option = "--params" if options.start_from is None else "--start-from"
-    run = options.start_from or options.params
-    if run is None:
-        dtype = _checks.floating_dtype(options.dtype)
-        data_mean = None
-        if options.bias_from_mean:
-            data_mean = data.column_stats(splits.train).mean
-        limit = None
-        if options.init_scale is not None:
-            INIT_SCALES.check(INIT_SCALE, {INIT_SCALE: options.init_scale})
-            limit = ae.init_limit * np.float32(options.init_scale)
-        return ae.init(key, dtype=dtype, data_mean=data_mean, limit=limit)
-    if options.init_scale is not None:
-        raise ValueError(
-            f"--init-scale scales initial weights that are drawn, but {option} gives "
-            "trained ones; leave one of them out."
-        )
-    if options.bias_from_mean:
-        raise ValueError(
-            f"{option} holds the output bias that --bias-from-mean would set; leave "
-            "one of them out."
-        )
-    with jax.enable_x64(True):  # to load float64, and reject it in our own words
-        other, params = jaxae.load(run)
-    if other.input_dim != ae.input_dim:
-        raise ValueError(
-            f"{option} {run} holds a model of {other.input_dim} columns, but --data "
-            f"{options.data} has {ae.input_dim}."
-        )
-    is_float64 = any(leaf.dtype == "float64" for leaf in jax.tree.leaves(params))
-    if is_float64 and options.dtype != "float64":
-        raise ValueError(
-            f"{option} {run} holds float64 parameters, which --dtype {options.dtype} "
-            "would round; give --dtype float64."
-        )
-    if other.tied and not ae.tied:
-        untied: Any = {"tied": False}
-        other, params = dataclasses.replace(other, **untied), jaxae.untie(params)
-    if other != ae:
-        raise ValueError(
-            f"{option} {run} holds the model {other}, but the options describe {ae}."
-        )
-    return jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
-
-
-def _check_repetition(options: TrainOptions, splits: Splits, job: PreparedRun) -> None:
-    """Raise if `--config` is of a run on other data or from other parameters.
-
-    Where the device or a version is another, print a note.
-
-    Raises:
-      ValueError: naming the option.
-    """
-    if options.config is None:
-        return
-    config = config_file.read_config(expanded(options.config))
-    sha256 = config_file.data_entry(config, "sha256")
-    is_same_name = config["options"].get("data") == options.data
-    if is_same_name and sha256 != splits.info.sha256:
-        raise ValueError(
-            f"--config {options.config} was made with data whose SHA-256 is {sha256}, "
-            f"but that of {splits.info.source} is {splits.info.sha256}; restore the "
-            "data, or name others with --data."
-        )
-    for name in ("params", "start_from"):
-        run, start = getattr(options, name), config.get("start_sha256")
-        is_same_run = run is not None and config["options"].get(name) == run
-        if is_same_run and start not in (None, _start_sha256(job)):
-            raise ValueError(
-                f"the parameters in {run} have changed since --config "
-                f"{options.config} was written; restore them, or name a different run "
-                f"with {option_name(name)}."
-            )
-    if "trial" in config:
-        note(
-            f"{options.config} was written for a lane of a sweep, whose random key no "
-            "option sets, so this run uses different random numbers. In Python, "
-            'jaxae.train repeats the lane, with the key of its "trial".'
-        )
-    for name, value in config_file.environment().items():
-        if config.get(name) != value:
-            note(
-                f"{name} was {config.get(name)!r} and is {value!r}; the results may "
-                "differ in their last bits."
-            )
-
-
-def _is_done(out: Path, job: PreparedRun, progress: Any) -> bool:
-    """Whether the run is finished and its files are intact.
-
-    Raises:
-      ValueError: if a file is damaged and the run has more epochs than are asked for.
-    """
-    if status_of(job, progress) not in ("finished", "early_stopped"):
-        return False
-    names = ", ".join(run_folder.damaged_files(out))
-    if names and (reached := len(progress.history)) > job.config.num_epochs:
-        raise ValueError(
-            f"--out {out} is a run of {reached} epochs with files that are missing or "
-            f"not what it wrote: {names}; give --epochs {reached} to write them again."
-        )
-    if names and (out / run_folder.RESULTS_FILE).exists():  # else it was killed
-        note(
-            f"{out} has files that are missing or not what the run wrote: {names}; "
-            "they are written again from the last state."
-        )
-    return not names
-
-
-def _state_of(job: PreparedRun, progress: Any) -> str:
-    """Whether a finished run has the epochs that are asked for, or more."""
-    num_epochs, step = job.config.num_epochs, int(progress.state.step)
-    num_steps = num_epochs * job.steps_per_epoch
-    if step <= num_steps:
-        return "the run is finished"
-    return (
-        f"the run has taken {step} steps, more than the {num_steps} steps of "
-        f"{num_epochs} epochs"
-    )
-
-
-def _save(out: Path, ae: jaxae.Autoencoder, params, splits: Splits, description):
-    jaxae.save(out, ae, params, run=description)
-    save_scaling(out, splits.scaling)
-
-
-def _describe(
-    options: TrainOptions, splits: Splits, job: PreparedRun
-) -> dict[str, Any]:
-    """The entries of `config.json`, besides the model."""
-    start = _start_sha256(job)
-    return {
-        "options": config_file.to_options(options),
-        "hparams": {name: float(str(value)) for name, value in job.hparams.items()},
-        "data": data_splits.describe(splits),
-        **({} if start is None else {"start_sha256": start}),
-        **config_file.environment(),
-    }
-
-
-def _start_sha256(job: PreparedRun) -> str | None:
-    """The digest of the parameters that a run starts from; None if they are drawn."""
-    assert job.fingerprint is not None  # for `_prepare` says has_checkpoints
-    return job.fingerprint["params"]
 
 
 def _report_end(run: Run, options: TrainOptions) -> int:
@@ -327,3 +154,199 @@ def _report_end(run: Run, options: TrainOptions) -> int:
             reason = f"{options.monitor} was best, {value:.6g}, after epoch {epoch}"
         print(f"stopped after epoch {num_epochs}: {reason}.")
     return 0
+
+
+# ---- prepare -------------------------------------------------------------------------
+
+
+def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
+    """The run of the options, checked by the library."""
+    init_key, train_key = jax.random.split(random_key(options))
+    ae = build_autoencoder(options, splits.train.shape[1])
+    config = build_config(options)
+    if options.start_from is None and options.params is None:
+        params = _drawn_params(options, ae, init_key, splits)
+    else:
+        params = _loaded_params(options, ae)
+    hparams = build_hparams(options, len(splits.train))
+    hparams.pop(INIT_SCALE, None)  # the initial parameters have it
+    return trainer.prepare(
+        build_objective(options, ae),
+        splits.train,
+        hparams=hparams,
+        key=train_key,
+        config=config,
+        validation=splits.validation_or_none,
+        params=params,
+        has_checkpoints=True,
+    )
+
+
+def _drawn_params(
+    options: TrainOptions, ae: jaxae.Autoencoder, key: jax.Array, splits: Splits
+) -> Any:
+    limit = data_mean = None
+    if options.bias_from_mean:
+        data_mean = data.column_stats(splits.train).mean
+    if options.init_scale is not None:
+        INIT_SCALES.check(INIT_SCALE, {INIT_SCALE: options.init_scale})
+        limit = ae.init_limit * np.float32(options.init_scale)
+    dtype = _checks.floating_dtype(options.dtype)
+    return ae.init(key, dtype=dtype, data_mean=data_mean, limit=limit)
+
+
+def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
+    """The parameters of the run that --start-from or --params names."""
+    name = "params" if options.start_from is None else "start_from"
+    run = getattr(options, name)
+    option = option_name(name)
+    place = f"{option} {run}"
+    if options.init_scale is not None:
+        raise CommandError(
+            f"--init-scale scales initial weights that are drawn, but {option} gives "
+            "trained ones; leave one of them out."
+        )
+    if options.bias_from_mean:
+        raise CommandError(
+            f"{option} holds the output bias that --bias-from-mean would set; leave "
+            "one of them out."
+        )
+    with jax.enable_x64(True):  # to load float64, and reject it in our own words
+        other, params = jaxae.load(run)
+    if other.input_dim != ae.input_dim:
+        raise CommandError(
+            f"{place} holds a model of {other.input_dim} columns, but --data "
+            f"{options.data} has {ae.input_dim}."
+        )
+    is_float64 = any(leaf.dtype == "float64" for leaf in jax.tree.leaves(params))
+    if is_float64 and options.dtype != "float64":
+        raise CommandError(
+            f"{place} holds float64 parameters, which --dtype {options.dtype} would "
+            "round; give --dtype float64."
+        )
+    if other.tied and not ae.tied:
+        untied: Any = {"tied": False}
+        other, params = dataclasses.replace(other, **untied), jaxae.untie(params)
+    if other != ae:
+        raise CommandError(
+            f"{place} holds the model {other}, but the options describe {ae}."
+        )
+    return jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
+
+
+def _check_repetition(
+    options: TrainOptions, splits: Splits, prepared: PreparedRun
+) -> None:
+    """Raise if --config is of a run on other data or from other parameters.
+
+    Where the device or a version is another, print a note.
+    """
+    if options.config is None:
+        return
+    config = config_file.read_config(expanded(options.config))
+    saved, sha256 = config["options"], config_file.data_entry(config, "sha256")
+    if saved.get("data") == options.data and sha256 != splits.info.sha256:
+        raise CommandError(
+            f"--config {options.config} was made with data whose SHA-256 is {sha256}, "
+            f"but that of {splits.info.source} is {splits.info.sha256}; restore the "
+            "data, or name others with --data."
+        )
+    for name in ("params", "start_from"):
+        run, start = getattr(options, name), config.get("start_sha256")
+        is_same_run = run is not None and saved.get(name) == run
+        if is_same_run and start not in (None, _start_sha256(prepared)):
+            raise CommandError(
+                f"the parameters in {run} have changed since --config {options.config} "
+                "was written; restore them, or name a different run with "
+                f"{option_name(name)}."
+            )
+    if "trial" in config:
+        note(
+            f"{options.config} was written for a lane of a sweep, whose random key no "
+            "option sets, so this run uses different random numbers. In Python, "
+            'jaxae.train repeats the lane, with the key of its "trial".'
+        )
+    for name, value in config_file.environment().items():
+        if config.get(name) != value:
+            note(
+                f"{name} was {config.get(name)!r} and is {value!r}; the results may "
+                "differ in their last bits."
+            )
+
+
+# ---- start or resume -----------------------------------------------------------------
+
+
+def _start(prepared: PreparedRun, checkpoints: Any, options: TrainOptions) -> Any:
+    """The first or the saved state of the run; print a note on a damaged checkpoint.
+
+    The error for the checkpoints of another run names the options that differ, or the
+    field of the fingerprint where no option does.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            state = trainer.start(prepared, checkpoints)
+        except OtherRunError as error:
+            difference = config_file.differences(expanded(options.out), options)
+            difference = difference or error.difference
+            start = options.start_from or options.params
+            if start is not None and difference.startswith("params is "):
+                difference = f"{start} had other parameters when it began"
+            raise OtherRunError(f"--out {options.out}", difference) from None
+    for warning in caught:
+        note(str(warning.message))
+    return state
+
+
+def _is_done(out: Path, prepared: PreparedRun, state: Any) -> bool:
+    """Whether the run is finished and its files are intact."""
+    if status_of(prepared, state) not in ("finished", "early_stopped"):
+        return False
+    names = ", ".join(run_folder.damaged_files(out))
+    if names and (reached := len(state.history)) > prepared.config.num_epochs:
+        raise CommandError(
+            f"--out {out} is a run of {reached} epochs with files that are missing or "
+            f"not what it wrote: {names}; give --epochs {reached} to write them again."
+        )
+    if names and (out / run_folder.RESULTS_FILE).exists():  # else it was killed
+        note(
+            f"{out} has files that are missing or not what the run wrote: {names}; "
+            "they are written again from the last state."
+        )
+    return not names
+
+
+def _progress_of(prepared: PreparedRun, state: Any) -> str:
+    """Whether a finished run has the epochs that are asked for, or more."""
+    num_epochs, step = prepared.config.num_epochs, int(state.state.step)
+    num_steps = num_epochs * prepared.steps_per_epoch
+    if step <= num_steps:
+        return "the run is finished"
+    return (
+        f"the run has taken {step} steps, more than the {num_steps} steps of "
+        f"{num_epochs} epochs"
+    )
+
+
+# ---- config.json ---------------------------------------------------------------------
+
+
+def _describe(
+    options: TrainOptions, splits: Splits, prepared: PreparedRun
+) -> dict[str, Any]:
+    """The entries of `config.json`, besides the model."""
+    start = _start_sha256(prepared)
+    return {
+        "options": config_file.to_options(options),
+        "hparams": {n: float(str(value)) for n, value in prepared.hparams.items()},
+        "data": data_splits.describe(splits),
+        **({} if start is None else {"start_sha256": start}),
+        **config_file.environment(),
+    }
+
+
+def _start_sha256(prepared: PreparedRun) -> str | None:
+    """The digest of the parameters that a run starts from; None if they are drawn."""
+    assert prepared.fingerprint is not None  # for `_prepare` says has_checkpoints
+    return prepared.fingerprint["params"]

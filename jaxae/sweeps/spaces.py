@@ -29,12 +29,16 @@ class SampledRange(NamedTuple):
     low: float
     high: float
     is_log: bool
+    is_integer: bool = False  # numbers are rounded to the nearest integer
 
     def at(self, u: np.ndarray) -> np.ndarray:
         """The numbers at the fractions u of the range, of its logarithm if is_log."""
-        if not self.is_log:
-            return self.low + u * (self.high - self.low)
-        return np.exp(math.log(self.low) + u * math.log(self.high / self.low))
+        if self.is_log:
+            log_ratio = math.log(self.high / self.low)
+            numbers = np.exp(math.log(self.low) + u * log_ratio)
+        else:
+            numbers = self.low + u * (self.high - self.low)
+        return np.round(numbers) if self.is_integer else numbers
 
 
 def uniform(low, high) -> SampledRange:

@@ -1,6 +1,5 @@
 """The cases of `jaxae gradcheck`: every part in the library's catalogues."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -38,26 +37,12 @@ class Case(NamedTuple):
     surrogate: tuple[str, ...] = ()
 
 
-class Derivative(NamedTuple):
-    """A hand-written derivative.
-
-    Attributes:
-      point: where it is checked.
-      value: `(point) -> []`, the function.
-      claim: `(point) ->` its gradient, by hand.
-    """
-
-    point: Any
-    value: Callable[[Any], jax.Array]
-    claim: Callable[[Any], Any]
-
-
 def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
     """Every case by name, a function of a generator that draws its values, none zero.
 
     There is a case for each activation and each observation alone, and, through the
-    whole backward pass by hand, for all of their pairs, each penalty, each corruption
-    and an encoder without bias, tied and untied.
+    backward pass by hand, for all of their pairs, each penalty, each corruption and an
+    encoder without bias, tied and untied.
     """
     cases: dict[str, Callable[[np.random.Generator], Case]] = {}
     for name, g in activations.CATALOGUE.items():
@@ -71,6 +56,9 @@ def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
 
 # ---- single parts --------------------------------------------------------------------
 
+# Where it is checked, `point -> []`, and `point ->` the gradient by hand.
+Derivative = tuple[Any, Callable[[Any], jax.Array], Callable[[Any], Any]]
+
 
 def _activation(g: Activation, rng: np.random.Generator) -> Case:
     a, dz = _normal(rng, 7), _normal(rng, 7)
@@ -79,44 +67,40 @@ def _activation(g: Activation, rng: np.random.Generator) -> Case:
     def z(a):
         return g.apply(a, *theta)
 
-    def along_dz(function):
-        return lambda point: jnp.dot(dz, function(point))
-
-    derivatives = {
-        "vjp": Derivative(a, along_dz(z), lambda a: g.vjp(a, z(a), dz, *theta))
+    derivatives: dict[str, Derivative] = {
+        "vjp": (a, lambda a: dz @ z(a), lambda a: g.vjp(a, z(a), dz, *theta))
     }
     if (slope := g.slope) is not None:
-        derivatives["slope"] = Derivative(a, along_dz(z), lambda a: dz * slope(a, z(a)))
+        derivatives["slope"] = (a, lambda a: dz @ z(a), lambda a: dz * slope(a, z(a)))
         if (curvature := g.curvature) is not None:
-            derivatives["curvature"] = Derivative(
+            derivatives["curvature"] = (
                 a,
-                along_dz(lambda a: slope(a, z(a))),
+                lambda a: dz @ slope(a, z(a)),
                 lambda a: dz * curvature(a, z(a)),
             )
     if (vjp_theta := g.vjp_theta) is not None:
-        derivatives["vjp_theta"] = Derivative(
+        derivatives["vjp_theta"] = (
             theta,
-            along_dz(lambda theta: g.apply(a, *theta)),
+            lambda theta: dz @ g.apply(a, *theta),
             lambda theta: vjp_theta(a, g.apply(a, *theta), dz, *theta),
         )
     return _sum(derivatives)
 
 
 def _observation(observation: Observation, rng: np.random.Generator) -> Case:
-    eta = 2 * _normal(rng, INPUT_DIM)
-    theta = ()
+    eta, theta = 2 * _normal(rng, INPUT_DIM), ()
     if observation.init is not None:
         theta = _perturbed(observation.init(INPUT_DIM), rng)
     [x] = _rows(observation, theta, rng, num_rows=1)
-    derivatives = {
-        "dloss": Derivative(
+    derivatives: dict[str, Derivative] = {
+        "dloss": (
             eta,
             lambda eta: observation.loss(eta, x, *theta),
             lambda eta: observation.dloss(eta, x, *theta),
         )
     }
     if (dtheta := observation.dtheta) is not None:
-        derivatives["dtheta"] = Derivative(
+        derivatives["dtheta"] = (
             theta,
             lambda theta: observation.loss(eta, x, *theta),
             lambda theta: dtheta(eta, x, *theta),
@@ -126,56 +110,47 @@ def _observation(observation: Observation, rng: np.random.Generator) -> Case:
 
 def _sum(derivatives: dict[str, Derivative]) -> Case:
     """The sum of the functions, which compiles once; each has a leaf of its own."""
+    points, functions, claims = (
+        {name: derivative[i] for name, derivative in derivatives.items()}
+        for i in range(3)
+    )
     return Case(
-        fn=lambda params: sum(d.value(params[name]) for name, d in derivatives.items()),
-        params={name: d.point for name, d in derivatives.items()},
-        grad=lambda params: {n: d.claim(params[n]) for n, d in derivatives.items()},
+        fn=lambda params: sum(functions[name](params[name]) for name in functions),
+        params=points,
+        grad=lambda params: {name: claims[name](params[name]) for name in claims},
     )
 
 
 # ---- objectives ----------------------------------------------------------------------
 
 
+_model = functools.partial(Autoencoder, input_dim=INPUT_DIM, latent_dim=LATENT_DIM)
+
+
 def _objectives() -> Iterator[tuple[str, Objective]]:
-    for g, observation, tying in itertools.product(
-        activations.CATALOGUE, observations.CATALOGUE, TYINGS
+    for g, observation, (tying, tied) in itertools.product(
+        activations.CATALOGUE, observations.CATALOGUE, TYINGS.items()
     ):
-        ae = _model(tying, g, observation)
+        ae = _model(activation=g, observation=observation, tied=tied)
         yield f"objective/{g}/{observation}/{tying}", Objective(ae)
     for name, penalty in penalties.CATALOGUE.items():
         # Tied with every activation, so that l1 meets z < 0; untied with one.
         accepted = [g for g in activations.CATALOGUE if _accepts(penalty, g)]
         for g, tying in (*((g, "tied") for g in accepted), (accepted[0], "untied")):
-            objective = Objective(_model(tying, g), penalties=(penalty,))
-            yield f"penalty/{name}/{g}/{tying}", objective
-    for tying in TYINGS:
-        ae = _model(tying, "identity")
+            ae = _model(activation=g, tied=TYINGS[tying])
+            yield f"penalty/{name}/{g}/{tying}", Objective(ae, penalties=(penalty,))
+    for tying, tied in TYINGS.items():
         for name, part in FACTORY_EXAMPLES.items():
-            unbiased = dataclasses.replace(ae, observation=part, bias=False)
-            yield f"no_bias/{name}/{tying}", Objective(unbiased)
-    for (name, corruption), tying in itertools.product(
-        corruptions.CATALOGUE.items(), TYINGS
-    ):
-        objective = Objective(_model(tying), corruption=corruption)
-        yield f"corruption/{name}/{tying}", objective
-
-
-def _model(tying: str, g: str | None = None, observation: str | None = None):
-    """A model of these parts; of the first in each catalogue by default."""
-    return Autoencoder(
-        input_dim=INPUT_DIM,
-        latent_dim=LATENT_DIM,
-        activation=activations.CATALOGUE[g or next(iter(activations.CATALOGUE))],
-        observation=observations.CATALOGUE[
-            observation or next(iter(observations.CATALOGUE))
-        ],
-        tied=TYINGS[tying],
-    )
+            ae = _model(activation="identity", observation=part, tied=tied, bias=False)
+            yield f"no_bias/{name}/{tying}", Objective(ae)
+        for name, corruption in corruptions.CATALOGUE.items():
+            objective = Objective(_model(tied=tied), corruption=corruption)
+            yield f"corruption/{name}/{tying}", objective
 
 
 def _accepts(penalty: penalties.Penalty, g: str) -> bool:
     try:
-        penalty.check(_model("tied", g))
+        penalty.check(_model(activation=g))
     except ValueError:
         return False
     return True
