@@ -159,12 +159,7 @@ def evaluate_block(
     # The model computes in its own precision; its results are summed in float32.
     params = _widened(params)
     p = p._replace(**{n: _widened(getattr(p, n)) for n in ("targets", "a", "z", "eta")})
-    _, means = clean.score(params, p)
-    x_hat = jax.vmap(clean.ae.observation.mean)(p.eta)
-    means |= {
-        "squared_error": metrics.squared_error(p.targets, x_hat),
-        "l0": metrics.l0(p.z),
-    }
+    means = {**clean.evaluate_pass(params, p), "l0": metrics.l0(p.z)}
     flags = {
         "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,
         "is_dead": metrics.is_dead(p.z),
@@ -195,8 +190,7 @@ def _log_probs(objective: Objective, params, p: Pass):
     def of_row(eta, target):
         log_prob = observation.checked_log_prob(eta, target, params.observation)
         loss = observation.checked_loss(eta, target, params.observation)
-        # If the loss is infinite as well, the model diverged; the row may be valid.
-        return log_prob, ~(jnp.isneginf(log_prob) & jnp.isfinite(loss))
+        return log_prob, ~metrics.is_outside_support(log_prob, loss)
 
     return jax.vmap(of_row)(p.eta, p.targets)
 

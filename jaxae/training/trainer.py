@@ -1,6 +1,7 @@
 """`train` and its phases: `prepare` the arguments, `start` or resume, `execute`."""
 
 import contextlib
+import functools
 import math
 import os
 import warnings
@@ -19,6 +20,7 @@ from jaxae.training.batches import Block, Data
 from jaxae.training.checkpointing import Checkpointer
 from jaxae.training.config import TrainConfig
 from jaxae.training.run import Best, PreparedRun, Run, RunState, status_of, warnings_of
+from jaxae.training.train_step import Means
 
 
 def train(
@@ -204,6 +206,9 @@ _run_steps = jax.jit(
     static_argnames=("objective", "config"),
     donate_argnames=("state", "means"),
 )
+# One dispatch for all metrics: eagerly, each would cost as much as a small step.
+_read_means = jax.jit(Means.read, static_argnums=1)
+_zeros_like = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like))
 
 
 def execute(
@@ -316,7 +321,7 @@ def _epoch_metrics(
     def evaluate(X):
         return diagnostics.evaluate(objective, state.params, X, hparams, state.state)
 
-    metrics = _prefixed("train", run_state.means.read(config))
+    metrics = _prefixed("train", _read_means(run_state.means, config.program()))
     if probe is not None:
         scores = evaluate(probe)
         for name in diagnostics.names_of_step(objective):
@@ -347,7 +352,7 @@ def _end_epoch(
         # A copy: the state is donated to the next epoch.
         params = jax.tree.map(jnp.copy, run_state.state.params)
         best = Best(len(history), value, params)
-    means = jax.tree.map(jnp.zeros_like, run_state.means)
+    means = _zeros_like(run_state.means)
     return run_state._replace(means=means, history=history, best=best)
 
 
