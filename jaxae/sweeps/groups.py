@@ -167,10 +167,10 @@ def _group(
 
 
 def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[str, str]:
-    """Which lanes draw the same numbers in one vmap as alone; the generator."""
-    default = jax.random.key(0)  # of the keys that an optimizer makes for itself
-    if not _keys.is_vmap_invariant(default) and _keeps_key(objective, config, hparams):
-        return "none", _keys.generator_of(default)
+    """Which lanes may share a vmap, and the generator that decides this."""
+    for own in _keys_in_state(objective, config, hparams):
+        if not _keys.is_vmap_invariant(own):
+            return "none", _keys.generator_of(own)
     generator = _keys.generator_of(key)
     if _keys.is_vmap_invariant(key):
         return "any", generator
@@ -180,18 +180,31 @@ def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[st
     return "seed" if is_ours and not callable(data) else "none", generator
 
 
-def _keeps_key(objective: Objective, config: TrainConfig, hparams) -> bool:
-    """Whether the optimizer's state may have a random key, one for each lane."""
-    params = jax.eval_shape(objective.ae.init, jax.random.key(0))
-    state = jax.eval_shape(config.optimizer(hparams).init, params)
-    return any(leaf.dtype == jnp.uint32 for leaf in jax.tree.leaves(state))
+def _keys_in_state(objective: Objective, config: TrainConfig, hparams) -> list:
+    """A key of each generator that a lane's state may hold keys of, besides its seed's.
+
+    An array of uint32 may be the data of a key of JAX's default generator.
+    """
+    default, examples = jax.random.key(0), {}
+
+    def init():
+        params = objective.ae.init(default)
+        state = config.optimizer(hparams).init(params), objective.init_state()
+        for leaf in jax.tree.leaves(state):
+            if _keys.is_key(leaf):
+                examples[_keys.generator_of(leaf)] = leaf
+            elif jnp.result_type(leaf) == jnp.uint32:
+                examples[_keys.generator_of(default)] = default
+
+    jax.eval_shape(init)
+    return list(examples.values())
 
 
 def _check_padding(ae: Autoencoder) -> None:
     activation, parametrization = ae.activation, ae.parametrization
     if activation.slope is None or activation.init or activation.init_state:
         problem = "an elementwise activation without parameters and state, but "
-        problem += f"{activation} is none"
+        problem += f"{activation} is not one"
     elif not parametrization.is_composed:
         problem = "a parametrization that can be padded, but "
         problem += f"{parametrization} is your own"

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxae._keys import one_by_one
+from jaxae._keys import as_key_data, one_by_one, with_keys
 from jaxae.objective import Objective
 from jaxae.training import TrainConfig, diagnostics
 from jaxae.training.batches import batches_of, fast_argsort, order_bits
@@ -69,9 +69,10 @@ def begin(
 ) -> tuple[TrainState, Means]:
     """The states `[C, S, M]` before the first step, and means over no steps.
 
-    The states have no key and no step, because the lanes of a seed share them. `limits`
-    `[C, S, M]` are the `init_limit` of each lane's own model; `seed_of` `[C, S]` are
-    indices into the keys `[U]` of the seeds.
+    The states have no key and no step, because the lanes of a seed share them; other
+    random keys in them are key data, which the host can hold. `limits` `[C, S, M]` are
+    the `init_limit` of each lane's own model; `seed_of` `[C, S]` are indices into the
+    keys `[U]` of the seeds.
     """
     objective, config = program.objective, program.config
 
@@ -86,7 +87,7 @@ def begin(
             else:
                 batch = program.source(key, hparams)
             means = init_means(state, batch, hparams, objective=objective)
-            return _without_shared(state), means
+            return _of_lane(state), means
 
         return _at_once(lane, (0, 0, None), limits, hparams, keys[seed_of])
 
@@ -94,9 +95,9 @@ def begin(
     return _in_sequence(chunk, (keys, data), lanes, program.mesh)
 
 
-def _without_shared(state: TrainState) -> TrainState:
+def _of_lane(state: TrainState) -> TrainState:
     shared: Any = None
-    return state._replace(key=shared, step=shared)
+    return as_key_data(state._replace(key=shared, step=shared))
 
 
 @functools.partial(
@@ -112,14 +113,20 @@ def run(
         data = shared.data if program.source is None else program.source
 
         def lane(state, means, hparams, key, order):
-            state = state._replace(key=key, step=shared.step)
+            like = init_state(**static, hparams=hparams, key=key, params=state.params)
+            state = state._replace(
+                opt_state=with_keys(state.opt_state, like.opt_state),
+                state=with_keys(state.state, like.state),
+                key=key,
+                step=shared.step,
+            )
             batch_at = batches_of(
                 key, shared.step - first, hparams, data, order, program.config
             )
             state, means = run_steps(
                 state, means, batch_at, hparams, first, last, **static
             )
-            return _without_shared(state), means
+            return _of_lane(state), means
 
         orders = None if shared.orders is None else shared.orders[seed_of]
         lanes = state, means, hparams, shared.keys[seed_of], orders
@@ -131,11 +138,13 @@ def run(
 @functools.partial(jax.jit, static_argnames="program")
 def evaluate_block(state, hparams, batch, *, program: Program) -> dict[str, Any]:
     """`diagnostics.evaluate_block` of a block of rows, for every lane `[C, S, M]`."""
+    objective = program.objective
 
     def chunk(batch, state, hparams):
         def lane(state, hparams):
+            own_state = with_keys(state.state, objective.init_state())
             return diagnostics.evaluate_block(
-                state.params, batch, hparams, state.state, objective=program.objective
+                state.params, batch, hparams, own_state, objective=objective
             )
 
         return _at_once(lane, (0, 0), state, hparams)

@@ -14,7 +14,7 @@ import jaxlib
 import numpy as np
 import optax
 
-from jaxae._keys import generator_of
+from jaxae._keys import as_key_data, generator_of, with_keys
 from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
 from jaxae.checkpoints import Checkpoints
@@ -60,7 +60,8 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
     if "best" in notes:
         best = Best(**notes["best"], params=_from_names(params, arrays, _BEST))
     trees = _from_names(trees, arrays)
-    state = trees["state"]._replace(key=initial.state.key)
+    state = trees["state"]._replace(key=as_key_data(initial.state.key))
+    state = with_keys(state, initial.state)
     return RunState(state, trees["means"], history, best, notes["reason"])
 
 
@@ -68,7 +69,7 @@ def _saved_trees(run_state: RunState) -> dict[str, Any]:
     # Not the key: the user passes it again, and the fingerprint checks it.
     no_key: Any = ()
     state = run_state.state._replace(key=no_key)
-    return {"state": state, "means": run_state.means}
+    return {"state": as_key_data(state), "means": run_state.means}
 
 
 def _by_name(tree: Any, prefix: str = "") -> dict[str, Any]:
