@@ -21,7 +21,7 @@ from judges import assert_falls
 from test_autoencoder import model
 
 import jaxae
-from jaxae import optimizers
+from jaxae import optimizers, training
 from jaxae.training import batches, checkpointing, trainer
 
 KEY = jax.random.key(0)
@@ -357,10 +357,59 @@ def test_patience_stops_a_run_whose_monitor_is_nan_from_the_start():
 
 
 @pytest.mark.parametrize("patience", [None, 1])
-def test_an_unknown_monitor_is_rejected(patience):
+def test_an_unknown_monitor_is_rejected_before_any_work(patience):
     settings_ = config(monitor="validation/los", patience=patience)
+    arguments = {"hparams": HPARAMS, "key": KEY, "validation": X[:9]}
     with pytest.raises(ValueError, match="monitor must be .*did you mean 'validation/"):
-        train(config=settings_)
+        trainer.prepare(OBJECTIVE, X, config=settings_, **arguments)
+
+
+@pytest.mark.parametrize("diagnostics", [True, False])
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("observation", ["gaussian", "bernoulli"])
+def test_the_names_of_the_metrics_are_known_before_training(
+    diagnostics, on_nonfinite, observation
+):
+    objective = jaxae.Objective(
+        model(observation=observation, tied=False), penalties=(jaxae.penalties.l1,)
+    )
+    settings_ = config(num_epochs=1, diagnostics=diagnostics, on_nonfinite=on_nonfinite)
+    hparams = {"learning_rate": 0.01, "l1": 0.1}
+    X_binary = np.round(X)
+    for validation in (None, X_binary[:9]):
+        run = train(
+            objective=objective,
+            data=X_binary,
+            hparams=hparams,
+            config=settings_,
+            validation=validation,
+        )
+        names = training.diagnostics.names_of_epoch(
+            objective, settings_, validation is not None
+        )
+        assert set(names) == set(run.metrics) and len(set(names)) == len(names)
+
+
+def test_a_metric_that_the_data_do_not_have_cannot_be_monitored():
+    """Grey levels have no probability under a Bernoulli: the first epoch shows it."""
+    objective = jaxae.Objective(model(observation="bernoulli"))
+    settings_ = config(monitor="validation/log_prob")
+    with pytest.raises(ValueError, match="monitor must be .*'validation/log_prob'"):
+        train(objective=objective, hparams={"learning_rate": 0.01}, config=settings_)
+
+
+def test_a_run_whose_optimizer_draws_from_its_own_key_resumes(tmp_path):
+    def noisy(hparams):
+        noise = optax.add_noise(0.1, 0.5, KEY)
+        return optax.chain(noise, optimizers.adam(hparams))
+
+    expected = train(config=config(optimizer=noisy))
+    train(tmp_path, config=config(optimizer=noisy, num_epochs=2))
+    resumed = train(tmp_path, config=config(optimizer=noisy))
+    chex.assert_trees_all_equal(resumed.params, expected.params)
+    for name, values in expected.metrics.items():
+        np.testing.assert_array_equal(resumed.metrics[name], values, err_msg=name)
+    assert resumed.state.opt_state[0].rng_key.dtype == KEY.dtype
 
 
 def test_without_validation_data_only_the_default_monitor_may_be_missing():

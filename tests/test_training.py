@@ -671,3 +671,14 @@ def test_orders_are_uniform():
     orders = jax.vmap(lambda key: batches.order_of(key, 0, 5))(keys)
     counts = (np.asarray(orders)[:, :, None] == np.arange(5)).sum(axis=0)
     assert np.abs(counts - 1200).max() < 5 * np.sqrt(1200 * 0.8)
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dog"])
+def test_an_optimizer_whose_state_holds_the_params_trains(name):
+    def optimizer(hparams):
+        return getattr(optax.contrib, name)(hparams["learning_rate"])
+
+    params = OBJECTIVE.ae.init(KEY)
+    run = train(config=config(optimizer=optimizer), params=params)
+    assert run.status == "finished"
+    assert np.isfinite(params.b_dec).all()  # still there: training donates copies

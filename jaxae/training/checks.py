@@ -6,7 +6,7 @@ Each raises an `ArgumentError` that names the argument.
 import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -155,11 +155,10 @@ def check_patience(config: TrainConfig, validation) -> None:
         )
 
 
-def check_monitor(config: TrainConfig, metrics: Mapping[str, float]) -> None:
-    """Reject a monitor that is not a metric of the run.
+def check_monitor(config: TrainConfig, metrics: Collection[str]) -> None:
+    """Reject a monitor that is not among the names of the run's metrics.
 
-    Called after the first epoch, when the metrics are known. The default monitor may be
-    missing, because it needs validation data.
+    The default monitor may be missing, because it needs validation data.
     """
     is_default = config.monitor == TrainConfig().monitor and config.patience is None
     if config.monitor not in metrics and not is_default:

@@ -200,6 +200,30 @@ def names_of_step(objective: Objective) -> tuple[str, ...]:
     return "loss", *(term.name for term in objective.terms)
 
 
+def names_of_epoch(
+    objective: Objective, config: TrainConfig, has_validation: bool
+) -> list[str]:
+    """The metrics of an epoch of `train`; log_prob and bits_per_dim may be absent."""
+    ae = objective.ae
+    of_model = [*names_of_step(objective), "squared_error", "fvu"]
+    if ae.observation.base_measure != "none":
+        of_model += ["log_prob", "bits_per_dim"]
+    of_model += ["l0", "dead_fraction"]
+    if ae.activation.slope is not None:
+        of_model.append("saturated_fraction")
+    of_train = of_model if config.diagnostics else names_of_step(objective)
+    names = [f"train/{name}" for name in of_train]
+    if config.on_nonfinite == "skip":
+        names.append("train/skipped_steps")
+    if config.diagnostics:
+        params = jax.eval_shape(ae.init, jax.random.key(0))
+        leaves = [name for name, _ in _checks.named(params)]
+        names += [f"{norm}/{leaf}" for norm in _NORMS for leaf in leaves]
+    if has_validation:
+        names += [f"validation/{name}" for name in of_model]
+    return names
+
+
 def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     """Return the metrics of all rows: numbers, or arrays if several models are vmapped.
 
@@ -260,6 +284,8 @@ def _draw_probe(key, hparams, *, source) -> Any:
 
 # ---- norms of a step -----------------------------------------------------------------
 
+_NORMS = "gradient", "gradient/encoder", "gradient/decoder", "update_ratio"
+
 
 def step_norms(
     state, batch, key, hparams, *, objective: Objective, config: TrainConfig
@@ -292,12 +318,13 @@ def _step_norms(state, batch, key, hparams, *, objective, config) -> dict[str, A
         state, batch, key, hparams, objective=objective, config=config
     )
     paths = manual.batch_path_grads(objective, state.params, update.batch)
-    return {
-        "gradient": jax.tree.map(_norm, update.grads),
-        "gradient/encoder": jax.tree.map(_norm, paths.encoder),
-        "gradient/decoder": jax.tree.map(_norm, paths.decoder),
-        "update_ratio": jax.tree.map(_ratio, update.updates, state.params),
-    }
+    norms = [
+        jax.tree.map(_norm, update.grads),
+        jax.tree.map(_norm, paths.encoder),
+        jax.tree.map(_norm, paths.decoder),
+        jax.tree.map(_ratio, update.updates, state.params),
+    ]
+    return dict(zip(_NORMS, norms, strict=True))
 
 
 def _norm(leaf) -> Float[Array, ""]:

@@ -74,8 +74,9 @@ def train(
     Raises:
       ValueError: before any work, for bad data (which row and column), a missing,
         unknown or non-finite hyperparameter, a batch larger than the data, params of
-        another model, or a checkpoint_dir that is in use or holds another run (which
-        field differs).
+        another model, an unknown config.monitor, or a checkpoint_dir that is in use or
+        holds another run (which field differs). After the first epoch, for a monitor of
+        log-probabilities if the data lie outside the likelihood's support.
       OSError: if a checkpoint cannot be saved.
     """
     if checkpoint_dir is not None:
@@ -129,6 +130,9 @@ def prepare(
         )
     hparams = checks.as_hparams(hparams, dtype)
     checks.check_hparams(objective, config, rows, hparams, key, params)
+    has_validation = validation is not None
+    names = diagnostics.names_of_epoch(objective, config, has_validation)
+    checks.check_monitor(config, names)
     run_fingerprint = None
     if has_checkpoints:
         run_fingerprint = checkpointing.fingerprint(
@@ -171,9 +175,10 @@ def start(prepared: PreparedRun, checkpoints: Checkpoints | None) -> RunState:
 def _initial_state(prepared: PreparedRun) -> RunState:
     objective, data, hparams = prepared.objective, prepared.data, prepared.hparams
     key, config, params = prepared.key, prepared.config, prepared.params
-    if params is not None:  # a copy, because training donates its state
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     state = train_step.init_state(objective, hparams, key, config=config, params=params)
+    # Training donates its state: neither the arrays of the caller, nor an array twice,
+    # such as the params that the state of optax.contrib.prodigy holds too.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
     batch = batches.batch_shape(data, key, hparams, config)
     means = train_step.init_means(state, batch, hparams, objective=objective)
     state, means = _on_one_mesh((state, means))
@@ -343,7 +348,7 @@ def _prefixed(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
 def _end_epoch(
     run_state: RunState, metrics: dict[str, float], config: TrainConfig
 ) -> RunState:
-    checks.check_monitor(config, metrics)
+    checks.check_monitor(config, metrics)  # log_prob is absent for some data
     history = (*run_state.history, metrics)
     value, best = metrics.get(config.monitor, math.nan), run_state.best
     is_complete = run_state.reason is None
