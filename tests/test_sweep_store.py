@@ -1,5 +1,6 @@
 """Lanes on disk: a resumed sweep gives the results of an uninterrupted one."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ import types
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jaxae
-from jaxae.sweeps import group_trainer, program, store
+from jaxae.sweeps import group_trainer, program, results, store
 from jaxae.training import checkpointing
 
 KEY = jax.random.key(0)
@@ -107,6 +109,45 @@ def test_survivors_resume_whatever_the_state_of_the_optimizer(tmp_path, optimize
     for path in (tmp_path / "lanes").glob("2-*"):  # of the last rung
         path.unlink()
     assert_same(sweep(tmp_path, **arguments), result)
+
+
+def test_lanes_resume_if_the_optimizer_draws_from_its_own_key(tmp_path):
+    def noisy(hparams):
+        noise = optax.add_noise(0.1, 0.5, jax.random.key(1))
+        return optax.chain(noise, optax.sgd(hparams["learning_rate"]))
+
+    config = jaxae.TrainConfig(batch_size=8, optimizer=noisy, num_epochs=4)
+    shorter = dataclasses.replace(config, num_epochs=2)
+    arguments = {"lanes_at_once": 1, "space": {"learning_rate": [1e-3, 1e-2]}}
+    result = sweep(config=config, **arguments)
+    run = jaxae.train(data=X, validation=X[:20], **result.trial(1))
+    chex.assert_trees_all_equal(result.params(1), run.params)
+    sweep(tmp_path, config=shorter, **arguments)
+    assert_same(sweep(tmp_path, config=config, **arguments), result)
+
+
+def test_a_block_does_not_overwrite_other_lanes_between_the_same_two(tmp_path):
+    folder = store.Store(tmp_path, {})
+    (tmp_path / "lanes").mkdir()
+    blocks = [
+        results.LaneBlock(
+            indices=np.array(lanes),
+            params=np.zeros((3, 2)),
+            carry=np.zeros(3),
+            step=step,
+            num_epochs=1,
+            stopped_at=np.full(3, -1),
+            metrics={},
+            final={},
+        )
+        for step, lanes in [(3, [0, 1, 5]), (5, [0, 2, 5]), (7, [0, 1, 5])]
+    ]
+    for block in blocks:
+        folder.write(0, 0, block)
+    saved = folder.read(0, 0, 0, 0)
+    assert [block.step for block in saved] == [5, 7]
+    for block, expected in zip(saved, blocks[1:], strict=True):
+        np.testing.assert_array_equal(block.indices, expected.indices)
 
 
 STEP_SECONDS = 8.0

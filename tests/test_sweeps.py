@@ -4,6 +4,7 @@ import functools
 import itertools
 import subprocess
 import sys
+import weakref
 
 import chex
 import jax
@@ -201,12 +202,12 @@ def group_of(objective=OBJECTIVE, data=X, generator="rbg", optimizer=None, **spa
     return group
 
 
-def noisy(hparams):
+def noisy(make_key, hparams):
     """An optimizer that draws, from a key in its state."""
     adam = jaxae.optimizers.adam(hparams)
 
     def init(params):
-        return jax.random.PRNGKey(0), adam.init(params)
+        return make_key(0), adam.init(params)
 
     return optax.GradientTransformation(init, lambda *arguments: None)
 
@@ -221,8 +222,14 @@ def test_lanes_whose_draws_vmap_would_change_do_not_share_one():
     assert group_of(data=lambda key, hparams: X[:8]).vmapped == "none"
     with jax.default_prng_impl("rbg"):
         assert group_of(generator="threefry2x32").vmapped == "any"
-        other = group_of(generator="threefry2x32", optimizer=noisy)
-        assert (other.vmapped, other.generator) == ("none", "rbg")
+        for make_key in (jax.random.PRNGKey, jax.random.key):
+            optimizer = functools.partial(noisy, make_key)
+            other = group_of(generator="threefry2x32", optimizer=optimizer)
+            assert (other.vmapped, other.generator) == ("none", "rbg")
+    make_key = functools.partial(jax.random.key, impl="rbg")
+    optimizer = functools.partial(noisy, make_key)
+    other = group_of(generator="threefry2x32", optimizer=optimizer)
+    assert (other.vmapped, other.generator) == ("none", "rbg")
 
 
 @pytest.mark.parametrize(
@@ -729,6 +736,40 @@ def test_a_chunk_that_exceeds_the_memory_is_halved_and_no_lane_lost(monkeypatch)
         monkeypatch.setattr(program, "run", lambda *a, **k: full(*a, **k) and 1 / 0)
         monkeypatch.setattr(np, "prod", lambda shape: 9)
         sweep(lanes_at_once=1)
+
+
+def test_the_arrays_of_an_attempt_are_freed_before_the_next_one(monkeypatch):
+    class Arrays:
+        """As large as the memory."""
+
+    attempts, is_freed = [], []
+    train_block = group_trainer.GroupTrainer._train_block
+
+    def full(self, results, layout, rung, report_progress):
+        if not attempts:
+            arrays = Arrays()
+            attempts.append(weakref.ref(arrays))
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        is_freed.append(attempts[0]() is None)
+        yield from train_block(self, results, layout, rung, report_progress)
+
+    monkeypatch.setattr(group_trainer.GroupTrainer, "_train_block", full)
+    assert len(sweep(lanes_at_once=6)) == 6
+    assert is_freed and all(is_freed)
+
+
+def test_a_block_may_be_kept_each_minute_after_another_one_has_finished(monkeypatch):
+    arguments = {"lanes_at_once": 1, "memory_budget": 3_000}
+    expected = sweep(**arguments)
+
+    def on_progress(progress):
+        if progress.lanes_done:
+            monkeypatch.setattr(group_trainer, "BLOCK_SECONDS", 0.0)
+
+    result = sweep(**arguments, on_progress=on_progress)
+    assert group_trainer.BLOCK_SECONDS == 0
+    for lane in range(6):
+        chex.assert_trees_all_equal(result.params(lane), expected.params(lane))
 
 
 def test_chunks_respect_the_memory_budget():

@@ -102,14 +102,16 @@ class GroupTrainer:
             try:
                 for part in self.unfinished(results, layout, rung):
                     yield from self._train_block(results, part, rung, report_progress)
+                continue
             except jax.errors.JaxRuntimeError as error:
                 at_once = layout.lanes_at_once
                 if "RESOURCE_EXHAUSTED" not in str(error) or at_once == 1:
                     raise
-                lanes = np.concatenate([layout.lanes() for layout in layouts[i:]])
-                smaller = self.layouts(lanes, at_once // 2, len(layout.slots))
-                yield from self.train_blocks(results, smaller, rung, report_progress)
-                return
+            # Only here, where the traceback no longer holds the arrays of the attempt.
+            lanes = np.concatenate([layout.lanes() for layout in layouts[i:]])
+            smaller = self.layouts(lanes, at_once // 2, len(layout.slots))
+            yield from self.train_blocks(results, smaller, rung, report_progress)
+            return
 
     def unfinished(
         self, results: LaneResults, layout: Layout, rung: range

@@ -120,7 +120,7 @@ def _stored(stacked: Any, new: Any, indices, num_lanes: int) -> Any:
     """A pytree `[num_lanes, ...]` with the new leaves `[n, ...]` at these indices."""
     if not jax.tree.leaves(new):  # sgd's state has a structure, but no leaves
         return new if stacked is None else stacked
-    if stacked is None:
+    if not jax.tree.leaves(stacked):  # None, or () from a block that nothing resumes
         shape = (num_lanes,)
         stacked = jax.tree.map(lambda v: np.zeros(shape + v.shape[1:], v.dtype), new)
     for leaf, new_leaf in zip(*map(jax.tree.leaves, (stacked, new)), strict=True):

@@ -117,9 +117,10 @@ class Store:
         header = {"metrics": list(block.metrics), "final": list(block.final)}
         metadata = {"jaxae": add_checksum(header, tensors)}
         content = safetensors.numpy.save(tensors, metadata)
-        first, last = min(block.indices), max(block.indices)
-        path = self._directory / "lanes" / f"{rung}-{group}-{first}-{last}.safetensors"
-        write_atomically(path, content)
+        lanes = block.indices.tolist()
+        # By all lanes: another layout may have other lanes between the same two.
+        name = f"{rung}-{group}-{min(lanes)}-{max(lanes)}-{_hash(str(lanes))[:16]}"
+        write_atomically(self._directory / "lanes" / f"{name}.safetensors", content)
 
     def read(self, rung: int, group: int, params, carry) -> list[LaneBlock]:
         """The saved blocks of a group's rung, those with the most steps last.

@@ -71,7 +71,9 @@ def sweep(
         the space.
       hparams: the hyperparameters that all lanes share.
       key: the key of the sweep; ranges are sampled from it too.
-      config: the static settings, shared by all lanes.
+      config: the static settings, shared by all lanes. Only `train` reads monitor,
+        checkpoint_steps, checkpoint_minutes, keep_checkpoints and the memory_budget of
+        the data, when it repeats a `trial`; patience must be None.
       validation: as for `train`; evaluated after each epoch.
       num_samples: the number of points sampled from the ranges.
       sampler: "sobol" spreads the points evenly, "random" draws them independently.
