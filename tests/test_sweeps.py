@@ -216,20 +216,20 @@ def test_lanes_whose_draws_vmap_would_change_do_not_share_one():
     own = corruptions.Corruption("own", lambda key, x, rate: x)
     corrupted = dataclasses.replace(OBJECTIVE, corruption=own)
     rates = {"learning_rate": [0.1, 0.2], "corruption_rate": [0.1], "seed": [0, 1]}
-    assert group_of(generator="threefry2x32").vmapped == "any"
-    assert group_of().vmapped == "seed"
-    assert group_of(corrupted, **rates).vmapped == "none"
-    assert group_of(data=lambda key, hparams: X[:8]).vmapped == "none"
+    assert group_of(generator="threefry2x32").vmap_scope == "any"
+    assert group_of().vmap_scope == "seed"
+    assert group_of(corrupted, **rates).vmap_scope == "none"
+    assert group_of(data=lambda key, hparams: X[:8]).vmap_scope == "none"
     with jax.default_prng_impl("rbg"):
-        assert group_of(generator="threefry2x32").vmapped == "any"
+        assert group_of(generator="threefry2x32").vmap_scope == "any"
         for make_key in (jax.random.PRNGKey, jax.random.key):
             optimizer = functools.partial(noisy, make_key)
             other = group_of(generator="threefry2x32", optimizer=optimizer)
-            assert (other.vmapped, other.generator) == ("none", "rbg")
+            assert (other.vmap_scope, other.generator) == ("none", "rbg")
     make_key = functools.partial(jax.random.key, impl="rbg")
     optimizer = functools.partial(noisy, make_key)
     other = group_of(generator="threefry2x32", optimizer=optimizer)
-    assert (other.vmapped, other.generator) == ("none", "rbg")
+    assert (other.vmap_scope, other.generator) == ("none", "rbg")
 
 
 @pytest.mark.parametrize(

@@ -631,7 +631,7 @@ def test_every_field_of_the_config_is_a_setting():
     for name, about in settings().items():
         other = jaxae.TrainConfig(**{name: OTHER_SETTINGS[name]})
         assert other != plain
-        assert (other.program() != plain.program()) == about.in_program, name
+        assert (other.compiled() != plain.compiled()) == about.in_program, name
         prints = [
             fingerprint(OBJECTIVE, c, {}, KEY, None, X, None) for c in (plain, other)
         ]

@@ -48,7 +48,7 @@ class GroupTrainer:
         self._source = data if callable(data) else None
         self._rows = None if callable(data) else data
         mesh = Mesh(np.array(devices), (program.AXIS,)) if len(devices) > 1 else None
-        config = group.config.program()
+        config = group.config.compiled()
         self._program = Program(group.objective, config, self._source, mesh)
 
     def metric_names(self) -> list[str]:

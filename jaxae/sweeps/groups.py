@@ -31,7 +31,7 @@ class Group(NamedTuple):
       init_limits: `[n]`, the `init_limit` of each lane's own model.
       seeds: `[n]`, the seed of each lane.
       widths: `[n]`, each lane's own latent_dim.
-      vmapped: which lanes may share a vmap: "any", those of one "seed", or "none".
+      vmap_scope: which lanes may share a vmap: "any", those of one "seed", or "none".
       generator: the random generator that decides this, by its name in JAX.
     """
 
@@ -43,7 +43,7 @@ class Group(NamedTuple):
     init_limits: np.ndarray
     seeds: np.ndarray
     widths: np.ndarray
-    vmapped: str
+    vmap_scope: str
     generator: str
 
     @property
@@ -56,14 +56,14 @@ class Group(NamedTuple):
     @property
     def max_at_once(self) -> int:
         """The most lanes that may share a vmap."""
-        if self.vmapped == "seed":
+        if self.vmap_scope == "seed":
             return int(np.unique(self.seeds, return_counts=True)[1].max())
-        return len(self.lanes) if self.vmapped == "any" else 1
+        return len(self.lanes) if self.vmap_scope == "any" else 1
 
     def layout(self, lanes_at_once: int, num_devices: int, indices=None) -> "Layout":
         """The layout of all its lanes, or of those with the given indices."""
         indices = np.arange(len(self.lanes)) if indices is None else indices
-        seeds, mixes_seeds = self.seeds[indices], self.vmapped == "any"
+        seeds, mixes_seeds = self.seeds[indices], self.vmap_scope == "any"
         layout = layout_of(seeds, lanes_at_once, num_devices, mixes_seeds)
         return layout._replace(slots=indices[layout.slots])
 
@@ -110,7 +110,7 @@ def groups_of(
     groups = []
     for program, names, indices in zip(programs, read, members.values(), strict=True):
         own = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
-        checks.check_parts(program[0], key, program[1])
+        checks.trace_custom_components(program[0], key, program[1])
         checks.check_hparams(*program, data, own, key)
         groups.append(_group(*program, lanes, np.array(indices), own, data, key))
     for group in groups:
@@ -151,7 +151,7 @@ def _group(
     first = indices[0]
     labels = [f"{name} {lanes.axes[name][first]}" for name, _ in lanes.static[first]]
     limits = [with_width(objective, int(width)).ae.init_limit for width in widths]
-    vmapped, generator = _vmapped(objective, config, hparams, data, key)
+    vmap_scope, generator = _vmap_scope(objective, config, hparams, data, key)
     return Group(
         name=", ".join(labels),
         objective=objective,
@@ -161,12 +161,14 @@ def _group(
         init_limits=np.array(limits, np.float32),
         seeds=lanes.seeds[indices],
         widths=widths,
-        vmapped=vmapped,
+        vmap_scope=vmap_scope,
         generator=generator,
     )
 
 
-def _vmapped(objective: Objective, config, hparams, data: Data, key) -> tuple[str, str]:
+def _vmap_scope(
+    objective: Objective, config, hparams, data: Data, key
+) -> tuple[str, str]:
     """Which lanes may share a vmap, and the generator that decides this."""
     for own in _keys_in_state(objective, config, hparams):
         if not _keys.is_vmap_invariant(own):
@@ -220,7 +222,7 @@ def _check_values(group: Group, data: Data) -> None:
         for name, value in hparams.items():
             if not np.isfinite(value):
                 raise ArgumentError(f"space[{name!r}]", "must be finite in float32")
-        checks.check_numbers(group.objective, group.config, data, hparams)
+        checks.check_hparam_ranges(group.objective, group.config, data, hparams)
 
 
 # ---- layouts -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.sweeps.groups import Group, Layout
 
-_MIN_PAYOFF = 4.0  # a candidate is timed if training takes this many times as long
+_MIN_PAYOFF = 4.0  # training takes this many times as long as timing, at least
 _SAMPLE_SECONDS = 0.05
 _NUM_ROUNDS = 3
 
@@ -290,7 +290,7 @@ def _reason(
     if fitting is not None and fitting < min(desired, group.max_at_once):
         why = f"memory_budget holds {fitting}"
     elif group.max_at_once < desired:
-        kind = "of one seed" if group.vmapped == "seed" else "in sequence"
+        kind = "of one seed" if group.vmap_scope == "seed" else "in sequence"
         why = f"{group.generator} keys are not vmap-invariant, so lanes are {kind}"
     elif requested is None:
         return ""

@@ -21,7 +21,7 @@ KERNEL = {
         "batches": "Data fast_argsort batches_of num_rows num_steps order_bits",
         "checkpointing": "Pace fingerprint",
         "checks": "as_data as_hparams as_rows check_arguments check_hparams "
-        "check_numbers check_parts check_updates names_read",
+        "check_hparam_ranges trace_custom_components check_updates names_read",
         "config": "settings",
         "diagnostics": "as_metrics evaluate evaluate_block names_of_step probe remarks "
         "sum_blocks",

@@ -85,7 +85,7 @@ def order_bits(key, epoch_start, num_rows: int) -> UInt32[Array, "N"]:
 
 
 def argsort(bits: UInt32[Array, "*lanes N"]) -> Int32[Array, "*lanes N"]:
-    """Return the permutation that sorts the bits; ties, about N^2 / 2^33, by row."""
+    """Return the permutation that sorts the bits; equal ones stay in row order."""
     return jnp.argsort(bits, stable=True).astype(jnp.int32)
 
 

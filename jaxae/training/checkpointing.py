@@ -267,7 +267,7 @@ class Checkpointer:
 
 
 def _version(run_state: RunState) -> tuple[int, str | None]:
-    """Return what differs between a state and the one that was saved before it."""
+    """Return step and reason, in which a state differs from every earlier one."""
     return int(run_state.state.step), run_state.reason
 
 

@@ -238,12 +238,14 @@ def check_hparams(
         read = _checks.argument_list(needed) or "none"
         advice = f"this objective and optimizer read: {read}"
         raise ArgumentError("hparams", " and ".join(faults), advice=advice)
-    check_numbers(objective, config, data, hparams)
+    check_hparam_ranges(objective, config, data, hparams)
     if config.after_update is not None:
         _check_after_update(objective, config, hparams, key, params)
 
 
-def check_numbers(objective, config: TrainConfig, data: Data, hparams: Mapping) -> None:
+def check_hparam_ranges(
+    objective, config: TrainConfig, data: Data, hparams: Mapping
+) -> None:
     """Reject hyperparameters that are out of range."""
     objective.check_hparams(hparams)
     optimizers.check_hparams(config.optimizer, hparams)
@@ -298,7 +300,7 @@ def _names_read_by_source(objective: Objective, source, hparams, key) -> set[str
     return names
 
 
-def check_parts(objective: Objective, key, config: TrainConfig) -> None:
+def trace_custom_components(objective: Objective, key, config: TrainConfig) -> None:
     """Reject custom parts whose functions return a wrong shape, dtype or type.
 
     The objective, the metrics of an epoch and, where training uses it, the hand-derived

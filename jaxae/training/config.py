@@ -1,6 +1,6 @@
 """The static configuration of training.
 
-Each field declares its `Setting`: the constructor's checks, `program()`, a run's
+Each field declares its `Setting`: the constructor's checks, `compiled()`, a run's
 fingerprint and the command-line options follow from it.
 """
 
@@ -98,7 +98,7 @@ def _check_optimizer(name: str, value: Any) -> Optimizer:
 
 def _is_minutes(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return value is None or (is_number and math.isfinite(value) and value >= 0)
+    return is_number and math.isfinite(value) and value >= 0
 
 
 _positive_int = _checks.positive_int
@@ -164,7 +164,7 @@ class TrainConfig:
     monitor: str = setting("validation/loss", _metric, in_program=False)
     patience: int | None = _host_setting(None, _optional(_positive_int))
     checkpoint_steps: int | None = _host_setting(None, _optional(_positive_int))
-    checkpoint_minutes: float | None = _host_setting(10.0, _minutes)
+    checkpoint_minutes: float | None = _host_setting(10.0, _optional(_minutes))
     keep_checkpoints: int = _host_setting(2, _positive_int)
     memory_budget: int = _host_setting(2**30, _positive_int)
 
@@ -173,10 +173,11 @@ class TrainConfig:
             value = about.check(name, getattr(self, name))
             object.__setattr__(self, name, value)
 
-    def program(self) -> "TrainConfig":
-        """Return a copy in which only fields of the compiled program are not default.
+    def compiled(self) -> "TrainConfig":
+        """Return a copy with the fields that the compiled program depends on.
 
-        Configurations whose copies are equal share one compiled program.
+        All other fields have their defaults. Configurations whose copies are equal
+        share one compiled program.
         """
         names = [name for name, about in settings().items() if about.in_program]
         return TrainConfig(**{name: getattr(self, name) for name in names})

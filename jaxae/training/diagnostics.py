@@ -79,7 +79,7 @@ def remarks(metrics: Mapping[str, float]) -> list[str]:
 
 
 class Sums(NamedTuple):
-    """Statistics of rows, in float64 on the host; leading axes are vmapped models.
+    """Statistics of rows, in float64 on the host, for one model or several under vmap.
 
     Attributes:
       moments: of the targets.
@@ -303,7 +303,7 @@ def step_norms(
         that is still 0, and 0 if both norms are 0.
     """
     trees = _step_norms(
-        state, batch, key, hparams, objective=objective, config=config.program()
+        state, batch, key, hparams, objective=objective, config=config.compiled()
     )
     return {
         f"{prefix}/{name}": norm
@@ -351,7 +351,7 @@ def explain_divergence(
     run; `order` is that of the rows in the epoch, None for a source.
     """
     key = jax.random.fold_in(noise_key_of(state.key, state.stopped_at - i), i)
-    config = config.program()
+    config = config.compiled()
     is_finite = jax.device_get(
         _is_finite(state, batch, key, hparams, objective=objective, config=config)
     )

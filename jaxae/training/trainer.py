@@ -119,7 +119,7 @@ def prepare(
     checks.check_arguments(objective, key, config, params)
     callbacks = checks.as_callbacks(on_epoch)
     checks.check_patience(config, validation)
-    checks.check_parts(objective, key, config)
+    checks.trace_custom_components(objective, key, config)
     dtype = jnp.float32 if params is None else jax.tree.leaves(params)[0].dtype
     rows = checks.as_data("data", data, objective, dtype, config)
     checks.check_updates(config, rows)
@@ -255,7 +255,7 @@ def _train_epoch(
     A segment is the range of steps that one call of the compiled program runs.
     """
     data, hparams, config = prepared.data, prepared.hparams, prepared.config
-    program = {"objective": prepared.objective, "config": config.program()}
+    program = {"objective": prepared.objective, "config": config.compiled()}
     epoch_start = len(run_state.history) * prepared.steps_per_epoch
     first = int(run_state.state.step) - epoch_start
     for block in batches.blocks(
@@ -326,7 +326,7 @@ def _epoch_metrics(
     def evaluate(X):
         return diagnostics.evaluate(objective, state.params, X, hparams, state.state)
 
-    metrics = _prefixed("train", _read_means(run_state.means, config.program()))
+    metrics = _prefixed("train", _read_means(run_state.means, config.compiled()))
     if probe is not None:
         scores = evaluate(probe)
         for name in diagnostics.names_of_step(objective):
