@@ -193,6 +193,11 @@ def test_a_run_folder_gives_the_params_that_it_holds(folder, capsys):
         assert gradcheck(*arguments, params, "--out", "run")[0] == 2
         error = capsys.readouterr().err
         assert f"--out run would replace {params}, which --params reads" in error
+    for arg in ("run", os.path.join("run", "params.safetensors")):
+        command = ("mylosses:encoded", "--params", "wide", "--arg", "1", "--arg", arg)
+        assert gradcheck(*command, "--out", "run")[0] == 2
+        error = capsys.readouterr().err
+        assert f"--out run would replace {arg}, which --arg reads" in error
     assert jaxae.load("run")[0] == ae
 
 
