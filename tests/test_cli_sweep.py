@@ -270,13 +270,51 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
 ):
     assert cli.main(["train", "--out", "out", *SMALL[:-2]]) == 0
     assert sweep(workdir, RATES) == 2
-    assert "holds a run that is not a sweep" in capsys.readouterr().err
+    assert "does not hold this sweep" in capsys.readouterr().err
     assert sweep(workdir, RATES, "--overwrite") == 0
     assert not (workdir / "out" / "checkpoints").exists()
     (workdir / "out" / "config.json").write_text("{")
     shutil.rmtree(workdir / "out" / "lanes")  # which have its fingerprint too
     assert sweep(workdir, RATES) == 2
-    assert "holds a run that is not a sweep" in capsys.readouterr().err
+    assert "does not hold this sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "space.toml", "top/mine", "lanes/mine", "config.json"]
+)
+def test_a_folder_of_other_files_is_left_as_it_is(workdir, capsys, name):
+    path = workdir / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"sweep": {}, "space": ""}')
+    (workdir / "out" / "table.csv").write_text("mine")
+    before = contents(workdir / "out")
+    assert sweep(workdir, RATES) == 2
+    error = capsys.readouterr().err
+    assert "--out out is not empty and does not hold this sweep" in error
+    assert error.count("\n") == 1 and contents(workdir / "out") == before
+
+
+def test_results_without_lanes_are_those_of_the_same_sweep_only(
+    workdir, no_pictures, capsys
+):
+    assert sweep(workdir, RATES) == 0
+    complete = contents(workdir / "out")
+    shutil.rmtree(workdir / "out" / "lanes")
+    before = contents(workdir / "out")
+    for text, options in ((RATES, ("--epochs", "1")), ("l1 = [0.1]\n", ())):
+        assert sweep(workdir, text, *options) == 2
+        assert "does not hold this sweep" in capsys.readouterr().err
+    assert contents(workdir / "out") == before
+    assert sweep(workdir, RATES) == 0
+    assert contents(workdir / "out") == complete
+
+
+def test_the_space_may_be_in_the_folder_that_is_written(workdir, no_pictures):
+    (workdir / "out").mkdir()
+    (workdir / "out" / "space.toml").write_text("l1 = [0.1]\n")
+    command = ("sweep", "out/space.toml", "--out", "out", *SMALL)
+    assert cli.main([*command]) == 0
+    assert cli.main([*command]) == 0
 
 
 # ---- options -------------------------------------------------------------------------
@@ -376,6 +414,25 @@ def test_where_every_lane_diverged_the_exit_status_says_so(workdir, capsys):
     assert sweep(workdir, text, *LINEAR) == 1
     assert "every lane diverged" in capsys.readouterr().err
     assert len(table(workdir)) == 2 and not (workdir / "out" / "best").exists()
+
+
+def test_where_no_lane_can_be_ranked_no_older_best_lane_is_left(
+    workdir, no_pictures, monkeypatch, capsys
+):
+    assert sweep(workdir, RATES) == 0
+    final = jaxae.sweeps.Sweep.final.fget
+
+    def without_fvu(result):
+        return {**final(result), "train/fvu": np.full(3, np.nan)}
+
+    monkeypatch.setattr(jaxae.sweeps.Sweep, "final", property(without_fvu))
+    assert sweep(workdir, RATES, "--metric", "train/fvu") == 1
+    error = capsys.readouterr().err
+    assert "train/fvu is not finite in any lane that finished" in error
+    assert "diverged" not in error
+    assert not (workdir / "out" / "best").exists()
+    assert sweep(workdir, RATES) == 0
+    assert (workdir / "out" / "best").exists()
 
 
 def test_a_metric_that_only_the_end_has_can_choose(workdir, no_pictures):

@@ -68,7 +68,7 @@ def sweep(options: SweepOptions) -> int:
     check_options(space, options)
     single = validated(as_train_options(options, space.first()))
     options = dataclasses.replace(options, generator=single.generator)
-    out = _check_out(options)
+    out = _check_out(options, space)
     with Interrupt() as interrupt:
         job = _prepare(options, space, single)
         interrupt.raise_if_requested()
@@ -87,22 +87,39 @@ def sweep(options: SweepOptions) -> int:
 # ---- checks --------------------------------------------------------------------------
 
 
-def _check_out(options: SweepOptions) -> Path:
+def _check_out(options: SweepOptions, space: Space) -> Path:
     """The folder, if a sweep may be written there."""
     out = run_folder.check_folder(options.out, run_folder.SWEEP)
     if options.overwrite:
         run_folder.check_replaceable(out)
         run_folder.check_inputs(out, data=options.data)
-        return out
-    # The lanes have the sweep's fingerprint too, so config.json may be missing.
-    has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
-    is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
-    if run_folder.RUN.exist(out) and not is_resumable:
+    elif not (_holds_sweep(out, options, space) or _is_empty(out, options.space)):
         raise CommandError(
-            f"--out {out} holds a run that is not a sweep; choose another folder, or "
-            "replace it with --overwrite."
+            f"--out {out} is not empty and does not hold this sweep; choose another "
+            "folder, or replace the run or sweep in it with --overwrite."
         )
     return out
+
+
+def _holds_sweep(out: Path, options: SweepOptions, space: Space) -> bool:
+    """Whether the folder has the lanes of a sweep, or the `config.json` of this one."""
+    # `jaxae.sweep` compares the fingerprint of the lanes; config.json may be missing.
+    if (out / run_folder.LANES / LANES_FILE).exists():
+        return is_sweep(out) or not (out / PARAMS_FILE).exists()
+    if not is_sweep(out):
+        return False
+    config = run_folder.parse_json((out / CONFIG_FILE).read_bytes())
+    is_same_space = config.get("space") == space.text.decode()
+    return is_same_space and config["sweep"] == config_file.to_options(options)
+
+
+def _is_empty(out: Path, space: str) -> bool:
+    """Whether the folder is missing, or holds at most hidden files and the space."""
+    names = {path.name for path in out.glob("[!.]*")}
+    if (out / run_folder.SPACE_FILE).exists():
+        if (out / run_folder.SPACE_FILE).samefile(expanded(space)):
+            names.discard(run_folder.SPACE_FILE)
+    return not names
 
 
 def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
@@ -281,11 +298,8 @@ def _write(job: Job, out: Path, sweep: Sweep) -> int:
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{len(table)} lane{'s' * (len(table) > 1)}: {statuses}.")
     if not ranked:
-        print(
-            "jaxae: error: every lane diverged; sweep smaller learning rates, or look "
-            "at stopped_at in the table.",
-            file=sys.stderr,
-        )
+        shutil.rmtree(out / BEST, ignore_errors=True)  # of another metric
+        print(f"jaxae: error: {_why_unranked(sweep, job.metric)}", file=sys.stderr)
     else:
         print(f"best: lane {ranked[0]}, saved in {out / BEST}:")
         reporting.print_results(results[0])
@@ -316,6 +330,18 @@ def _ranked(sweep: Sweep, metric: str) -> list[int]:
         if sweep.status[lane] != "diverged" and np.isfinite(values[lane])
     ]
     return sorted(lanes, key=lambda i: (sweep.status[i] == "halved", values[i]))
+
+
+def _why_unranked(sweep: Sweep, metric: str) -> str:
+    if all(status == "diverged" for status in sweep.status):
+        return (
+            "every lane diverged; sweep smaller learning rates, or look at stopped_at "
+            "in the table."
+        )
+    return (
+        f"{metric} is not finite in any lane that finished; rank the lanes by another "
+        "--metric."
+    )
 
 
 def _save_lane(job: Job, sweep: Sweep, lane: int, path: Path) -> dict[str, Any]:
