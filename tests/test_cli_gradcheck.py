@@ -312,7 +312,8 @@ def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
     arguments = (*judge, "--out", "runs/mine")
     assert cli.main([*arguments]) == 0
     assert cli.main([*arguments]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "holds a run already" in message and "--resume" not in message
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 

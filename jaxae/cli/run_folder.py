@@ -83,8 +83,11 @@ _MARKS = (PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE, LANES)
 # ---- where a run may be written ------------------------------------------------------
 
 
-def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
-    """The folder `--out` of that name, if train or gradcheck may write a run there."""
+def check_out(name: str, overwrite: bool, resume: bool | None = None) -> Path:
+    """The folder `--out` of that name, if train or gradcheck may write a run there.
+
+    `resume` is None for gradcheck, which cannot resume.
+    """
     if overwrite and resume:
         raise CommandError("--overwrite and --resume exclude each other; give one.")
     out = check_folder(name, RUN)
@@ -97,10 +100,13 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     if overwrite:
         check_replaceable(out)
     if not (overwrite or resume) and RUN.exist(out):
-        raise CommandError(
-            f"--out {out} holds a run already; choose another folder, replace it with "
-            "--overwrite, or resume it with --resume."
-        )
+        advice = "choose another folder, or replace it with --overwrite"
+        if resume is not None:
+            advice = (
+                "choose another folder, replace it with --overwrite, or resume it with "
+                "--resume"
+            )
+        raise CommandError(f"--out {out} holds a run already; {advice}.")
     return out
 
 
