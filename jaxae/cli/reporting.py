@@ -111,13 +111,14 @@ class Reporter:
         out: Path,
         config: jaxae.TrainConfig,
         num_steps: int,
+        step: int,
         history: tuple[dict[str, float], ...],
         show: Callable[..., None],
     ):
         self._metrics = out / run_folder.METRICS_FILE
         self._timing = out / run_folder.TIMING_FILE
         self._config, self._num_steps, self._show = config, num_steps, show
-        self._epoch = len(history)
+        self._epoch, self._step = len(history), step
         rows = [{"epoch": epoch, **row} for epoch, row in enumerate(history, 1)]
         run_folder.write_rows(self._metrics, rows)
         intact = run_folder.read_intact_rows(self._timing)
@@ -133,8 +134,10 @@ class Reporter:
         """Write the metrics and the time of an epoch."""
         self._epoch += 1
         seconds = time.perf_counter() - self._started
-        num_examples = self._config.batch_size * self._num_steps
-        rate = num_examples / self._config.num_epochs / seconds
+        # A resumed run may have begun within the epoch.
+        end = self._epoch * self._num_steps // self._config.num_epochs
+        rate = self._config.batch_size * (end - self._step) / seconds
+        self._step = end
         run_folder.append(self._metrics, {"epoch": self._epoch, **metrics})
         timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
         run_folder.append(self._timing, timing)

@@ -97,7 +97,8 @@ def _execute(
         rate=0.0,
     )
     with bar as show:
-        reporter = Reporter(out, config, num_steps, state.history, show)
+        step = int(state.state.step)
+        reporter = Reporter(out, config, num_steps, step, state.history, show)
 
         def on_epoch(metrics, state):
             reporter.on_epoch(metrics)
