@@ -356,6 +356,13 @@ def test_the_last_of_two_configs_is_used(workdir, tmp_path):
     assert contents_of(tmp_path / "new") == contents_of(workdir / "run")
 
 
+@pytest.mark.parametrize("option", ["--config", "--start-from"])
+def test_an_empty_name_is_rejected(workdir, tmp_path, capsys, option):
+    for arguments in ((f"{option}=", "--seed", "1"), (option, "")):
+        assert main("train", *arguments, "--out", tmp_path / "new") == 2
+        assert_rejected(capsys, f"{option} must name a file or folder, got ''")
+
+
 def test_another_machine_is_noted_and_is_no_obstacle(workdir, tmp_path, capsys):
     config = json.loads((workdir / "run/config.json").read_text())
     config["device"], config["versions"] = "abacus", "\n"

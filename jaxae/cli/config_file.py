@@ -130,10 +130,13 @@ def defaults(arguments: list[str]) -> TrainOptions | None:
 def _last_value(arguments: list[str], option: str) -> str | None:
     """The value of an option among the arguments; the last where it is repeated."""
     for i, argument in reversed(list(enumerate(arguments))):
-        name, _, value = argument.partition("=")
-        is_option = name.replace("_", "-") == option
-        if is_option and (value or i + 1 < len(arguments)):
-            return value or arguments[i + 1]
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") != option or not (equals or arguments[i + 1 :]):
+            continue
+        value = value if equals else arguments[i + 1]
+        if not value:
+            raise CommandError(f"{option} must name a file or folder, got ''.")
+        return value
     return None
 
 
