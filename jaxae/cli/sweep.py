@@ -6,6 +6,7 @@ import io
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,13 +60,16 @@ class Job(NamedTuple):
     arguments: dict[str, Any]  # of `jaxae.sweep`
 
 
-def sweep(options: SweepOptions) -> int:
-    """`jaxae sweep SPACE.toml`: 0, or 1 if every lane diverged; 130 if interrupted."""
+def sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
+    """`jaxae sweep SPACE.toml`: 0, or 1 if no lane can be ranked; 130 if interrupted.
+
+    `arguments` are those of the command line that became the options.
+    """
     _checks.lookup("table", TABLES, options.table)
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise _checks.extra("--table parquet", "pyarrow", "parquet")
     space = read_space(expanded(options.space))
-    check_options(space, options)
+    check_options(space, options, arguments)
     single = validated(as_train_options(options, space.first()))
     options = dataclasses.replace(options, generator=single.generator)
     out = _check_out(options, space)
