@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, config_file, reporting, space
+from jaxae.cli import SweepOptions, config_file, reporting, sweep_file
 from jaxae.cli.options import build_hparams
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
@@ -58,7 +58,7 @@ def table(workdir):
 def read(workdir, text):
     path = workdir / "space.toml"
     path.write_text(text)
-    return space.read_space(path)
+    return sweep_file.read_space(path)
 
 
 DAMAGE = {
@@ -234,14 +234,14 @@ def test_an_interrupt_is_tidy_and_the_same_command_makes_the_same_table(
     workdir, no_pictures, monkeypatch, capsys
 ):
     text = "batch_size = [10, 20, 30]\n"
-    call = sweep_module.Reporter.__call__
+    call = sweep_module.SweepReporter.__call__
 
     def interrupting(reporter, progress):
         reporter._interrupt.is_requested = progress.lanes_done == 1
         call(reporter, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module.Reporter, "__call__", interrupting)
+        patch.setattr(sweep_module.SweepReporter, "__call__", interrupting)
         assert sweep(workdir, text) == 130
     assert "interrupted with 1 of 3 lanes done" in capsys.readouterr().out
     assert not (workdir / "out" / "table.csv").exists()
@@ -257,13 +257,13 @@ def test_damaged_lanes_are_noted_also_where_the_sweep_is_interrupted(
     assert sweep(workdir, "l1 = [0.1]\n") == 0
     (path,) = (workdir / "out" / "lanes" / "lanes").iterdir()
     truncate(path)
-    call = sweep_module.Reporter.__call__
+    call = sweep_module.SweepReporter.__call__
 
     def interrupting(reporter, progress):
         reporter._interrupt.is_requested = True
         call(reporter, progress)
 
-    monkeypatch.setattr(sweep_module.Reporter, "__call__", interrupting)
+    monkeypatch.setattr(sweep_module.SweepReporter, "__call__", interrupting)
     capsys.readouterr()
     assert sweep(workdir, "l1 = [0.1]\n") == 130
     assert f"{path.name} is damaged" in capsys.readouterr().err
@@ -596,7 +596,7 @@ def test_parquet_needs_pyarrow_and_says_so_before_any_work(
 def test_a_schedule_whose_length_varies_needs_schedule_steps(workdir, name):
     def check(text, **changes):
         options = SweepOptions(space="space.toml", **changes)
-        space.check_options(read(workdir, text), options)
+        sweep_file.check_options(read(workdir, text), options)
 
     axis = f"{name} = [10, 20]\n"
     with pytest.raises(ValueError, match=f"{name} in space.toml; give --schedule-st"):

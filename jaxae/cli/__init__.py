@@ -17,7 +17,6 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.cli import config_file
 from jaxae.cli.gradcheck import gradcheck
-from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
     CommandError,
     EncodeOptions,
@@ -29,9 +28,10 @@ from jaxae.cli.options import (
     TrainOptions,
     argument_names,
 )
-from jaxae.cli.reporting import INTERRUPTED
+from jaxae.cli.signals import INTERRUPTED
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import train
+from jaxae.cli.trained_model import encode, evaluate, plot, reconstruct
 
 
 class Subcommand(NamedTuple):

@@ -68,7 +68,7 @@ def read_options(path: Path) -> TrainOptions:
     return TrainOptions(**options)
 
 
-def to_options(options: Any) -> dict[str, Any]:
+def saved_options(options: Any) -> dict[str, Any]:
     """The options that `config.json` keeps: all but those that name run folders."""
     values = dataclasses.asdict(options)
     for name in ("config", "out", "overwrite", "resume"):
@@ -83,13 +83,13 @@ def differences(out: Path, options: TrainOptions) -> str:
     a file may have moved.
     """
     try:
-        before = to_options(read_options(out / CONFIG_FILE))
+        before = saved_options(read_options(out / CONFIG_FILE))
     except (ValueError, OSError):
         return ""
     return ", ".join(
         f"{option_name(name)} is {_described(before[name])} there and "
         f"{_described(value)} here"
-        for name, value in to_options(options).items()
+        for name, value in saved_options(options).items()
         if name not in FREE_OPTIONS and before[name] != value
     )
 

@@ -24,7 +24,7 @@ from jaxae.autoencoder.files import (
 )
 from jaxae.checkpoints import locked
 from jaxae.cli.options import CommandError, option_name
-from jaxae.cli.space import AXES
+from jaxae.cli.sweep_file import AXES
 from jaxae.data.scaling import SCALING_FILE, Scaling, save_scaling
 
 METRICS_FILE = "metrics.jsonl"

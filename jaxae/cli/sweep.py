@@ -39,9 +39,15 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt
 from jaxae.cli.run_folder import CURVES_FILE, MAP, PARALLEL, TABLES, TOP
-from jaxae.cli.space import AXES, Space, as_train_options, check_options, read_space
+from jaxae.cli.signals import INTERRUPTED, Interrupt
+from jaxae.cli.sweep_file import (
+    AXES,
+    Space,
+    as_train_options,
+    check_options,
+    read_space,
+)
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
 
@@ -114,7 +120,7 @@ def _holds_sweep(out: Path, options: SweepOptions, space: Space) -> bool:
         return False
     config = run_folder.parse_json((out / CONFIG_FILE).read_bytes())
     is_same_space = config.get("space") == space.text.decode()
-    return is_same_space and config["sweep"] == config_file.to_options(options)
+    return is_same_space and config["sweep"] == config_file.saved_options(options)
 
 
 def _is_empty(out: Path, space: str) -> bool:
@@ -217,7 +223,7 @@ def _run(job: Job, out: Path, interrupt: Interrupt) -> Sweep:
         run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
 
     with bar as show, reporting.warnings_as_notes():
-        reporter = Reporter(out, show, interrupt)
+        reporter = SweepReporter(out, show, interrupt)
         try:
             result = jaxae.sweep(
                 **job.arguments, out=lanes, on_plan=on_plan, on_progress=reporter
@@ -234,7 +240,7 @@ def _run(job: Job, out: Path, interrupt: Interrupt) -> Sweep:
     return result
 
 
-class Reporter:
+class SweepReporter:
     """Shows how far a sweep is, and writes it to a file at most once a second."""
 
     def __init__(self, out: Path, show, interrupt: Interrupt):
@@ -270,7 +276,7 @@ def _describe(job: Job) -> dict[str, Any]:
     """The entries of `config.json`: all that is needed to repeat the sweep."""
     hparams = job.arguments["hparams"]
     return {
-        "sweep": config_file.to_options(job.options),
+        "sweep": config_file.saved_options(job.options),
         "space": job.space.text.decode(),
         "hparams": {name: float(value) for name, value in hparams.items()},
         "metric": job.metric,
@@ -389,7 +395,7 @@ def _describe_lane(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
     # The lane's key is fold_in(key(seed, impl=generator), fold_in).
     key = {"seed": options.seed, "generator": options.generator}
     return {
-        "options": config_file.to_options(single),
+        "options": config_file.saved_options(single),
         "hparams": trial["hparams"],
         "trial": {
             "lane": lane,

@@ -27,7 +27,8 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt, Reporter, note, progress
+from jaxae.cli.reporting import Reporter, note, progress
+from jaxae.cli.signals import INTERRUPTED, Interrupt
 from jaxae.training import Run, trainer
 from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
 from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
@@ -339,7 +340,7 @@ def _describe(
     """The entries of `config.json`, besides the model."""
     start = _start_sha256(prepared)
     return {
-        "options": config_file.to_options(options),
+        "options": config_file.saved_options(options),
         "hparams": {n: float(str(value)) for n, value in prepared.hparams.items()},
         "data": data_splits.describe(splits),
         **({} if start is None else {"start_sha256": start}),

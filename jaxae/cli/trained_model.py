@@ -26,8 +26,9 @@ from jaxae.cli.options import (
     build_objective,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, note
+from jaxae.cli.reporting import note
 from jaxae.cli.run_folder import check_output
+from jaxae.cli.signals import Interrupt
 from jaxae.data import Scaling, load_scaling
 from jaxae.data.scaling import SCALING_FILE
 from jaxae.training import diagnostics
