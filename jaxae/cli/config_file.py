@@ -48,9 +48,14 @@ def data_entry(config: dict[str, Any], name: str) -> Any:
 
 
 def read_options(path: Path) -> TrainOptions:
-    """The options in the `config.json` of a run; missing ones have their defaults."""
+    """The options in the `config.json` of a run."""
+    return parse_options(read_config(path), path)
+
+
+def parse_options(config: dict[str, Any], path: Path) -> TrainOptions:
+    """The options in the content of a `config.json`; missing ones have defaults."""
     types, options = typing.get_type_hints(TrainOptions), {}
-    for name, value in read_config(path)["options"].items():
+    for name, value in config["options"].items():
         if name not in types:
             raise CommandError(
                 f"{path} has the option {name!r}, which this version of jaxae, "

@@ -296,16 +296,12 @@ def _read_tree(option: str, name: str, kinds: str) -> Any:
 
 
 def _read_tensors(option: str, name: str, read: Callable[[], Any]) -> Any:
-    is_x64 = jax.config.read("jax_enable_x64")
-    with jax.enable_x64(True):  # to load float64, and reject it in our own words
-        tree = read()
-    leaves = jax.tree.leaves(tree)
-    if not is_x64 and any(leaf.dtype == "float64" for leaf in leaves):
-        raise CommandError(
-            f"{option} {name} holds float64 arrays, which JAX would round to float32 "
-            "here; add --x64."
-        )
-    return tree
+    return run_folder.read_float64(
+        f"{option} {name}",
+        read,
+        is_allowed=jax.config.read("jax_enable_x64"),
+        problem="JAX would round to float32 here; add --x64",
+    )
 
 
 def _nested(arrays: dict[str, Any], path: Path) -> dict[str, Any]:

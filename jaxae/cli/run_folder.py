@@ -7,10 +7,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxae._files import expanded, write_atomically
@@ -329,6 +330,16 @@ def damaged_files(out: Path) -> list[str]:
         for sha256, name in re.findall(line, sums)
         if hashlib.sha256(_read_or_nothing(out / name)).hexdigest() != sha256
     ]
+
+
+def read_float64(place: str, read: Callable[[], Any], is_allowed: bool, problem: str):
+    """The arrays that `read` returns; raise for float64 that is not allowed."""
+    with jax.enable_x64(True):  # to load float64, and reject it in our own words
+        value = read()
+    dtypes = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(value)}
+    if not is_allowed and np.dtype("float64") in dtypes:
+        raise CommandError(f"{place} holds float64 arrays, which {problem}.")
+    return value
 
 
 def _read_or_nothing(path: Path) -> bytes:

@@ -213,18 +213,16 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
             f"{option} holds the output bias that --bias-from-mean would set; leave "
             "one of them out."
         )
-    with jax.enable_x64(True):  # to load float64, and reject it in our own words
-        other, params = jaxae.load(run)
+    other, params = run_folder.read_float64(
+        place,
+        lambda: jaxae.load(run),
+        is_allowed=options.dtype == "float64",
+        problem=f"--dtype {options.dtype} would round; give --dtype float64",
+    )
     if other.input_dim != ae.input_dim:
         raise CommandError(
             f"{place} holds a model of {other.input_dim} columns, but --data "
             f"{options.data} has {ae.input_dim}."
-        )
-    is_float64 = any(leaf.dtype == "float64" for leaf in jax.tree.leaves(params))
-    if is_float64 and options.dtype != "float64":
-        raise CommandError(
-            f"{place} holds float64 parameters, which --dtype {options.dtype} would "
-            "round; give --dtype float64."
         )
     if other.tied and not ae.tied:
         untied: Any = {"tied": False}

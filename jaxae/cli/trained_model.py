@@ -76,8 +76,8 @@ class Trained(NamedTuple):
 def load_trained(path: str) -> Iterator[Trained]:
     """The model of a run folder, in float64 where it was trained so."""
     folder = expanded(path)
-    options = validated(config_file.read_options(folder / CONFIG_FILE))
     config = config_file.read_config(folder / CONFIG_FILE)
+    options = validated(config_file.parse_options(config, folder / CONFIG_FILE))
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(folder)
         scaling = load_scaling(folder)
