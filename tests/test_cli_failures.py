@@ -447,7 +447,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-OPTIONS = sorted(config_file.to_options(TrainOptions()))
+OPTIONS = sorted(config_file.saved_options(TrainOptions()))
 NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 10**12, 10**400, 0.5, 1e400, -0.1, 1e-300])
 WORDS = st.sampled_from(
     ["", "X.npy", "none", "relu", "float64", "\ud800", "\0", "a\nb"]

@@ -193,6 +193,20 @@ def test_gradcheck_replaces_no_run_unasked(workdir, tmp_path, monkeypatch, capsy
     assert bytes_of(tmp_path) == before
 
 
+def test_the_rate_of_a_resumed_epoch_counts_its_own_steps(tmp_path, monkeypatch):
+    seconds = iter([0.0, 2.0, 2.0, 4.0, 4.0])
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: next(seconds))
+    config = jaxae.TrainConfig(num_epochs=3, batch_size=10)
+    metrics = {"train/loss": 1.0}
+    reporter = reporting.Reporter(
+        tmp_path, config, 15, step=7, history=(metrics,), show=lambda **fields: None
+    )
+    reporter.on_epoch(metrics)
+    reporter.on_epoch(metrics)
+    rows = cli_folder.read_rows(tmp_path / cli_folder.TIMING_FILE)
+    assert [row["examples_per_second"] for row in rows] == [15.0, 25.0]
+
+
 # ---- paths and numbers that cannot be ------------------------------------------------
 
 

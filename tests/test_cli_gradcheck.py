@@ -193,6 +193,11 @@ def test_a_run_folder_gives_the_params_that_it_holds(folder, capsys):
         assert gradcheck(*arguments, params, "--out", "run")[0] == 2
         error = capsys.readouterr().err
         assert f"--out run would replace {params}, which --params reads" in error
+    for arg in ("run", os.path.join("run", "params.safetensors")):
+        command = ("mylosses:encoded", "--params", "wide", "--arg", "1", "--arg", arg)
+        assert gradcheck(*command, "--out", "run")[0] == 2
+        error = capsys.readouterr().err
+        assert f"--out run would replace {arg}, which --arg reads" in error
     assert jaxae.load("run")[0] == ae
 
 
@@ -307,7 +312,8 @@ def test_a_folder_that_holds_a_run_is_rejected_unless_overwrite_is_given(
     arguments = (*judge, "--out", "runs/mine")
     assert cli.main([*arguments]) == 0
     assert cli.main([*arguments]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "holds a run already" in message and "--resume" not in message
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 

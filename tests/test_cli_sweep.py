@@ -15,7 +15,7 @@ from test_checkpoints import flip, truncate
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import SweepOptions, config_file, reporting, space
+from jaxae.cli import SweepOptions, config_file, reporting, sweep_file
 from jaxae.cli.options import build_hparams
 
 sweep_module = sys.modules["jaxae.cli.sweep"]  # the name is also the function's
@@ -43,7 +43,12 @@ def no_pictures(monkeypatch):
 
 def sweep(workdir, text, *arguments):
     (workdir / "space.toml").write_text(text)
-    return cli.main(["sweep", "space.toml", "--out", "out", *SMALL, *arguments])
+    small = [*SMALL]
+    for option in ("--latent-dim", "--batch-size"):  # may be in the file instead
+        if option.removeprefix("--").replace("-", "_") in text:
+            i = small.index(option)
+            del small[i : i + 2]
+    return cli.main(["sweep", "space.toml", "--out", "out", *small, *arguments])
 
 
 def table(workdir):
@@ -53,7 +58,7 @@ def table(workdir):
 def read(workdir, text):
     path = workdir / "space.toml"
     path.write_text(text)
-    return space.read_space(path)
+    return sweep_file.read_space(path)
 
 
 DAMAGE = {
@@ -229,21 +234,20 @@ def test_an_interrupt_is_tidy_and_the_same_command_makes_the_same_table(
     workdir, no_pictures, monkeypatch, capsys
 ):
     text = "batch_size = [10, 20, 30]\n"
-    arguments = ("--batch-size", "128")
-    call = sweep_module.Reporter.__call__
+    call = sweep_module.SweepReporter.__call__
 
     def interrupting(reporter, progress):
         reporter._interrupt.is_requested = progress.lanes_done == 1
         call(reporter, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module.Reporter, "__call__", interrupting)
-        assert sweep(workdir, text, *arguments) == 130
+        patch.setattr(sweep_module.SweepReporter, "__call__", interrupting)
+        assert sweep(workdir, text) == 130
     assert "interrupted with 1 of 3 lanes done" in capsys.readouterr().out
     assert not (workdir / "out" / "table.csv").exists()
-    assert sweep(workdir, text, *arguments) == 0
+    assert sweep(workdir, text) == 0
     result = contents(workdir / "out")
-    assert sweep(workdir, text, *arguments, "--overwrite") == 0
+    assert sweep(workdir, text, "--overwrite") == 0
     assert contents(workdir / "out") == result
 
 
@@ -253,13 +257,13 @@ def test_damaged_lanes_are_noted_also_where_the_sweep_is_interrupted(
     assert sweep(workdir, "l1 = [0.1]\n") == 0
     (path,) = (workdir / "out" / "lanes" / "lanes").iterdir()
     truncate(path)
-    call = sweep_module.Reporter.__call__
+    call = sweep_module.SweepReporter.__call__
 
     def interrupting(reporter, progress):
         reporter._interrupt.is_requested = True
         call(reporter, progress)
 
-    monkeypatch.setattr(sweep_module.Reporter, "__call__", interrupting)
+    monkeypatch.setattr(sweep_module.SweepReporter, "__call__", interrupting)
     capsys.readouterr()
     assert sweep(workdir, "l1 = [0.1]\n") == 130
     assert f"{path.name} is damaged" in capsys.readouterr().err
@@ -270,13 +274,51 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
 ):
     assert cli.main(["train", "--out", "out", *SMALL[:-2]]) == 0
     assert sweep(workdir, RATES) == 2
-    assert "holds a run that is not a sweep" in capsys.readouterr().err
+    assert "does not hold this sweep" in capsys.readouterr().err
     assert sweep(workdir, RATES, "--overwrite") == 0
     assert not (workdir / "out" / "checkpoints").exists()
     (workdir / "out" / "config.json").write_text("{")
     shutil.rmtree(workdir / "out" / "lanes")  # which have its fingerprint too
     assert sweep(workdir, RATES) == 2
-    assert "holds a run that is not a sweep" in capsys.readouterr().err
+    assert "does not hold this sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "space.toml", "top/mine", "lanes/mine", "config.json"]
+)
+def test_a_folder_of_other_files_is_left_as_it_is(workdir, capsys, name):
+    path = workdir / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"sweep": {}, "space": ""}')
+    (workdir / "out" / "table.csv").write_text("mine")
+    before = contents(workdir / "out")
+    assert sweep(workdir, RATES) == 2
+    error = capsys.readouterr().err
+    assert "--out out is not empty and does not hold this sweep" in error
+    assert error.count("\n") == 1 and contents(workdir / "out") == before
+
+
+def test_results_without_lanes_are_those_of_the_same_sweep_only(
+    workdir, no_pictures, capsys
+):
+    assert sweep(workdir, RATES) == 0
+    complete = contents(workdir / "out")
+    shutil.rmtree(workdir / "out" / "lanes")
+    before = contents(workdir / "out")
+    for text, options in ((RATES, ("--epochs", "1")), ("l1 = [0.1]\n", ())):
+        assert sweep(workdir, text, *options) == 2
+        assert "does not hold this sweep" in capsys.readouterr().err
+    assert contents(workdir / "out") == before
+    assert sweep(workdir, RATES) == 0
+    assert contents(workdir / "out") == complete
+
+
+def test_the_space_may_be_in_the_folder_that_is_written(workdir, no_pictures):
+    (workdir / "out").mkdir()
+    (workdir / "out" / "space.toml").write_text("l1 = [0.1]\n")
+    command = ("sweep", "out/space.toml", "--out", "out", *SMALL)
+    assert cli.main([*command]) == 0
+    assert cli.main([*command]) == 0
 
 
 # ---- options -------------------------------------------------------------------------
@@ -326,15 +368,7 @@ def test_a_run_that_is_no_sweep_is_not_overwritten_unasked(
 def test_whatever_varies_trains_and_its_best_lane_is_a_run(
     workdir, no_pictures, text, arguments
 ):
-    if "batch_size" in text:
-        options = [a for a in SMALL if a not in ("--batch-size", "20")]
-    elif "latent_dim" in text:
-        options = [a for a in SMALL if a not in ("--latent-dim", "3")]
-    else:
-        options = SMALL
-    (workdir / "space.toml").write_text(text)
-    status = cli.main(["sweep", "space.toml", "--out", "out", *options, *arguments])
-    assert status == 0
+    assert sweep(workdir, text, *arguments) == 0
     result = table(workdir)
     names = read(workdir, text).columns
     assert len(result) > 1 and set(names) <= set(result.columns)
@@ -376,6 +410,25 @@ def test_where_every_lane_diverged_the_exit_status_says_so(workdir, capsys):
     assert sweep(workdir, text, *LINEAR) == 1
     assert "every lane diverged" in capsys.readouterr().err
     assert len(table(workdir)) == 2 and not (workdir / "out" / "best").exists()
+
+
+def test_where_no_lane_can_be_ranked_no_older_best_lane_is_left(
+    workdir, no_pictures, monkeypatch, capsys
+):
+    assert sweep(workdir, RATES) == 0
+    final = jaxae.sweeps.Sweep.final.fget
+
+    def without_fvu(result):
+        return {**final(result), "train/fvu": np.full(3, np.nan)}
+
+    monkeypatch.setattr(jaxae.sweeps.Sweep, "final", property(without_fvu))
+    assert sweep(workdir, RATES, "--metric", "train/fvu") == 1
+    error = capsys.readouterr().err
+    assert "train/fvu is not finite in any lane that finished" in error
+    assert "diverged" not in error
+    assert not (workdir / "out" / "best").exists()
+    assert sweep(workdir, RATES) == 0
+    assert (workdir / "out" / "best").exists()
 
 
 def test_a_metric_that_only_the_end_has_can_choose(workdir, no_pictures):
@@ -477,6 +530,8 @@ def test_a_bad_file_is_rejected_in_one_sentence(workdir, capsys, text, message):
     ("arguments", "message"),
     [
         (("--learning-rate", "0.5"), "learning_rate is in space.toml, and --learning"),
+        (("--learning-rate=1e-3",), "learning_rate is in space.toml, and --learning"),
+        (("--learning_rate", "1e-3"), "learning_rate is in space.toml, and --learning"),
         (("--num-samples", "3"), "--num-samples is for ranges"),
         (("--metric", "loss"), "--metric must be one of train/"),
         (("--halving-factor", "3"), "need --halving-first"),
@@ -541,7 +596,7 @@ def test_parquet_needs_pyarrow_and_says_so_before_any_work(
 def test_a_schedule_whose_length_varies_needs_schedule_steps(workdir, name):
     def check(text, **changes):
         options = SweepOptions(space="space.toml", **changes)
-        space.check_options(read(workdir, text), options)
+        sweep_file.check_options(read(workdir, text), options)
 
     axis = f"{name} = [10, 20]\n"
     with pytest.raises(ValueError, match=f"{name} in space.toml; give --schedule-st"):

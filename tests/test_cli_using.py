@@ -12,7 +12,7 @@ from judges import assert_falls
 
 import jaxae
 from jaxae import cli
-from jaxae.cli import config_file, data_splits, inference, reporting, run_folder
+from jaxae.cli import config_file, data_splits, reporting, run_folder, trained_model
 
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
 BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
@@ -150,10 +150,10 @@ def test_latents_that_are_all_dead_are_noted(workdir, tmp_path, capsys):
     params = ae.init(jax.random.key(0))
     params = params._replace(b_enc=params.b_enc - 9)
     path = workdir / "run"
-    model = inference.Trained(path, None, ae, params, jaxae.data.divide(1))
+    model = trained_model.Trained(path, None, ae, params, jaxae.data.divide(1))
     for num_rows in (1, 60):
         rows = X[:num_rows]
-        [z] = inference.outputs(model, "new.npy", rows, lambda forward: forward.z)
+        [z] = trained_model.outputs(model, "new.npy", rows, lambda forward: forward.z)
         assert not z.any()
         assert "every latent is 0 on every row of new.npy" in capsys.readouterr().err
 
@@ -354,6 +354,13 @@ def test_the_last_of_two_configs_is_used(workdir, tmp_path):
     configs = ("--config", "unit/config.json", "--config=run/config.json")
     assert main("train", *configs, "--out", tmp_path / "new") == 0
     assert contents_of(tmp_path / "new") == contents_of(workdir / "run")
+
+
+@pytest.mark.parametrize("option", ["--config", "--start-from"])
+def test_an_empty_name_is_rejected(workdir, tmp_path, capsys, option):
+    for arguments in ((f"{option}=", "--seed", "1"), (option, "")):
+        assert main("train", *arguments, "--out", tmp_path / "new") == 2
+        assert_rejected(capsys, f"{option} must name a file or folder, got ''")
 
 
 def test_another_machine_is_noted_and_is_no_obstacle(workdir, tmp_path, capsys):
@@ -736,7 +743,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     assert run_folder.check_output("~/z.npy", "run", ".npy") == workdir / "z.npy"
     with pytest.raises(ValueError, match="would replace"):
         run_folder.check_output("~/run/params.safetensors", "~/run")
-    with inference.load_trained("~/run") as model:
+    with trained_model.load_trained("~/run") as model:
         assert model.path == workdir / "run"
     assert main("sweep", "~/none.toml") == 2
     assert_rejected(capsys, f"{workdir}/none.toml does not exist")

@@ -17,7 +17,6 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.cli import config_file
 from jaxae.cli.gradcheck import gradcheck
-from jaxae.cli.inference import encode, evaluate, plot, reconstruct
 from jaxae.cli.options import (
     CommandError,
     EncodeOptions,
@@ -29,19 +28,21 @@ from jaxae.cli.options import (
     TrainOptions,
     argument_names,
 )
-from jaxae.cli.reporting import INTERRUPTED
+from jaxae.cli.signals import INTERRUPTED
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import train
+from jaxae.cli.trained_model import encode, evaluate, plot, reconstruct
 
 
 class Subcommand(NamedTuple):
     """A command; the docstring of its options describes it in the usage."""
 
     options: type
-    run: Callable[[Any], int]  # options -> exit status
+    run: Callable[..., int]  # options -> exit status
     packages: tuple[str, ...]  # that must be installed
     # The defaults in the files that the arguments name, if any.
     defaults: Callable[[list[str]], Any] = lambda arguments: None
+    needs_arguments: bool = False  # `run` takes the arguments too, as they were typed
 
 
 BROKEN_PIPE = 141  # what a shell reports for a program whose reader has gone
@@ -50,7 +51,7 @@ _TRAIN_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "orbax")
 _SWEEP_PACKAGES = ("tyro", "rich", "matplotlib", "sklearn", "pandas")
 SUBCOMMANDS = {
     "train": Subcommand(TrainOptions, train, _TRAIN_PACKAGES, config_file.defaults),
-    "sweep": Subcommand(SweepOptions, sweep, _SWEEP_PACKAGES),
+    "sweep": Subcommand(SweepOptions, sweep, _SWEEP_PACKAGES, needs_arguments=True),
     "encode": Subcommand(EncodeOptions, encode, ("tyro",)),
     "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
     "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
@@ -89,7 +90,8 @@ def _main(argv: list[str] | None) -> int:
         command = _checks.lookup("command", SUBCOMMANDS, name)
         names = argument_names(command.options)
         _require_packages(command)
-        return command.run(_parse(command, rest, name))
+        options = _parse(command, rest, name)
+        return command.run(options, *([rest] if command.needs_arguments else []))
     except BrokenPipeError:
         raise
     except _ERRORS as error:

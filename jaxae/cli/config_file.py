@@ -48,9 +48,14 @@ def data_entry(config: dict[str, Any], name: str) -> Any:
 
 
 def read_options(path: Path) -> TrainOptions:
-    """The options in the `config.json` of a run; missing ones have their defaults."""
+    """The options in the `config.json` of a run."""
+    return parse_options(read_config(path), path)
+
+
+def parse_options(config: dict[str, Any], path: Path) -> TrainOptions:
+    """The options in the content of a `config.json`; missing ones have defaults."""
     types, options = typing.get_type_hints(TrainOptions), {}
-    for name, value in read_config(path)["options"].items():
+    for name, value in config["options"].items():
         if name not in types:
             raise CommandError(
                 f"{path} has the option {name!r}, which this version of jaxae, "
@@ -68,7 +73,7 @@ def read_options(path: Path) -> TrainOptions:
     return TrainOptions(**options)
 
 
-def to_options(options: Any) -> dict[str, Any]:
+def saved_options(options: Any) -> dict[str, Any]:
     """The options that `config.json` keeps: all but those that name run folders."""
     values = dataclasses.asdict(options)
     for name in ("config", "out", "overwrite", "resume"):
@@ -83,13 +88,13 @@ def differences(out: Path, options: TrainOptions) -> str:
     a file may have moved.
     """
     try:
-        before = to_options(read_options(out / CONFIG_FILE))
+        before = saved_options(read_options(out / CONFIG_FILE))
     except (ValueError, OSError):
         return ""
     return ", ".join(
         f"{option_name(name)} is {_described(before[name])} there and "
         f"{_described(value)} here"
-        for name, value in to_options(options).items()
+        for name, value in saved_options(options).items()
         if name not in FREE_OPTIONS and before[name] != value
     )
 
@@ -130,10 +135,13 @@ def defaults(arguments: list[str]) -> TrainOptions | None:
 def _last_value(arguments: list[str], option: str) -> str | None:
     """The value of an option among the arguments; the last where it is repeated."""
     for i, argument in reversed(list(enumerate(arguments))):
-        name, _, value = argument.partition("=")
-        is_option = name.replace("_", "-") == option
-        if is_option and (value or i + 1 < len(arguments)):
-            return value or arguments[i + 1]
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") != option or not (equals or arguments[i + 1 :]):
+            continue
+        value = value if equals else arguments[i + 1]
+        if not value:
+            raise CommandError(f"{option} must name a file or folder, got ''.")
+        return value
     return None
 
 

@@ -59,6 +59,9 @@ def gradcheck(options: GradcheckOptions) -> int:
         overwrite |= not run_folder.OTHER_THAN_GRADCHECK.exist(Path(name))
     out = run_folder.check_out(name, overwrite)
     run_folder.check_inputs(out, params=options.params)
+    for arg in options.arg:
+        if _number_or_key(arg) is None:
+            run_folder.check_inputs(out, arg=arg)
     if options.function is None:
         results = _check_catalogue(options)
         _write(out, options, results)
@@ -248,6 +251,14 @@ def _place(error: BaseException) -> str | None:
 
 def read_arg(text: str) -> Any:
     """The value of --arg: a number, a random key, or the arrays of a file or folder."""
+    value = _number_or_key(text)
+    if value is None:
+        value = _read_tree("--arg", text, f"a number, key:SEED, {KINDS}")
+    return value
+
+
+def _number_or_key(text: str) -> Any:
+    """The number or random key that --arg names; None for a file or folder."""
     for number in (int, float):
         with contextlib.suppress(ValueError):
             return number(text)
@@ -259,7 +270,7 @@ def read_arg(text: str) -> Any:
                 f"{_checks.describe(text)}."
             )
         return jax.random.key(int(seed))
-    return _read_tree("--arg", text, f"a number, key:SEED, {KINDS}")
+    return None
 
 
 def _read_tree(option: str, name: str, kinds: str) -> Any:
@@ -285,16 +296,12 @@ def _read_tree(option: str, name: str, kinds: str) -> Any:
 
 
 def _read_tensors(option: str, name: str, read: Callable[[], Any]) -> Any:
-    is_x64 = jax.config.read("jax_enable_x64")
-    with jax.enable_x64(True):  # to load float64, and reject it in our own words
-        tree = read()
-    leaves = jax.tree.leaves(tree)
-    if not is_x64 and any(leaf.dtype == "float64" for leaf in leaves):
-        raise CommandError(
-            f"{option} {name} holds float64 arrays, which JAX would round to float32 "
-            "here; add --x64."
-        )
-    return tree
+    return run_folder.read_float64(
+        f"{option} {name}",
+        read,
+        is_allowed=jax.config.read("jax_enable_x64"),
+        problem="JAX would round to float32 here; add --x64",
+    )
 
 
 def _nested(arrays: dict[str, Any], path: Path) -> dict[str, Any]:

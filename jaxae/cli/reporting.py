@@ -1,10 +1,8 @@
-"""What a run shows: notes, progress, results and pictures; and how it is stopped."""
+"""What a run shows: notes, progress, results and pictures."""
 
 import contextlib
 import functools
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,40 +18,7 @@ from jaxae import data, plots
 from jaxae.cli import run_folder
 from jaxae.training import diagnostics
 
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _NUM_EXAMPLES, _NUM_USAGE_ROWS = 12, 10_000  # rows that pictures show
-
-
-class Interrupt:
-    """Records the first Ctrl-C or SIGTERM as a request; the second raises.
-
-    Training checks for the request where it can stop cleanly. The default handler
-    raises at any line, and an exception inside a callback of the runtime is lost.
-    """
-
-    def __init__(self):
-        self.is_requested = False
-
-    def __enter__(self) -> "Interrupt":
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def raise_if_requested(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
-        if self.is_requested:
-            raise KeyboardInterrupt
-
-    def _request(self, number, frame) -> None:
-        self.raise_if_requested()
-        self.is_requested = True
-        print("\njaxae: stopping; press Ctrl-C again to stop at once.", file=sys.stderr)
 
 
 def note(sentence: str) -> None:
@@ -111,13 +76,14 @@ class Reporter:
         out: Path,
         config: jaxae.TrainConfig,
         num_steps: int,
+        step: int,
         history: tuple[dict[str, float], ...],
         show: Callable[..., None],
     ):
         self._metrics = out / run_folder.METRICS_FILE
         self._timing = out / run_folder.TIMING_FILE
         self._config, self._num_steps, self._show = config, num_steps, show
-        self._epoch = len(history)
+        self._epoch, self._step = len(history), step
         rows = [{"epoch": epoch, **row} for epoch, row in enumerate(history, 1)]
         run_folder.write_rows(self._metrics, rows)
         intact = run_folder.read_intact_rows(self._timing)
@@ -133,8 +99,10 @@ class Reporter:
         """Write the metrics and the time of an epoch."""
         self._epoch += 1
         seconds = time.perf_counter() - self._started
-        num_examples = self._config.batch_size * self._num_steps
-        rate = num_examples / self._config.num_epochs / seconds
+        # A resumed run may have begun within the epoch.
+        end = self._epoch * self._num_steps // self._config.num_epochs
+        rate = self._config.batch_size * (end - self._step) / seconds
+        self._step = end
         run_folder.append(self._metrics, {"epoch": self._epoch, **metrics})
         timing = {"epoch": self._epoch, "seconds": seconds, "examples_per_second": rate}
         run_folder.append(self._timing, timing)

@@ -7,10 +7,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxae._files import expanded, write_atomically
@@ -24,7 +25,7 @@ from jaxae.autoencoder.files import (
 )
 from jaxae.checkpoints import locked
 from jaxae.cli.options import CommandError, option_name
-from jaxae.cli.space import AXES
+from jaxae.cli.sweep_file import AXES
 from jaxae.data.scaling import SCALING_FILE, Scaling, save_scaling
 
 METRICS_FILE = "metrics.jsonl"
@@ -83,8 +84,11 @@ _MARKS = (PARAMS_FILE, SCALING_FILE, METRICS_FILE, TIMING_FILE, LANES)
 # ---- where a run may be written ------------------------------------------------------
 
 
-def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
-    """The folder `--out` of that name, if train or gradcheck may write a run there."""
+def check_out(name: str, overwrite: bool, resume: bool | None = None) -> Path:
+    """The folder `--out` of that name, if train or gradcheck may write a run there.
+
+    `resume` is None for gradcheck, which cannot resume.
+    """
     if overwrite and resume:
         raise CommandError("--overwrite and --resume exclude each other; give one.")
     out = check_folder(name, RUN)
@@ -97,10 +101,13 @@ def check_out(name: str, overwrite: bool, resume: bool = False) -> Path:
     if overwrite:
         check_replaceable(out)
     if not (overwrite or resume) and RUN.exist(out):
-        raise CommandError(
-            f"--out {out} holds a run already; choose another folder, replace it with "
-            "--overwrite, or resume it with --resume."
-        )
+        advice = "choose another folder, or replace it with --overwrite"
+        if resume is not None:
+            advice = (
+                "choose another folder, replace it with --overwrite, or resume it with "
+                "--resume"
+            )
+        raise CommandError(f"--out {out} holds a run already; {advice}.")
     return out
 
 
@@ -323,6 +330,16 @@ def damaged_files(out: Path) -> list[str]:
         for sha256, name in re.findall(line, sums)
         if hashlib.sha256(_read_or_nothing(out / name)).hexdigest() != sha256
     ]
+
+
+def read_float64(place: str, read: Callable[[], Any], is_allowed: bool, problem: str):
+    """The arrays that `read` returns; raise for float64 that is not allowed."""
+    with jax.enable_x64(True):  # to load float64, and reject it in our own words
+        value = read()
+    dtypes = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(value)}
+    if not is_allowed and np.dtype("float64") in dtypes:
+        raise CommandError(f"{place} holds float64 arrays, which {problem}.")
+    return value
 
 
 def _read_or_nothing(path: Path) -> bytes:

@@ -6,6 +6,7 @@ import io
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,15 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt
 from jaxae.cli.run_folder import CURVES_FILE, MAP, PARALLEL, TABLES, TOP
-from jaxae.cli.space import AXES, Space, as_train_options, check_options, read_space
+from jaxae.cli.signals import INTERRUPTED, Interrupt
+from jaxae.cli.sweep_file import (
+    AXES,
+    Space,
+    as_train_options,
+    check_options,
+    read_space,
+)
 from jaxae.sweeps import Halving, Plan, Progress, Sweep
 from jaxae.training import diagnostics
 
@@ -59,16 +66,19 @@ class Job(NamedTuple):
     arguments: dict[str, Any]  # of `jaxae.sweep`
 
 
-def sweep(options: SweepOptions) -> int:
-    """`jaxae sweep SPACE.toml`: 0, or 1 if every lane diverged; 130 if interrupted."""
+def sweep(options: SweepOptions, arguments: Sequence[str]) -> int:
+    """`jaxae sweep SPACE.toml`: 0, or 1 if no lane can be ranked; 130 if interrupted.
+
+    `arguments` are those of the command line that became the options.
+    """
     _checks.lookup("table", TABLES, options.table)
     if options.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise _checks.extra("--table parquet", "pyarrow", "parquet")
     space = read_space(expanded(options.space))
-    check_options(space, options)
+    check_options(space, options, arguments)
     single = validated(as_train_options(options, space.first()))
     options = dataclasses.replace(options, generator=single.generator)
-    out = _check_out(options)
+    out = _check_out(options, space)
     with Interrupt() as interrupt:
         job = _prepare(options, space, single)
         interrupt.raise_if_requested()
@@ -87,22 +97,39 @@ def sweep(options: SweepOptions) -> int:
 # ---- checks --------------------------------------------------------------------------
 
 
-def _check_out(options: SweepOptions) -> Path:
+def _check_out(options: SweepOptions, space: Space) -> Path:
     """The folder, if a sweep may be written there."""
     out = run_folder.check_folder(options.out, run_folder.SWEEP)
     if options.overwrite:
         run_folder.check_replaceable(out)
         run_folder.check_inputs(out, data=options.data)
-        return out
-    # The lanes have the sweep's fingerprint too, so config.json may be missing.
-    has_lanes = (out / run_folder.LANES / LANES_FILE).exists()
-    is_resumable = is_sweep(out) or (has_lanes and not (out / PARAMS_FILE).exists())
-    if run_folder.RUN.exist(out) and not is_resumable:
+    elif not (_holds_sweep(out, options, space) or _is_empty(out, options.space)):
         raise CommandError(
-            f"--out {out} holds a run that is not a sweep; choose another folder, or "
-            "replace it with --overwrite."
+            f"--out {out} is not empty and does not hold this sweep; choose another "
+            "folder, or replace the run or sweep in it with --overwrite."
         )
     return out
+
+
+def _holds_sweep(out: Path, options: SweepOptions, space: Space) -> bool:
+    """Whether the folder has the lanes of a sweep, or the `config.json` of this one."""
+    # `jaxae.sweep` compares the fingerprint of the lanes; config.json may be missing.
+    if (out / run_folder.LANES / LANES_FILE).exists():
+        return is_sweep(out) or not (out / PARAMS_FILE).exists()
+    if not is_sweep(out):
+        return False
+    config = run_folder.parse_json((out / CONFIG_FILE).read_bytes())
+    is_same_space = config.get("space") == space.text.decode()
+    return is_same_space and config["sweep"] == config_file.saved_options(options)
+
+
+def _is_empty(out: Path, space: str) -> bool:
+    """Whether the folder is missing, or holds at most hidden files and the space."""
+    names = {path.name for path in out.glob("[!.]*")}
+    if (out / run_folder.SPACE_FILE).exists():
+        if (out / run_folder.SPACE_FILE).samefile(expanded(space)):
+            names.discard(run_folder.SPACE_FILE)
+    return not names
 
 
 def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
@@ -196,7 +223,7 @@ def _run(job: Job, out: Path, interrupt: Interrupt) -> Sweep:
         run_folder.append(out / run_folder.TIMING_FILE, {"plan": str(plan)})
 
     with bar as show, reporting.warnings_as_notes():
-        reporter = Reporter(out, show, interrupt)
+        reporter = SweepReporter(out, show, interrupt)
         try:
             result = jaxae.sweep(
                 **job.arguments, out=lanes, on_plan=on_plan, on_progress=reporter
@@ -213,7 +240,7 @@ def _run(job: Job, out: Path, interrupt: Interrupt) -> Sweep:
     return result
 
 
-class Reporter:
+class SweepReporter:
     """Shows how far a sweep is, and writes it to a file at most once a second."""
 
     def __init__(self, out: Path, show, interrupt: Interrupt):
@@ -249,7 +276,7 @@ def _describe(job: Job) -> dict[str, Any]:
     """The entries of `config.json`: all that is needed to repeat the sweep."""
     hparams = job.arguments["hparams"]
     return {
-        "sweep": config_file.to_options(job.options),
+        "sweep": config_file.saved_options(job.options),
         "space": job.space.text.decode(),
         "hparams": {name: float(value) for name, value in hparams.items()},
         "metric": job.metric,
@@ -281,11 +308,8 @@ def _write(job: Job, out: Path, sweep: Sweep) -> int:
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     print(f"{len(table)} lane{'s' * (len(table) > 1)}: {statuses}.")
     if not ranked:
-        print(
-            "jaxae: error: every lane diverged; sweep smaller learning rates, or look "
-            "at stopped_at in the table.",
-            file=sys.stderr,
-        )
+        shutil.rmtree(out / BEST, ignore_errors=True)  # of another metric
+        print(f"jaxae: error: {_why_unranked(sweep, job.metric)}", file=sys.stderr)
     else:
         print(f"best: lane {ranked[0]}, saved in {out / BEST}:")
         reporting.print_results(results[0])
@@ -316,6 +340,18 @@ def _ranked(sweep: Sweep, metric: str) -> list[int]:
         if sweep.status[lane] != "diverged" and np.isfinite(values[lane])
     ]
     return sorted(lanes, key=lambda i: (sweep.status[i] == "halved", values[i]))
+
+
+def _why_unranked(sweep: Sweep, metric: str) -> str:
+    if all(status == "diverged" for status in sweep.status):
+        return (
+            "every lane diverged; sweep smaller learning rates, or look at stopped_at "
+            "in the table."
+        )
+    return (
+        f"{metric} is not finite in any lane that finished; rank the lanes by another "
+        "--metric."
+    )
 
 
 def _save_lane(job: Job, sweep: Sweep, lane: int, path: Path) -> dict[str, Any]:
@@ -359,7 +395,7 @@ def _describe_lane(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
     # The lane's key is fold_in(key(seed, impl=generator), fold_in).
     key = {"seed": options.seed, "generator": options.generator}
     return {
-        "options": config_file.to_options(single),
+        "options": config_file.saved_options(single),
         "hparams": trial["hparams"],
         "trial": {
             "lane": lane,

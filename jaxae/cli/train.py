@@ -27,7 +27,8 @@ from jaxae.cli.options import (
     random_key,
     validated,
 )
-from jaxae.cli.reporting import INTERRUPTED, Interrupt, Reporter, note, progress
+from jaxae.cli.reporting import Reporter, note, progress
+from jaxae.cli.signals import INTERRUPTED, Interrupt
 from jaxae.training import Run, trainer
 from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
 from jaxae.training.train_step import INIT_SCALE, INIT_SCALES
@@ -97,7 +98,8 @@ def _execute(
         rate=0.0,
     )
     with bar as show:
-        reporter = Reporter(out, config, num_steps, state.history, show)
+        step = int(state.state.step)
+        reporter = Reporter(out, config, num_steps, step, state.history, show)
 
         def on_epoch(metrics, state):
             reporter.on_epoch(metrics)
@@ -211,18 +213,16 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
             f"{option} holds the output bias that --bias-from-mean would set; leave "
             "one of them out."
         )
-    with jax.enable_x64(True):  # to load float64, and reject it in our own words
-        other, params = jaxae.load(run)
+    other, params = run_folder.read_float64(
+        place,
+        lambda: jaxae.load(run),
+        is_allowed=options.dtype == "float64",
+        problem=f"--dtype {options.dtype} would round; give --dtype float64",
+    )
     if other.input_dim != ae.input_dim:
         raise CommandError(
             f"{place} holds a model of {other.input_dim} columns, but --data "
             f"{options.data} has {ae.input_dim}."
-        )
-    is_float64 = any(leaf.dtype == "float64" for leaf in jax.tree.leaves(params))
-    if is_float64 and options.dtype != "float64":
-        raise CommandError(
-            f"{place} holds float64 parameters, which --dtype {options.dtype} would "
-            "round; give --dtype float64."
         )
     if other.tied and not ae.tied:
         untied: Any = {"tied": False}
@@ -338,7 +338,7 @@ def _describe(
     """The entries of `config.json`, besides the model."""
     start = _start_sha256(prepared)
     return {
-        "options": config_file.to_options(options),
+        "options": config_file.saved_options(options),
         "hparams": {n: float(str(value)) for n, value in prepared.hparams.items()},
         "data": data_splits.describe(splits),
         **({} if start is None else {"start_sha256": start}),

@@ -1,8 +1,8 @@
 """The space of a sweep as a TOML file, and how it completes the options."""
 
-import dataclasses
 import tomllib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,13 +158,16 @@ def _axis(path: Path, name: str, value: Any) -> Any:
 # ---- with the options ----------------------------------------------------------------
 
 
-def check_options(space: Space, options: SweepOptions) -> None:
-    """Raise if an option is in the space too, or if a schedule's length varies."""
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+def check_options(
+    space: Space, options: SweepOptions, arguments: Sequence[str] = ()
+) -> None:
+    """Raise if an option is in the space too, or if a schedule's length varies.
+
+    `arguments` are those of the command line: an option may be typed at its default.
+    """
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name in space.columns:
-        option, _ = as_option(name, None)
-        is_given = getattr(options, option, None) != defaults.get(option)
-        if name != SEED and is_given:
+        if name != SEED and option_name(name) in typed:
             raise CommandError(
                 f"{name} is in {options.space}, and {option_name(name)} is given too; "
                 "leave one of them out."

@@ -26,8 +26,9 @@ from jaxae.cli.options import (
     build_objective,
     validated,
 )
-from jaxae.cli.reporting import Interrupt, note
+from jaxae.cli.reporting import note
 from jaxae.cli.run_folder import check_output
+from jaxae.cli.signals import Interrupt
 from jaxae.data import Scaling, load_scaling
 from jaxae.data.scaling import SCALING_FILE
 from jaxae.training import diagnostics
@@ -75,8 +76,8 @@ class Trained(NamedTuple):
 def load_trained(path: str) -> Iterator[Trained]:
     """The model of a run folder, in float64 where it was trained so."""
     folder = expanded(path)
-    options = validated(config_file.read_options(folder / CONFIG_FILE))
     config = config_file.read_config(folder / CONFIG_FILE)
+    options = validated(config_file.parse_options(config, folder / CONFIG_FILE))
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(folder)
         scaling = load_scaling(folder)
