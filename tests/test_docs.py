@@ -169,7 +169,7 @@ def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # `jaxae gradcheck` adds the folder
     # A quarter of the time of each training, and no page reads it.
-    monkeypatch.setattr(diagnostics, "of_step", lambda *_, **settings: {})
+    monkeypatch.setattr(diagnostics, "step_norms", lambda *_, **settings: {})
     namespace = {"__name__": page.stem}
     for line, language, block, shown in programs(page.read_text(encoding="utf-8")):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
