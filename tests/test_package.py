@@ -18,12 +18,10 @@ PACKAGE = ROOT / "jaxae"
 # Imports run one way, top to bottom of this list (docs/architecture.md).
 LAYERS = [
     "_version",
-    "_moments",
     "_checks",
     "_files",
     "_keys",
     "_moments",
-    "_orbax",
     "gradcheck",
     "activations",
     "observations",
@@ -36,6 +34,7 @@ LAYERS = [
     "manual",
     "optimizers",
     "data",
+    "_orbax",
     "checkpoints",
     "training",
     "sweeps",
@@ -80,6 +79,14 @@ def test_imports_run_one_way(path):
     here = LAYERS.index(module_of(path))
     for name in imported(path):
         assert name == module_of(path) or LAYERS.index(name) < here, name
+
+
+def test_the_architecture_lists_the_layers_in_this_order():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Layout\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(rows))
+    assert names == LAYERS
 
 
 def test_gradcheck_imports_nothing_of_jaxae():
