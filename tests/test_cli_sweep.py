@@ -513,7 +513,6 @@ def test_the_file_says_lists_ranges_seeds_and_what_goes_together(workdir):
         ("corruption_rate = [0.1]", "which nothing in this sweep reads"),
         ("l1 = [0.1, -1.0]", "error: l1 must be at least 0, got -1.0; below"),
         ("init_scale = [0]", "error: init_scale must be positive, got 0.0"),
-        ("batch_size = [10, 20]", "batch_size is in space.toml, and --batch-size"),
     ],
 )
 def test_a_bad_file_is_rejected_in_one_sentence(workdir, capsys, text, message):
