@@ -33,6 +33,7 @@ LAYERS = [
     "terms",
     "penalties",
     "objective",
+    "recovery",
     "manual",
     "optimizers",
     "data",
