@@ -22,8 +22,8 @@ from jaxae.data.scaling import (
     scaled,
 )
 from jaxae.data.statistics import ColumnStats, check_array, column_stats
+from jaxae.data.synth_sae_bench import load_synthsaebench, synthsaebench
 from jaxae.data.synthetic import sparse_features
-from jaxae.data.synthsaebench import load_synthsaebench, synthsaebench
 from jaxae.data.views import View, split
 
 __all__ = [

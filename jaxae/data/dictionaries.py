@@ -2,8 +2,7 @@
 
 x = b + sum_i a_i v_i, where few coefficients a_i are not 0. A `Dictionary` holds the
 features v_i and the distribution of the coefficients: independent, correlated by a
-Gaussian copula, or in trees. `jaxae.data.synthsaebench` makes
-one as in SynthSAEBench.
+Gaussian copula, or in trees. `jaxae.data.synthsaebench` makes one as in SynthSAEBench.
 """
 
 import functools
@@ -171,6 +170,8 @@ def build(
         raise _checks.ArgumentError(
             "features", "must have shape [N, D]", _checks.describe(features)
         )
+    if not jnp.isfinite(features).all():
+        raise _checks.ArgumentError("features", "must be finite")
     N, D = features.shape
 
     def column(name, value, size, is_valid, words):
@@ -399,9 +400,10 @@ def forest(num_features, num_roots, num_children, depth) -> np.ndarray:
     num_children = _checks.positive_int("num_children", num_children)
     parents, start = np.full(N, ROOT, np.int32), 0
     for _ in range(_checks.positive_int("depth", depth)):
-        children = np.arange(size * num_children)
-        nodes = start + size + children
-        parents[nodes[nodes < N]] = (start + children // num_children)[nodes < N]
+        if start + size >= N:
+            break
+        children = np.arange(min(size * num_children, N - start - size))
+        parents[start + size + children] = start + children // num_children
         start, size = start + size, size * num_children
     return parents
 
@@ -426,7 +428,7 @@ def compensated(probabilities, parents, *, exclusive: Any = True) -> np.ndarray:
     References:
       SynthSAEBench, 2026, https://arxiv.org/abs/2602.14687.
     """
-    N = len(np.asarray(parents))
+    N = np.size(parents)
     parents = _parents(parents, N)
     p = _column("probabilities", probabilities, N, _in_unit_interval, "in [0, 1]")
     exclusive = _column("exclusive", exclusive, N, _is_bool, "True or False") > 0
