@@ -65,7 +65,8 @@ def mcc(W_dec, features) -> float:
     """Mean correlation coefficient: the mean |C_ji| of the best one-to-one matching.
 
     The mean is over the min(F, N) pairs of the matching that maximises it. The
-    Hungarian algorithm runs on the host, in minutes for thousands of features.
+    Hungarian algorithm runs on the host: half a minute for 4,096 latents and 16,384
+    features.
 
     Args:
       W_dec: `[F, D]`, learned features.
