@@ -79,8 +79,8 @@ def correlated():
 
 @pytest.fixture(scope="module")
 def sample(correlated):
-    """20,000 examples and their coefficients, in float64."""
-    x, a = correlated.draw(jax.random.key(1), 20_000)
+    """8,000 examples and their coefficients, in float64."""
+    x, a = correlated.draw(jax.random.key(1), 8_000)
     return np.asarray(x, np.float64), np.asarray(a, np.float64)
 
 
@@ -89,13 +89,13 @@ def sample(correlated):
 
 def test_firing_rates_equal_the_closed_form():
     independent = small()._replace(factor=jnp.zeros((256, 25)))
-    _, a = independent.draw(KEY, 20_000)
+    _, a = independent.draw(KEY, 8_000)
     assert_frequencies(np.asarray(a) > 0, firing_rates(independent))
 
 
 def test_draws_equal_the_dense_definition(correlated, sample):
     """Rates, means and second moments, with the oracle's standard errors."""
-    expected = dense_oracle(np.random.default_rng(0), correlated, 20_000)
+    expected = dense_oracle(np.random.default_rng(0), correlated, 8_000)
     for power in (0, 1, 2):
         ours, theirs = (np.where(a > 0, a**power, 0) for a in (sample[1], expected))
         error = 5 * np.sqrt(2 * theirs.var(axis=0) / len(theirs))
@@ -105,7 +105,7 @@ def test_draws_equal_the_dense_definition(correlated, sample):
 
 def test_x_is_the_bias_and_the_sum_of_the_active_features(correlated, sample):
     x, a = sample
-    assert x.shape == (20_000, 32) and a.shape == (20_000, 256) and a.min() == 0
+    assert x.shape == (8_000, 32) and a.shape == (8_000, 256) and a.min() == 0
     expected = np.asarray(correlated.bias) + a @ np.asarray(correlated.features)
     np.testing.assert_allclose(x, expected, atol=2e-5)
 
@@ -439,7 +439,7 @@ def test_a_model_is_read_from_its_files_but_for_the_spreads(correlated, tmp_path
     assert scipy.stats.kstest(loaded.spreads, correlated.spreads).pvalue > 0.01
     again = load_synthsaebench(str(tmp_path), KEY)
     np.testing.assert_array_equal(again.spreads, loaded.spreads)
-    x, a = loaded.draw(KEY, 20_000)  # compiled for `sample`
+    x, a = loaded.draw(KEY, 8_000)  # compiled for `sample`
     assert np.isfinite(x).all() and (a[:, 16:52] > 0).any()
 
 

@@ -116,9 +116,9 @@ def _draw(key, dictionary, tops, children, *, sizes: _Sizes, with_truth: bool):
     factor_key, top_key, pass_key = jax.random.split(key, 3)
     e = jax.random.normal(factor_key, (sizes.batch_size, tables.factor.shape[1]), "f4")
     h = jax.random.normal(top_key, (sizes.batch_size, len(tables.tops)), jnp.float32)
-    nodes = jnp.broadcast_to(tops, h.shape)
     common = jnp.matmul(e, tables.factor[tops].T, precision="highest")
-    num_active = jnp.cumsum(_fires(tables, nodes, common, h), axis=1, dtype=jnp.int32)
+    fires = common + h * tables.noise[tops][None] > tables.thresholds[tops][None]
+    num_active = jnp.cumsum(fires, axis=1, dtype=jnp.int32)
 
     def draw_pass(carry):
         i, x, a = carry
@@ -140,17 +140,8 @@ def _draw(key, dictionary, tops, children, *, sizes: _Sizes, with_truth: bool):
     return x, a
 
 
-def _fires(tables: _Tables, nodes, common, h):
-    """Whether g > t, with common = <e, F> of the nodes."""
-    return common + h * tables.noise[nodes] > tables.thresholds[nodes]
-
-
 def _next_tops(i, num_active, tables: _Tables, sizes: _Sizes):
-    """The active features number i S, ..., (i + 1) S - 1 `[B, S]`; N if there are less.
-
-    Args:
-      num_active: `[B, N_0]`, how many features are active among the first ones.
-    """
+    """The active features without parent from number i S on, `[B, S]`, padded by N."""
     numbers = i * sizes.num_slots + jnp.arange(1, sizes.num_slots + 1)
     places = jax.vmap(jnp.searchsorted, in_axes=(0, None))(num_active, numbers)
     return jnp.append(tables.tops, len(tables.features))[places]
@@ -178,7 +169,8 @@ def _draw_children(key, tables: _Tables, e, parents, values, sizes: _Sizes):
     h, n, order = jax.random.normal(key, (3, *nodes.shape), jnp.float32)
     F = tables.factor[nodes]
     common = jnp.einsum("br,bscr->bsc", e, F, precision="highest")
-    is_active = _fires(tables, nodes, common, h) & (values > 0)[..., None]
+    fires = common + h * tables.noise[nodes] > tables.thresholds[nodes]
+    is_active = fires & (values > 0)[..., None]
     a = jnp.where(is_active, _values(tables, nodes, n), 0)
     # The first in a random order: each active child with the same chance.
     order = jnp.where(a > 0, order, -jnp.inf)
