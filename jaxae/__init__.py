@@ -17,6 +17,7 @@ from jaxae import (
     observations,
     optimizers,
     penalties,
+    recovery,
     sweeps,
     training,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "optimizers",
     "penalties",
     "plots",
+    "recovery",
     "save",
     "sweep",
     "sweeps",

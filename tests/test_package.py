@@ -31,6 +31,7 @@ LAYERS = [
     "terms",
     "penalties",
     "objective",
+    "recovery",
     "manual",
     "optimizers",
     "data",

@@ -3,9 +3,11 @@
 `load` returns raw values and their scale, `column_stats` checks and measures them in
 one pass, and `fit_scaling` fits a `Scaling` to these statistics. Data larger than
 memory are `Rows`, read by blocks; a `View` selects and scales rows as they are read.
-Synthetic data are a source, `(key, hparams) -> batch`. Nothing is unpickled.
+Synthetic data are a source, `(key, hparams) -> batch`: `sparse_features`, that of a
+known dictionary (`dictionaries`), or your own. Nothing is unpickled.
 """
 
+from jaxae.data import dictionaries
 from jaxae.data.files import Dataset, PathLike
 from jaxae.data.named import NAMES, digits, fashion_mnist, load, mnist
 from jaxae.data.rows import Rows, is_rows, take
@@ -19,6 +21,7 @@ from jaxae.data.scaling import (
     scaled,
 )
 from jaxae.data.statistics import ColumnStats, check_array, column_stats
+from jaxae.data.synth_sae_bench import load_synthsaebench, synthsaebench
 from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split
 
@@ -33,6 +36,7 @@ __all__ = [
     "View",
     "check_array",
     "column_stats",
+    "dictionaries",
     "digits",
     "divide",
     "fashion_mnist",
@@ -40,10 +44,12 @@ __all__ = [
     "is_rows",
     "load",
     "load_scaling",
+    "load_synthsaebench",
     "mnist",
     "save_scaling",
     "scaled",
     "sparse_features",
     "split",
+    "synthsaebench",
     "take",
 ]
