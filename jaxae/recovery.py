@@ -296,10 +296,12 @@ def evaluate(
         score = _score(
             params, x, coefficients, nearest, state, ae=ae, training=training
         )
-        ours, theirs = jax.tree.map(lambda n: np.asarray(n, np.float64), score)
-        theirs = Moments(len(x), *theirs)
-        sums = ours if sums is None else jax.tree.map(np.add, sums, ours)
-        moments = theirs if moments is None else merge(moments, theirs)
+        batch_sums, batch_moments = jax.tree.map(
+            lambda n: np.asarray(n, np.float64), score
+        )
+        batch_moments = Moments(len(x), *batch_moments)
+        sums = batch_sums if sums is None else jax.tree.map(np.add, sums, batch_sums)
+        moments = batch_moments if moments is None else merge(moments, batch_moments)
     if sums is None or moments is None:
         raise _checks.ArgumentError("batches", "must hold at least one pair", "none")
     return {
