@@ -7,6 +7,7 @@ They read shapes, dtypes, types and names only, so they cost nothing under `jit`
 import contextlib
 import difflib
 import functools
+import math
 import operator
 import os
 import re
@@ -408,6 +409,23 @@ class Range(NamedTuple):
 
 AT_LEAST_0 = Range(lambda x: x >= 0, "at least 0")
 POSITIVE = Range(lambda x: x > 0, "positive")
+
+
+def boolean(name: str, value: Any, advice: str = "") -> bool:
+    """Return True or False, also from NumPy's."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(name, "must be True or False", repr(value), advice)
+    return bool(value)
+
+
+def number(name: str, value: Any, values: Range) -> float:
+    """Return a finite number of the range as a float."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(
+        value, bool
+    )
+    if not is_number or not math.isfinite(value) or not values.contains(value):
+        raise ArgumentError(name, f"must be finite and {values.words}", repr(value))
+    return float(value)
 
 
 # ---- return values of a component's functions ----------------------------------------

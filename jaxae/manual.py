@@ -8,7 +8,6 @@ References:
   Hugo Larochelle, Neural networks: Autoencoder, Université de Sherbrooke, 2012.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxae import _checks
-from jaxae.activations import Activation
+from jaxae import _checks, prefixes, sparse
 from jaxae.autoencoder import Autoencoder, UntiedParams
-from jaxae.autoencoder.model import product
 from jaxae.objective import Objective, activation_state
+from jaxae.sparse import Codes
 from jaxae.terms import Cotangents, Pass, add, reconstruction
 
 ENCODER = ("W_enc", "b_enc", "activation")
@@ -48,11 +46,11 @@ class Paths(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Gradients of the objective with respect to eta, z, a and theta."""
+    """Gradients of the objective with respect to the contributions, z, a and theta."""
 
-    d_eta: Float[Array, "B D"]
-    d_z: Float[Array, "B H"]
-    d_a: Float[Array, "B H"]
+    d_levels: Float[Array, "B M D"]  # d_eta where there is one level
+    d_z: Float[Array, "B H"] | Codes
+    d_a: Float[Array, "B H"] | Codes
     d_theta: tuple  # of each example; theta are a learned activation's parameters
 
 
@@ -80,7 +78,7 @@ def backprop(ae, params, x, target=None) -> Backprop:
         z=p.z[0],
         eta=p.eta[0],
         x_hat=ae.observation.mean(p.eta[0]),
-        d_eta=signals.d_eta[0],
+        d_eta=signals.d_levels[0, 0],
         d_z=signals.d_z[0],
         d_a=signals.d_a[0],
         grads=add(_pullback(objective, params, untied_grads), cotangents.params),
@@ -111,6 +109,10 @@ def path_grads(ae, params, x, target=None) -> Paths:
 def value_and_grad(objective) -> Callable:
     """Like `jax.value_and_grad(objective, has_aux=True)`, by the hand-derived gradient.
 
+    Sparse latents with known indices, such as those of topk, are decoded and
+    differentiated by these, without an array of the size of B x H beyond the
+    pre-activations, unless a penalty has a gradient by all latents.
+
     Returns:
       `(params, batch, key, hparams, state=()) -> ((loss, aux), grads)`, the gradient of
       the mean over the batch, penalties included, of the params' own type.
@@ -121,7 +123,9 @@ def value_and_grad(objective) -> Callable:
     _checks.instance("objective", objective, Objective, "jaxae.Objective")
 
     def value_and_grad_fn(params, batch, key, hparams, state=()):
-        loss, (aux, p) = objective.value_and_pass(params, batch, key, hparams, state)
+        loss, (aux, p) = objective.value_and_pass(
+            params, batch, key, hparams, state, by_codes=True
+        )
         return (loss, aux), batch_grads(objective, params, p)
 
     return value_and_grad_fn
@@ -191,44 +195,84 @@ def _backpropagate(
     objective: Objective, params, p: Pass, cotangents: Cotangents
 ) -> tuple[Signals, UntiedParams]:
     untied = objective.ae.parametrization.expand(objective.rounded(params))
-    signals = _backward(objective.ae.activation, untied, p, cotangents)
-    return signals, _contract(untied, p, signals)
+    d_levels = prefixes.d_contributions(_d_etas(cotangents), objective.cut_prefixes)
+    if _is_sparse(p, cotangents):
+        return _backward_by_codes(objective, untied, p, cotangents, d_levels)
+    signals = _backward(objective, untied, p, cotangents, d_levels)
+    return signals, _contract(objective, untied, p, signals)
+
+
+def _d_etas(cotangents: Cotangents) -> Float[Array, "B M D"]:
+    """The gradient by the decoder pre-activations of each prefix."""
+    assert cotangents.etas is not None  # the reconstruction has it
+    if cotangents.eta is None:
+        return cotangents.etas
+    return cotangents.etas.at[:, -1].add(cotangents.eta)
 
 
 def _backward(
-    activation: Activation, untied: UntiedParams, p: Pass, cotangents: Cotangents
+    objective: Objective, untied: UntiedParams, p: Pass, cotangents, d_levels
 ) -> Signals:
-    """Propagate the cotangents of all terms from eta to a."""
-    state = activation_state(p.state)
-    assert cotangents.eta is not None  # the reconstruction has it
-    by_decoder = functools.partial(product, untied.W_dec, dtype=untied.b_dec.dtype)
-    d_z = add(jax.vmap(by_decoder)(cotangents.eta), cotangents.z)
+    """Propagate the cotangents of all terms from the contributions to a."""
+    state, theta = activation_state(p.state), untied.activation
+    activation = objective.ae.activation.at(p.hparams)
+    d_z = prefixes.d_latents(
+        untied.W_dec, d_levels, objective.sizes, untied.b_dec.dtype
+    )
+    d_z = add(d_z, cotangents.z)
     if p.mask is not None:  # z is 0 on padding, whatever g(a) is there
         d_z = jnp.where(p.mask, d_z, 0)
-    theta = untied.activation
     d_a = activation.checked_vjp_batch(p.a, p.z, d_z, theta, state)
     d_theta = jax.vmap(activation.checked_vjp_theta, (0, 0, 0, None))(
         p.a, p.z, d_z, theta
     )
-    return Signals(cotangents.eta, d_z, add(d_a, cotangents.a), d_theta)
+    return Signals(d_levels, d_z, add(d_a, cotangents.a), d_theta)
 
 
-def _contract(untied: UntiedParams, p: Pass, signals: Signals) -> UntiedParams:
+def _contract(
+    objective: Objective, untied: UntiedParams, p: Pass, signals: Signals
+) -> UntiedParams:
     """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
+    sizes = objective.sizes
     return UntiedParams(
-        W_enc=_sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
-        W_dec=_sum_of_outer(untied.W_dec, p.z, signals.d_eta),
+        W_enc=prefixes.sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
+        W_dec=prefixes.d_decoder(untied.W_dec, p.z, signals.d_levels, sizes),
         b_enc=jnp.sum(signals.d_a, axis=0),
-        b_dec=jnp.sum(signals.d_eta, axis=0),
+        b_dec=jnp.sum(signals.d_levels[:, 0], axis=0),
         activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
         observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
 
 
-def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
-    """sum_b left_b right_b^T of factors cast to W's dtype; the sum keeps left's."""
-    dtype, left, right = left.dtype, left.astype(W.dtype), right.astype(W.dtype)
-    return jnp.einsum("bh,bd->hd", left, right, preferred_element_type=dtype)
+# ---- sparse latents: the same, for the k latents of each example that may not be 0 ---
+
+
+def _is_sparse(p: Pass, cotangents: Cotangents) -> bool:
+    """Whether the gradient by a is 0 but for few entries, whose indices are known."""
+    is_sparse = cotangents.a is None or isinstance(cotangents.a, Codes)
+    return p.codes is not None and cotangents.z is None and is_sparse
+
+
+def _backward_by_codes(
+    objective: Objective, untied: UntiedParams, p: Pass, cotangents, d_levels
+) -> tuple[Signals, UntiedParams]:
+    """d_z at the codes alone: z = a there and 0 elsewhere, so d_a = d_z where z != 0."""
+    codes, sizes, latent_dim = p.codes, objective.sizes, objective.ae.latent_dim
+    assert codes is not None
+    d_values = sparse.project(d_levels, untied.W_dec, codes.indices, sizes)
+    d_z = Codes(d_values, codes.indices)
+    d_a = Codes(jnp.where(codes.values != 0, d_values, 0), codes.indices)
+    d_a = add(d_a, cotangents.a)
+    inputs = p.inputs[:, None]
+    grads = UntiedParams(
+        W_enc=sparse.sum_of_outer(d_a, inputs, untied.W_enc, (latent_dim,)),
+        W_dec=sparse.sum_of_outer(codes, d_levels, untied.W_dec, sizes),
+        b_enc=sparse.sum_of_rows(d_a, latent_dim),
+        b_dec=jnp.sum(d_levels[:, 0], axis=0),
+        activation=untied.activation,
+        observation=jax.tree.map(jnp.zeros_like, untied.observation),
+    )
+    return Signals(d_levels, d_z, d_a, ()), grads
 
 
 def _pullback(objective: Objective, params, untied_grads: UntiedParams):

@@ -1,5 +1,7 @@
 """The objective: mean reconstruction loss of a batch + sum of coef * penalty."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -8,19 +10,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxae import _checks, corruptions, metrics, penalties
+from jaxae import _checks, corruptions, metrics, penalties, prefixes, sparse
 from jaxae.autoencoder import Autoencoder
-from jaxae.autoencoder.model import LATENT_DIM, decoder_pre_acts, encoder_pre_acts
+from jaxae.autoencoder.model import LATENT_DIM, encoder_pre_acts
 from jaxae.corruptions import Corruption
 from jaxae.penalties import COEFFICIENTS
 from jaxae.terms import Cotangents, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
 ACTIVATION = "activation"  # the key of the activation's state
+STEPS_SINCE_ACTIVE = "steps_since_active"  # the key of the count of each latent
+DEAD_AFTER = 1000  # by default, in steps
 # Reserved names: metrics, component states and hyperparameters.
 RESERVED = {
     *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
     *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
+    STEPS_SINCE_ACTIVE,
     *(CORRUPTION_RATE, LATENT_DIM, "init_scale", "seed", "k"),
 }
 # Folded into a batch's key for the terms: a number that no example has, since
@@ -52,10 +57,21 @@ class Objective:
         parameters, activations, losses and sums over examples stay in float32. None
         uses the parameters' dtype. Ignored unless the parameters are float32, so that
         float64 remains the reference.
+      prefixes: the ends of nested prefixes of the latents, such as (1024, 4096, 16384),
+        the last of which is latent_dim. The reconstruction loss is then the mean over
+        prefixes m of the loss of decoding the latents before m (Matryoshka). None
+        decodes all latents at once.
+      cut_prefixes: whether the loss of a prefix trains only the latents after the
+        prefix before it.
+      dead_after: a latent that is 0 on every example of this many batches in sequence
+        is dead. The objective's state then counts them, by the name
+        "steps_since_active". None counts only for a penalty that needs it, such as
+        aux_k, with 1000 batches.
 
     Raises:
-      ValueError: if a component has the wrong type, two penalties have one name, or a
-        penalty does not support the model.
+      ValueError: if a component has the wrong type, two penalties have one name, a
+        penalty does not support the model, or the prefixes do not increase and end at
+        latent_dim.
     """
 
     # No runtime type check by jaxtyping: the constructor checks its fields itself.
@@ -66,6 +82,9 @@ class Objective:
     corruption: Corruption | None = None
     penalties: tuple[Penalty, ...] = ()
     compute_dtype: str | None = None
+    prefixes: tuple[int, ...] | None = None
+    cut_prefixes: bool = False
+    dead_after: int | None = None
 
     def __post_init__(self):
         _checks.instance("ae", self.ae, Autoencoder, "jaxae.Autoencoder")
@@ -87,6 +106,44 @@ class Objective:
                 "must be 'bfloat16', or None for the parameters' own",
                 repr(self.compute_dtype),
             )
+        prefixes = _as_prefixes(self.prefixes, self.ae.latent_dim)
+        object.__setattr__(self, "prefixes", prefixes)
+        _checks.boolean("cut_prefixes", self.cut_prefixes)
+        dead_after = self.dead_after
+        if dead_after is None and any(p.needs_dead for p in self.penalties):
+            dead_after = DEAD_AFTER
+        if dead_after is not None:
+            dead_after = _checks.positive_int("dead_after", dead_after)
+        object.__setattr__(self, "dead_after", dead_after)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The ends of the prefixes; (latent_dim,) without prefixes."""
+        return self.prefixes or (self.ae.latent_dim,)
+
+    @property
+    def surrogate(self) -> tuple[str, ...]:
+        """The leaves of the params whose gradient is not the derivative of the value.
+
+        Those of straight-through estimators; all of them where a penalty, or a cut
+        between prefixes, holds a part of the value fixed. For `gradcheck.check`.
+        """
+        params = jax.eval_shape(self.ae.init, jax.random.key(0))
+        leaves = [name for name, _ in _checks.named(params)]
+        if self.cut_prefixes or any(p.holds_fixed for p in self.penalties):
+            return tuple(leaves)
+        estimated = {f"activation/{name}" for name in self.ae.activation.surrogate}
+        return tuple(name for name in leaves if name in estimated)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the gradient by hand can use the sparsity of the latents."""
+        return self.ae.activation.codes is not None
+
+    @property
+    def optional_hparam_names(self) -> tuple[str, ...]:
+        """The hyperparameters that this objective reads where they are given."""
+        return self.ae.activation.hparams
 
     @property
     def hparam_names(self) -> tuple[str, ...]:
@@ -125,10 +182,10 @@ class Objective:
         return loss, aux
 
     def value_and_pass(
-        self, params, batch, key, hparams, state: Any = ()
+        self, params, batch, key, hparams, state: Any = (), *, by_codes: bool = False
     ) -> tuple[Float[Array, ""], tuple[Aux, Pass]]:
         """Like `__call__`, but also return the forward pass of the batch."""
-        p = self.forward(params, batch, key, hparams, state)
+        p = self.forward(params, batch, key, hparams, state, by_codes=by_codes)
         loss, scores = self.score(params, p)
         return loss, (Aux(scores, self._next_state(params, p)), p)
 
@@ -156,11 +213,14 @@ class Objective:
         """Return the initial state of the stateful components, by name.
 
         The name of the activation's state is "activation", that of a penalty's state
-        the name of the penalty. Empty if no component has a state.
+        the name of the penalty. "steps_since_active" `[H]` counts the steps since each
+        latent was last active. Empty if no component has a state.
         """
         state = {p.name: p.init_state(self.ae) for p in self.penalties if p.init_state}
         if self.ae.activation.init_state:
             state[ACTIVATION] = self.ae.activation.init_state(self.ae.latent_dim)
+        if self.dead_after is not None:
+            state[STEPS_SINCE_ACTIVE] = jnp.zeros(self.ae.latent_dim, jnp.int32)
         return jax.tree.map(jnp.asarray, state)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -176,13 +236,46 @@ class Objective:
             COEFFICIENTS.check(penalty.name, numbers)
             if numbers.keys() >= {penalty.name, *penalty.hparams}:
                 penalty.check_hparams(numbers)
+        activation = self.ae.activation
+        if activation.check_hparams is not None:
+            activation.check_hparams(activation, numbers)
+
+    def inference_model(
+        self, params, hparams: Mapping[str, Any], state: Any = ()
+    ) -> tuple[Autoencoder, Any]:
+        """The model and params for use on one example.
+
+        An activation that depends on the batch or on a hyperparameter becomes one that
+        does not: batch_topk a jumprelu with the running threshold, and topk one with
+        hparams["k"].
+        """
+        g = self.ae.activation
+        if g.for_inference is None:
+            return self.ae, params
+        own_state = activation_state(state)
+        g, theta = g.for_inference(
+            g, hparams, params.activation, own_state, self.ae.latent_dim
+        )
+        ae = dataclasses.replace(self.ae, activation=g)
+        return ae, params._replace(activation=theta)
 
     # ---- the steps of a call, which the hand-derived gradient shares -----------------
 
     def forward(
-        self, params, batch, key, hparams, state: Any = (), *, training: bool = True
+        self,
+        params,
+        batch,
+        key,
+        hparams,
+        state: Any = (),
+        *,
+        training: bool = True,
+        by_codes: bool = False,
     ) -> Pass:
-        """Compute the forward pass of a batch; corrupt it only if `training`."""
+        """Compute the forward pass of a batch; corrupt it only if `training`.
+
+        `by_codes` decodes sparse latents by their codes, where the activation has them.
+        """
         names = self.hparam_names if training else self._penalty_hparam_names
         self._require(names, hparams)
         self._require_state(state)
@@ -192,15 +285,40 @@ class Objective:
         mask = latent_mask(self.ae, hparams)
         untied = self.ae.expand(self.rounded(params))
         a = jax.vmap(encoder_pre_acts, (None, 0))(untied, inputs)
-        z = self.ae.activation.checked_apply_batch(
-            a, untied.activation, activation_state(state), training
-        )
-        z = z if mask is None else jnp.where(mask, z, 0)
-        eta = jax.vmap(decoder_pre_acts, (None, 0))(untied, z)
+        g = self.ae.activation.at(hparams)
+        codes = g.checked_codes(a) if by_codes and g.codes is not None else None
+        if codes is None:
+            theta, own_state = untied.activation, activation_state(state)
+            z = g.checked_apply_batch(a, theta, own_state, training)
+            z = z if mask is None else jnp.where(mask, z, 0)
+        else:  # the codes of padding are 0, as its pre-activations are
+            z = sparse.dense(codes, self.ae.latent_dim)
+        etas = self._decode(untied, z, codes)
         if key is not None:
             _checks.prng_key(key)
             key = jax.random.fold_in(key, _TERMS_KEY)
-        return Pass(inputs, targets, a, z, eta, hparams, key, state, mask)
+        return Pass(
+            *(inputs, targets, a, z, etas[:, -1], hparams, key, state, mask),
+            etas=etas,
+            codes=codes,
+            is_dead=self._is_dead(state, mask),
+        )
+
+    def _decode(self, untied, z, codes) -> Float[Array, "B M D"]:
+        """The decoder pre-activations of each prefix."""
+        W, dtype = untied.W_dec, untied.b_dec.dtype
+        if codes is None:
+            of_levels = prefixes.contributions(W, z, self.sizes, dtype)
+        else:
+            of_levels = sparse.decode(codes, W, self.sizes).astype(dtype)
+        first = jnp.broadcast_to(untied.b_dec, of_levels[:, 0].shape)
+        return prefixes.etas(of_levels, first, self.cut_prefixes)
+
+    def _is_dead(self, state, mask) -> Bool[Array, "H"] | None:
+        if self.dead_after is None:
+            return None
+        is_dead = state[STEPS_SINCE_ACTIVE] >= self.dead_after
+        return is_dead if mask is None else is_dead & mask
 
     def _corrupted(self, inputs, key, hparams) -> Float[Array, "B D"]:
         _checks.prng_key(key)
@@ -229,7 +347,7 @@ class Objective:
         for term in terms:
             coefficient = _coefficient(term, p.hparams)
             cotangents = term.checked_cotangents(self.ae, params, p)
-            scaled = jax.tree.map(lambda leaf, c=coefficient: c * leaf, cotangents)
+            scaled = cotangents.times(coefficient)
             total = Cotangents(*map(add, total, scaled))
         return total
 
@@ -245,11 +363,16 @@ class Objective:
                 p.a, p.z, params.activation, activation_state(p.state)
             )
             state = {**state, ACTIVATION: own_state}
+        if self.dead_after is not None:
+            is_active = ~metrics.is_dead(p.z)
+            counts = jnp.where(is_active, 0, p.state[STEPS_SINCE_ACTIVE] + 1)
+            state = {**state, STEPS_SINCE_ACTIVE: counts}
         return state
 
     def _require_state(self, state: Any) -> None:
         names = [p.name for p in self.penalties if p.init_state]
         names += [ACTIVATION] if self.ae.activation.init_state else []
+        names += [STEPS_SINCE_ACTIVE] if self.dead_after is not None else []
         missing = [name for name in names if name not in state]
         if missing:
             raise _checks.ArgumentError(
@@ -321,6 +444,24 @@ def latent_mask(ae: Autoencoder, hparams) -> Bool[Array, "H"] | None:
     if LATENT_DIM not in hparams:
         return None
     return jnp.arange(ae.latent_dim) < hparams[LATENT_DIM]
+
+
+def _as_prefixes(prefixes: Any, latent_dim: int) -> tuple[int, ...] | None:
+    if prefixes is None:
+        return None
+    is_many = isinstance(prefixes, Iterable) and not isinstance(prefixes, str)
+    ends = tuple(
+        _checks.positive_int("prefixes", end)
+        for end in (prefixes if is_many else [prefixes])
+    )
+    increase = all(left < right for left, right in itertools.pairwise(ends))
+    if not ends or not increase or ends[-1] != latent_dim:
+        raise _checks.ArgumentError(
+            "prefixes",
+            f"must increase and end at latent_dim, {latent_dim}",
+            repr(prefixes),
+        )
+    return ends
 
 
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder
+from jaxae.sparse import Codes, concatenate, dense
 
 
 class Pass(NamedTuple):
@@ -31,6 +32,11 @@ class Pass(NamedTuple):
       state: the state of each part by its name, before this batch.
       mask: `[H]`, True on the latents of the model, False on the padding of a lane that
         is narrower than its sweep; None without padding.
+      etas: `[B, M, D]`, the decoder pre-activations of each of the objective's M
+        prefixes, of which `eta` is the last.
+      codes: the latents as `jaxae.sparse.Codes`, where the gradient uses them.
+      is_dead: `[H]`, whether a latent was 0 on every example of the last
+        `dead_after` batches; None for an objective that does not count them.
     """
 
     inputs: Float[Array, "B D"]
@@ -42,28 +48,46 @@ class Pass(NamedTuple):
     key: Any = None
     state: Any = ()
     mask: Bool[Array, "H"] | None = None
+    etas: Float[Array, "B M D"] | None = None
+    codes: Codes | None = None
+    is_dead: Bool[Array, "H"] | None = None
 
 
 class Cotangents(NamedTuple):
     """Partial derivatives of a term, each with the others held fixed; None is zeros.
 
     Attributes:
-      a: `[B, H]`, by the encoder pre-activations.
+      a: `[B, H]`, by the encoder pre-activations; may be `jaxae.sparse.Codes`.
       z: `[B, H]`, by the latents.
       eta: `[B, D]`, by the decoder pre-activations.
       params: by the parameters, of the params' own type.
+      etas: `[B, M, D]`, by those of each prefix, in addition to `eta`.
     """
 
-    a: Array | None = None
+    a: Array | Codes | None = None
     z: Array | None = None
     eta: Array | None = None
     params: Any = None
+    etas: Array | None = None
+
+    def times(self, coefficient) -> "Cotangents":
+        """The cotangents of coefficient * term."""
+        scaled = jax.tree.map(lambda leaf: coefficient * leaf, self)
+        if isinstance(self.a, Codes):
+            scaled = scaled._replace(a=Codes(scaled.a.values, self.a.indices))
+        return scaled
 
 
 def add(left: Any, right: Any) -> Any:
     """left + right for pytrees, where None stands for zeros."""
     if left is None or right is None:
         return right if left is None else left
+    if isinstance(left, Codes) and isinstance(right, Codes):
+        return concatenate(left, right)
+    if isinstance(right, Codes):
+        left, right = right, left
+    if isinstance(left, Codes):
+        left = dense(left, right.shape[1])
     return jax.tree.map(jnp.add, left, right)
 
 
@@ -89,6 +113,11 @@ class Penalty(NamedTuple):
         `p.state[name]`; None for a term without state.
       update_state: `(ae, params, p) -> pytree`, the state after the step, of the same
         structure, shapes and dtypes; None for a term without state.
+      needs_dead: whether it reads `p.is_dead`, so that the objective counts the steps
+        since each latent was active.
+      holds_fixed: whether it holds a part of its value fixed (`stop_gradient`), so that
+        its cotangents are not the derivatives of the value. gradcheck then judges the
+        gradient of an objective by autodiff.
     """
 
     name: str
@@ -99,6 +128,8 @@ class Penalty(NamedTuple):
     check_hparams: Callable[[Any], None] = _accept_any
     init_state: Callable[[Autoencoder], Any] | None = None
     update_state: Callable[..., Any] | None = None
+    needs_dead: bool = False
+    holds_fixed: bool = False
 
     def checked_value(self, ae: Autoencoder, params, p: Pass) -> Array:
         """The value; raises unless it is a scalar."""
@@ -119,11 +150,11 @@ class Penalty(NamedTuple):
             )
 
         def checked(name, cotangent, like):
-            if cotangent is None:
-                return None
+            if cotangent is None or isinstance(cotangent, Codes):
+                return cotangent
             return _checks.returned_like(f"{what}.{name}", cotangent, like)
 
-        variables = (p.a, p.z, p.eta, params)
+        variables = (p.a, p.z, p.eta, params, p.etas)
         return Cotangents(*map(checked, Cotangents._fields, cotangents, variables))
 
     def checked_state(self, ae: Autoencoder, params, p: Pass) -> Any:
@@ -153,30 +184,45 @@ class Penalty(NamedTuple):
         return str(self.name)
 
 
-# ---- reconstruction: mean_b -log p(x_b | x_hat_b) ------------------------------------
+# ---- reconstruction: mean_b -log p(x_b | x_hat_b), also the mean over prefixes -------
 
 
 def example_losses(ae: Autoencoder, params, p: Pass) -> Float[Array, "B"]:
-    """-log p(x | x_hat) of each example, without the terms free of the parameters."""
+    """-log p(x | x_hat) of each example, without the terms free of the parameters.
+
+    x_hat is that of all latents, not of a prefix.
+    """
     loss = jax.vmap(ae.observation.checked_loss, in_axes=(0, 0, None))
     return loss(p.eta, p.targets, params.observation)
 
 
+def _prefix_losses(ae: Autoencoder, params, p: Pass) -> Float[Array, "B M"]:
+    loss = jax.vmap(ae.observation.checked_loss, in_axes=(0, None, None))
+    return jax.vmap(loss, in_axes=(0, 0, None))(p.etas, p.targets, params.observation)
+
+
 def _reconstruction(ae, params, p: Pass):
-    return jnp.mean(example_losses(ae, params, p))
+    return jnp.mean(_prefix_losses(ae, params, p))
 
 
 def _reconstruction_cotangents(ae: Autoencoder, params, p: Pass):
     """d_eta, which is x_hat - x for the lecture's two losses, and d_theta."""
-    per_example, weight = (0, 0, None), 1 / len(p.targets)
-    observed = p.eta, p.targets, params.observation
-    d_eta = weight * jax.vmap(ae.observation.checked_dloss, per_example)(*observed)
+    assert p.etas is not None  # forward sets it
+    weight = 1 / (p.etas.shape[0] * p.etas.shape[1])
+
+    def of_prefixes(function):
+        of_one = jax.vmap(function, in_axes=(0, None, None))
+        of_batch = jax.vmap(of_one, in_axes=(0, 0, None))
+        values = of_batch(p.etas, p.targets, params.observation)
+        return jax.tree.map(lambda value: weight * value, values)
+
+    d_etas = of_prefixes(ae.observation.checked_dloss)
     if ae.observation.init is None:
-        return Cotangents(eta=d_eta)
-    d_theta = jax.vmap(ae.observation.checked_dtheta, per_example)(*observed)
-    d_theta = jax.tree.map(lambda d: jnp.sum(weight * d, axis=0), d_theta)
+        return Cotangents(etas=d_etas)
+    d_theta = of_prefixes(ae.observation.checked_dtheta)
+    d_theta = jax.tree.map(lambda d: jnp.sum(d, axis=(0, 1)), d_theta)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    return Cotangents(eta=d_eta, params=zeros._replace(observation=d_theta))
+    return Cotangents(etas=d_etas, params=zeros._replace(observation=d_theta))
 
 
 reconstruction = Penalty("reconstruction", _reconstruction, _reconstruction_cotangents)

@@ -156,7 +156,7 @@ def _check_names(ae: Any) -> None:
     order = "the order is jaxae.save(DIR, ae, params)"
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
     named_parts = (
-        ("activation", ae.activation, activations.CATALOGUE.get(ae.activation.name)),
+        ("activation", ae.activation, activations.find(ae.activation.name)),
         ("observation", ae.observation, observations.find(ae.observation.name)),
     )
     for kind, part, own in named_parts:
@@ -262,9 +262,7 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
         return Autoencoder(
             input_dim=model["input_dim"],
             latent_dim=model["latent_dim"],
-            activation=_part(
-                model, "activation", activation, activations.CATALOGUE.get
-            ),
+            activation=_part(model, "activation", activation, activations.find),
             observation=_part(model, "observation", observation, observations.find),
             **_parametrization(model, parametrization),
         )
@@ -282,7 +280,7 @@ def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
 
 
 _KNOWN: dict[str, Collection[str]] = {
-    "activation": activations.CATALOGUE,
+    "activation": {**activations.CATALOGUE, **activations.SPARSE},
     "observation": observations.CATALOGUE,
     "parametrization": ("tied", "untied"),
 }

@@ -101,6 +101,12 @@ class Autoencoder:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if g.max_active is not None and g.max_active > self.latent_dim:
+            raise _checks.ArgumentError(
+                f"activation {g}",
+                f"needs at least {g.max_active} latents",
+                f"latent_dim {self.latent_dim}",
+            )
         if p.input_dim not in (None, self.input_dim):
             raise _checks.ArgumentError(
                 "input_dim",

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxae import _checks, _keys, corruptions
+from jaxae import _checks, _keys, activations, corruptions
 from jaxae._checks import ArgumentError
+from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
 from jaxae.objective import Objective
 from jaxae.sweeps.spaces import LATENT_DIM, Lanes, with_static_values
@@ -204,9 +205,10 @@ def _keys_in_state(objective: Objective, config: TrainConfig, hparams) -> list:
 
 def _check_padding(ae: Autoencoder) -> None:
     activation, parametrization = ae.activation, ae.parametrization
-    if activation.slope is None or activation.init or activation.init_state:
-        problem = "an elementwise activation without parameters and state, but "
-        problem += f"{activation} is not one"
+    depends_on_others = activation.slope is None or activation.init_state
+    if activation.init or (depends_on_others and not _ignores_padding(activation)):
+        problem = "an activation without parameters that is elementwise or one of "
+        problem += f"topk, abs_topk and batch_topk, but {activation} is not one"
     elif not parametrization.is_composed:
         problem = "a parametrization that can be padded, but "
         problem += f"{parametrization} is your own"
@@ -214,6 +216,12 @@ def _check_padding(ae: Autoencoder) -> None:
         return
     advice = "run one sweep for each latent_dim"
     raise ArgumentError("space['latent_dim']", f"needs {problem}", advice=advice)
+
+
+def _ignores_padding(activation: Activation) -> bool:
+    """Whether pre-activations of 0, as padding has, never displace another latent."""
+    is_own = activations.find(activation.name) is activation
+    return is_own and activation.max_active is not None
 
 
 def _check_values(group: Group, data: Data) -> None:

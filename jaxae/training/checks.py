@@ -230,6 +230,7 @@ def check_hparams(
     needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
     optional = () if params is not None else (INIT_SCALE,)
+    optional += objective.optional_hparam_names
     unused = [name for name in hparams if name not in (*needed, *optional)]
     faults = [f"lacks {_checks.argument_list(missing)}"] if missing else []
     if unused:
@@ -257,6 +258,7 @@ def check_hparam_ranges(
 def names_read(objective, config, data: Data, hparams: Mapping, key) -> list[str]:
     """The hyperparameters that objective, optimizer and source read."""
     names = _names_read_by_optimizer(config, hparams) | set(objective.hparam_names)
+    names |= {name for name in objective.optional_hparam_names if name in hparams}
     if callable(data):
         names |= _names_read_by_source(objective, data, hparams, key)
     return sorted(names)
@@ -308,7 +310,7 @@ def trace_custom_components(objective: Objective, key, config: TrainConfig) -> N
     """
     ae = objective.ae
     known = [
-        activations.CATALOGUE.get(ae.activation.name) is ae.activation,
+        activations.find(ae.activation.name) is ae.activation,
         observations.find(ae.observation.name) is ae.observation,
         objective.corruption in (None, *corruptions.CATALOGUE.values()),
         {*objective.penalties} <= {*penalties.CATALOGUE.values()},

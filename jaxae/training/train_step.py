@@ -196,7 +196,7 @@ def compute_update(
     """Compute the gradient on one batch and the update, without a check for NaN."""
     arguments = state.params, batch, key, hparams, state.state
     if config.gradient == "manual":
-        loss, (aux, p) = objective.value_and_pass(*arguments)
+        loss, (aux, p) = objective.value_and_pass(*arguments, by_codes=True)
         grads = manual.batch_grads(objective, state.params, p)
     else:
         value_and_grad = jax.value_and_grad(objective.value_and_pass, has_aux=True)

@@ -1,0 +1,229 @@
+"""Activations that keep the k largest pre-activations: topk, abs_topk, batch_topk.
+
+References:
+  Makhzani and Frey, k-sparse autoencoders, 2014. Gao et al., Scaling and evaluating
+  sparse autoencoders, 2024 (topk). Bussmann, Leask and Nanda, BatchTopK sparse
+  autoencoders, 2024.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxae import _checks
+from jaxae.activations import _jumprelu
+from jaxae.activations._base import SPARSE, Activation
+from jaxae.sparse import Codes, dense
+
+DECAY = 0.99  # of the running threshold of batch_topk
+
+
+def topk_codes(A: Float[Array, "B H"], k: int, count=None) -> Codes:
+    """relu of the k largest entries of each row; of equal ones those of lowest index.
+
+    Args:
+      A: `[B, H]`.
+      k: at most H.
+      count: how many of the k are kept, which may be traced; by default all.
+    """
+    values, indices = jax.lax.top_k(A, k)
+    return Codes(_first(count, jnp.where(values <= 0, 0, values)), indices)
+
+
+def abs_topk_codes(A: Float[Array, "B H"], k: int, count=None) -> Codes:
+    """The k entries of each row of largest magnitude, with their signs."""
+    _, indices = jax.lax.top_k(jnp.abs(A), k)
+    values = jnp.take_along_axis(A, indices, axis=1)
+    return Codes(_first(count, values), indices)
+
+
+def _first(count, values):
+    """The values with 0 after the first `count` of each row; None keeps all."""
+    if count is None:
+        return values
+    return jnp.where(jnp.arange(values.shape[1])[None] < count, values, 0)
+
+
+# ---- topk and abs_topk ---------------------------------------------------------------
+
+
+def topk(k: int) -> Activation:
+    """z = relu of exactly the k largest pre-activations, 0 elsewhere.
+
+    Of equal pre-activations, the ones of lowest index are kept. hparams["k"], an
+    integer from 1 to k, replaces k.
+
+    Raises:
+      ValueError: for a k that is not an integer above 0.
+    """
+    return _per_example("topk", _checks.positive_int("k", k))
+
+
+def abs_topk(k: int) -> Activation:
+    """z = the k pre-activations of largest magnitude, with their signs, 0 elsewhere.
+
+    Ties and hparams["k"] are as in `topk`. The l0 of such latents counts those that are
+    not 0.
+
+    Raises:
+      ValueError: for a k that is not an integer above 0.
+    """
+    return _per_example("abs_topk", _checks.positive_int("k", k))
+
+
+_CODES = {
+    "topk": (topk_codes, (0.0, math.inf)),
+    "abs_topk": (abs_topk_codes, (-math.inf, math.inf)),
+}
+
+
+@functools.cache  # the same number gives the same object
+def _per_example(kind: str, k: int) -> Activation:
+    return _with_count(kind, k, None)
+
+
+def _with_count(kind: str, k: int, count) -> Activation:
+    codes_of, output_range = _CODES[kind]
+    codes = functools.partial(codes_of, k=k, count=count)
+    return Activation(
+        f"{kind}({k})",
+        apply=functools.partial(_apply_codes, codes),
+        vjp=_vjp_where_kept,
+        output_range=output_range,
+        is_sparse=True,
+        max_active=k,
+        hparams=("k",),
+        with_hparams=lambda g, hparams: _with_count(kind, k, hparams["k"]),
+        check_hparams=_check_count,
+        codes=codes,
+        for_inference=functools.partial(_with_number, kind),
+    )
+
+
+def _with_number(kind: str, g: Activation, hparams, theta, state, latent_dim):
+    """The activation of hparams["k"] as its own k."""
+    del state, latent_dim
+    return _per_example(kind, int(hparams.get("k", g.max_active))), theta
+
+
+def _apply_codes(codes, a: Float[Array, "H"]) -> Float[Array, "H"]:
+    return dense(codes(a[None]), a.shape[0])[0]
+
+
+def _vjp_where_kept(a, z, dz):
+    del a
+    return jnp.where(z != 0, dz, 0)
+
+
+def _check_count(g: Activation, hparams) -> None:
+    counts = _checks.Range(
+        lambda k: 1 <= k <= g.max_active and k % 1 == 0,
+        f"an integer from 1 to {g.max_active}",
+        f"the activation is {g}",
+    )
+    counts.check("k", hparams)
+
+
+# ---- batch_topk ----------------------------------------------------------------------
+
+
+class BatchTopKState(NamedTuple):
+    """What batch_topk carries from step to step.
+
+    Attributes:
+      threshold: the running mean of the smallest positive value that a batch keeps.
+      is_set: whether there was such a value.
+    """
+
+    threshold: Float[Array, ""]
+    is_set: Bool[Array, ""]
+
+
+def batch_topk(k: int) -> Activation:
+    """z = relu of the k B largest pre-activations of a batch of B, 0 elsewhere.
+
+    Of equal pre-activations, the ones of the first examples are kept, and of an
+    example's those of lowest index. In evaluation and in use, z = a where a is above a
+    running threshold, the mean of the smallest positive value that each batch of
+    training kept, with decay 0.99. hparams["k"], an integer from 1 to k, replaces k.
+
+    Raises:
+      ValueError: for a k that is not an integer above 0; when called on one example.
+    """
+    return _batch_topk(_checks.positive_int("k", k))
+
+
+@functools.cache
+def _batch_topk(k: int) -> Activation:
+    return Activation(
+        f"batch_topk({k})",
+        apply=_needs_a_batch,
+        vjp=_vjp_where_kept,
+        output_range=(0.0, math.inf),
+        apply_batch=functools.partial(_apply_batch, k, None),
+        vjp_batch=_vjp_batch,
+        init_state=_init_state,
+        update_state=_update_state,
+        is_sparse=True,
+        max_active=k,
+        hparams=("k",),
+        with_hparams=_batch_with_count,
+        check_hparams=_check_count,
+        for_inference=_as_jumprelu,
+    )
+
+
+def _needs_a_batch(a):
+    raise _checks.ArgumentError(
+        "activation batch_topk",
+        "chooses latents over a batch, and has none of one example",
+        advice="use the model that training returns: ae, params = run.model",
+    )
+
+
+def _batch_with_count(g: Activation, hparams) -> Activation:
+    apply_batch = functools.partial(_apply_batch, g.max_active, hparams["k"])
+    return g._replace(apply_batch=apply_batch)
+
+
+def _apply_batch(k: int, count, A, theta, state: BatchTopKState, training: bool):
+    del theta
+    if not training:
+        return jnp.where(A > state.threshold, A, 0)
+    flat = A.reshape(1, -1)
+    total = None if count is None else count * len(A)
+    return dense(topk_codes(flat, k * len(A), total), flat.shape[1]).reshape(A.shape)
+
+
+def _vjp_batch(A, Z, dZ, theta, state):
+    del A, theta, state
+    return jnp.where(Z != 0, dZ, 0)
+
+
+def _init_state(latent_dim: int) -> BatchTopKState:
+    del latent_dim
+    return BatchTopKState(jnp.float32(0), jnp.bool(False))
+
+
+def _update_state(A, Z, theta, state: BatchTopKState) -> BatchTopKState:
+    del A, theta
+    smallest = jnp.min(jnp.where(Z > 0, Z, jnp.inf)).astype(state.threshold.dtype)
+    mean = DECAY * state.threshold + (1 - DECAY) * smallest
+    threshold = jnp.where(state.is_set, mean, smallest)
+    is_kept = jnp.isfinite(smallest)
+    return BatchTopKState(
+        jnp.where(is_kept, threshold, state.threshold), state.is_set | is_kept
+    )
+
+
+def _as_jumprelu(g: Activation, hparams, theta, state, latent_dim: int):
+    del g, hparams, theta
+    threshold = jnp.full(latent_dim, state.threshold)
+    return _jumprelu.jumprelu(), _jumprelu.Threshold(threshold)
+
+
+SPARSE |= {"topk": topk, "abs_topk": abs_topk, "batch_topk": batch_topk}
