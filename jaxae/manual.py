@@ -49,8 +49,8 @@ class Signals(NamedTuple):
     """Gradients of the objective with respect to the contributions, z, a and theta."""
 
     d_levels: Float[Array, "B M D"]  # d_eta where there is one level
-    d_z: Float[Array, "B H"] | Codes
-    d_a: Float[Array, "B H"] | Codes
+    d_z: Float[Array, "B H"]
+    d_a: Float[Array, "B H"]
     d_theta: tuple  # of each example; theta are a learned activation's parameters
 
 
@@ -72,7 +72,9 @@ def backprop(ae, params, x, target=None) -> Backprop:
     """
     objective, p = _example_pass(ae, params, x, target, "manual.backprop")
     cotangents = objective.cotangents(params, p, objective.terms)
-    signals, untied_grads = _backpropagate(objective, params, p, cotangents)
+    untied = _expanded(objective, params)
+    signals = _backward(objective, untied, p, cotangents)
+    untied_grads = _contract(objective, untied, p, signals)
     return Backprop(
         a=p.a[0],
         z=p.z[0],
@@ -143,7 +145,7 @@ def batch_grads(objective: Objective, params, p: Pass):
       Gradients of the params' own type.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    _, untied_grads = _backpropagate(objective, params, p, cotangents)
+    untied_grads = _untied_grads(objective, params, p, cotangents)
     grads = add(_pullback(objective, params, untied_grads), cotangents.params)
     return _cast_like(params, grads)
 
@@ -163,7 +165,7 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
       p: from `objective.forward` with these parameters.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    _, untied_grads = _backpropagate(objective, params, p, cotangents)
+    untied_grads = _untied_grads(objective, params, p, cotangents)
     # Gradients of a learned observation's parameters belong to the decoder.
     observation = objective.cotangents(params, p, (reconstruction,)).params
     encoder, decoder = (
@@ -191,15 +193,21 @@ def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     return objective, objective.forward(params, (x, target), None, {})
 
 
-def _backpropagate(
-    objective: Objective, params, p: Pass, cotangents: Cotangents
-) -> tuple[Signals, UntiedParams]:
-    untied = objective.ae.parametrization.expand(objective.rounded(params))
-    d_levels = prefixes.d_contributions(_d_etas(cotangents), objective.cut_prefixes)
+def _expanded(objective: Objective, params) -> UntiedParams:
+    return objective.ae.parametrization.expand(objective.rounded(params))
+
+
+def _untied_grads(objective, params, p: Pass, cotangents: Cotangents) -> UntiedParams:
+    """The gradient by the untied parameters, in one of two equal ways."""
+    untied = _expanded(objective, params)
     if _is_sparse(p, cotangents):
-        return _backward_by_codes(objective, untied, p, cotangents, d_levels)
-    signals = _backward(objective, untied, p, cotangents, d_levels)
-    return signals, _contract(objective, untied, p, signals)
+        return _contract_codes(objective, untied, p, cotangents)
+    return _contract(objective, untied, p, _backward(objective, untied, p, cotangents))
+
+
+def _d_levels(objective: Objective, cotangents: Cotangents) -> Float[Array, "B M D"]:
+    """The gradient by the contribution of each level of the latents to eta."""
+    return prefixes.d_contributions(_d_etas(cotangents), objective.cut_prefixes)
 
 
 def _d_etas(cotangents: Cotangents) -> Float[Array, "B M D"]:
@@ -211,9 +219,10 @@ def _d_etas(cotangents: Cotangents) -> Float[Array, "B M D"]:
 
 
 def _backward(
-    objective: Objective, untied: UntiedParams, p: Pass, cotangents, d_levels
+    objective: Objective, untied: UntiedParams, p: Pass, cotangents: Cotangents
 ) -> Signals:
-    """Propagate the cotangents of all terms from the contributions to a."""
+    """Propagate the cotangents of all terms from eta to a."""
+    d_levels = _d_levels(objective, cotangents)
     state, theta = activation_state(p.state), untied.activation
     activation = objective.ae.activation.at(p.hparams)
     d_z = prefixes.d_latents(
@@ -253,26 +262,25 @@ def _is_sparse(p: Pass, cotangents: Cotangents) -> bool:
     return p.codes is not None and cotangents.z is None and is_sparse
 
 
-def _backward_by_codes(
-    objective: Objective, untied: UntiedParams, p: Pass, cotangents, d_levels
-) -> tuple[Signals, UntiedParams]:
-    """d_z at the codes alone: z = a there and 0 elsewhere, so d_a = d_z where z != 0."""
+def _contract_codes(
+    objective: Objective, untied: UntiedParams, p: Pass, cotangents: Cotangents
+) -> UntiedParams:
+    """Gradients by d_z at the codes alone: z = a there, so d_a = d_z where z != 0."""
     codes, sizes, latent_dim = p.codes, objective.sizes, objective.ae.latent_dim
     assert codes is not None
-    d_values = sparse.project(d_levels, untied.W_dec, codes.indices, sizes)
-    d_z = Codes(d_values, codes.indices)
-    d_a = Codes(jnp.where(codes.values != 0, d_values, 0), codes.indices)
+    d_levels = _d_levels(objective, cotangents)
+    d_z = sparse.project(d_levels, untied.W_dec, codes.indices, sizes)
+    d_a = Codes(jnp.where(codes.values != 0, d_z, 0), codes.indices)
     d_a = add(d_a, cotangents.a)
     inputs = p.inputs[:, None]
-    grads = UntiedParams(
+    return UntiedParams(
         W_enc=sparse.sum_of_outer(d_a, inputs, untied.W_enc, (latent_dim,)),
         W_dec=sparse.sum_of_outer(codes, d_levels, untied.W_dec, sizes),
         b_enc=sparse.sum_of_rows(d_a, latent_dim),
         b_dec=jnp.sum(d_levels[:, 0], axis=0),
-        activation=untied.activation,
+        activation=untied.activation,  # (), as codes are of pre-activations
         observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
-    return Signals(d_levels, d_z, d_a, ()), grads
 
 
 def _pullback(objective: Objective, params, untied_grads: UntiedParams):

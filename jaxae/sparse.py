@@ -39,7 +39,9 @@ def dense(codes: Codes, latent_dim: int) -> Float[Array, "B H"]:
 
 def concatenate(left: Codes, right: Codes) -> Codes:
     """The codes of the sum of two latents."""
-    return Codes(*(jnp.concatenate(pair, axis=1) for pair in zip(left, right)))
+    return Codes(
+        *(jnp.concatenate(pair, axis=1) for pair in zip(left, right, strict=True))
+    )
 
 
 def sum_of_rows(codes: Codes, latent_dim: int) -> Float[Array, "H"]:
@@ -69,17 +71,13 @@ def project(V, W, indices, sizes: tuple[int, ...]) -> Float[Array, "B k"]:
             return jnp.matmul(
                 rows, V[0].astype(W.dtype), preferred_element_type=V.dtype
             )
-        products = jnp.matmul(
-            rows, V.astype(W.dtype).T, preferred_element_type=V.dtype
-        )
+        products = jnp.matmul(rows, V.astype(W.dtype).T, preferred_element_type=V.dtype)
         return jnp.take_along_axis(products, levels[:, None], axis=1)[:, 0]
 
     return _map_examples(of_example, V, indices, _levels(indices, sizes))
 
 
-def sum_of_outer(
-    codes: Codes, V, W, sizes: tuple[int, ...]
-) -> Float[Array, "H D"]:
+def sum_of_outer(codes: Codes, V, W, sizes: tuple[int, ...]) -> Float[Array, "H D"]:
     """sum_b z_bj V_bm for each latent j, m its level; V `[B, M, D]`.
 
     As the gradient of W `[H, D]`: the factors are rounded to W's dtype, and the sum has

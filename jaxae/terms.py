@@ -197,6 +197,7 @@ def example_losses(ae: Autoencoder, params, p: Pass) -> Float[Array, "B"]:
 
 
 def _prefix_losses(ae: Autoencoder, params, p: Pass) -> Float[Array, "B M"]:
+    assert p.etas is not None  # forward sets it
     loss = jax.vmap(ae.observation.checked_loss, in_axes=(0, None, None))
     return jax.vmap(loss, in_axes=(0, 0, None))(p.etas, p.targets, params.observation)
 

@@ -99,5 +99,7 @@ def test_an_activation_of_your_own_pickles_by_value():
 
 
 def test_unknown_name_lists_the_known_and_guesses():
-    with pytest.raises(ValueError, match="identity, relu.*did you mean 'sigmoid'"):
+    with pytest.raises(
+        ValueError, match="identity, jumprelu, relu.*did you mean 'sigmoid'"
+    ):
         activations.get("sigmod")

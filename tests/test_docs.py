@@ -28,6 +28,7 @@ MODULES = {
     "observations": "jaxae.observations",
     "manual": "jaxae.manual",
     "penalties": "jaxae.penalties",
+    "prefixes": "jaxae.prefixes",
     "parametrizations": "jaxae.autoencoder.parametrizations",
     "model": "jaxae.autoencoder.model",
     "objective": "jaxae.objective",
@@ -236,8 +237,13 @@ def test_the_derivation_is_read_at_all():
 
 
 def test_what_does_not_exist_is_found_out():
-    page = "`manual._forwards`, `ae.lost`\n`activations._tanh_slope`: `1 - z**3`\n"
-    assert names_in(page) == ["activations._tanh_slope", "ae.lost", "manual._forwards"]
+    quotation = "`activations._elementwise._tanh_slope`: `1 - z**3`"
+    page = f"`manual._forwards`, `ae.lost`\n{quotation}\n"
+    assert names_in(page) == [
+        "activations._elementwise._tanh_slope",
+        "ae.lost",
+        "manual._forwards",
+    ]
     for name in ("manual._forwards", "ae.lost", "params.W_mid"):
         with pytest.raises(AttributeError):
             resolve(name)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxae import _checks
 from jaxae.sparse import Codes
 
+
 class Activation(NamedTuple):
     """A differentiable function `z = g(a)` and its hand-derived derivatives.
 
@@ -76,7 +77,7 @@ class Activation(NamedTuple):
     for_inference: Callable[..., tuple["Activation", tuple]] | None = None
 
     def at(self, hparams: Mapping[str, Any]) -> "Activation":
-        """This activation with the values of its hyperparameters."""
+        """Return the activation with the values of its hyperparameters."""
         own = {name: hparams[name] for name in self.hparams if name in hparams}
         return self.with_hparams(self, own) if own and self.with_hparams else self
 
@@ -157,7 +158,8 @@ def get(name: str) -> Activation:
     kind = name.partition("(")[0] if isinstance(name, str) else name
     factory = SPARSE.get(kind) if isinstance(kind, str) else None
     if factory is None:
-        return _checks.lookup("activation", {**CATALOGUE, **SPARSE}, name)
+        known: Mapping[str, Any] = {**CATALOGUE, **SPARSE}
+        return _checks.lookup("activation", known, name)
     raise _checks.ArgumentError(
         "activation",
         f"must be written as a function of numbers, such as {_example(kind)}",

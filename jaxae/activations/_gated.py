@@ -50,8 +50,8 @@ def _init(latent_dim: int) -> Gated:
     return Gated(jnp.zeros(latent_dim), jnp.zeros(latent_dim))
 
 
-# z = 1[a > 0] relu(exp(log_scale) a + shift). The gate passes no gradient: the penalties
-# gated_l1 and gated_aux train it.
+# z = 1[a > 0] relu(exp(log_scale) a + shift). The gate passes no gradient: gated_l1 and
+# gated_aux, two penalties, train it.
 gated = Activation(
     "gated",
     apply=_apply,

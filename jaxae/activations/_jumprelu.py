@@ -27,9 +27,7 @@ class Threshold(NamedTuple):
     threshold: Float[Array, "H"]
 
 
-def jumprelu(
-    bandwidth: float = 1e-3, threshold: float = 1e-3, scale: float = 1.0
-) -> Activation:
+def jumprelu(bandwidth=1e-3, threshold=1e-3, scale=1.0) -> Activation:
     """z = a where a > theta, else 0; theta_j = scale * threshold_j is learned.
 
     The derivatives by theta are straight-through estimators, with K the box on
@@ -39,9 +37,9 @@ def jumprelu(
         d 1[a > theta] / dtheta = -(1 / eps) K((a - theta) / eps)
 
     The threshold is learned in units of the scale, by itself and not as a logarithm:
-    an optimizer whose steps have a fixed size, such as Adam, then moves it as far at any
-    scale of the pre-activations. It is kept in float32 at least, because a step of Adam
-    is smaller than half a unit in the last place of a bfloat16 threshold.
+    Adam, whose steps have a fixed size, then moves it as far at any scale of the
+    pre-activations. It is kept in float32 at least, because a step of Adam is smaller
+    than half a unit in the last place of a bfloat16 threshold.
 
     Args:
       bandwidth: the width of the box, in units of the scale. hparams["bandwidth"]

@@ -51,7 +51,7 @@ def _first(count, values):
 # ---- topk and abs_topk ---------------------------------------------------------------
 
 
-def topk(k: int) -> Activation:
+def topk(k) -> Activation:
     """z = relu of exactly the k largest pre-activations, 0 elsewhere.
 
     Of equal pre-activations, the ones of lowest index are kept. hparams["k"], an
@@ -63,7 +63,7 @@ def topk(k: int) -> Activation:
     return _per_example("topk", _checks.positive_int("k", k))
 
 
-def abs_topk(k: int) -> Activation:
+def abs_topk(k) -> Activation:
     """z = the k pre-activations of largest magnitude, with their signs, 0 elsewhere.
 
     Ties and hparams["k"] are as in `topk`. The l0 of such latents counts those that are
@@ -143,7 +143,7 @@ class BatchTopKState(NamedTuple):
     is_set: Bool[Array, ""]
 
 
-def batch_topk(k: int) -> Activation:
+def batch_topk(k) -> Activation:
     """z = relu of the k B largest pre-activations of a batch of B, 0 elsewhere.
 
     Of equal pre-activations, the ones of the first examples are kept, and of an
@@ -186,6 +186,7 @@ def _needs_a_batch(a):
 
 
 def _batch_with_count(g: Activation, hparams) -> Activation:
+    assert g.max_active is not None
     apply_batch = functools.partial(_apply_batch, g.max_active, hparams["k"])
     return g._replace(apply_batch=apply_batch)
 

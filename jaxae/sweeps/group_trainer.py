@@ -61,15 +61,16 @@ class GroupTrainer:
             params = objective.ae.init(self.key)
             row = jax.tree.map(lambda rows: rows[:1], self.validation)
             hparams = self.group.hparams_of(0)
-            metrics = diagnostics.evaluate(objective, params, row, hparams)
+            state = objective.init_state()
+            metrics = diagnostics.evaluate(objective, params, row, hparams, state)
             names += [f"validation/{name}" for name in metrics]
         return names
 
-    def structure(self) -> tuple[Any, Any]:
-        """The pytree structures of a `LaneBlock`'s params and carry."""
+    def structure(self) -> tuple[Any, Any, Any]:
+        """The pytree structures of a `LaneBlock`'s params, state and carry."""
         layout = self._layout(np.array([0]), 1)
         state, means = jax.eval_shape(lambda: self._begin(layout))
-        return state.params, _carry(state, means)
+        return state.params, state.state, _carry(state, means)
 
     def measure(self, layout: Layout, num_steps: int) -> float:
         """The seconds that so many steps of these lanes take."""
@@ -170,6 +171,7 @@ class GroupTrainer:
         return LaneBlock(
             indices=layout.lanes(),
             params=state.params,
+            state=state.state,
             carry=_carry(state, means),
             step=step,
             num_epochs=num_epochs,
@@ -253,7 +255,7 @@ class GroupTrainer:
 
 
 def _carry(state: Any, means: Means) -> tuple:
-    return state._replace(params=None, stopped_at=None), means
+    return state._replace(params=None, state=None, stopped_at=None), means
 
 
 def _by_lane(layout: Layout, tree) -> Any:
@@ -264,7 +266,9 @@ def _by_lane(layout: Layout, tree) -> Any:
 def _resumed(results: LaneResults, layout: Layout) -> tuple[TrainState, Means]:
     """The state and means of the lanes of a layout, from the results."""
     state, means = results.carry
-    state = state._replace(params=results.params, stopped_at=results.stopped_at)
+    state = state._replace(
+        params=results.params, state=results.state, stopped_at=results.stopped_at
+    )
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[layout.slots]), (state, means))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae._checks import ArgumentError
+from jaxae.autoencoder import Autoencoder
 from jaxae.sweeps.groups import Group
 from jaxae.sweeps.plans import Plan
 
@@ -28,6 +29,7 @@ class LaneBlock(NamedTuple):
     Attributes:
       indices: `[n]`, the lanes, as indices into the group.
       params: their parameters, `[n, ...]`; None before the first step.
+      state: the objective's state, `[n, ...]`.
       carry: what else training resumes from, `[n, ...]`: the other fields of the
         `TrainState`, and the means of the epoch.
       step: the steps begun.
@@ -39,6 +41,7 @@ class LaneBlock(NamedTuple):
 
     indices: np.ndarray
     params: Any
+    state: Any
     carry: Any
     step: int
     num_epochs: int
@@ -54,6 +57,7 @@ class LaneResults:
         n = len(group.lanes)
         self.group = group
         self.params: Any = None
+        self.state: Any = None
         self.carry: Any = None
         self.step = np.zeros(n, int)
         self.num_epochs = np.zeros(n, int)
@@ -68,6 +72,7 @@ class LaneResults:
         """Store a block; return the number of new steps, summed over its lanes."""
         i, num_epochs = block.indices, self.group.config.num_epochs
         self.params = _stored(self.params, block.params, i, len(self))
+        self.state = _stored(self.state, block.state, i, len(self))
         self.carry = _stored(self.carry, block.carry, i, len(self))
         for name, values in block.metrics.items():
             if name not in self.metrics:
@@ -91,6 +96,7 @@ class LaneResults:
         return LaneBlock(
             indices=indices,
             params=selected(self.params),
+            state=selected(self.state),
             carry=selected(self.carry),
             step=step,
             num_epochs=num_epochs,
@@ -264,6 +270,19 @@ class Sweep:
         results, i = self._place(lane)
         params = results.group.params_of(results.params, i)
         return jax.tree.map(jnp.asarray, params)
+
+    def model(self, lane) -> tuple[Autoencoder, Any]:
+        """The model of one lane and its params, for use on one example.
+
+        As `Run.model`: batch_topk becomes a jumprelu with the running threshold, and
+        topk one with the lane's own k.
+        """
+        results, i = self._place(lane)
+        group = results.group
+        state = jax.tree.map(lambda leaf: leaf[i], results.state)
+        return group.objective_of(i).inference_model(
+            self.params(lane), group.hparams_of(i), state
+        )
 
     def trial(self, lane) -> dict[str, Any]:
         """The keyword arguments with which `train(data=..., **...)` repeats a lane."""

@@ -17,7 +17,6 @@ from jaxae.objective import Objective
 from jaxae.training import TrainConfig
 
 SEED, LATENT_DIM = "seed", "latent_dim"
-RESERVED = ("k",)  # changes what an activation is, and no activation has one yet
 SAMPLERS = ("sobol", "random")
 MAX_LANES = 2**20  # each takes a kilobyte on the host
 _MIN_AND_BITS = {SEED: (0, 32), LATENT_DIM: (1, 31)}
@@ -274,10 +273,6 @@ def names_of(space: Mapping) -> list[str]:
 
 def _check_names(names: list[str], hparams: Collection[str], source: str) -> None:
     for name in names:
-        if name in RESERVED:
-            problem = "changes what an activation is"
-            advice = f"give {source}['activation'] a list of activations"
-            raise ArgumentError(f"{source}[{name!r}]", problem, advice=advice)
         if name in hparams or names.count(name) > 1:
             where = "and in hparams" if name in hparams else "twice"
             raise ArgumentError(name, f"is in {source} {where}", advice="leave one out")

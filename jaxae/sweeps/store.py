@@ -122,17 +122,17 @@ class Store:
         name = f"{rung}-{group}-{min(lanes)}-{max(lanes)}-{_hash(str(lanes))[:16]}"
         write_atomically(self._directory / "lanes" / f"{name}.safetensors", content)
 
-    def read(self, rung: int, group: int, params, carry) -> list[LaneBlock]:
+    def read(self, rung: int, group: int, params, state, carry) -> list[LaneBlock]:
         """The saved blocks of a group's rung, those with the most steps last.
 
         A lane is in several files if blocks were laid out anew; its last block counts.
-        A damaged file is skipped with a warning. `params` and `carry` have the
+        A damaged file is skipped with a warning. `params`, `state` and `carry` have the
         structure of those of a block.
         """
         blocks = []
         for path in sorted((self._directory / "lanes").glob(f"{rung}-{group}-*")):
             try:
-                blocks.append(_read(path, params, carry))
+                blocks.append(_read(path, params, state, carry))
             except _DAMAGES as error:
                 message = f"{path} is damaged ({error}); its lanes are trained again."
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -144,13 +144,13 @@ def _as_plan(fields: dict[str, Any]) -> GroupPlan:
     return GroupPlan(**{**fields, "timings": timings})
 
 
-def _read(path: Path, params, carry) -> LaneBlock:
+def _read(path: Path, params, state, carry) -> LaneBlock:
     with safetensors.safe_open(path, framework="numpy") as file:
         header = json.loads((file.metadata() or {}).get("jaxae", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     header = verify_checksum(header, tensors)
     metrics, final = (dict.fromkeys(header[name], 0) for name in ("metrics", "final"))
-    example: Any = (0, params, carry, 0, 0, 0, metrics, final)
+    example: Any = (0, params, state, carry, 0, 0, 0, metrics, final)
     structure = jax.tree.structure(LaneBlock(*example))
     leaves = [tensors[str(i)] for i in range(len(tensors))]
     block: Any = jax.tree.unflatten(structure, leaves)

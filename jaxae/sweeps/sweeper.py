@@ -316,7 +316,7 @@ def execute(prepared: PreparedSweep, plan: Plan, on_progress=None) -> Sweep:
             layouts = trainer.layouts(alive[g], at_once, num_chunks)
             for block in train_blocks(trainer, lanes, layouts, rung, report_progress):
                 is_last = block.num_epochs == prepared.rungs[-1].stop
-                if store is None and is_last:  # nothing resumes from it
+                if store is None and is_last:  # nothing resumes from here
                     block = block._replace(carry=())
                 lanes.add(block)
                 if store is not None:

@@ -229,8 +229,8 @@ def check_hparams(
     """Reject hyperparameters that nothing reads, that are missing or out of range."""
     needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
-    optional = () if params is not None else (INIT_SCALE,)
-    optional += objective.optional_hparam_names
+    optional = list(objective.optional_hparam_names)
+    optional += [] if params is not None else [INIT_SCALE]
     unused = [name for name in hparams if name not in (*needed, *optional)]
     faults = [f"lacks {_checks.argument_list(missing)}"] if missing else []
     if unused:
@@ -324,7 +324,7 @@ def trace_custom_components(objective: Objective, key, config: TrainConfig) -> N
         state = objective.init_state()
         objective(params, batch, key, hparams, state)
         diagnostics.evaluate_block(params, batch, hparams, state, objective=objective)
-        if config.gradient == "manual" or config.diagnostics:
+        if config.gradient_of(objective) == "manual" or config.diagnostics:
             manual.value_and_grad(objective)(params, batch, key, hparams, state)
 
     number = jax.ShapeDtypeStruct((), jnp.float32)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jaxae import _checks, optimizers
 from jaxae._checks import ArgumentError
+from jaxae.objective import Objective
 from jaxae.optimizers import Optimizer
 
 
@@ -120,7 +121,9 @@ class TrainConfig:
       batch_size: examples a step; the last partial batch of an epoch is dropped.
       optimizer: `hparams -> optax.GradientTransformation`, or the name of one of
         `jaxae.optimizers`.
-      gradient: "autodiff" for `jax.grad`, or "manual" for the hand-derived gradient.
+      gradient: "autodiff" for `jax.grad`, "manual" for the hand-derived gradient, or
+        "auto" for the one that was measured faster for this kind of model:
+        `gradient_of(objective)`.
       log_every: an epoch's training metrics are means over every `log_every`-th step.
       steps_per_epoch: the number of steps of an epoch if `data` is a source. None for
         arrays, whose length determines it.
@@ -155,7 +158,7 @@ class TrainConfig:
     num_epochs: int = _host_setting(20, _positive_int)
     batch_size: int = setting(128, _positive_int)
     optimizer: Optimizer = setting(optimizers.adam, _check_optimizer)
-    gradient: str = setting("autodiff", choices=("autodiff", "manual"))
+    gradient: str = setting("auto", choices=("auto", "autodiff", "manual"))
     log_every: int = setting(1, _positive_int)
     steps_per_epoch: int | None = setting(None, _optional(_positive_int))
     after_update: Callable[..., Any] | None = setting(None, _optional(_after_update))
@@ -172,6 +175,19 @@ class TrainConfig:
         for name, about in settings().items():
             value = about.check(name, getattr(self, name))
             object.__setattr__(self, name, value)
+
+    def gradient_of(self, objective: Objective) -> str:
+        """The gradient that training this objective uses: "autodiff" or "manual".
+
+        By hand where the latents have codes and are sparse and many enough that these
+        are faster (benchmarks/sparse_codes.py); else by autodiff, which is as fast.
+        """
+        if self.gradient != "auto":
+            return self.gradient
+        ae = objective.ae
+        num_active = ae.activation.max_active or ae.latent_dim
+        is_sparse = 16 * num_active <= ae.latent_dim
+        return "manual" if objective.has_codes and is_sparse else "autodiff"
 
     def compiled(self) -> "TrainConfig":
         """Return a copy with the fields that the compiled program depends on.

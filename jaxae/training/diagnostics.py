@@ -158,7 +158,8 @@ def evaluate_block(
     p = clean.forward(params, batch, None, hparams, state, training=False)
     # The model computes in its own precision; its results are summed in float32.
     params = _widened(params)
-    p = p._replace(**{n: _widened(getattr(p, n)) for n in ("targets", "a", "z", "eta")})
+    names = "targets", "a", "z", "eta", "etas"
+    p = p._replace(**{name: _widened(getattr(p, name)) for name in names})
     means = {**clean.evaluate_pass(params, p), "l0": metrics.l0(p.z)}
     flags = {
         "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxae.autoencoder import Autoencoder
 from jaxae.training import diagnostics
 from jaxae.training.batches import Data, num_steps
 from jaxae.training.config import TrainConfig
@@ -65,6 +66,9 @@ class Run(NamedTuple):
         config.monitor, without an epoch that diverged; None if the run has no such
         metric, or it is nan in every epoch.
       reason: if it diverged, one sentence that says what was not finite.
+      model: the model and its params for use on one example: the objective's model as
+        trained, or where its activation depends on the batch or on a hyperparameter,
+        one that does not (`Objective.inference_model`).
     """
 
     params: Any
@@ -74,6 +78,7 @@ class Run(NamedTuple):
     stopped_at: int | None
     best: Best | None = None
     reason: str | None = None
+    model: tuple[Autoencoder, Any] | None = None
 
 
 def status_of(prepared: PreparedRun, run_state: RunState) -> str | None:

@@ -195,7 +195,7 @@ def compute_update(
 ) -> Update:
     """Compute the gradient on one batch and the update, without a check for NaN."""
     arguments = state.params, batch, key, hparams, state.state
-    if config.gradient == "manual":
+    if config.gradient_of(objective) == "manual":
         loss, (aux, p) = objective.value_and_pass(*arguments, by_codes=True)
         grads = manual.batch_grads(objective, state.params, p)
     else:

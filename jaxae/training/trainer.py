@@ -244,7 +244,7 @@ def execute(
             if status is None and (should_stop or checkpointer.is_interrupted):
                 status = "stopped" if should_stop else "interrupted"
         checkpointer.finish(run_state)
-    return _as_run(run_state, status)
+    return _as_run(prepared, run_state, status)
 
 
 def _train_epoch(
@@ -376,7 +376,7 @@ def _as_bool(answer: Any) -> bool:
         raise ArgumentError("on_epoch", problem, describe(answer)) from error
 
 
-def _as_run(run_state: RunState, status: str) -> Run:
+def _as_run(prepared: PreparedRun, run_state: RunState, status: str) -> Run:
     history, state = run_state.history, run_state.state
     names = history[0] if history else ()
     return Run(
@@ -387,4 +387,7 @@ def _as_run(run_state: RunState, status: str) -> Run:
         stopped_at=int(state.stopped_at) if status == "diverged" else None,
         best=run_state.best,
         reason=run_state.reason,
+        model=prepared.objective.inference_model(
+            state.params, prepared.hparams, state.state
+        ),
     )
