@@ -38,6 +38,7 @@ LAYERS = [
     "_orbax",
     "checkpoints",
     "training",
+    "dead_latents",
     "sweeps",
     "plots",
     "__init__",
