@@ -105,7 +105,7 @@ class Resample:
         is_latent = jnp.ones_like(is_idle) if p.mask is None else p.mask
         is_dead, is_alive = is_latent & is_idle, is_latent & ~is_idle
 
-        shift = params.b_dec[None] if self.ae.parametrization.pre_bias else 0
+        shift = params.b_dec[None] if self.ae.pre_bias else 0
         x, x_norms = _directions(p.inputs - shift)
         y, y_norms = _directions(p.targets - shift)
         has_direction = (x_norms > 0) & (y_norms > 0)

@@ -217,6 +217,17 @@ def test_examples_are_drawn_in_proportion_to_the_squared_squared_error():
     assert frequencies[3] == 0
 
 
+def test_each_resampling_draws_other_examples():
+    ae = MODELS["untied"]
+    _, p = after(0, ae)
+    resample = dead_latents.resample(every=1, ae=ae, dead_after=9)
+    drawn = {
+        tuple(np.asarray(resample(after(i, ae)[0], p).params.W_dec[1]))
+        for i in range(8)
+    }
+    assert len(drawn) > 2
+
+
 def test_latents_beyond_the_examples_stay_dead_until_the_next_time():
     ae = MODELS["untied"]
     batch = X[:4].copy()
