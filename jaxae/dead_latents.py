@@ -112,13 +112,13 @@ class Resample:
         log_weights = jnp.where(has_direction, 2 * jnp.log(self._errors(p)), -jnp.inf)
         is_revived, example = _draw(self._key(state), log_weights, is_dead)
 
-        rows = {"W": y, "W_dec": y, "W_enc": self.encoder_scale * x}
+        directions = {"W": y, "W_dec": y, "W_enc": self.encoder_scale * x}
         changed = {}
         for name in _fields_of(params):
-            leaf, new = getattr(params, name), 0
-            if name in rows:
-                new = _mean_norm(leaf, is_alive) * rows[name][example]
-            changed[name] = _with_rows(leaf, is_revived, new)
+            leaf, rows = getattr(params, name), jnp.float32(0)  # of the bias
+            if name in directions:
+                rows = _mean_norm(leaf, is_alive) * directions[name][example]
+            changed[name] = _with_rows(leaf, is_revived, rows)
         return (
             params._replace(**changed),
             _without_moments(state.opt_state, params, is_revived),
