@@ -2,7 +2,8 @@
 
 Training calls them inside the traced function, so that hyperparameters are traced: a
 new value does not recompile, and the lanes of a sweep may differ in it. `build` adds a
-schedule, warm-up, clipping and accumulation. An optimizer of your own:
+schedule, warm-up, clipping, accumulation and decoder rows of norm 1. An optimizer of
+your own:
 
     lambda hp: optax.chain(optax.clip(hp["limit"]), optax.lion(hp["learning_rate"]))
 """
@@ -172,9 +173,9 @@ def _elapsed(count, hparams):
 
 
 def build(
-    optimizer, *, schedule=None, warmup=False, clip=False, accumulate=1
+    optimizer, *, schedule=None, warmup=False, clip=False, accumulate=1, unit_norm=False
 ) -> Optimizer:
-    """An optimizer with a schedule, warm-up, clipping and accumulation.
+    """An optimizer with a schedule, warm-up, clipping, accumulation and unit norm.
 
         update = -learning_rate * schedule(count) * direction(clipped mean gradient)
 
@@ -193,31 +194,43 @@ def build(
         that norm.
       accumulate: the number of steps whose gradients are averaged for one update.
         Clipping acts on the average.
+      unit_norm: whether each update leaves the decoder rows w, those of params.W_dec or
+        params.W, at norm 1. First of all, the gradient g of a row loses its component
+        along the row, which would change the norm alone: g - (g . u) u, u = w / ||w||.
+        Clipping then acts on the gradient of the constrained problem. Last of all, the
+        update d of a row becomes (w + d) / ||w + d|| - w. Rows of the initial
+        parameters get norm 1 from the first update; rows that are 0 stay 0. Bricken et
+        al., Towards Monosemanticity, 2023.
 
     Raises:
       ValueError: if a name is unknown, an argument is not a function or a bool, or
-        accumulate is below 1.
+        accumulate is below 1. With unit_norm, the transformation raises one for params
+        that have neither W_dec nor W.
     """
     return _build(
         _function("optimizer", CATALOGUE, optimizer),
         _function("schedule", SCHEDULES, constant if schedule is None else schedule),
-        _flag("warmup", "warmup_steps", warmup),
-        _flag("clip", "max_norm", clip),
+        _flag("warmup", warmup, "set its value with hparams['warmup_steps']"),
+        _flag("clip", clip, "set its value with hparams['max_norm']"),
         _checks.positive_int("accumulate", accumulate),
+        _flag("unit_norm", unit_norm),
     )
 
 
 def name_of(optimizer: Callable[..., Any]) -> str:
-    """Such as "adam" or "adam+cosine+warmup+clip+accumulate(4)"."""
+    """Such as "adam" or "adam+cosine+warmup+clip+accumulate(4)+unit_norm"."""
     return getattr(optimizer, "__name__", None) or repr(optimizer)
 
 
 @functools.cache
-def _build(optimizer, schedule, warmup: bool, clip: bool, accumulate: int) -> Optimizer:
+def _build(
+    optimizer, schedule, warmup: bool, clip: bool, accumulate: int, unit_norm: bool
+) -> Optimizer:
     # build("adam") is adam itself, so that both share their compiled programs.
-    if schedule is constant and not warmup and not clip and accumulate == 1:
+    is_plain = not (warmup or clip or unit_norm) and accumulate == 1
+    if is_plain and schedule is constant:
         return optimizer
-    return _Built(optimizer, schedule, warmup, clip, accumulate)
+    return _Built(optimizer, schedule, warmup, clip, accumulate, unit_norm)
 
 
 @dataclass(frozen=True, repr=False)
@@ -229,6 +242,7 @@ class _Built:
     warmup: bool
     clip: bool
     accumulate: int
+    unit_norm: bool
 
     def __call__(self, hparams: Mapping[str, Any]) -> optax.GradientTransformation:
         # `train` records which hyperparameters this call reads. A schedule reads them
@@ -239,6 +253,8 @@ class _Built:
         transformations.append(self.optimizer(hparams))
         if self.warmup or self.schedule is not constant:
             transformations.append(optax.scale_by_schedule(factor))
+        if self.unit_norm:
+            transformations = [_tangential(), *transformations, _to_unit_norm()]
         chain = optax.chain(*transformations)
         return chain if self.accumulate == 1 else _accumulate(chain, self.accumulate)
 
@@ -266,6 +282,7 @@ class _Built:
         names += ["warmup"] if self.warmup else []
         names += ["clip"] if self.clip else []
         names += [f"accumulate({self.accumulate})"] if self.accumulate > 1 else []
+        names += ["unit_norm"] if self.unit_norm else []
         return "+".join(names)
 
     def __repr__(self) -> str:
@@ -273,7 +290,7 @@ class _Built:
 
     def __reduce__(self):
         fields = (self.optimizer, self.schedule, self.warmup, self.clip)
-        return _build, (*fields, self.accumulate)
+        return _build, (*fields, self.accumulate, self.unit_norm)
 
 
 def _clip(max_norm) -> optax.GradientTransformation:
@@ -289,6 +306,76 @@ def _clip(max_norm) -> optax.GradientTransformation:
         return jax.tree.map(_cast_like, clipped, grads), state
 
     return optax.GradientTransformation(clip.init, update)
+
+
+# ---- decoder rows of norm 1 ----------------------------------------------------------
+
+
+def _tangential() -> optax.GradientTransformation:
+    """Remove from the gradient of each decoder row its component along the row."""
+
+    def tangential(grad, rows):
+        direction = _unit_rows(rows)
+        along = jnp.sum(grad * direction, axis=-1, keepdims=True)
+        return (grad - along * direction).astype(grad.dtype)
+
+    return _on_decoder_rows(tangential)
+
+
+def _to_unit_norm() -> optax.GradientTransformation:
+    """Change the update so that each decoder row has norm 1 after it."""
+
+    def to_unit_norm(update, rows):
+        rows = rows.astype(_at_least_float32(rows))
+        is_zero = jnp.all(rows == 0, axis=-1, keepdims=True)  # such as padding
+        # In the wide dtype, so that rows in half precision are rounded once.
+        return jnp.where(is_zero, 0, _unit_rows(rows + update) - rows)
+
+    return _on_decoder_rows(to_unit_norm)
+
+
+def _on_decoder_rows(function) -> optax.GradientTransformation:
+    """`function(updates, rows)` on the one leaf that holds the decoder's rows."""
+
+    def init(params):
+        _decoder_rows(params)
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        name = _decoder_rows(params)
+        changed = function(getattr(updates, name), getattr(params, name))
+        return updates._replace(**{name: changed}), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _decoder_rows(params) -> str:
+    """The name of the leaf whose rows are those of the decoder."""
+    for name in ("W_dec", "W"):
+        if name in getattr(params, "_fields", ()):
+            return name
+    raise _checks.ArgumentError(
+        "unit_norm",
+        "must be False for parameters that have neither a field W_dec nor W",
+        type(params).__name__ if params is None else _checks.outline(params),
+    )
+
+
+def _unit_rows(rows):
+    """Each row divided by its norm, at least in float32; rows that are 0 stay 0."""
+    rows = rows.astype(_at_least_float32(rows))
+    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+    is_zero = largest == 0
+    scaled = rows / jnp.where(is_zero, 1, largest)  # their squares do not overflow
+    norms = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    return scaled / jnp.where(is_zero, 1, norms)
+
+
+def _at_least_float32(array):
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+# ---- accumulation --------------------------------------------------------------------
 
 
 class AccumulatorState(NamedTuple):
@@ -342,12 +429,7 @@ def _function(kind: str, catalogue: Mapping[str, Any], value: Any) -> Any:
     return value if callable(value) else _checks.lookup(kind, catalogue, value)
 
 
-def _flag(name: str, hparam: str, value: Any) -> bool:
+def _flag(name: str, value: Any, advice: str = "") -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise _checks.ArgumentError(
-            name,
-            "must be True or False",
-            repr(value),
-            f"set its value with hparams[{hparam!r}]",
-        )
+        raise _checks.ArgumentError(name, "must be True or False", repr(value), advice)
     return bool(value)

@@ -199,6 +199,164 @@ def test_small_batches_accumulated_are_a_big_batch(gradient):
     assert not np.allclose(small.W, OBJECTIVE.ae.init(jax.random.split(KEY)[0]).W)
 
 
+# ---- decoder rows of norm 1 ----------------------------------------------------------
+
+ROWS = np.array([[0.6, 0.8, 0.0], [0.0, -1.0, 2.0], [0.0, 0.0, 0.0]])
+UNIT = {**NUMBERS, "learning_rate": 0.5, "schedule_steps": 4, "max_norm": 0.7}
+
+
+def untied_params(W_dec, dtype=jnp.float32):
+    W_dec = jnp.asarray(W_dec, dtype)
+    W_enc, bias = jnp.ones_like(W_dec), jnp.ones(3, dtype)
+    return jaxae.UntiedParams(W_enc, W_dec, bias, bias)
+
+
+def grads_of(params, i):
+    """Gradients with a component along each row, of which the third is 0."""
+    noise = jax.tree.map(lambda leaf: jnp.sin(leaf + i).astype(leaf.dtype), params)
+    return noise._replace(W_dec=noise.W_dec + 3 * params.W_dec)
+
+
+def unit_steps(built, params, num_steps, numbers=UNIT):
+    @jax.jit
+    def step(carry, i):
+        params, state = carry
+        transformation = built(traced(numbers))
+        updates, state = transformation.update(grads_of(params, i), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params.W_dec
+
+    start = (params, built(traced(numbers)).init(params))
+    return jax.lax.scan(step, start, jnp.arange(num_steps, dtype=jnp.float32))
+
+
+def unit_rows(W):
+    norms = np.linalg.norm(W, axis=1, keepdims=True)
+    return np.divide(W, norms, out=np.zeros_like(W), where=norms > 0)
+
+
+def test_unit_norm_projects_then_clips_and_normalises_last():
+    """Against the equations in float64: sgd with a cosine schedule."""
+    built = optimizers.build("sgd", schedule="cosine", clip=True, unit_norm=True)
+    _, path = unit_steps(built, untied_params(ROWS), 6)
+    others, W = [np.ones((3, 3)), np.ones(3), np.ones(3)], ROWS.copy()
+    for i in range(6):
+        grad = np.sin(W + i) + 3 * W
+        u = unit_rows(W)
+        grads = [grad - np.sum(grad * u, axis=1, keepdims=True) * u]
+        grads += [np.sin(leaf + i) for leaf in others]
+        factor = min(1, 0.7 / np.sqrt(sum(np.sum(g**2) for g in grads)))
+        t = min(i / 4, 1)
+        rate = 0.5 * factor * (FINAL + (1 - FINAL) * (1 + np.cos(np.pi * t)) / 2)
+        others = [x - rate * g for x, g in zip(others, grads[1:], strict=True)]
+        W = np.where(W.any(axis=1, keepdims=True), unit_rows(W - rate * grads[0]), 0)
+        # Six steps of roundings of numbers of size 1.
+        np.testing.assert_allclose(path[i], W, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum", "adamw"])
+def test_rows_have_norm_1_after_a_thousand_steps_and_rows_of_0_stay_0(name):
+    built = optimizers.build(name, warmup=True, clip=True, unit_norm=True)
+    _, path = unit_steps(built, untied_params(ROWS), 1000)
+    norms = np.linalg.norm(np.asarray(path, np.float64), axis=-1)
+    # A component below 1 is rounded three times, by at most 2^-24 each.
+    np.testing.assert_allclose(norms[:, :2], 1, atol=8 * 2**-24)
+    assert not np.asarray(path)[:, 2].any()
+    assert np.ptp(path[:, 0], axis=0).max() > 0.1  # and the rows do turn
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_bfloat16_rows_have_norm_1_to_their_rounding(accumulate):
+    built = optimizers.build("adam", unit_norm=True, accumulate=accumulate)
+    _, path = unit_steps(built, untied_params(ROWS, jnp.bfloat16), 50)
+    assert path.dtype == jnp.bfloat16
+    norms = np.linalg.norm(np.asarray(path[1:], np.float64), axis=-1)
+    np.testing.assert_allclose(norms[:, :2], 1, atol=2**-8)
+
+
+def test_the_moments_know_nothing_of_the_gradient_along_a_row():
+    params = untied_params(ROWS[:2])
+    transformation = optimizers.build("adam", unit_norm=True)(traced())
+    grads = jax.tree.map(jnp.zeros_like, params)._replace(W_dec=5 * params.W_dec)
+    updates, state = transformation.update(grads, transformation.init(params), params)
+    (mu,) = (s.mu for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+    np.testing.assert_allclose(mu.W_dec, 0, atol=1e-6)  # 0.1 times 10 roundings of 1
+    # Adam divides what is left of the rounding by itself; the rows only get norm 1.
+    new = np.asarray(optax.apply_updates(params, updates).W_dec)
+    np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, rtol=1e-6)
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+def test_rows_stay_between_accumulated_updates():
+    built = optimizers.build("adam", unit_norm=True, accumulate=3)
+    _, path = unit_steps(built, untied_params(ROWS), 9)
+    path = np.asarray(path)
+    for i in range(9):
+        before = path[i - 1] if i else np.float32(ROWS)
+        assert (path[i] == before).all() == (i % 3 != 2)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30, np.nan])
+def test_after_an_update_of_any_size_rows_have_norm_1_and_nan_is_not_hidden(size):
+    params = untied_params(ROWS[:2])
+    transformation = optimizers.build("sgd", unit_norm=True)({"learning_rate": 1.0})
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, size), params)
+    state = transformation.init(params)
+    updates, _ = transformation.update(grads, state, params)
+    W_dec = np.asarray(optax.apply_updates(params, updates).W_dec)
+    expected = np.nan if np.isnan(size) else 1
+    np.testing.assert_allclose(np.linalg.norm(W_dec, axis=1), expected, rtol=1e-6)
+
+
+def test_unit_norm_needs_decoder_weights():
+    transformation = optimizers.build("adam", unit_norm=True)(NUMBERS)
+    with pytest.raises(ValueError, match="unit_norm must be False .*, got dict.b: flo"):
+        transformation.init({"b": jnp.ones(3)})
+    params = untied_params(ROWS)
+    with pytest.raises(ValueError, match="neither a field W_dec nor W, got NoneType"):
+        transformation.update(params, transformation.init(params))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_trains_with_unit_norm_by_hand_and_by_autodiff(tied):
+    objective = jaxae.Objective(model(tied=tied))
+    # sgd, since adam would follow the rounding errors of gradients that are 0.
+    built = optimizers.build("sgd", unit_norm=True)
+    runs = [
+        train(objective, config=config(optimizer=built, gradient=gradient))
+        for gradient in ("autodiff", "manual")
+    ]
+    chex.assert_trees_all_close(runs[0].params, runs[1].params, rtol=1e-4, atol=1e-5)
+    W = decoder_of(runs[0].params)
+    np.testing.assert_allclose(np.linalg.norm(W, axis=1), 1, rtol=1e-6)
+
+
+def decoder_of(params):
+    return np.asarray(params.W_dec if "W_dec" in params._fields else params.W)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_lane_with_unit_norm_is_its_single_run(tied):
+    settings = {"clip": True, "unit_norm": True, "accumulate": 2}
+    sweep = jaxae.sweep(
+        jaxae.Objective(model(tied=tied)),
+        X,
+        {"latent_dim": [2, 4], "learning_rate": [0.01, 0.1]},
+        hparams={"max_norm": 1.0},
+        key=KEY,
+        config=config(optimizer=optimizers.build("sgd", **settings)),
+    )
+    for lane in range(4):
+        run = jaxae.train(data=X, **sweep.trial(lane))
+        # A padded lane sums in another order: roundings of numbers of size 1.
+        chex.assert_trees_all_close(sweep.params(lane), run.params, atol=1e-5)
+        W = decoder_of(sweep.params(lane))
+        np.testing.assert_allclose(np.linalg.norm(W, axis=1), 1, rtol=1e-6)
+
+
 # ---- traced numbers, lanes, dtypes ---------------------------------------------------
 
 EVERYTHING = {"schedule": "cosine", "warmup": True, "clip": True, "accumulate": 2}
@@ -318,6 +476,9 @@ def test_a_run_too_short_for_one_update_raises(accumulate):
 # ---- names and identity --------------------------------------------------------------
 
 
+FLAGS = "warmup", "clip", "unit_norm"
+
+
 def custom_optimizer(hparams):
     return optax.lion(hparams["learning_rate"])
 
@@ -333,6 +494,11 @@ def halving(count, hparams):
         ({"schedule": "constant"}, "adam"),
         ({"schedule": "cosine"}, "adam+cosine"),
         (EVERYTHING, "adam+cosine+warmup+clip+accumulate(2)"),
+        ({"unit_norm": True}, "adam+unit_norm"),
+        (
+            {**EVERYTHING, "unit_norm": True},
+            "adam+cosine+warmup+clip+accumulate(2)+unit_norm",
+        ),
         ({"optimizer": custom_optimizer, "clip": True}, "custom_optimizer+clip"),
         (
             {"optimizer": custom_optimizer, "schedule": halving},
@@ -352,7 +518,7 @@ def test_the_same_arguments_give_the_same_object(keywords, name):
         ),
     }
     assert optimizers.build(**{**keywords, **by_function}) is built
-    flags = {f: np.bool_(keywords[f]) for f in ("warmup", "clip") if f in keywords}
+    flags = {f: np.bool_(keywords[f]) for f in FLAGS if f in keywords}
     assert optimizers.build(**{**keywords, **flags}) is built
     assert pickle.loads(pickle.dumps(built)) is built
     assert optimizers.name_of(built) == built.__name__ == name
@@ -383,6 +549,7 @@ def test_build_without_additions_is_the_optimizer_itself():
         ({"accumulate": 1.5}, "accumulate must be an integer of at least 1, got 1.5"),
         ({"clip": 1.0}, r"clip must be True or False, got 1.0.*hparams\['max_norm'\]"),
         ({"warmup": 10}, r"warmup must be True or .*hparams\['warmup_steps'\]"),
+        ({"unit_norm": 1}, r"unit_norm must be True or False, got 1\.$"),
     ],
 )
 def test_errors_say_what_would_do(keywords, sentence):

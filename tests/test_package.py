@@ -40,6 +40,7 @@ LAYERS = [
     "_orbax",
     "checkpoints",
     "training",
+    "dead_latents",
     "sweeps",
     "plots",
     "__init__",
