@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxae import _checks, _keys
 from jaxae.autoencoder import Autoencoder
+from jaxae.objective import STEPS_SINCE_ACTIVE
 from jaxae.terms import Pass
 from jaxae.training import TrainState
 
-STEPS_SINCE_ACTIVE = "steps_since_active"  # the key of the count in the state
 # Folded into the run's key: a number that no step has, since those of an epoch's order
 # and noise are folded into the same key.
 _KEY = 2**32 - 1

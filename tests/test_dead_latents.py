@@ -12,7 +12,6 @@ import pytest
 
 import jaxae
 from jaxae import dead_latents, optimizers, training
-from jaxae.penalties import Cotangents, Penalty
 
 D, H, B = 5, 8, 12
 KEY = jax.random.key(0)
@@ -43,23 +42,11 @@ every_model = pytest.mark.parametrize("ae", MODELS.values(), ids=MODELS.keys())
 
 # ---- an objective that counts the steps since each latent was active -----------------
 
-count = Penalty(
-    "steps_since_active",
-    lambda ae, params, p: jnp.zeros(()),
-    lambda ae, params, p: Cotangents(),
-    init_state=lambda ae: np.zeros(ae.latent_dim, np.int32),
-    update_state=lambda ae, params, p: jnp.where(
-        (p.z != 0).any(axis=0), 0, p.state["steps_since_active"] + 1
-    ),
-)
-COUNTS_ITSELF = "dead_after" in jaxae.Objective.__dataclass_fields__
-HPARAMS = {"learning_rate": 0.01} | ({} if COUNTS_ITSELF else {count.name: 0.0})
+HPARAMS = {"learning_rate": 0.01}
 
 
 def counting(ae):
-    if COUNTS_ITSELF:
-        return jaxae.Objective(ae, dead_after=1)
-    return jaxae.Objective(ae, penalties=(count,))
+    return jaxae.Objective(ae, dead_after=1)
 
 
 def config(**settings):

@@ -133,6 +133,7 @@ def test_a_block_does_not_overwrite_other_lanes_between_the_same_two(tmp_path):
         results.LaneBlock(
             indices=np.array(lanes),
             params=np.zeros((3, 2)),
+            state={},
             carry=np.zeros(3),
             step=step,
             num_epochs=1,

@@ -404,7 +404,7 @@ def test_a_lane_of_a_source_is_the_single_run(generator):
         ({"learning_rate": [0.1], "l1": [0.1]}, "l1 is in space and in hparams"),
         ({"latent_dim": [0, 4]}, r"space\['latent_dim'\] must lie between 1 and"),
         ({"latent_dim": [1.5]}, "at least one integer"),
-        ({"k": [2, 4]}, "give space\\['activation'\\] a list of activations"),
+        ({"k": [2, 4]}, "have k, which nothing in this sweep reads"),
         ({"lerning_rate": [0.1]}, "have lerning_rate .did you mean 'learning_rate'"),
         (
             {"learning_rate": [0.1], "typo": [1]},
