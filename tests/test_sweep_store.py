@@ -145,7 +145,7 @@ def test_a_block_does_not_overwrite_other_lanes_between_the_same_two(tmp_path):
     ]
     for block in blocks:
         folder.write(0, 0, block)
-    saved = folder.read(0, 0, 0, 0)
+    saved = folder.read(0, 0, params=0, state={}, carry=0)
     assert [block.step for block in saved] == [5, 7]
     for block, expected in zip(saved, blocks[1:], strict=True):
         np.testing.assert_array_equal(block.indices, expected.indices)
