@@ -1,6 +1,5 @@
 """The record of an activation, and the catalogues."""
 
-import ast
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from jaxtyping import Array
 
 from jaxae import _checks
 from jaxae.sparse import Codes
+
 
 class Activation(NamedTuple):
     """A differentiable function `z = g(a)` and its hand-derived derivatives.
@@ -152,17 +152,7 @@ def get(name: str) -> Activation:
     Raises:
       ValueError: for an unknown name, or a number out of range.
     """
-    if isinstance(name, str) and (part := find(name)) is not None:
-        return part
-    kind = name.partition("(")[0] if isinstance(name, str) else name
-    factory = SPARSE.get(kind) if isinstance(kind, str) else None
-    if factory is None:
-        return _checks.lookup("activation", {**CATALOGUE, **SPARSE}, name)
-    raise _checks.ArgumentError(
-        "activation",
-        f"must be written as a function of numbers, such as {_example(kind)}",
-        repr(name),
-    )
+    return _checks.get_part("activation", {**CATALOGUE, **SPARSE}, name)
 
 
 def find(name: str) -> Activation | None:
@@ -171,29 +161,4 @@ def find(name: str) -> Activation | None:
     Raises:
       ValueError: for a number out of range.
     """
-    kind, is_call, _ = name.partition("(")
-    part = CATALOGUE.get(kind) or SPARSE.get(kind)
-    if isinstance(part, Activation):
-        return None if is_call else part
-    arguments = _arguments(name)
-    if part is None or arguments is None:
-        return None
-    try:
-        return part(*arguments[0], **arguments[1])
-    except TypeError:  # another number of arguments
-        return None
-
-
-def _arguments(name: str) -> tuple[list[Any], dict[str, Any]] | None:
-    """The literal arguments of a call such as "topk(32)"; None for anything else."""
-    try:
-        call = ast.parse(name, mode="eval").body
-        assert isinstance(call, ast.Call)
-        keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-        return [ast.literal_eval(argument) for argument in call.args], keywords
-    except (AssertionError, SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
-def _example(kind: str) -> str:
-    return {"jumprelu": "jumprelu()"}.get(kind, f"{kind}(32)")
+    return _checks.find_part({**CATALOGUE, **SPARSE}, name)
