@@ -47,6 +47,8 @@ class Activation(NamedTuple):
       gate: `(a, *theta) -> [H]`, 1 where g lets a pass and 0 elsewhere, which the l0
         penalty counts.
       gate_vjp: `(a, dgate, *theta) -> (da, dtheta)`, its straight-through estimator.
+      threshold: `(*theta) -> [H]`, in units of a, above which g lets a pass; None is 0.
+      threshold_vjp: `(dthreshold, *theta) -> dtheta`, its derivative.
       for_inference: `(g, hparams, theta, state, latent_dim) -> (Activation, theta)` to
         use on one example, for a g that depends on the batch or on a hyperparameter.
     """
@@ -73,6 +75,8 @@ class Activation(NamedTuple):
     codes: Callable[..., Codes] | None = None
     gate: Callable[..., Array] | None = None
     gate_vjp: Callable[..., tuple] | None = None
+    threshold: Callable[..., Array] | None = None
+    threshold_vjp: Callable[..., tuple] | None = None
     for_inference: Callable[..., tuple["Activation", tuple]] | None = None
 
     def at(self, hparams: Mapping[str, Any]) -> "Activation":

@@ -1,8 +1,13 @@
-"""The catalogues of the penalties, and the range of their coefficients."""
+"""The catalogues of the penalties, and what several penalties share."""
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
 from jaxae import _checks
+from jaxae.autoencoder import Autoencoder, UntiedParams
 from jaxae.terms import Penalty
 
 COEFFICIENTS = _checks.AT_LEAST_0._replace(
@@ -32,3 +37,25 @@ def find(name: str) -> Penalty | None:
       ValueError: for a number out of range.
     """
     return _checks.find_part({**CATALOGUE, **SPARSE}, name)
+
+
+# ---- functions of the decoder --------------------------------------------------------
+
+
+def row_norms(W: Float[Array, "H D"]) -> Float[Array, "H"]:
+    """||W_j||, whose gradient by autodiff is 0 for a row of zeros, such as padding."""
+    squares = jnp.sum(W**2, axis=1)
+    is_zero = squares == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
+
+
+def row_norms_vjp(W, norms, d_norms) -> Float[Array, "H D"]:
+    """dW_j = d_norms_j W_j / ||W_j||, 0 for a row of zeros."""
+    return (d_norms / jnp.where(norms == 0, 1, norms))[:, None] * W
+
+
+def decoder_pullback(ae: Autoencoder, params, d_W_dec):
+    """The gradient by the params of a function of W_dec alone."""
+    untied: UntiedParams = ae.parametrization.expand(params)
+    zeros = jax.tree.map(jnp.zeros_like, untied)
+    return ae.parametrization.pullback(params, zeros._replace(W_dec=d_W_dec))
