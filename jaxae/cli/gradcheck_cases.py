@@ -197,7 +197,7 @@ def _sparse_objectives() -> Iterator[tuple[str, Objective, dict[str, float]]]:
         penalty = part if isinstance(part, penalties.Penalty) else part(2)
         for g, tying in itertools.product(kinds, TYINGS):
             objective = Objective(model(g, tying), penalties=(penalty,))
-            yield f"sparse/{penalty}/{g}/{tying}", objective, {}
+            yield f"sparse/{name}/{g}/{tying}", objective, {}
     for cut, is_cut in {"joint": False, "cut": True}.items():
         objective = Objective(
             model("topk", "untied", pre_bias=True),
