@@ -360,6 +360,15 @@ def test_padding_has_no_part_in_the_penalties():
             assert not np.any(leaf[4:])
 
 
+@pytest.mark.usefixtures("x64")
+def test_padding_does_not_count_as_dead():
+    is_padding = np.arange(H) >= 4
+    objective, params, *arguments = case(
+        penalties.aux_k(2), JUMP, hparams={"latent_dim": 4}, is_dead=is_padding
+    )
+    assert term(objective, *arguments)(params) == 0
+
+
 def _choices(ae):
     names = ("input_dim", "latent_dim", "activation", "observation", "tied")
     return {name: getattr(ae, name) for name in names}

@@ -88,12 +88,9 @@ def _residuals(k: int, ae: Autoencoder, params, p: Pass) -> _Residuals:
     return _Residuals(codes, W_dec, residuals - e_hats)
 
 
-def _is_signed(ae: Autoencoder) -> bool:
-    return ae.activation.output_range[0] < 0
-
-
 def _codes_of(ae: Autoencoder):
-    return activations.abs_topk_codes if _is_signed(ae) else activations.topk_codes
+    is_signed = ae.activation.output_range[0] < 0
+    return activations.abs_topk_codes if is_signed else activations.topk_codes
 
 
 def _aux_k_value(k: int, ae: Autoencoder, params, p: Pass):
@@ -106,17 +103,15 @@ def _aux_k_value(k: int, ae: Autoencoder, params, p: Pass):
 def _aux_k_cotangents(k: int, ae: Autoencoder, params, p: Pass):
     """By codes: of the size B x H there are only the pre-activations of the dead."""
     codes, W_dec, left = _residuals(k, ae, params, p)
-    assert p.is_dead is not None and p.levels is not None
+    assert p.levels is not None
     sizes = p.levels.sizes
-    d_e_hats = jnp.where(jnp.any(p.is_dead), -left / (left.shape[0] * left.shape[1]), 0)
+    num_examples, num_prefixes, _ = left.shape
+    d_e_hats = -left / (num_examples * num_prefixes)
     d_levels = prefixes.d_contributions(d_e_hats, p.levels.is_cut)
     d_values = sparse.project(d_levels, W_dec, codes.indices, sizes)
-    is_chosen = p.is_dead[codes.indices]
-    if not _is_signed(ae):
-        is_chosen &= codes.values > 0
     d_W_dec = sparse.sum_of_outer(codes, d_levels, W_dec, sizes)
     return Cotangents(
-        a=Codes(jnp.where(is_chosen, d_values, 0), codes.indices),
+        a=Codes(jnp.where(codes.values != 0, d_values, 0), codes.indices),
         params=decoder_pullback(ae, params, d_W_dec),
     )
 
