@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import jaxae
 from jaxae import manual
 from jaxae.training import init_state
-from jaxae.training.train_step import run_steps, init_means
+from jaxae.training.train_step import init_means, run_steps
 
 RESULTS = Path(__file__).parent / "results"
 KEY = jax.random.key(0)
@@ -103,6 +103,7 @@ def ratio(seconds, name, to):
 
 
 def main():
+    """Time each size and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=768)
     parser.add_argument("--latents", type=int, nargs="+", default=[16384, 65536])

@@ -4,9 +4,11 @@ They read shapes, dtypes, types and names only, so they cost nothing under `jit`
 `data.check_array` and `Observation.validate` check the values of data.
 """
 
+import ast
 import contextlib
 import difflib
 import functools
+import inspect
 import math
 import operator
 import os
@@ -110,6 +112,59 @@ def lookup(kind: str, catalogue: Mapping[str, T], name: str) -> T:
             f"{describe(name)}{closest(name, catalogue)}",
         )
     return catalogue[name]
+
+
+def get_part(kind: str, known: Mapping[str, Any], name: str) -> Any:
+    """The part that `find_part` returns, or an ArgumentError that says what is known.
+
+    Raises:
+      ValueError: also for a number out of range.
+    """
+    if not isinstance(name, str):
+        return lookup(kind, known, name)
+    if (part := find_part(known, name)) is not None:
+        return part
+    entry = known.get(function := name.partition("(")[0])
+    if not callable(entry):
+        return lookup(kind, known, name)
+    parameters = inspect.signature(entry).parameters.values()
+    number = "32" if any(p.default is p.empty for p in parameters) else ""
+    problem = f"must be written as a function of numbers, such as {function}({number})"
+    raise ArgumentError(kind, problem, repr(name))
+
+
+def find_part(known: Mapping[str, Any], name: str) -> Any:
+    """The part of that name, such as "relu" or "topk(32)"; None for an unknown one.
+
+    Args:
+      known: parts by name, and functions of numbers that return one.
+      name: the name of a part, or a call of a function with literal numbers.
+
+    Raises:
+      ValueError: for a number out of range.
+    """
+    function, is_call, _ = name.partition("(")
+    entry = known.get(function)
+    if not callable(entry):
+        return None if is_call else entry
+    arguments = _call_arguments(name)
+    if arguments is None:
+        return None
+    try:
+        return entry(*arguments[0], **arguments[1])
+    except TypeError:  # another number of arguments
+        return None
+
+
+def _call_arguments(name: str) -> tuple[list[Any], dict[str, Any]] | None:
+    """The literal arguments of a call such as "topk(32)"; None for anything else."""
+    try:
+        call = ast.parse(name, mode="eval").body
+        assert isinstance(call, ast.Call)
+        keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        return [ast.literal_eval(argument) for argument in call.args], keywords
+    except (AssertionError, SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
 
 
 def closest(name: Any, known: Iterable[str]) -> str:

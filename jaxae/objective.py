@@ -15,16 +15,17 @@ from jaxae.autoencoder import Autoencoder
 from jaxae.autoencoder.model import LATENT_DIM, encoder_pre_acts
 from jaxae.corruptions import Corruption
 from jaxae.penalties import COEFFICIENTS
-from jaxae.terms import Cotangents, Pass, Penalty, add, reconstruction
+from jaxae.terms import Cotangents, Levels, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
 ACTIVATION = "activation"  # the key of the activation's state
 STEPS_SINCE_ACTIVE = "steps_since_active"  # the key of the count of each latent
 DEAD_AFTER = 1000  # by default, in steps
-# Reserved names: metrics, component states and hyperparameters.
+# Reserved names: metrics, component states and hyperparameters. The metric l0 is not
+# among them: it is also the value of the penalty l0.
 RESERVED = {
     *("loss", "reconstruction", "squared_error", "fvu", "log_prob", "bits_per_dim"),
-    *("l0", "dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
+    *("dead_fraction", "saturated_fraction", "skipped_steps", ACTIVATION),
     STEPS_SINCE_ACTIVE,
     *(CORRUPTION_RATE, LATENT_DIM, "init_scale", "seed", "k"),
 }
@@ -302,6 +303,7 @@ class Objective:
             etas=etas,
             codes=codes,
             is_dead=self._is_dead(state, mask),
+            levels=Levels(self.sizes, self.cut_prefixes),
         )
 
     def _decode(self, untied, z, codes) -> Float[Array, "B M D"]:

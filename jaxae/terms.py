@@ -7,6 +7,7 @@ The reconstruction loss is the first term; the others are the penalties.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,20 @@ from jaxtyping import Array, Bool, Float
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder
 from jaxae.sparse import Codes, concatenate, dense
+
+
+@jax.tree_util.register_static  # no array: not traced where a pass is
+@dataclass(frozen=True)
+class Levels:
+    """The nested prefixes of the latents (see `jaxae.prefixes`).
+
+    Attributes:
+      sizes: the ends of the prefixes; (latent_dim,) without prefixes.
+      is_cut: whether the loss of a prefix trains its last level only.
+    """
+
+    sizes: tuple[int, ...]
+    is_cut: bool = False
 
 
 class Pass(NamedTuple):
@@ -37,6 +52,7 @@ class Pass(NamedTuple):
       codes: the latents as `jaxae.sparse.Codes`, where the gradient uses them.
       is_dead: `[H]`, whether a latent was 0 on every example of the last
         `dead_after` batches; None for an objective that does not count them.
+      levels: the objective's prefixes.
     """
 
     inputs: Float[Array, "B D"]
@@ -51,6 +67,7 @@ class Pass(NamedTuple):
     etas: Float[Array, "B M D"] | None = None
     codes: Codes | None = None
     is_dead: Bool[Array, "H"] | None = None
+    levels: Levels | None = None
 
 
 class Cotangents(NamedTuple):
@@ -102,7 +119,7 @@ class Penalty(NamedTuple):
     over latents instead of averaging, or leave out padding by `p.mask`.
 
     Attributes:
-      name: how it is printed, and the name of its coefficient in `hparams`.
+      name: the name of its coefficient in `hparams`, of its metric and of its state.
       value: `(ae, params, p) -> []` for a `Pass` p.
       cotangents: `(ae, params, p) -> Cotangents`, the derivatives of the value. Used by
         `gradient="manual"`, `manual` and the diagnostics; autodiff does not call it.
@@ -118,6 +135,8 @@ class Penalty(NamedTuple):
       holds_fixed: whether it holds a part of its value fixed (`stop_gradient`), so that
         its cotangents are not the derivatives of the value. gradcheck then judges the
         gradient of an objective by autodiff.
+      made_by: the function that makes it of numbers, and these: (aux_k, (512,)). It is
+        then printed, looked up and pickled as this call, else by its name.
     """
 
     name: str
@@ -130,6 +149,7 @@ class Penalty(NamedTuple):
     update_state: Callable[..., Any] | None = None
     needs_dead: bool = False
     holds_fixed: bool = False
+    made_by: tuple[Callable[..., "Penalty"], tuple] | None = None
 
     def checked_value(self, ae: Autoencoder, params, p: Pass) -> Array:
         """The value; raises unless it is a scalar."""
@@ -181,7 +201,19 @@ class Penalty(NamedTuple):
             ) from error
 
     def __repr__(self) -> str:
-        return str(self.name)
+        if self.made_by is None:
+            return str(self.name)
+        function, numbers = self.made_by
+        return f"{function.__name__}({', '.join(map(repr, numbers))})"
+
+    def __reduce__(self):
+        # By the call if it gives this object, so that it hits the same compilation
+        # caches after unpickling.
+        if self.made_by is not None:
+            function, numbers = self.made_by
+            if function(*numbers) is self:
+                return function, numbers
+        return Penalty, tuple(self)
 
 
 # ---- reconstruction: mean_b -log p(x_b | x_hat_b), also the mean over prefixes -------

@@ -61,6 +61,16 @@ def test_sines_are_correct(n):
     assert leaf.slope == pytest.approx(2, abs=0.3)
 
 
+def test_an_empty_array_is_no_batch_whose_size_explains_a_factor():
+    params = normal(3)
+
+    def fn(params, empty):
+        return jnp.sum(params**2) + jnp.sum(empty)
+
+    report = gradcheck.check(fn, params, jnp.zeros(0), grad=lambda p, _: 6 * p)
+    assert report.leaves[""].verdict == "wrong" and "size" not in str(report).split()
+
+
 @pytest.mark.parametrize(
     "dtype, resolution",
     [

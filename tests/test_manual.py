@@ -243,25 +243,31 @@ AUTODIFF = {
     "custom_gradient",
     "stop_gradient",
 }
+# A value that holds a part of itself fixed says so by stop_gradient: a straight-through
+# estimator, a cut between prefixes, a penalty. The derivatives by hand do not use it.
+HOLDS_FIXED = [
+    "activations/_jumprelu.py",
+    "penalties/_dead_latents.py",
+    "penalties/_gated.py",
+    "prefixes.py",
+]
 HAND_MODULES = [
     "activations/_base.py",
     "activations/_elementwise.py",
     "activations/_gated.py",
-    "activations/_jumprelu.py",
     "activations/_topk.py",
-    "sparse.py",
-    "prefixes.py",
     "observations/by_hand.py",
     "autoencoder/parametrizations.py",
     "autoencoder/model.py",
-    "penalties.py",
+    "penalties/_base.py",
+    "penalties/_classical.py",
+    "penalties/_sparsity.py",
+    "sparse.py",
+    "terms.py",
     "objective.py",
     "manual.py",
+    *HOLDS_FIXED,
 ]
-
-
-# Their values hold a part fixed, for autodiff; their gradients by hand need no call.
-HOLDS_FIXED = ["activations/_jumprelu.py", "prefixes.py"]
 
 
 def autodiff_in(source):
@@ -285,6 +291,14 @@ def autodiff_in(source):
 def test_the_hand_modules_contain_no_autodiff(module):
     allowed = {"stop_gradient"} if module in HOLDS_FIXED else set()
     assert autodiff_in((PACKAGE / module).read_text()) == allowed
+
+
+def test_every_module_of_activations_and_penalties_is_among_the_hand_modules():
+    for package in ("activations", "penalties"):
+        modules = {
+            f"{package}/{p.name}" for p in (PACKAGE / package).glob("_[a-z]*.py")
+        }
+        assert modules <= {*HAND_MODULES}
 
 
 def test_the_search_for_autodiff_finds_it():

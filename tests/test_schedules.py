@@ -4,7 +4,6 @@ import pickle
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,9 +65,7 @@ def test_without_steps_the_value_holds_from_the_start():
 
 @pytest.mark.parametrize("gradient", ["autodiff", "manual"])
 def test_a_falling_k_is_an_integer_at_every_step_and_the_model_has_the_last(gradient):
-    objective = jaxae.Objective(
-        model(g.topk(6)), schedules=(schedules.linear("k"),)
-    )
+    objective = jaxae.Objective(model(g.topk(6)), schedules=(schedules.linear("k"),))
     hparams = {"k": 2, "k_start": 6, "k_steps": 8}
     params, state = objective.ae.init(KEY), objective.init_state()
     for t in range(10):
@@ -174,9 +171,7 @@ def test_a_schedule_is_the_same_object_by_its_name_and_from_a_pickle():
         ),
         (
             lambda: train(
-                jaxae.Objective(
-                    model(g.topk(4)), schedules=(schedules.linear("k"),)
-                ),
+                jaxae.Objective(model(g.topk(4)), schedules=(schedules.linear("k"),)),
                 {"k": 2, "k_start": 5, "k_steps": 3},
             ),
             r"hparams\['k_start'\] must be an integer from 1 to 4, got 5",

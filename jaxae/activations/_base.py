@@ -1,6 +1,5 @@
 """The record of an activation, and the catalogues."""
 
-import ast
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -48,6 +47,8 @@ class Activation(NamedTuple):
       gate: `(a, *theta) -> [H]`, 1 where g lets a pass and 0 elsewhere, which the l0
         penalty counts.
       gate_vjp: `(a, dgate, *theta) -> (da, dtheta)`, its straight-through estimator.
+      threshold: `(*theta) -> [H]`, in units of a, above which g lets a pass; None is 0.
+      threshold_vjp: `(dthreshold, *theta) -> dtheta`, its derivative.
       for_inference: `(g, hparams, theta, state, latent_dim) -> (Activation, theta)` to
         use on one example, for a g that depends on the batch or on a hyperparameter.
     """
@@ -74,6 +75,8 @@ class Activation(NamedTuple):
     codes: Callable[..., Codes] | None = None
     gate: Callable[..., Array] | None = None
     gate_vjp: Callable[..., tuple] | None = None
+    threshold: Callable[..., Array] | None = None
+    threshold_vjp: Callable[..., tuple] | None = None
     for_inference: Callable[..., tuple["Activation", tuple]] | None = None
 
     def at(self, hparams: Mapping[str, Any]) -> "Activation":
@@ -153,18 +156,7 @@ def get(name: str) -> Activation:
     Raises:
       ValueError: for an unknown name, or a number out of range.
     """
-    if isinstance(name, str) and (part := find(name)) is not None:
-        return part
-    kind = name.partition("(")[0] if isinstance(name, str) else name
-    factory = SPARSE.get(kind) if isinstance(kind, str) else None
-    if factory is None:
-        known: Mapping[str, Any] = {**CATALOGUE, **SPARSE}
-        return _checks.lookup("activation", known, name)
-    raise _checks.ArgumentError(
-        "activation",
-        f"must be written as a function of numbers, such as {_example(kind)}",
-        repr(name),
-    )
+    return _checks.get_part("activation", {**CATALOGUE, **SPARSE}, name)
 
 
 def find(name: str) -> Activation | None:
@@ -173,29 +165,4 @@ def find(name: str) -> Activation | None:
     Raises:
       ValueError: for a number out of range.
     """
-    kind, is_call, _ = name.partition("(")
-    part = CATALOGUE.get(kind) or SPARSE.get(kind)
-    if isinstance(part, Activation):
-        return None if is_call else part
-    arguments = _arguments(name)
-    if part is None or arguments is None:
-        return None
-    try:
-        return part(*arguments[0], **arguments[1])
-    except TypeError:  # another number of arguments
-        return None
-
-
-def _arguments(name: str) -> tuple[list[Any], dict[str, Any]] | None:
-    """The literal arguments of a call such as "topk(32)"; None for anything else."""
-    try:
-        call = ast.parse(name, mode="eval").body
-        assert isinstance(call, ast.Call)
-        keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-        return [ast.literal_eval(argument) for argument in call.args], keywords
-    except (AssertionError, SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
-def _example(kind: str) -> str:
-    return {"jumprelu": "jumprelu()"}.get(kind, f"{kind}(32)")
+    return _checks.find_part({**CATALOGUE, **SPARSE}, name)

@@ -75,6 +75,8 @@ def _jumprelu(bandwidth: float, threshold: float, scale: float) -> Activation:
         check_hparams=_check_bandwidth,
         gate=functools.partial(_gate, bandwidth * scale, scale),
         gate_vjp=functools.partial(_gate_vjp, bandwidth * scale, scale),
+        threshold=functools.partial(_theta, scale),
+        threshold_vjp=functools.partial(_theta_vjp, scale),
     )
 
 
@@ -97,9 +99,19 @@ def _init(threshold: float, latent_dim: int) -> Threshold:
     return Threshold(jnp.full(latent_dim, threshold))
 
 
-def _theta(scale: float, a, threshold):
-    """scale max(threshold, 0), in the dtype of a."""
-    return (scale * jnp.where(threshold > 0, threshold, 0)).astype(a.dtype)
+def _theta(scale: float, threshold):
+    """scale max(threshold, 0)."""
+    return scale * jnp.where(threshold > 0, threshold, 0)
+
+
+def _theta_vjp(scale: float, dtheta, threshold) -> Threshold:
+    dthreshold = jnp.where(threshold > 0, scale * dtheta, 0)
+    return Threshold(dthreshold.astype(threshold.dtype))
+
+
+def _theta_like(a, scale: float, threshold):
+    """theta in the dtype of a."""
+    return _theta(scale, threshold).astype(a.dtype)
 
 
 def _box(eps, a, theta):
@@ -116,31 +128,31 @@ def _straight_through(scale: float, threshold, derivative):
 
 
 def _apply(eps, scale, a: Float[Array, "H"], threshold) -> Float[Array, "H"]:
-    theta = jax.lax.stop_gradient(_theta(scale, a, threshold))
+    theta = jax.lax.stop_gradient(_theta_like(a, scale, threshold))
     derivative = -theta * _box(eps, a, theta)
     return jnp.where(a > theta, a, 0) + _straight_through(scale, threshold, derivative)
 
 
 def _vjp(scale, a, z, dz, threshold):
     del z
-    return jnp.where(a > _theta(scale, a, threshold), dz, 0)
+    return jnp.where(a > _theta_like(a, scale, threshold), dz, 0)
 
 
 def _vjp_theta(eps, scale, a, z, dz, threshold) -> Threshold:
     del z
-    theta = _theta(scale, a, threshold)
+    theta = _theta_like(a, scale, threshold)
     d_theta = -theta * _box(eps, a, theta) * dz
     return Threshold((scale * d_theta).astype(threshold.dtype))
 
 
 def _gate(eps, scale, a: Float[Array, "H"], threshold) -> Float[Array, "H"]:
-    theta = jax.lax.stop_gradient(_theta(scale, a, threshold))
+    theta = jax.lax.stop_gradient(_theta_like(a, scale, threshold))
     is_open = jnp.where(a > theta, 1, 0).astype(a.dtype)
     return is_open + _straight_through(scale, threshold, -_box(eps, a, theta))
 
 
 def _gate_vjp(eps, scale, a, dgate, threshold) -> tuple[Array, Threshold]:
-    d_theta = -_box(eps, a, _theta(scale, a, threshold)) * dgate
+    d_theta = -_box(eps, a, _theta_like(a, scale, threshold)) * dgate
     return jnp.zeros_like(a), Threshold((scale * d_theta).astype(threshold.dtype))
 
 

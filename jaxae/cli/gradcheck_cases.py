@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jaxae import activations, corruptions, manual, observations, penalties
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
-from jaxae.objective import Objective
+from jaxae.objective import STEPS_SINCE_ACTIVE, Objective
 from jaxae.observations import Observation
 
 # Small, because each entry is checked for itself.
@@ -42,7 +43,8 @@ def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
 
     There is a case for each activation and each observation alone, and, through the
     backward pass by hand, for all of their pairs, each penalty, each corruption and an
-    encoder without bias, tied and untied.
+    encoder without bias, tied and untied. The cases of the sparse family are each
+    activation, tied and untied, each penalty, and nested prefixes.
     """
     cases: dict[str, Callable[[np.random.Generator], Case]] = {}
     for name, g in activations.CATALOGUE.items():
@@ -51,6 +53,8 @@ def catalogue() -> dict[str, Callable[[np.random.Generator], Case]]:
         cases[f"observation/{name}"] = functools.partial(_observation, part)
     for name, objective in _objectives():
         cases[name] = functools.partial(_objective, objective)
+    for name, objective, hparams in _sparse_objectives():
+        cases[name] = functools.partial(_objective, objective, hparams=hparams)
     return cases
 
 
@@ -156,20 +160,84 @@ def _accepts(penalty: penalties.Penalty, g: str) -> bool:
     return True
 
 
-def _objective(objective: Objective, rng: np.random.Generator) -> Case:
+# ---- objectives of the sparse family -------------------------------------------------
+
+# One example per name. The box of jumprelu is wide, so that pre-activations lie in it.
+SPARSE_ACTIVATIONS: dict[str, Activation] = {
+    "topk": activations.topk(2),
+    "abs_topk": activations.abs_topk(2),
+    "batch_topk": activations.batch_topk(2),
+    "jumprelu": activations.jumprelu(bandwidth=2.0, threshold=0.5, scale=1.5),
+    "gated": activations.gated,
+}
+# Each penalty with the activations whose latents it treats differently.
+SPARSE_PENALTIES: dict[str, tuple[str, ...]] = {
+    "l1_decoder_norm": ("abs_topk",),
+    "tanh_sparsity": ("abs_topk",),
+    "l0": ("jumprelu",),
+    "gated_l1": ("gated",),
+    "gated_aux": ("gated",),
+    "aux_k": ("topk", "abs_topk"),
+    "pre_act": ("jumprelu", "topk"),
+}
+PREFIXES = (1, 2, LATENT_DIM)
+
+
+def _sparse_objectives() -> Iterator[tuple[str, Objective, dict[str, float]]]:
+    def model(name, tying, **choices):
+        g = SPARSE_ACTIVATIONS[name]
+        tied = TYINGS[tying]
+        return _model(activation=g, observation="gaussian", tied=tied, **choices)
+
+    for name, tying in itertools.product(SPARSE_ACTIVATIONS, TYINGS):
+        yield f"sparse/{name}/{tying}", Objective(model(name, tying)), {}
+    yield "sparse/topk/k", Objective(model("topk", "untied")), {"k": 1}
+    for name, kinds in SPARSE_PENALTIES.items():
+        part = penalties.SPARSE[name]
+        penalty = part if isinstance(part, penalties.Penalty) else part(2)
+        for g, tying in itertools.product(kinds, TYINGS):
+            objective = Objective(model(g, tying), penalties=(penalty,))
+            yield f"sparse/{name}/{g}/{tying}", objective, {}
+    for cut, is_cut in {"joint": False, "cut": True}.items():
+        objective = Objective(
+            model("topk", "untied", pre_bias=True),
+            penalties=(penalties.aux_k(2),),
+            prefixes=PREFIXES,
+            cut_prefixes=is_cut,
+        )
+        yield f"sparse/prefixes/{cut}", objective, {}
+
+
+def _with_dead_latents(objective: Objective) -> dict[str, Any]:
+    """The initial state, with every other latent dead where it counts them."""
+    state = objective.init_state()
+    if objective.dead_after is not None:
+        counts = objective.dead_after * (jnp.arange(LATENT_DIM) % 2)
+        state[STEPS_SINCE_ACTIVE] = counts.astype(jnp.int32)
+    return state
+
+
+def _objective(
+    objective: Objective,
+    rng: np.random.Generator,
+    hparams: Mapping[str, float] = types.MappingProxyType({}),
+) -> Case:
     ae, value_and_grad = objective.ae, manual.value_and_grad(objective)
     params = _perturbed(ae.init(_key(rng)), rng)
     targets = _rows(ae.observation, params.observation, rng, NUM_ROWS)
     # Below 1, because some hyperparameters are probabilities.
-    hparams = {
+    drawn = {
         name: jnp.float32(rng.uniform(0.1, 0.4)) for name in objective.hparam_names
     }
+    numbers = {**drawn, **{name: jnp.float32(x) for name, x in hparams.items()}}
+    batch, state = (_grey_levels(rng, NUM_ROWS), targets), _with_dead_latents(objective)
     return Case(
         fn=objective,
         params=params,
-        args=((_grey_levels(rng, NUM_ROWS), targets), _key(rng), hparams),
+        args=(batch, _key(rng), numbers, state),
         grad=lambda *arguments: value_and_grad(*arguments)[1],
         has_aux=True,
+        surrogate=objective.surrogate,
     )
 
 

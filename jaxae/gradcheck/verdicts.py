@@ -290,9 +290,9 @@ def _batch_size_cause(
     factor: float | complex, tolerance: float, batch_sizes: frozenset[int]
 ) -> str:
     """Whether a sum and a mean over a batch were confused."""
-    for size in sorted(batch_sizes):
+    for size in sorted(size for size in batch_sizes if size > 1):
         for word, expected in (("divided", 1 / size), ("multiplied", float(size))):
-            if size > 1 and abs(factor - expected) <= tolerance * expected:
+            if abs(factor - expected) <= tolerance * expected:
                 return f": {word} by the batch size {size}"
     return ""
 

@@ -105,7 +105,7 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "model": describe(objective.ae),
         "corruption": _name(objective.corruption),
         "compute_dtype": objective.compute_dtype,
-        "penalties": [penalty.name for penalty in objective.penalties],
+        "penalties": [repr(penalty) for penalty in objective.penalties],
         "config": _settings(config),
         "hparams": {name: str(value) for name, value in sorted(hparams.items())},
         "generator": generator_of(key),

@@ -313,7 +313,7 @@ def trace_custom_components(objective: Objective, key, config: TrainConfig) -> N
         activations.find(ae.activation.name) is ae.activation,
         observations.find(ae.observation.name) is ae.observation,
         objective.corruption in (None, *corruptions.CATALOGUE.values()),
-        {*objective.penalties} <= {*penalties.CATALOGUE.values()},
+        all(penalties.find(repr(p)) == p for p in objective.penalties),
         ae.parametrization.is_composed,
     ]
     if all(known):

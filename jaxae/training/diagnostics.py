@@ -44,7 +44,7 @@ def evaluate(
     "log_prob", "bits_per_dim": the mean of log p(x | x_hat) in nats, and in bits per
         column. Present only if the observation is a likelihood and every row lies in
         its support: absent for grey levels under a Bernoulli.
-    "l0": the mean number of latents that are not 0.
+    "l0": the mean number of latents that are not 0, also with the penalty of that name.
     "dead_fraction": fraction of latents that are 0 on every row (`metrics.is_dead`).
     "saturated_fraction": fraction of latents that are flat on every row
         (`metrics.saturated_fraction`). Only for an activation with a slope.
@@ -148,6 +148,9 @@ def _float32_moments(X: Float[Array, "B D"]):
     return X[0], means, jnp.sum(residual**2, axis=0)
 
 
+_WIDENED = ("targets", "a", "z", "eta", "etas")  # of a pass, before its sums
+
+
 @functools.partial(jax.jit, static_argnames="objective")
 def evaluate_block(
     params, batch, hparams, state: Any = (), *, objective: Objective
@@ -158,8 +161,7 @@ def evaluate_block(
     p = clean.forward(params, batch, None, hparams, state, training=False)
     # The model computes in its own precision; its results are summed in float32.
     params = _widened(params)
-    names = "targets", "a", "z", "eta", "etas"
-    p = p._replace(**{name: _widened(getattr(p, name)) for name in names})
+    p = p._replace(**{n: _widened(getattr(p, n)) for n in _WIDENED})
     means = {**clean.evaluate_pass(params, p), "l0": metrics.l0(p.z)}
     flags = {
         "is_latent": jnp.ones(p.z.shape[1:], bool) if p.mask is None else p.mask,
@@ -209,7 +211,7 @@ def names_of_epoch(
     of_model = [*names_of_step(objective), "squared_error", "fvu"]
     if ae.observation.base_measure != "none":
         of_model += ["log_prob", "bits_per_dim"]
-    of_model += ["l0", "dead_fraction"]
+    of_model += ["dead_fraction"] if "l0" in of_model else ["l0", "dead_fraction"]
     if ae.activation.slope is not None:
         of_model.append("saturated_fraction")
     of_train = of_model if config.diagnostics else names_of_step(objective)

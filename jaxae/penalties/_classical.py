@@ -1,19 +1,12 @@
-"""The penalties: terms that are added to the reconstruction loss.
-
-A penalty is a function of the batch, times the hyperparameter of its name and no other
-factor. `Penalty` and `Cotangents` are defined in `jaxae.terms`.
-"""
+"""The penalties of any model: l1, kl_sparsity, contractive, weight_decay."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxae import _checks
 from jaxae.autoencoder import Autoencoder, UntiedParams
+from jaxae.penalties._base import CATALOGUE
 from jaxae.terms import Cotangents, Pass, Penalty
-
-COEFFICIENTS = _checks.AT_LEAST_0._replace(
-    reason="below it the objective has no minimum"
-)
 
 # ---- l1: mean_b sum_j |z_bj| ---------------------------------------------------------
 
@@ -156,15 +149,6 @@ def _weight_decay_cotangents(ae: Autoencoder, params, p: Pass):
 
 weight_decay = Penalty("weight_decay", _weight_decay, _weight_decay_cotangents)
 
-CATALOGUE: dict[str, Penalty] = {
+CATALOGUE |= {
     penalty.name: penalty for penalty in (l1, kl_sparsity, contractive, weight_decay)
 }
-
-
-def get(name: str) -> Penalty:
-    """The penalty of that name.
-
-    Raises:
-      ValueError: for an unknown name; the message lists the known ones.
-    """
-    return _checks.lookup("penalty", CATALOGUE, name)
