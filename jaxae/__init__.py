@@ -19,6 +19,7 @@ from jaxae import (
     optimizers,
     penalties,
     recovery,
+    schedules,
     sweeps,
     training,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "plots",
     "recovery",
     "save",
+    "schedules",
     "sweep",
     "sweeps",
     "train",

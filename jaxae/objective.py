@@ -15,6 +15,7 @@ from jaxae.autoencoder import Autoencoder
 from jaxae.autoencoder.model import LATENT_DIM, encoder_pre_acts
 from jaxae.corruptions import Corruption
 from jaxae.penalties import COEFFICIENTS
+from jaxae.schedules import Schedule
 from jaxae.terms import Cotangents, Levels, Pass, Penalty, add, reconstruction
 
 CORRUPTION_RATE = "corruption_rate"
@@ -68,11 +69,13 @@ class Objective:
         is dead. The objective's state then counts them, by the name
         "steps_since_active". None counts only for a penalty that needs it, such as
         aux_k, with 1000 batches.
+      schedules: some of `jaxae.schedules`, each of which replaces a hyperparameter of
+        this objective at every step, such as `schedules.linear("l1")`.
 
     Raises:
       ValueError: if a component has the wrong type, two penalties have one name, a
-        penalty does not support the model, or the prefixes do not increase and end at
-        latent_dim.
+        penalty does not support the model, the prefixes do not increase and end at
+        latent_dim, or a schedule sets a hyperparameter that nothing reads.
     """
 
     # No runtime type check by jaxtyping: the constructor checks its fields itself.
@@ -86,6 +89,7 @@ class Objective:
     prefixes: tuple[int, ...] | None = None
     cut_prefixes: bool = False
     dead_after: int | None = None
+    schedules: tuple[Schedule, ...] = ()
 
     def __post_init__(self):
         _checks.instance("ae", self.ae, Autoencoder, "jaxae.Autoencoder")
@@ -116,6 +120,9 @@ class Objective:
         if dead_after is not None:
             dead_after = _checks.positive_int("dead_after", dead_after)
         object.__setattr__(self, "dead_after", dead_after)
+        known = {*self._penalty_hparam_names, *self.optional_hparam_names}
+        known |= {CORRUPTION_RATE} if self.corruption else set()
+        object.__setattr__(self, "schedules", _as_schedules(self.schedules, known))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -150,11 +157,18 @@ class Objective:
     def hparam_names(self) -> tuple[str, ...]:
         """The hyperparameters that this objective reads."""
         rate = (CORRUPTION_RATE,) if self.corruption else ()
-        return rate + self._penalty_hparam_names
+        of_schedules = (name for s in self.schedules for name in s.hparams)
+        return tuple(dict.fromkeys((*rate, *self._penalty_hparam_names, *of_schedules)))
 
     @property
     def _penalty_hparam_names(self) -> tuple[str, ...]:
         return tuple(name for p in self.penalties for name in (p.name, *p.hparams))
+
+    @property
+    def _evaluation_hparam_names(self) -> tuple[str, ...]:
+        """Without those of the corruption, which evaluation does not use."""
+        own = (s.hparams for s in self.schedules if s.name != CORRUPTION_RATE)
+        return (*self._penalty_hparam_names, *itertools.chain(*own))
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -215,13 +229,15 @@ class Objective:
 
         The name of the activation's state is "activation", that of a penalty's state
         the name of the penalty. "steps_since_active" `[H]` counts the steps since each
-        latent was last active. Empty if no component has a state.
+        latent was last active. The name of a schedule's state is that of its
+        hyperparameter with "_schedule". Empty if no component has a state.
         """
         state = {p.name: p.init_state(self.ae) for p in self.penalties if p.init_state}
         if self.ae.activation.init_state:
             state[ACTIVATION] = self.ae.activation.init_state(self.ae.latent_dim)
         if self.dead_after is not None:
             state[STEPS_SINCE_ACTIVE] = jnp.zeros(self.ae.latent_dim, jnp.int32)
+        state |= {s.state_name: s.init_state() for s in self.schedules}
         return jax.tree.map(jnp.asarray, state)
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -238,6 +254,8 @@ class Objective:
             if numbers.keys() >= {penalty.name, *penalty.hparams}:
                 penalty.check_hparams(numbers)
         activation = self.ae.activation
+        for schedule in self.schedules:
+            schedule.check_hparams(numbers)
         if activation.check_hparams is not None:
             activation.check_hparams(activation, numbers)
 
@@ -250,7 +268,7 @@ class Objective:
         does not: batch_topk a jumprelu with the running threshold, and topk one with
         hparams["k"].
         """
-        g = self.ae.activation
+        g, hparams = self.ae.activation, self._scheduled(hparams, state, training=False)
         if g.for_inference is None:
             return self.ae, params
         own_state = activation_state(state)
@@ -277,9 +295,10 @@ class Objective:
 
         `by_codes` decodes sparse latents by their codes, where the activation has them.
         """
-        names = self.hparam_names if training else self._penalty_hparam_names
+        names = self.hparam_names if training else self._evaluation_hparam_names
         self._require(names, hparams)
         self._require_state(state)
+        hparams = self._scheduled(hparams, state, training)
         inputs, targets = self.as_pair(batch)
         if training and self.corruption is not None:
             inputs = self._corrupted(inputs, key, hparams)
@@ -305,6 +324,15 @@ class Objective:
             is_dead=self._is_dead(state, mask),
             levels=Levels(self.sizes, self.cut_prefixes),
         )
+
+    def _scheduled(self, hparams, state, training: bool) -> Mapping[str, Any]:
+        """The hyperparameters at this step."""
+        values = {
+            s.name: s.value(hparams, state[s.state_name])
+            for s in self.schedules
+            if training or s.name != CORRUPTION_RATE
+        }
+        return {**hparams, **values} if values else hparams
 
     def _decode(self, untied, z, codes) -> Float[Array, "B M D"]:
         """The decoder pre-activations of each prefix."""
@@ -369,12 +397,17 @@ class Objective:
             is_active = ~metrics.is_dead(p.z)
             counts = jnp.where(is_active, 0, p.state[STEPS_SINCE_ACTIVE] + 1)
             state = {**state, STEPS_SINCE_ACTIVE: counts}
+        for schedule in self.schedules:
+            name = schedule.state_name
+            own_state = schedule.update_state(p.hparams, p.state[name], p)
+            state = {**state, name: own_state}
         return state
 
     def _require_state(self, state: Any) -> None:
         names = [p.name for p in self.penalties if p.init_state]
         names += [ACTIVATION] if self.ae.activation.init_state else []
         names += [STEPS_SINCE_ACTIVE] if self.dead_after is not None else []
+        names += [s.state_name for s in self.schedules]
         missing = [name for name in names if name not in state]
         if missing:
             raise _checks.ArgumentError(
@@ -464,6 +497,32 @@ def _as_prefixes(prefixes: Any, latent_dim: int) -> tuple[int, ...] | None:
             repr(prefixes),
         )
     return ends
+
+
+def _as_schedules(parts: Any, known: set[str]) -> tuple[Schedule, ...]:
+    is_many = isinstance(parts, Iterable) and not isinstance(parts, Schedule)
+    schedules = tuple(parts) if is_many else (parts,)
+    if not is_many or not all(isinstance(s, Schedule) for s in schedules):
+        raise _checks.ArgumentError(
+            "schedules",
+            "must be a tuple of schedules, such as (schedules.linear('l1'),)",
+            repr(parts),
+        )
+    names = [schedule.name for schedule in schedules]
+    if not known.issuperset(names):
+        raise _checks.ArgumentError(
+            "schedules",
+            "must set hyperparameters that the objective reads: "
+            f"{', '.join(sorted(known)) or 'none'}",
+            ", ".join(map(repr, schedules)),
+        )
+    if len(set(names)) < len(names):
+        raise _checks.ArgumentError(
+            "schedules",
+            "must set different hyperparameters",
+            ", ".join(map(repr, schedules)),
+        )
+    return schedules
 
 
 def _as_penalties(parts: Any) -> tuple[Penalty, ...]:

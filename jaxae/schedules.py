@@ -70,7 +70,8 @@ def linear(name: str) -> Schedule:
     start, steps = f"{name}_start", f"{name}_steps"
 
     def value(hparams, t):
-        fraction = jnp.minimum(t / jnp.maximum(hparams[steps], 1), 1)
+        T = hparams[steps]
+        fraction = jnp.where(t < T, t / jnp.maximum(T, 1), 1)
         v = hparams[start] + (hparams[name] - hparams[start]) * fraction
         return jnp.round(v) if name == "k" else v
 

@@ -32,6 +32,7 @@ LAYERS = [
     "terms",
     "prefixes",
     "penalties",
+    "schedules",
     "objective",
     "recovery",
     "manual",

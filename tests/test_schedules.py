@@ -78,8 +78,8 @@ def test_a_falling_k_is_an_integer_at_every_step_and_the_model_has_the_last(grad
     assert run.model[0].activation is g.topk(2)
 
 
-@pytest.mark.parametrize("target", [1.0, 3.0])
-@pytest.mark.parametrize("coefficient", [0.01, 1.0])
+@pytest.mark.parametrize("target", [2.0, 4.0])
+@pytest.mark.parametrize("coefficient", [0.01, 0.3])
 def test_the_controller_steers_l0_to_its_target_from_any_coefficient(
     target, coefficient
 ):
@@ -88,8 +88,8 @@ def test_the_controller_steers_l0_to_its_target_from_any_coefficient(
         penalties=("l1",),
         schedules=(schedules.l0_controller("l1"),),
     )
-    hparams = {"l1": coefficient, "l0_target": target, "l0_gain": 0.02}
-    run = train(objective, hparams, num_epochs=150)
+    hparams = {"l1": coefficient, "l0_target": target, "l0_gain": 0.01}
+    run = train(objective, hparams, num_epochs=200)
     l0 = np.mean(run.metrics["train/l0"][-20:])
     # The mean of an integral controller at rest is the target; batches of 8 add noise.
     assert abs(l0 - target) < 0.3 * target

@@ -126,6 +126,7 @@ def _check_count(g: Activation, hparams) -> None:
         f"the activation is {g}",
     )
     counts.check("k", hparams)
+    counts.check("k_start", hparams)  # of a schedule
 
 
 # ---- batch_topk ----------------------------------------------------------------------
