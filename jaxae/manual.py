@@ -18,13 +18,14 @@ from jaxtyping import Array, Float
 
 from jaxae import _checks
 from jaxae.activations import Activation
-from jaxae.autoencoder import Autoencoder, UntiedParams
-from jaxae.autoencoder.model import product
+from jaxae.autoencoder import Autoencoder, SkipParams
+from jaxae.autoencoder.model import example_pair, product
+from jaxae.autoencoder.parametrizations import Expanded
 from jaxae.objective import Objective, activation_state
 from jaxae.terms import Cotangents, Pass, add, reconstruction
 
 ENCODER = ("W_enc", "b_enc", "activation")
-DECODER = ("W_dec", "b_dec")
+DECODER = ("W_dec", "b_dec", "W_skip")
 
 
 class Backprop(NamedTuple):
@@ -32,9 +33,9 @@ class Backprop(NamedTuple):
 
     a: Float[Array, "H"]
     z: Float[Array, "H"]
-    eta: Float[Array, "D"]
-    x_hat: Float[Array, "D"]
-    d_eta: Float[Array, "D"]
+    eta: Float[Array, "O"]
+    x_hat: Float[Array, "O"]
+    d_eta: Float[Array, "O"]
     d_z: Float[Array, "H"]
     d_a: Float[Array, "H"]
     grads: Any  # the params' own type
@@ -50,7 +51,7 @@ class Paths(NamedTuple):
 class Signals(NamedTuple):
     """Gradients of the objective with respect to eta, z, a and theta."""
 
-    d_eta: Float[Array, "B D"]
+    d_eta: Float[Array, "B O"]
     d_z: Float[Array, "B H"]
     d_a: Float[Array, "B H"]
     d_theta: tuple  # of each example; theta are a learned activation's parameters
@@ -61,13 +62,13 @@ def backprop(ae, params, x, target=None) -> Backprop:
 
     d_eta = dl/deta (x_hat - x for the lecture's two losses); d_z = W_dec d_eta;
     d_a = d_z * g'(a); dW_enc = d_a x^T; dW_dec = z d_eta^T; db_enc = d_a;
-    db_dec = d_eta. Tied: dW = d_a x^T + z d_eta^T.
+    db_dec = d_eta. Tied: dW = d_a x^T + z d_eta^T. Skip: dW_skip = d_eta x^T.
 
     Args:
       ae: the model.
       params: its parameters.
       x: `[D]`, the input.
-      target: `[D]`, the target of the loss; x by default.
+      target: `[O]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -99,7 +100,7 @@ def path_grads(ae, params, x, target=None) -> Paths:
       ae: the model.
       params: its parameters.
       x: `[D]`, the input.
-      target: `[D]`, the target of the loss; x by default.
+      target: `[O]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -176,27 +177,21 @@ def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     """One example as a batch of one, and the objective that is its loss."""
     order = f"the order is {method}(ae, params, x)"
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
-
-    def batch_of_one(name, value):
-        in_axes = "(None, None, 0)"
-        return _checks.one_example(name, value, ae.input_dim, method, in_axes)[None]
-
-    x = batch_of_one("x", x)
-    target = x if target is None else batch_of_one("target", target)
+    x, target = example_pair(ae, x, target, method, "(None, None, 0)")
     objective = Objective(ae)
-    return objective, objective.forward(params, (x, target), None, {})
+    return objective, objective.forward(params, (x[None], target[None]), None, {})
 
 
 def _backpropagate(
     objective: Objective, params, p: Pass, cotangents: Cotangents
-) -> tuple[Signals, UntiedParams]:
+) -> tuple[Signals, Expanded]:
     untied = objective.ae.parametrization.expand(objective.rounded(params))
     signals = _backward(objective.ae.activation, untied, p, cotangents)
     return signals, _contract(untied, p, signals)
 
 
 def _backward(
-    activation: Activation, untied: UntiedParams, p: Pass, cotangents: Cotangents
+    activation: Activation, untied: Expanded, p: Pass, cotangents: Cotangents
 ) -> Signals:
     """Propagate the cotangents of all terms from eta to a."""
     state = activation_state(p.state)
@@ -213,9 +208,9 @@ def _backward(
     return Signals(cotangents.eta, d_z, add(d_a, cotangents.a), d_theta)
 
 
-def _contract(untied: UntiedParams, p: Pass, signals: Signals) -> UntiedParams:
+def _contract(untied: Expanded, p: Pass, signals: Signals) -> Expanded:
     """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
-    return UntiedParams(
+    grads: Any = untied._replace(
         W_enc=_sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
         W_dec=_sum_of_outer(untied.W_dec, p.z, signals.d_eta),
         b_enc=jnp.sum(signals.d_a, axis=0),
@@ -223,6 +218,10 @@ def _contract(untied: UntiedParams, p: Pass, signals: Signals) -> UntiedParams:
         activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
         observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
+    if isinstance(untied, SkipParams):
+        d_W_skip = _sum_of_outer(untied.W_skip, signals.d_eta, p.inputs)
+        grads = grads._replace(W_skip=d_W_skip)
+    return grads
 
 
 def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
@@ -231,16 +230,17 @@ def _sum_of_outer(W, left, right) -> Float[Array, "H D"]:
     return jnp.einsum("bh,bd->hd", left, right, preferred_element_type=dtype)
 
 
-def _pullback(objective: Objective, params, untied_grads: UntiedParams):
+def _pullback(objective: Objective, params, untied_grads: Expanded):
     parametrization = objective.ae.parametrization
     grads = parametrization.pullback(objective.rounded(params), untied_grads)
     what = f"parametrization {parametrization}: pullback"
     return _checks.returned_like(what, grads, params)
 
 
-def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:
+def _only(names: tuple[str, ...], grads: Expanded) -> Expanded:
     zeros = jax.tree.map(jnp.zeros_like, grads)
-    return zeros._replace(**{name: getattr(grads, name) for name in names})
+    own = [name for name in names if name in grads._fields]
+    return zeros._replace(**{name: getattr(grads, name) for name in own})
 
 
 def _cast_like(params, grads):

@@ -110,7 +110,7 @@ class Objective:
 
         Args:
           params: the model's parameters.
-          batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
+          batch: `[B, D]`, or a pair (inputs `[B, D]`, targets `[B, O]`).
           key: the key of the corruption and of terms that draw random numbers; may be
             None if there are none.
           hparams: a dict of scalars; may hold more than this objective reads.
@@ -196,7 +196,7 @@ class Objective:
             a, untied.activation, activation_state(state), training
         )
         z = z if mask is None else jnp.where(mask, z, 0)
-        eta = jax.vmap(decoder_pre_acts, (None, 0))(untied, z)
+        eta = jax.vmap(decoder_pre_acts, (None, 0, 0))(untied, z, inputs)
         if key is not None:
             _checks.prng_key(key)
             key = jax.random.fold_in(key, _TERMS_KEY)
@@ -273,16 +273,17 @@ class Objective:
         self.check_hparams(hparams)
 
     def as_pair(self, batch) -> tuple[Array, Array]:
-        """Inputs and targets, each `[B, D]`, of a batch that is an array or a pair."""
+        """Inputs `[B, D]` and targets `[B, O]` of a batch: an array or a pair."""
         if isinstance(batch, tuple) and len(batch) != 2:
             raise _checks.ArgumentError(
                 "batch",
                 "must be an array or a pair (inputs, targets)",
                 f"a tuple of {len(batch)}",
             )
+        check_is_pair(self.ae, "batch", batch)
         inputs, targets = batch if isinstance(batch, tuple) else (batch, batch)
-        inputs = self._check_batch("batch", inputs)
-        targets = self._check_batch("targets", targets)
+        inputs = self._check_batch("batch", inputs, self.ae.input_dim)
+        targets = self._check_batch("targets", targets, self.ae.output_dim)
         if len(inputs) != len(targets):
             raise _checks.ArgumentError(
                 "batch",
@@ -291,16 +292,27 @@ class Objective:
             )
         return inputs, targets
 
-    def _check_batch(self, name: str, batch) -> Array:
+    def _check_batch(self, name: str, batch, width: int) -> Array:
         array = _checks.floating(name, batch)
-        if array.ndim != 2 or array.shape[1] != self.ae.input_dim or not len(array):
+        if array.ndim != 2 or array.shape[1] != width or not len(array):
             raise _checks.ArgumentError(
                 name,
-                f"must have shape [B, {self.ae.input_dim}]",
+                f"must have shape [B, {width}]",
                 str(list(array.shape)),
                 "add a leading axis: x[None]" if array.ndim == 1 else "",
             )
         return array
+
+
+def check_is_pair(ae: Autoencoder, name: str, data: Any) -> None:
+    """Check that data of a model with other outputs than inputs are a pair."""
+    if ae.output_dim != ae.input_dim and not isinstance(data, tuple):
+        raise _checks.ArgumentError(
+            name,
+            f"must be a pair (inputs [N, {ae.input_dim}], targets "
+            f"[N, {ae.output_dim}]) for this model",
+            _checks.describe(data),
+        )
 
 
 def activation_state(state: Any) -> Any:

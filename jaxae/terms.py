@@ -22,10 +22,10 @@ class Pass(NamedTuple):
 
     Attributes:
       inputs: `[B, D]`, corrupted in training.
-      targets: `[B, D]`.
+      targets: `[B, O]`; O is D, but for a transcoder.
       a: `[B, H]`, encoder pre-activations.
       z: `[B, H]`, latents.
-      eta: `[B, D]`, decoder pre-activations.
+      eta: `[B, O]`, decoder pre-activations.
       hparams: scalars by name; all of those passed to the objective.
       key: the random key for terms that draw numbers; None in evaluation.
       state: the state of each part by its name, before this batch.
@@ -34,10 +34,10 @@ class Pass(NamedTuple):
     """
 
     inputs: Float[Array, "B D"]
-    targets: Float[Array, "B D"]
+    targets: Float[Array, "B O"]
     a: Float[Array, "B H"]
     z: Float[Array, "B H"]
-    eta: Float[Array, "B D"]
+    eta: Float[Array, "B O"]
     hparams: Mapping[str, Any]
     key: Any = None
     state: Any = ()
@@ -50,7 +50,7 @@ class Cotangents(NamedTuple):
     Attributes:
       a: `[B, H]`, by the encoder pre-activations.
       z: `[B, H]`, by the latents.
-      eta: `[B, D]`, by the decoder pre-activations.
+      eta: `[B, O]`, by the decoder pre-activations.
       params: by the parameters, of the params' own type.
     """
 

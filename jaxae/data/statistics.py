@@ -228,7 +228,8 @@ def geometric_median(
     Weiszfeld's iteration from the mean, y + R / sum_i 1 / ||x_i - y|| with the pull
     R = sum_i (x_i - y) / ||x_i - y||, in Vardi and Zhang's form: the n rows at y itself
     are left out of both sums, and the step is multiplied by 1 - n / ||R||. y is the
-    median where ||R|| <= n.
+    median where ||R|| <= n. Steps are extrapolated from the last two (Anderson), and
+    not so where that increased the mean distance.
 
     Args:
       X: `[N, D]`, an array, data frame or tensor, or Rows, read once a pass.
@@ -255,22 +256,41 @@ def geometric_median(
     max_passes = _checks.positive_int("max_passes", max_passes)
     y = column_stats(X, name, block_bytes=block_bytes).mean
     X = as_rows(X, name)
-    first, radius = _first_row(name, X, None), 0.0
+    first, radius, last = _first_row(name, X, None), 0.0, None
     for _ in range(max_passes):
         blocks = _read_blocks(name, X, first, block_bytes)
         pull = functools.reduce(_add, (_pull_of(b.values, y, radius) for b in blocks))
         length, num_rows = float(np.linalg.norm(pull.sum)), len(X)
         if length - pull.num_near <= tolerance / 4 * num_rows:
             return y
+        if last is not None and pull.distance > last.distance:
+            y, last = last.y, None
+            continue
         # The mean is at most twice as far from the rows as the median is.
         radius = radius or tolerance / 8 * pull.distance / num_rows
-        y = y + (1 - pull.num_near / length) * pull.sum / pull.weight
+        step = (1 - pull.num_near / length) * pull.sum / pull.weight
+        last, before = _Step(y + step, step, pull.distance), last
+        y = last.y if before is None else _extrapolated(before, last)
     raise _checks.ArgumentError(
         "tolerance",
         f"is not reached in {max_passes} passes over the {name}",
         repr(tolerance),
         "give a larger {tolerance} or more {max_passes}",
     )
+
+
+class _Step(NamedTuple):
+    y: np.ndarray  # [D] where the step leads
+    step: np.ndarray  # [D]
+    distance: float  # before the step, summed over the rows
+
+
+def _extrapolated(before: _Step, last: _Step) -> np.ndarray:
+    """The y of the line through both at which the step, as if linear, is least."""
+    change = last.step - before.step
+    square = float(change @ change)
+    fraction = float(last.step @ change) / square if square > 0 else 0.0
+    return last.y - fraction * (last.y - before.y)
 
 
 class _Pull(NamedTuple):
