@@ -16,13 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxae import _checks, prefixes, sparse
-from jaxae.autoencoder import Autoencoder, UntiedParams
+from jaxae.autoencoder import Autoencoder, SkipParams
+from jaxae.autoencoder.model import example_pair
+from jaxae.autoencoder.parametrizations import Expanded
 from jaxae.objective import Objective, activation_state
 from jaxae.sparse import Codes
 from jaxae.terms import Cotangents, Pass, add, reconstruction
 
 ENCODER = ("W_enc", "b_enc", "activation")
-DECODER = ("W_dec", "b_dec")
+DECODER = ("W_dec", "b_dec", "W_skip")
 
 
 class Backprop(NamedTuple):
@@ -30,9 +32,9 @@ class Backprop(NamedTuple):
 
     a: Float[Array, "H"]
     z: Float[Array, "H"]
-    eta: Float[Array, "D"]
-    x_hat: Float[Array, "D"]
-    d_eta: Float[Array, "D"]
+    eta: Float[Array, "O"]
+    x_hat: Float[Array, "O"]
+    d_eta: Float[Array, "O"]
     d_z: Float[Array, "H"]
     d_a: Float[Array, "H"]
     grads: Any  # the params' own type
@@ -48,7 +50,7 @@ class Paths(NamedTuple):
 class Signals(NamedTuple):
     """Gradients of the objective with respect to the contributions, z, a and theta."""
 
-    d_levels: Float[Array, "B M D"]  # d_eta where there is one level
+    d_levels: Float[Array, "B M O"]  # d_eta where there is one level
     d_z: Float[Array, "B H"]
     d_a: Float[Array, "B H"]
     d_theta: tuple  # of each example; theta are a learned activation's parameters
@@ -59,13 +61,13 @@ def backprop(ae, params, x, target=None) -> Backprop:
 
     d_eta = dl/deta (x_hat - x for the lecture's two losses); d_z = W_dec d_eta;
     d_a = d_z * g'(a); dW_enc = d_a x^T; dW_dec = z d_eta^T; db_enc = d_a;
-    db_dec = d_eta. Tied: dW = d_a x^T + z d_eta^T.
+    db_dec = d_eta. Tied: dW = d_a x^T + z d_eta^T. Skip: dW_skip = d_eta x^T.
 
     Args:
       ae: the model.
       params: its parameters.
       x: `[D]`, the input.
-      target: `[D]`, the target of the loss; x by default.
+      target: `[O]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -99,7 +101,7 @@ def path_grads(ae, params, x, target=None) -> Paths:
       ae: the model.
       params: its parameters.
       x: `[D]`, the input.
-      target: `[D]`, the target of the loss; x by default.
+      target: `[O]`, the target of the loss; x by default.
 
     Raises:
       ValueError: for a batch, a wrong size or dtype, or another model's parameters.
@@ -182,22 +184,16 @@ def _example_pass(ae, params, x, target, method: str) -> tuple[Objective, Pass]:
     """One example as a batch of one, and the objective that is its loss."""
     order = f"the order is {method}(ae, params, x)"
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder", order)
-
-    def batch_of_one(name, value):
-        in_axes = "(None, None, 0)"
-        return _checks.one_example(name, value, ae.input_dim, method, in_axes)[None]
-
-    x = batch_of_one("x", x)
-    target = x if target is None else batch_of_one("target", target)
+    x, target = example_pair(ae, x, target, method, "(None, None, 0)")
     objective = Objective(ae)
-    return objective, objective.forward(params, (x, target), None, {})
+    return objective, objective.forward(params, (x[None], target[None]), None, {})
 
 
-def _expanded(objective: Objective, params) -> UntiedParams:
+def _expanded(objective: Objective, params) -> Expanded:
     return objective.ae.parametrization.expand(objective.rounded(params))
 
 
-def _untied_grads(objective, params, p: Pass, cotangents: Cotangents) -> UntiedParams:
+def _untied_grads(objective, params, p: Pass, cotangents: Cotangents) -> Expanded:
     """The gradient by the untied parameters, in one of two equal ways."""
     untied = _expanded(objective, params)
     if _is_sparse(p, cotangents):
@@ -205,12 +201,12 @@ def _untied_grads(objective, params, p: Pass, cotangents: Cotangents) -> UntiedP
     return _contract(objective, untied, p, _backward(objective, untied, p, cotangents))
 
 
-def _d_levels(objective: Objective, cotangents: Cotangents) -> Float[Array, "B M D"]:
+def _d_levels(objective: Objective, cotangents: Cotangents) -> Float[Array, "B M O"]:
     """The gradient by the contribution of each level of the latents to eta."""
     return prefixes.d_contributions(_d_etas(cotangents), objective.cut_prefixes)
 
 
-def _d_etas(cotangents: Cotangents) -> Float[Array, "B M D"]:
+def _d_etas(cotangents: Cotangents) -> Float[Array, "B M O"]:
     """The gradient by the decoder pre-activations of each prefix."""
     assert cotangents.etas is not None  # the reconstruction has it
     if cotangents.eta is None:
@@ -219,7 +215,7 @@ def _d_etas(cotangents: Cotangents) -> Float[Array, "B M D"]:
 
 
 def _backward(
-    objective: Objective, untied: UntiedParams, p: Pass, cotangents: Cotangents
+    objective: Objective, untied: Expanded, p: Pass, cotangents: Cotangents
 ) -> Signals:
     """Propagate the cotangents of all terms from eta to a."""
     d_levels = _d_levels(objective, cotangents)
@@ -239,18 +235,28 @@ def _backward(
 
 
 def _contract(
-    objective: Objective, untied: UntiedParams, p: Pass, signals: Signals
-) -> UntiedParams:
+    objective: Objective, untied: Expanded, p: Pass, signals: Signals
+) -> Expanded:
     """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
     sizes = objective.sizes
-    return UntiedParams(
+    grads = untied._replace(
         W_enc=prefixes.sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
         W_dec=prefixes.d_decoder(untied.W_dec, p.z, signals.d_levels, sizes),
         b_enc=jnp.sum(signals.d_a, axis=0),
-        b_dec=jnp.sum(signals.d_levels[:, 0], axis=0),
         activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
         observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
+    return _with_offset(grads, untied, p, signals.d_levels)
+
+
+def _with_offset(grads: Any, untied: Expanded, p: Pass, d_levels) -> Expanded:
+    """With the gradients of b_dec, and of a skip connection: dW_skip = d_eta x^T."""
+    d_eta = d_levels[:, 0]  # every prefix contains the first level
+    grads = grads._replace(b_dec=jnp.sum(d_eta, axis=0))
+    if isinstance(untied, SkipParams):
+        d_W_skip = prefixes.sum_of_outer(untied.W_skip, d_eta, p.inputs)
+        grads = grads._replace(W_skip=d_W_skip)
+    return grads
 
 
 # ---- sparse latents: the same, for the k latents of each example that may not be 0 ---
@@ -263,8 +269,8 @@ def _is_sparse(p: Pass, cotangents: Cotangents) -> bool:
 
 
 def _contract_codes(
-    objective: Objective, untied: UntiedParams, p: Pass, cotangents: Cotangents
-) -> UntiedParams:
+    objective: Objective, untied: Expanded, p: Pass, cotangents: Cotangents
+) -> Expanded:
     """Gradients by d_z at the codes alone: z = a there, so d_a = d_z where z != 0."""
     codes, sizes, latent_dim = p.codes, objective.sizes, objective.ae.latent_dim
     assert codes is not None
@@ -273,26 +279,26 @@ def _contract_codes(
     d_a = Codes(jnp.where(codes.values != 0, d_z, 0), codes.indices)
     d_a = add(d_a, cotangents.a)
     inputs = p.inputs[:, None]
-    return UntiedParams(
+    grads = untied._replace(
         W_enc=sparse.sum_of_outer(d_a, inputs, untied.W_enc, (latent_dim,)),
         W_dec=sparse.sum_of_outer(codes, d_levels, untied.W_dec, sizes),
         b_enc=sparse.sum_of_rows(d_a, latent_dim),
-        b_dec=jnp.sum(d_levels[:, 0], axis=0),
-        activation=untied.activation,  # (), as codes are of pre-activations
         observation=jax.tree.map(jnp.zeros_like, untied.observation),
     )
+    return _with_offset(grads, untied, p, d_levels)
 
 
-def _pullback(objective: Objective, params, untied_grads: UntiedParams):
+def _pullback(objective: Objective, params, untied_grads: Expanded):
     parametrization = objective.ae.parametrization
     grads = parametrization.pullback(objective.rounded(params), untied_grads)
     what = f"parametrization {parametrization}: pullback"
     return _checks.returned_like(what, grads, params)
 
 
-def _only(names: tuple[str, ...], grads: UntiedParams) -> UntiedParams:
+def _only(names: tuple[str, ...], grads: Expanded) -> Expanded:
     zeros = jax.tree.map(jnp.zeros_like, grads)
-    return zeros._replace(**{name: getattr(grads, name) for name in names})
+    own = [name for name in names if name in grads._fields]
+    return zeros._replace(**{name: getattr(grads, name) for name in own})
 
 
 def _cast_like(params, grads):

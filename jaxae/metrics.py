@@ -110,7 +110,7 @@ def is_saturated(ae: Autoencoder, a, z) -> Bool[Array, "B H"]:
 
 
 def bits_per_dim(ae: Autoencoder, params, X) -> float:
-    """-mean log2 p(x | x_hat) / D, in bits per column.
+    """-mean log2 p(x | x_hat) / O, in bits per column of the O that are predicted.
 
     Compare bits per dimension only between discrete likelihoods, or between densities
     on data of the same scale.
@@ -118,14 +118,16 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
     Args:
       ae: the model; its observation must be a likelihood.
       params: its parameters.
-      X: `[N, D]`, in the support of that likelihood.
+      X: `[N, D]`, in the support of that likelihood, or a pair (inputs, targets).
 
     Raises:
       ValueError: if the data are outside the support (such as grey levels under a
         Bernoulli), or the observation is not a likelihood.
     """
-    log_probs = jax.vmap(ae.log_prob, in_axes=(None, 0))(params, X)
-    losses = jax.vmap(ae.loss, in_axes=(None, 0))(params, X)
+    data = X if isinstance(X, tuple) else (X,)
+    in_axes = (None, *(0 for _ in data))
+    log_probs = jax.vmap(ae.log_prob, in_axes)(params, *data)
+    losses = jax.vmap(ae.loss, in_axes)(params, *data)
     outside = np.flatnonzero(is_outside_support(log_probs, losses))
     if outside.size:
         others = f"and {outside.size - 1} more " if outside.size > 1 else ""
@@ -135,7 +137,7 @@ def bits_per_dim(ae: Autoencoder, params, X) -> float:
             f"{others}cannot occur under it",
             advice="binarize grey levels, which have a loss but no bits",
         )
-    return bits_of_nats(float(np.mean(np.asarray(log_probs))), ae.input_dim)
+    return bits_of_nats(float(np.mean(np.asarray(log_probs))), ae.output_dim)
 
 
 def is_outside_support(log_prob, loss) -> Bool[Array, "*batch"]:
@@ -144,9 +146,9 @@ def is_outside_support(log_prob, loss) -> Bool[Array, "*batch"]:
     return jnp.isneginf(log_prob) & jnp.isfinite(loss)
 
 
-def bits_of_nats(log_prob: Any, input_dim: int) -> Any:
+def bits_of_nats(log_prob: Any, output_dim: int) -> Any:
     """Bits per column, from the log p of an example in nats."""
-    return -log_prob / (input_dim * math.log(2))
+    return -log_prob / (output_dim * math.log(2))
 
 
 def _as_batches(**arrays) -> list[Array]:

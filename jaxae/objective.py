@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxae import _checks, corruptions, metrics, penalties, prefixes, sparse
 from jaxae.autoencoder import Autoencoder
-from jaxae.autoencoder.model import LATENT_DIM, encoder_pre_acts
+from jaxae.autoencoder.model import LATENT_DIM, decoder_offset, encoder_pre_acts
 from jaxae.corruptions import Corruption
 from jaxae.penalties import COEFFICIENTS
 from jaxae.schedules import Schedule
@@ -182,7 +182,7 @@ class Objective:
 
         Args:
           params: the model's parameters.
-          batch: `[B, D]`, or a pair (inputs, targets) of such arrays.
+          batch: `[B, D]`, or a pair (inputs `[B, D]`, targets `[B, O]`).
           key: the key of the corruption and of terms that draw random numbers; may be
             None if there are none.
           hparams: a dict of scalars; may hold more than this objective reads.
@@ -313,7 +313,7 @@ class Objective:
             z = z if mask is None else jnp.where(mask, z, 0)
         else:  # the codes of padding are 0, as its pre-activations are
             z = sparse.dense(codes, self.ae.latent_dim)
-        etas = self._decode(untied, z, codes)
+        etas = self._decode(untied, inputs, z, codes)
         if key is not None:
             _checks.prng_key(key)
             key = jax.random.fold_in(key, _TERMS_KEY)
@@ -334,14 +334,14 @@ class Objective:
         }
         return {**hparams, **values} if values else hparams
 
-    def _decode(self, untied, z, codes) -> Float[Array, "B M D"]:
+    def _decode(self, untied, inputs, z, codes) -> Float[Array, "B M O"]:
         """The decoder pre-activations of each prefix."""
         W, dtype = untied.W_dec, untied.b_dec.dtype
         if codes is None:
             of_levels = prefixes.contributions(W, z, self.sizes, dtype)
         else:
             of_levels = sparse.decode(codes, W, self.sizes).astype(dtype)
-        first = jnp.broadcast_to(untied.b_dec, of_levels[:, 0].shape)
+        first = jax.vmap(decoder_offset, (None, 0))(untied, inputs)
         return prefixes.etas(of_levels, first, self.cut_prefixes)
 
     def _is_dead(self, state, mask) -> Bool[Array, "H"] | None:
@@ -431,16 +431,17 @@ class Objective:
         self.check_hparams(hparams)
 
     def as_pair(self, batch) -> tuple[Array, Array]:
-        """Inputs and targets, each `[B, D]`, of a batch that is an array or a pair."""
+        """Inputs `[B, D]` and targets `[B, O]` of a batch: an array or a pair."""
         if isinstance(batch, tuple) and len(batch) != 2:
             raise _checks.ArgumentError(
                 "batch",
                 "must be an array or a pair (inputs, targets)",
                 f"a tuple of {len(batch)}",
             )
+        check_is_pair(self.ae, "batch", batch)
         inputs, targets = batch if isinstance(batch, tuple) else (batch, batch)
-        inputs = self._check_batch("batch", inputs)
-        targets = self._check_batch("targets", targets)
+        inputs = self._check_batch("batch", inputs, self.ae.input_dim)
+        targets = self._check_batch("targets", targets, self.ae.output_dim)
         if len(inputs) != len(targets):
             raise _checks.ArgumentError(
                 "batch",
@@ -449,16 +450,27 @@ class Objective:
             )
         return inputs, targets
 
-    def _check_batch(self, name: str, batch) -> Array:
+    def _check_batch(self, name: str, batch, width: int) -> Array:
         array = _checks.floating(name, batch)
-        if array.ndim != 2 or array.shape[1] != self.ae.input_dim or not len(array):
+        if array.ndim != 2 or array.shape[1] != width or not len(array):
             raise _checks.ArgumentError(
                 name,
-                f"must have shape [B, {self.ae.input_dim}]",
+                f"must have shape [B, {width}]",
                 str(list(array.shape)),
                 "add a leading axis: x[None]" if array.ndim == 1 else "",
             )
         return array
+
+
+def check_is_pair(ae: Autoencoder, name: str, data: Any) -> None:
+    """Check that data of a model with other outputs than inputs are a pair."""
+    if ae.output_dim != ae.input_dim and not isinstance(data, tuple):
+        raise _checks.ArgumentError(
+            name,
+            f"must be a pair (inputs [N, {ae.input_dim}], targets "
+            f"[N, {ae.output_dim}]) for this model",
+            _checks.describe(data),
+        )
 
 
 def activation_state(state: Any) -> Any:

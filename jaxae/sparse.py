@@ -50,7 +50,7 @@ def sum_of_rows(codes: Codes, latent_dim: int) -> Float[Array, "H"]:
     return zeros.at[codes.indices.ravel()].add(codes.values.ravel())
 
 
-def decode(codes: Codes, W, sizes: tuple[int, ...]) -> Float[Array, "B M D"]:
+def decode(codes: Codes, W, sizes: tuple[int, ...]) -> Float[Array, "B M O"]:
     """sum_j z_bj W_j over the latents j of each level, for W `[H, D]`."""
     levels = _levels(codes.indices, sizes)
 
@@ -63,7 +63,7 @@ def decode(codes: Codes, W, sizes: tuple[int, ...]) -> Float[Array, "B M D"]:
 
 
 def project(V, W, indices, sizes: tuple[int, ...]) -> Float[Array, "B k"]:
-    """W_j . V_bm for each index j, m its level; V `[B, M, D]`, W `[H, D]`."""
+    """W_j . V_bm for each index j, m its level; V `[B, M, O]`, W `[H, D]`."""
 
     def of_example(V, indices, levels):
         rows = W[indices]
@@ -78,7 +78,7 @@ def project(V, W, indices, sizes: tuple[int, ...]) -> Float[Array, "B k"]:
 
 
 def sum_of_outer(codes: Codes, V, W, sizes: tuple[int, ...]) -> Float[Array, "H D"]:
-    """sum_b z_bj V_bm for each latent j, m its level; V `[B, M, D]`.
+    """sum_b z_bj V_bm for each latent j, m its level; V `[B, M, O]`.
 
     As the gradient of W `[H, D]`: the factors are rounded to W's dtype, and the sum has
     that of V.

@@ -38,16 +38,16 @@ class Pass(NamedTuple):
 
     Attributes:
       inputs: `[B, D]`, corrupted in training.
-      targets: `[B, D]`.
+      targets: `[B, O]`; O is D, but for a transcoder.
       a: `[B, H]`, encoder pre-activations.
       z: `[B, H]`, latents.
-      eta: `[B, D]`, decoder pre-activations.
+      eta: `[B, O]`, decoder pre-activations.
       hparams: scalars by name; all of those passed to the objective.
       key: the random key for terms that draw numbers; None in evaluation.
       state: the state of each part by its name, before this batch.
       mask: `[H]`, True on the latents of the model, False on the padding of a lane that
         is narrower than its sweep; None without padding.
-      etas: `[B, M, D]`, the decoder pre-activations of each of the objective's M
+      etas: `[B, M, O]`, the decoder pre-activations of each of the objective's M
         prefixes, of which `eta` is the last.
       codes: the latents as `jaxae.sparse.Codes`, where the gradient uses them.
       is_dead: `[H]`, whether a latent was 0 on every example of the last
@@ -56,15 +56,15 @@ class Pass(NamedTuple):
     """
 
     inputs: Float[Array, "B D"]
-    targets: Float[Array, "B D"]
+    targets: Float[Array, "B O"]
     a: Float[Array, "B H"]
     z: Float[Array, "B H"]
-    eta: Float[Array, "B D"]
+    eta: Float[Array, "B O"]
     hparams: Mapping[str, Any]
     key: Any = None
     state: Any = ()
     mask: Bool[Array, "H"] | None = None
-    etas: Float[Array, "B M D"] | None = None
+    etas: Float[Array, "B M O"] | None = None
     codes: Codes | None = None
     is_dead: Bool[Array, "H"] | None = None
     levels: Levels | None = None
@@ -76,9 +76,9 @@ class Cotangents(NamedTuple):
     Attributes:
       a: `[B, H]`, by the encoder pre-activations; may be `jaxae.sparse.Codes`.
       z: `[B, H]`, by the latents.
-      eta: `[B, D]`, by the decoder pre-activations.
+      eta: `[B, O]`, by the decoder pre-activations.
       params: by the parameters, of the params' own type.
-      etas: `[B, M, D]`, by those of each prefix, in addition to `eta`.
+      etas: `[B, M, O]`, by those of each prefix, in addition to `eta`.
     """
 
     a: Array | Codes | None = None

@@ -20,7 +20,7 @@ from jaxae import _checks, activations, observations
 from jaxae._files import expanded, write_atomically
 from jaxae._version import __version__
 from jaxae.autoencoder.model import Autoencoder
-from jaxae.autoencoder.parametrizations import Params
+from jaxae.autoencoder.parametrizations import BASES, Params
 
 PARAMS_FILE = "params.safetensors"
 CONFIG_FILE = "config.json"
@@ -38,15 +38,25 @@ def describe(ae: Autoencoder) -> dict[str, Any]:
         "tied": ae.tied,
         "bias": ae.bias,
     }
+    if ae.output_dim != ae.input_dim:
+        model["output_dim"] = ae.output_dim
     if ae.pre_bias:
         model["pre_bias"] = True
-    if not ae.parametrization.is_composed:
+    if ae.skip:
+        model["skip"] = True
+    if not ae.parametrization.is_selected:
         model["parametrization"] = ae.parametrization.name
     return model
 
 
 # Fields that older files lack, and newer files unless they differ from the default.
-_DEFAULTS = {"bias": True, "pre_bias": False, "parametrization": None}
+_DEFAULTS = {
+    "output_dim": None,
+    "bias": True,
+    "pre_bias": False,
+    "skip": False,
+    "parametrization": None,
+}
 _MODEL_FIELDS = (
     *("input_dim", "latent_dim", "activation", "observation", "tied"),
     *_DEFAULTS,
@@ -262,6 +272,7 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
         return Autoencoder(
             input_dim=model["input_dim"],
             latent_dim=model["latent_dim"],
+            output_dim=model["output_dim"],
             activation=_part(model, "activation", activation, activations.find),
             observation=_part(model, "observation", observation, observations.find),
             **_parametrization(model, parametrization),
@@ -272,17 +283,17 @@ def _build(directory, model, activation, observation, parametrization) -> Autoen
 
 def _parametrization(model: dict[str, Any], custom: Any) -> dict[str, Any]:
     """The arguments of `Autoencoder` that choose the parametrization."""
-    choices = {key: model[key] for key in ("tied", "bias", "pre_bias")}
+    choices = {key: model[key] for key in ("tied", "bias", "pre_bias", "skip")}
     if model["parametrization"] is None and custom is None:
         return choices
-    part = _part(model, "parametrization", custom, lambda name: None)
+    part = _part(model, "parametrization", custom, BASES.get)
     return {"parametrization": part, **choices}
 
 
 _KNOWN: dict[str, Collection[str]] = {
     "activation": {**activations.CATALOGUE, **activations.SPARSE},
     "observation": observations.CATALOGUE,
-    "parametrization": ("tied", "untied"),
+    "parametrization": BASES,
 }
 
 

@@ -13,6 +13,7 @@ import jaxae
 from jaxae import _checks, data
 from jaxae._files import expanded
 from jaxae.autoencoder.files import BEST
+from jaxae.autoencoder.parametrizations import as_dtype
 from jaxae.checkpoints import OtherRunError
 from jaxae.cli import config_file, data_splits, reporting, run_folder
 from jaxae.cli.data_splits import Splits
@@ -187,14 +188,15 @@ def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
 def _drawn_params(
     options: TrainOptions, ae: jaxae.Autoencoder, key: jax.Array, splits: Splits
 ) -> Any:
-    limit = data_mean = None
+    scale: Any = 1.0
+    data_mean = None
     if options.bias_from_mean:
         data_mean = data.column_stats(splits.train).mean
     if options.init_scale is not None:
         INIT_SCALES.check(INIT_SCALE, {INIT_SCALE: options.init_scale})
-        limit = ae.init_limit * np.float32(options.init_scale)
+        scale = np.float32(options.init_scale)
     dtype = _checks.floating_dtype(options.dtype)
-    return ae.init(key, dtype=dtype, data_mean=data_mean, limit=limit)
+    return ae.init(key, dtype=dtype, data_mean=data_mean, scale=scale)
 
 
 def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
@@ -231,7 +233,7 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
         raise CommandError(
             f"{place} holds the model {other}, but the options describe {ae}."
         )
-    return jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
+    return as_dtype(params, options.dtype)
 
 
 def _check_repetition(

@@ -20,7 +20,12 @@ from jaxae.data.scaling import (
     save_scaling,
     scaled,
 )
-from jaxae.data.statistics import ColumnStats, check_array, column_stats
+from jaxae.data.statistics import (
+    ColumnStats,
+    check_array,
+    column_stats,
+    geometric_median,
+)
 from jaxae.data.synth_sae_bench import load_synthsaebench, synthsaebench
 from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split
@@ -41,6 +46,7 @@ __all__ = [
     "divide",
     "fashion_mnist",
     "fit_scaling",
+    "geometric_median",
     "is_rows",
     "load",
     "load_scaling",

@@ -171,11 +171,14 @@ def _check_and_measure(
 _CHUNK_SIZE = 2**15  # values, so that the float64 copy stays in the processor's cache
 
 
-def _measure(values: np.ndarray) -> _Measures:
+def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
     num_rows = max(32, _CHUNK_SIZE // values.shape[1])
     starts = range(0, len(values), num_rows)
-    chunks = (values[start : start + num_rows] for start in starts)
-    return functools.reduce(_merge, map(_measure_chunk, chunks))
+    return (values[start : start + num_rows] for start in starts)
+
+
+def _measure(values: np.ndarray) -> _Measures:
+    return functools.reduce(_merge, map(_measure_chunk, _chunks(values)))
 
 
 def _measure_chunk(chunk: np.ndarray) -> _Measures:
@@ -204,6 +207,116 @@ def _column_stats(measures: _Measures, dtype: np.dtype, sha256: str) -> ColumnSt
     mean = np.where(is_constant, low, mean)
     variance = np.where(is_constant, 0.0, squares / num_rows)
     return ColumnStats(num_rows, len(mean), dtype, sha256, low, high, mean, variance)
+
+
+# ---- the geometric median ------------------------------------------------------------
+
+
+def geometric_median(
+    X: Any,
+    name: str = "data",
+    *,
+    tolerance: float = 1e-6,
+    max_passes: int = 1000,
+    block_bytes: int = 2**26,
+) -> np.ndarray:
+    """The point y with the least mean distance to the rows, mean_i ||x_i - y||.
+
+    Unlike the mean, it hardly moves with a few far rows: a usual first output bias of
+    sparse autoencoders, `ae.init(key, data_mean=jaxae.data.geometric_median(X))`.
+
+    Weiszfeld's iteration from the mean, y + R / sum_i 1 / ||x_i - y|| with the pull
+    R = sum_i (x_i - y) / ||x_i - y||, in Vardi and Zhang's form: the n rows at y itself
+    are left out of both sums, and the step is multiplied by 1 - n / ||R||. y is the
+    median where ||R|| <= n. Steps are extrapolated from the last two (Anderson), and
+    not so where that increased the mean distance.
+
+    Args:
+      X: `[N, D]`, an array, data frame or tensor, or Rows, read once a pass.
+      name: the name of the argument in errors.
+      tolerance: the mean distance to the result exceeds the least one by at most
+        `tolerance` times itself. By convexity it does so by at most
+        2 (||R|| - n) / N times itself; rows within tolerance / 4 times the least mean
+        distance count as being at y.
+      max_passes: over the data.
+      block_bytes: the size of the blocks that are read.
+
+    Returns:
+      `[D]`, float64.
+
+    Raises:
+      ValueError: as `column_stats`, or if the tolerance is not positive or is not
+        reached.
+
+    References:
+      Vardi and Zhang, The multivariate L1-median and associated data depth, 2000.
+    """
+    if not (_checks.is_real(tolerance) and tolerance > 0):
+        raise _checks.ArgumentError("tolerance", "must be positive", repr(tolerance))
+    max_passes = _checks.positive_int("max_passes", max_passes)
+    y = column_stats(X, name, block_bytes=block_bytes).mean
+    X = as_rows(X, name)
+    first, radius, last = _first_row(name, X, None), 0.0, None
+    for _ in range(max_passes):
+        blocks = _read_blocks(name, X, first, block_bytes)
+        pull = functools.reduce(_add, (_pull_of(b.values, y, radius) for b in blocks))
+        length, num_rows = float(np.linalg.norm(pull.sum)), len(X)
+        if length - pull.num_near <= tolerance / 4 * num_rows:
+            return y
+        if last is not None and pull.distance > last.distance:
+            y, last = last.y, None
+            continue
+        # The mean is at most twice as far from the rows as the median is.
+        radius = radius or tolerance / 8 * pull.distance / num_rows
+        step = (1 - pull.num_near / length) * pull.sum / pull.weight
+        last, before = _Step(y + step, step, pull.distance), last
+        y = last.y if before is None else _extrapolated(before, last)
+    raise _checks.ArgumentError(
+        "tolerance",
+        f"is not reached in {max_passes} passes over the {name}",
+        repr(tolerance),
+        "give a larger {tolerance} or more {max_passes}",
+    )
+
+
+class _Step(NamedTuple):
+    y: np.ndarray  # [D] where the step leads
+    step: np.ndarray  # [D]
+    distance: float  # before the step, summed over the rows
+
+
+def _extrapolated(before: _Step, last: _Step) -> np.ndarray:
+    """The y of the line through both at which the step, as if linear, is least."""
+    change = last.step - before.step
+    square = float(change @ change)
+    fraction = float(last.step @ change) / square if square > 0 else 0.0
+    return last.y - fraction * (last.y - before.y)
+
+
+class _Pull(NamedTuple):
+    """Sums over rows, at a point y."""
+
+    sum: Any  # [D] (x - y) / ||x - y|| of the rows that are not near
+    weight: Any  # 1 / ||x - y|| of the same
+    num_near: Any
+    distance: Any  # ||x - y|| of all rows
+
+
+def _add(a: _Pull, b: _Pull) -> _Pull:
+    return _Pull(*(left + right for left, right in zip(a, b, strict=True)))
+
+
+def _pull_of(values: np.ndarray, y: np.ndarray, radius: float) -> _Pull:
+    """The sums over a block, where rows within `radius` of y are near."""
+
+    def of_chunk(chunk):
+        x = chunk.astype(np.float64) - y
+        distances = np.sqrt(np.einsum("nd,nd->n", x, x))
+        is_near = distances <= radius
+        weights = np.where(is_near, 0, 1 / np.where(is_near, 1, distances))
+        return _Pull(weights @ x, weights.sum(), is_near.sum(), distances.sum())
+
+    return functools.reduce(_add, map(of_chunk, _chunks(values)))
 
 
 def _check_dtype(name: str, X: Any, validate: Validate | None, dtype=None) -> None:

@@ -13,6 +13,7 @@ from jaxae import _checks, _keys, activations, corruptions
 from jaxae._checks import ArgumentError
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.parametrizations import LATENT_FIELDS
 from jaxae.objective import Objective
 from jaxae.sweeps.spaces import LATENT_DIM, Lanes, with_static_values
 from jaxae.training import TrainConfig, checks
@@ -83,7 +84,7 @@ class Group(NamedTuple):
         width = int(self.widths[i])
         if width == self.objective.ae.latent_dim:
             return params
-        padded = [*self.objective.ae.parametrization.weights, "b_enc"]
+        padded = [name for name in LATENT_FIELDS if name in params._fields]
         # b_enc is () where the encoder has no bias, also after [:width].
         return params._replace(**{n: getattr(params, n)[:width] for n in padded})
 

@@ -123,7 +123,8 @@ def bytes_of_lane(group: Group) -> tuple[int, int]:
 
     shapes = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
-    activations = group.config.batch_size * (4 * ae.latent_dim + 6 * ae.input_dim) * 4
+    widths = 4 * ae.latent_dim + 3 * (ae.input_dim + ae.output_dim)
+    activations = group.config.batch_size * widths * 4
     return state, state + activations
 
 

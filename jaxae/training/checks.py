@@ -26,7 +26,7 @@ from jaxae import (
 from jaxae import data as data_module
 from jaxae._checks import ArgumentError
 from jaxae.data import check_array
-from jaxae.objective import Objective
+from jaxae.objective import Objective, check_is_pair
 from jaxae.training import diagnostics, train_step
 from jaxae.training.batches import Data, map_pair, num_steps
 from jaxae.training.config import TrainConfig
@@ -87,25 +87,27 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
             "for a Dataset, pass its .train",
         )
     data = map_pair(functools.partial(_checks.as_array, name), data)
+    check_is_pair(objective.ae, name, data)
     arrays = data if isinstance(data, tuple) else (data,)
     inputs, targets = arrays[0], arrays[-1]
-    if inputs is not targets:
-        _check_rows(name, inputs, objective, None)
-    _check_rows(name, targets, objective, objective.ae.observation.validate)
+    ae = objective.ae
+    if inputs is not targets or ae.input_dim != ae.output_dim:
+        _check_rows(name, inputs, ae.input_dim, None)
+    _check_rows(name, targets, ae.output_dim, ae.observation.validate)
     if len(inputs) != len(targets):
         raise ArgumentError(name, "must pair inputs and targets of equal length")
     fits = _num_bytes(arrays, dtype) <= budget
     return map_pair(lambda array: _placed(name, array, dtype, fits), data)
 
 
-def _check_rows(name: str, rows: Any, objective: Objective, validate) -> None:
+def _check_rows(name: str, rows: Any, width: int, validate) -> None:
     if hasattr(rows, "dtype") and not data_module.is_rows(rows):
         check_array(rows, name, validate=validate)
         shape = rows.shape
     else:
         shape = data_module.column_stats(rows, name, validate=validate)[:2]
-    if shape[1] != objective.ae.input_dim:
-        problem = f"must have {objective.ae.input_dim} columns for this model"
+    if shape[1] != width:
+        problem = f"must have {width} columns for this model"
         raise ArgumentError(name, problem, f"shape {list(shape)}")
 
 
@@ -332,8 +334,9 @@ def trace_custom_components(objective: Objective, key, config: TrainConfig) -> N
     jax.eval_shape(work, key, _batch(objective, config, jnp.float32), hparams)
 
 
-def _batch(objective: Objective, config: TrainConfig, dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((config.batch_size, objective.ae.input_dim), dtype)
+def _batch(objective: Objective, config: TrainConfig, dtype) -> Any:
+    widths = objective.ae.input_dim, objective.ae.output_dim
+    return tuple(jax.ShapeDtypeStruct((config.batch_size, n), dtype) for n in widths)
 
 
 def _check_after_update(

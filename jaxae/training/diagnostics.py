@@ -241,7 +241,7 @@ def as_metrics(objective: Objective, sums: Sums) -> dict[str, Any]:
     if np.any(flags.get("is_in_support", False)):
         log_prob = np.where(flags["is_in_support"], means["log_prob"], math.nan)
         values["log_prob"] = log_prob
-        values["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.input_dim)
+        values["bits_per_dim"] = metrics.bits_of_nats(log_prob, objective.ae.output_dim)
     values["l0"] = means["l0"]
     num_latents = flags["is_latent"].sum(axis=-1)
     for name in ("dead", "saturated"):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from jaxae import _checks, manual
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.parametrizations import LATENT_FIELDS
 from jaxae.objective import Objective, latent_mask
 from jaxae.terms import Pass
 from jaxae.training.batches import (
@@ -45,8 +46,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; by default `params` are drawn from `key`.
 
-    Drawn weights lie in [-r, r] with r = `objective.ae.init_limit`, times the
-    hyperparameter `init_scale` where there is one.
+    Drawn weights are those of `objective.ae.init`, times the hyperparameter
+    `init_scale` where there is one.
     """
     if params is None:
         params = initial_params(objective.ae, hparams, key)
@@ -67,7 +68,7 @@ def initial_params(ae: Autoencoder, hparams, key, *, limit=None) -> Any:
     """
     limit = ae.init_limit if limit is None else limit
     init_key, _ = jax.random.split(key)
-    params = ae.init(init_key, limit=limit * hparams.get(INIT_SCALE, 1.0))
+    params = ae.init(init_key, limit=limit, scale=hparams.get(INIT_SCALE, 1.0))
     mask = latent_mask(ae, hparams)
     return params if mask is None else _without_padding(params, mask)
 
@@ -261,7 +262,7 @@ def _without_padding(params: Any, mask) -> Any:
     def masked(leaf):
         return jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
 
-    names = [n for n in ("W", "W_enc", "W_dec", "b_enc") if n in params._fields]
+    names = [n for n in LATENT_FIELDS if n in params._fields]
     return params._replace(  # b_enc may be (), which has no leaf
         **{name: jax.tree.map(masked, getattr(params, name)) for name in names}
     )
