@@ -23,9 +23,6 @@ from jaxae.objective import Objective, activation_state
 from jaxae.sparse import Codes
 from jaxae.terms import Cotangents, Pass, add, reconstruction
 
-ENCODER = ("W_enc", "b_enc", "activation")
-DECODER = ("W_dec", "b_dec", "W_skip")
-
 
 class Backprop(NamedTuple):
     """One example's pass, forward and backward."""
@@ -76,7 +73,8 @@ def backprop(ae, params, x, target=None) -> Backprop:
     cotangents = objective.cotangents(params, p, objective.terms)
     untied = _expanded(objective, params)
     signals = _backward(objective, untied, p, cotangents)
-    untied_grads = _contract(objective, untied, p, signals)
+    paths = _contract(objective, untied, p, signals)
+    untied_grads = _assembled(objective, params, *paths)
     return Backprop(
         a=p.a[0],
         z=p.z[0],
@@ -147,7 +145,8 @@ def batch_grads(objective: Objective, params, p: Pass):
       Gradients of the params' own type.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    untied_grads = _untied_grads(objective, params, p, cotangents)
+    paths = _untied_paths(objective, params, p, cotangents)
+    untied_grads = _assembled(objective, params, *paths)
     grads = add(_pullback(objective, params, untied_grads), cotangents.params)
     return _cast_like(params, grads)
 
@@ -167,12 +166,12 @@ def batch_path_grads(objective: Objective, params, p: Pass) -> Paths:
       p: from `objective.forward` with these parameters.
     """
     cotangents = objective.cotangents(params, p, objective.terms)
-    untied_grads = _untied_grads(objective, params, p, cotangents)
+    paths = _untied_paths(objective, params, p, cotangents)
     # Gradients of a learned observation's parameters belong to the decoder.
     observation = objective.cotangents(params, p, (reconstruction,)).params
     encoder, decoder = (
-        _pullback(objective, params, _only(names, untied_grads))
-        for names in (ENCODER, DECODER)
+        _pullback(objective, params, _assembled(objective, params, path))
+        for path in paths
     )
     return Paths(
         encoder=_cast_like(params, encoder),
@@ -193,12 +192,24 @@ def _expanded(objective: Objective, params) -> Expanded:
     return objective.ae.parametrization.expand(objective.rounded(params))
 
 
-def _untied_grads(objective, params, p: Pass, cotangents: Cotangents) -> Expanded:
-    """The gradient by the untied parameters, in one of two equal ways."""
+def _untied_paths(objective, params, p: Pass, cotangents: Cotangents) -> Paths:
+    """The gradients by the untied parameters by path, in one of two equal ways.
+
+    Each is a dict by field, without those that are 0.
+    """
     untied = _expanded(objective, params)
     if _is_sparse(p, cotangents):
         return _contract_codes(objective, untied, p, cotangents)
     return _contract(objective, untied, p, _backward(objective, untied, p, cotangents))
+
+
+def _assembled(objective, params, *paths: dict[str, Any]) -> Expanded:
+    """The sum of paths, with 0 in the fields that none has."""
+    grads: dict[str, Any] = {}
+    for path in paths:
+        grads |= {name: add(grads.get(name), grad) for name, grad in path.items()}
+    untied = _expanded(objective, params)
+    return jax.tree.map(jnp.zeros_like, untied)._replace(**grads)
 
 
 def _d_levels(objective: Objective, cotangents: Cotangents) -> Float[Array, "B M O"]:
@@ -219,8 +230,8 @@ def _backward(
 ) -> Signals:
     """Propagate the cotangents of all terms from eta to a."""
     d_levels = _d_levels(objective, cotangents)
-    state, theta = activation_state(p.state), untied.activation
     activation = objective.ae.activation.at(p.hparams)
+    state, theta = activation_state(p.state), activation.theta_of(untied)
     d_z = prefixes.d_latents(
         untied.W_dec, d_levels, objective.sizes, untied.b_dec.dtype
     )
@@ -236,26 +247,35 @@ def _backward(
 
 def _contract(
     objective: Objective, untied: Expanded, p: Pass, signals: Signals
-) -> Expanded:
+) -> Paths:
     """Sum over the batch: dW_enc = d_a x^T, dW_dec = z d_eta^T, and the biases'."""
+    encoder = {
+        "W_enc": prefixes.sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
+        "b_enc": jnp.sum(signals.d_a, axis=0),
+    }
+    d_theta = jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta)
     sizes = objective.sizes
-    grads = untied._replace(
-        W_enc=prefixes.sum_of_outer(untied.W_enc, signals.d_a, p.inputs),
-        W_dec=prefixes.d_decoder(untied.W_dec, p.z, signals.d_levels, sizes),
-        b_enc=jnp.sum(signals.d_a, axis=0),
-        activation=jax.tree.map(lambda d: jnp.sum(d, axis=0), signals.d_theta),
-        observation=jax.tree.map(jnp.zeros_like, untied.observation),
+    d_W_dec = prefixes.d_decoder(untied.W_dec, p.z, signals.d_levels, sizes)
+    return Paths(
+        _with_theta(objective, encoder, d_theta),
+        {"W_dec": d_W_dec, **_offset_grads(untied, p, signals.d_levels)},
     )
-    return _with_offset(grads, untied, p, signals.d_levels)
 
 
-def _with_offset(grads: Any, untied: Expanded, p: Pass, d_levels) -> Expanded:
-    """With the gradients of b_dec, and of a skip connection: dW_skip = d_eta x^T."""
+def _with_theta(objective: Objective, encoder: dict[str, Any], d_theta):
+    """With the gradients by theta: what the activation learns, or the weights."""
+    if not objective.ae.activation.uses_weights:
+        return {**encoder, "activation": d_theta}
+    d_W_enc, d_W_dec = d_theta
+    return {**encoder, "W_enc": encoder["W_enc"] + d_W_enc, "W_dec": d_W_dec}
+
+
+def _offset_grads(untied: Expanded, p: Pass, d_levels) -> dict[str, Any]:
+    """The gradients of b_dec, and of a skip connection: dW_skip = d_eta x^T."""
     d_eta = d_levels[:, 0]  # every prefix contains the first level
-    grads = grads._replace(b_dec=jnp.sum(d_eta, axis=0))
+    grads = {"b_dec": jnp.sum(d_eta, axis=0)}
     if isinstance(untied, SkipParams):
-        d_W_skip = prefixes.sum_of_outer(untied.W_skip, d_eta, p.inputs)
-        grads = grads._replace(W_skip=d_W_skip)
+        grads["W_skip"] = prefixes.sum_of_outer(untied.W_skip, d_eta, p.inputs)
     return grads
 
 
@@ -270,22 +290,27 @@ def _is_sparse(p: Pass, cotangents: Cotangents) -> bool:
 
 def _contract_codes(
     objective: Objective, untied: Expanded, p: Pass, cotangents: Cotangents
-) -> Expanded:
-    """Gradients by d_z at the codes alone: z = a there, so d_a = d_z where z != 0."""
+) -> Paths:
+    """The same sums, over the codes alone."""
     codes, sizes, latent_dim = p.codes, objective.sizes, objective.ae.latent_dim
     assert codes is not None
+    activation = objective.ae.activation.at(p.hparams)
     d_levels = _d_levels(objective, cotangents)
     d_z = sparse.project(d_levels, untied.W_dec, codes.indices, sizes)
-    d_a = Codes(jnp.where(codes.values != 0, d_z, 0), codes.indices)
-    d_a = add(d_a, cotangents.a)
-    inputs = p.inputs[:, None]
-    grads = untied._replace(
-        W_enc=sparse.sum_of_outer(d_a, inputs, untied.W_enc, (latent_dim,)),
-        W_dec=sparse.sum_of_outer(codes, d_levels, untied.W_dec, sizes),
-        b_enc=sparse.sum_of_rows(d_a, latent_dim),
-        observation=jax.tree.map(jnp.zeros_like, untied.observation),
+    d_values, d_theta = activation.checked_codes_vjp(
+        codes, d_z, activation.theta_of(untied)
     )
-    return _with_offset(grads, untied, p, d_levels)
+    d_a = add(Codes(d_values, codes.indices), cotangents.a)
+    inputs = p.inputs[:, None]
+    encoder = {
+        "W_enc": sparse.sum_of_outer(d_a, inputs, untied.W_enc, (latent_dim,)),
+        "b_enc": sparse.sum_of_rows(d_a, latent_dim),
+    }
+    d_W_dec = sparse.sum_of_outer(codes, d_levels, untied.W_dec, sizes)
+    return Paths(
+        _with_theta(objective, encoder, d_theta),
+        {"W_dec": d_W_dec, **_offset_grads(untied, p, d_levels)},
+    )
 
 
 def _pullback(objective: Objective, params, untied_grads: Expanded):
@@ -293,12 +318,6 @@ def _pullback(objective: Objective, params, untied_grads: Expanded):
     grads = parametrization.pullback(objective.rounded(params), untied_grads)
     what = f"parametrization {parametrization}: pullback"
     return _checks.returned_like(what, grads, params)
-
-
-def _only(names: tuple[str, ...], grads: Expanded) -> Expanded:
-    zeros = jax.tree.map(jnp.zeros_like, grads)
-    own = [name for name in names if name in grads._fields]
-    return zeros._replace(**{name: getattr(grads, name) for name in own})
 
 
 def _cast_like(params, grads):

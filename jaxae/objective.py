@@ -306,10 +306,11 @@ class Objective:
         untied = self.ae.expand(self.rounded(params))
         a = jax.vmap(encoder_pre_acts, (None, 0))(untied, inputs)
         g = self.ae.activation.at(hparams)
-        codes = g.checked_codes(a) if by_codes and g.codes is not None else None
+        theta, codes = g.theta_of(untied), None
+        if by_codes and g.codes is not None:
+            codes = g.checked_codes(a, theta)
         if codes is None:
-            theta, own_state = untied.activation, activation_state(state)
-            z = g.checked_apply_batch(a, theta, own_state, training)
+            z = g.checked_apply_batch(a, theta, activation_state(state), training)
             z = z if mask is None else jnp.where(mask, z, 0)
         else:  # the codes of padding are 0, as its pre-activations are
             z = sparse.dense(codes, self.ae.latent_dim)

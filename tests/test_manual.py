@@ -255,6 +255,7 @@ HAND_MODULES = [
     "activations/_base.py",
     "activations/_elementwise.py",
     "activations/_gated.py",
+    "activations/_matching_pursuit.py",
     "activations/_topk.py",
     "observations/by_hand.py",
     "autoencoder/parametrizations.py",

@@ -152,6 +152,55 @@ def test_batch_topk_refuses_one_example():
         ae.encode(ae.init(KEY), X[0].astype(np.float32))
 
 
+# ---- matching pursuit ----------------------------------------------------------------
+
+
+def numpy_matching_pursuit(x, W_enc, W_dec, b_enc, k):
+    z, residual = np.zeros(len(W_enc)), x.copy()
+    for _ in range(k):
+        a = W_enc @ residual + b_enc
+        j = np.argmax(a)
+        c = max(a[j], 0)
+        z[j] += c
+        residual -= c * W_dec[j]
+    return z
+
+
+@pytest.mark.parametrize("k", [1, 3, H])
+def test_matching_pursuit_explains_what_the_steps_before_left(k, x64):
+    ae = model(g.matching_pursuit(k))
+    params = params_of(ae)
+    untied = [np.asarray(getattr(params, n)) for n in ("W_enc", "W_dec", "b_enc")]
+    for x in X:
+        z = numpy_matching_pursuit(x, *untied, k)
+        np.testing.assert_allclose(ae.encode(params, x), z, rtol=1e-10, atol=1e-12)
+
+
+def test_with_orthonormal_rows_matching_pursuit_is_topk(x64):
+    W = np.linalg.qr(RNG.normal(size=(D, D)))[0]
+    params = jaxae.TiedParams(*map(jnp.asarray, (W, np.zeros(D), np.zeros(D))))
+    codes = [
+        jax.vmap(
+            jaxae.Autoencoder(
+                input_dim=D, latent_dim=D, activation=part, observation="gaussian"
+            ).encode,
+            (None, 0),
+        )(params, X)
+        for part in (g.matching_pursuit(3), g.topk(3))
+    ]
+    np.testing.assert_allclose(*codes, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_paths_of_matching_pursuit_are_derivatives_of_the_path_loss(tied, x64):
+    """The encoder reads W_dec too."""
+    ae = model(g.matching_pursuit(3), tied=tied, pre_bias=True)
+    params = params_of(ae)
+    paths = manual.path_grads(ae, params, X[0])
+    expected = jax.grad(ae.path_loss, (0, 1))(params, params, X[0])
+    chex.assert_trees_all_close(tuple(paths), expected, rtol=1e-10, atol=1e-12)
+
+
 # ---- jumprelu ------------------------------------------------------------------------
 
 
@@ -191,6 +240,7 @@ PARTS = {
     "abs_topk": g.abs_topk(2),
     "batch_topk": g.batch_topk(2),
     "jumprelu": g.jumprelu(bandwidth=0.5, threshold=0.3),
+    "matching_pursuit": g.matching_pursuit(3),
     "gated": g.gated,
 }
 every_part = pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
@@ -440,7 +490,10 @@ def test_auto_takes_the_gradient_by_codes_where_latents_are_many():
 
 @pytest.mark.parametrize(
     "part",
-    [g.topk(3), g.abs_topk(3), g.batch_topk(3), g.gated, g.jumprelu(), g.jumprelu(0.1)],
+    [
+        *(g.topk(3), g.abs_topk(3), g.batch_topk(3), g.matching_pursuit(3)),
+        *(g.gated, g.jumprelu(), g.jumprelu(0.1)),
+    ],
     ids=str,
 )
 def test_a_name_and_a_pickle_give_the_same_object(part):
@@ -471,6 +524,10 @@ def test_equal_numbers_give_the_same_object():
         (
             lambda: g.jumprelu(threshold=np.nan),
             "threshold must be finite and at least 0",
+        ),
+        (
+            lambda: model(g.matching_pursuit(2), output_dim=D + 1),
+            r"output_dim must be input_dim, 5, for activation matching_pursuit\(2\)",
         ),
         (lambda: model(g.topk(H + 1)), r"topk\(9\) needs at least 9 latents.*8"),
         (

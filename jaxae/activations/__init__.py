@@ -17,6 +17,7 @@ from jaxae.activations._elementwise import (
 )
 from jaxae.activations._gated import Gated, gated
 from jaxae.activations._jumprelu import Threshold, jumprelu
+from jaxae.activations._matching_pursuit import matching_pursuit
 from jaxae.activations._topk import (
     BatchTopKState,
     abs_topk,
@@ -42,6 +43,7 @@ __all__ = [
     "get",
     "identity",
     "jumprelu",
+    "matching_pursuit",
     "relu",
     "sigmoid",
     "softplus",

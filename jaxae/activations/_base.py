@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxae import _checks
@@ -42,8 +43,12 @@ class Activation(NamedTuple):
         traced.
       check_hparams: `(g, hparams) -> None`; raises a ValueError for a number out of
         range.
-      codes: `(A [B, H]) -> jaxae.sparse.Codes` of Z for a g that leaves few entries of
-        a unchanged and makes the others 0; each example has as many entries.
+      uses_weights: whether g has (W_enc, W_dec) in the place of theta.
+      codes: `(A [B, H], *theta) -> jaxae.sparse.Codes` of Z for a g that makes all but
+        few entries 0; each example has as many entries.
+      codes_vjp: `(codes, dvalues, *theta) -> (da, dtheta)`, da at the codes' indices
+        and dtheta summed over the batch. None for a g without theta whose entries are
+        those of a: dvalues where the values are not 0.
       gate: `(a, *theta) -> [H]`, 1 where g lets a pass and 0 elsewhere, which the l0
         penalty counts.
       gate_vjp: `(a, dgate, *theta) -> (da, dtheta)`, its straight-through estimator.
@@ -72,12 +77,18 @@ class Activation(NamedTuple):
     hparams: tuple[str, ...] = ()
     with_hparams: Callable[..., "Activation"] | None = None
     check_hparams: Callable[..., None] | None = None
+    uses_weights: bool = False
     codes: Callable[..., Codes] | None = None
+    codes_vjp: Callable[..., tuple] | None = None
     gate: Callable[..., Array] | None = None
     gate_vjp: Callable[..., tuple] | None = None
     threshold: Callable[..., Array] | None = None
     threshold_vjp: Callable[..., tuple] | None = None
     for_inference: Callable[..., tuple["Activation", tuple]] | None = None
+
+    def theta_of(self, untied: Any) -> tuple:
+        """What apply and the others have as theta, of a model's untied parameters."""
+        return (untied.W_enc, untied.W_dec) if self.uses_weights else untied.activation
 
     def at(self, hparams: Mapping[str, Any]) -> "Activation":
         """Return the activation with the values of its hyperparameters."""
@@ -96,16 +107,24 @@ class Activation(NamedTuple):
         Z = self.apply_batch(A, theta, state, training)
         return _checks.returned(f"activation {self}: apply_batch", Z, A.shape)
 
-    def checked_codes(self, A) -> Codes:
+    def checked_codes(self, A, theta: tuple) -> Codes:
         """codes; raises unless they are codes of as many examples as A has."""
         assert self.codes is not None
-        codes = self.codes(A)
+        codes = self.codes(A, *theta)
         what = f"activation {self}: codes"
         if not isinstance(codes, Codes) or codes.values.shape != codes.indices.shape:
             outline = _checks.outline(codes)
             raise _checks.ArgumentError(what, "must return jaxae.sparse.Codes", outline)
         _checks.returned(what, codes.values, (len(A), *codes.values.shape[1:]))
         return codes
+
+    def checked_codes_vjp(self, codes: Codes, d_values, theta: tuple) -> tuple:
+        """codes_vjp, or d_values where the values are not 0, if None."""
+        if self.codes_vjp is None:
+            return jnp.where(codes.values != 0, d_values, 0), ()
+        d_a, d_theta = self.codes_vjp(codes, d_values, *theta)
+        what = f"activation {self}: codes_vjp"
+        return _checks.returned_like(what, d_a, codes.values), d_theta
 
     def checked_vjp_batch(self, A, Z, dZ, theta: tuple, state) -> Array:
         """vjp_batch, or vjp where None; raises unless dA is like A."""

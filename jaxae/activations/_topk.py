@@ -98,7 +98,7 @@ def _with_count(kind: str, k: int, count) -> Activation:
         max_active=k,
         hparams=("k",),
         with_hparams=lambda g, hparams: _with_count(kind, k, hparams["k"]),
-        check_hparams=_check_count,
+        check_hparams=check_count,
         codes=codes,
         for_inference=functools.partial(_with_number, kind),
     )
@@ -119,7 +119,7 @@ def _vjp_where_kept(a, z, dz):
     return jnp.where(z != 0, dz, 0)
 
 
-def _check_count(g: Activation, hparams) -> None:
+def check_count(g: Activation, hparams) -> None:
     counts = _checks.Range(
         lambda k: 1 <= k <= g.max_active and k % 1 == 0,
         f"an integer from 1 to {g.max_active}",
@@ -173,7 +173,7 @@ def _batch_topk(k: int) -> Activation:
         max_active=k,
         hparams=("k",),
         with_hparams=_batch_with_count,
-        check_hparams=_check_count,
+        check_hparams=check_count,
         for_inference=_as_jumprelu,
     )
 

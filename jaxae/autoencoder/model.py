@@ -119,6 +119,12 @@ class Autoencoder:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if g.uses_weights and self.output_dim != self.input_dim:
+            raise _checks.ArgumentError(
+                "output_dim",
+                f"must be input_dim, {self.input_dim}, for activation {g}",
+                str(self.output_dim),
+            )
         if g.max_active is not None and g.max_active > self.latent_dim:
             raise _checks.ArgumentError(
                 f"activation {g}",
@@ -353,7 +359,7 @@ class Autoencoder:
 
     def _encode(self, untied: Expanded, x):
         a = encoder_pre_acts(untied, x)
-        return a, self.activation.checked_apply(a, untied.activation)
+        return a, self.activation.checked_apply(a, self.activation.theta_of(untied))
 
     def _forward(self, encoder_params, decoder_params, x) -> Forward:
         a, z = self._encode(self.expand(encoder_params), x)
