@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxae import activations, corruptions, manual, observations, penalties
 from jaxae.activations import Activation
-from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder import Autoencoder, parametrizations
 from jaxae.objective import STEPS_SINCE_ACTIVE, Objective
 from jaxae.observations import Observation
 
@@ -168,6 +168,7 @@ SPARSE_ACTIVATIONS: dict[str, Activation] = {
     "abs_topk": activations.abs_topk(2),
     "batch_topk": activations.batch_topk(2),
     "jumprelu": activations.jumprelu(bandwidth=2.0, threshold=0.5, scale=1.5),
+    "matching_pursuit": activations.matching_pursuit(2),
     "gated": activations.gated,
 }
 # Each penalty with the activations whose latents it treats differently.
@@ -198,6 +199,18 @@ def _sparse_objectives() -> Iterator[tuple[str, Objective, dict[str, float]]]:
         for g, tying in itertools.product(kinds, TYINGS):
             objective = Objective(model(g, tying), penalties=(penalty,))
             yield f"sparse/{name}/{g}/{tying}", objective, {}
+    aligned = parametrizations.aligned
+    for name, parametrization in {
+        "skip": parametrizations.skip,
+        "aligned": aligned,
+        "aligned_pre_bias": parametrizations.with_pre_bias(aligned),
+    }.items():
+        ae = _model(
+            activation=activations.topk(2),
+            observation="gaussian",
+            parametrization=parametrization,
+        )
+        yield f"sparse/{name}", Objective(ae), {}
     for cut, is_cut in {"joint": False, "cut": True}.items():
         objective = Objective(
             model("topk", "untied", pre_bias=True),
