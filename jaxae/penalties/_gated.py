@@ -52,17 +52,17 @@ def _check_gated_l1(ae: Autoencoder) -> None:
 gated_l1 = Penalty("gated_l1", _gated_l1, _gated_l1_cotangents, check=_check_gated_l1)
 
 # ---- gated_aux: mean_b l(W_dec^T relu(a_b) + b_dec, x_b), the decoder held fixed -----
-# W_dec, b_dec and the observation's parameters are constants, so that the term trains
-# the gate's path alone. Where the encoder shares them (tied, pre_bias), they are
+# W_dec, b_dec, W_skip and the observation's parameters are constants, so that the term
+# trains the gate's path alone. Where the encoder shares them (tied, pre_bias), they are
 # trained through a.
 
 
 def _gate_losses(ae: Autoencoder, untied, p: Pass):
-    def loss(gate, target):
-        eta = decoder_pre_acts(untied, gate)
+    def loss(gate, x, target):
+        eta = decoder_pre_acts(untied, gate, x)
         return ae.observation.checked_loss(eta, target, untied.observation)
 
-    return jax.vmap(loss)(_gate(p), p.targets)
+    return jax.vmap(loss)(_gate(p), p.inputs, p.targets)
 
 
 def _gated_aux(ae: Autoencoder, params, p: Pass):
@@ -73,12 +73,12 @@ def _gated_aux(ae: Autoencoder, params, p: Pass):
 def _gated_aux_cotangents(ae: Autoencoder, params, p: Pass):
     untied = ae.parametrization.expand(params)
 
-    def d_gate_of(gate, target):
-        eta = decoder_pre_acts(untied, gate)
+    def d_gate_of(gate, x, target):
+        eta = decoder_pre_acts(untied, gate, x)
         d_eta = ae.observation.checked_dloss(eta, target, untied.observation)
         return untied.W_dec @ d_eta
 
-    d_gates = jax.vmap(d_gate_of)(_gate(p), p.targets) / len(p.a)
+    d_gates = jax.vmap(d_gate_of)(_gate(p), p.inputs, p.targets) / len(p.a)
     return Cotangents(a=jnp.where(p.a > 0, d_gates, 0))
 
 
