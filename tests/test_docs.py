@@ -29,6 +29,7 @@ MODULES = {
     "manual": "jaxae.manual",
     "penalties": "jaxae.penalties",
     "prefixes": "jaxae.prefixes",
+    "sparse": "jaxae.sparse",
     "parametrizations": "jaxae.autoencoder.parametrizations",
     "model": "jaxae.autoencoder.model",
     "objective": "jaxae.objective",

@@ -52,8 +52,8 @@ def _check_gated_l1(ae: Autoencoder) -> None:
 gated_l1 = Penalty("gated_l1", _gated_l1, _gated_l1_cotangents, check=_check_gated_l1)
 
 # ---- gated_aux: mean_b l(W_dec^T relu(a_b) + b_dec, x_b), the decoder held fixed -----
-# W_dec, b_dec and the observation's parameters are constants, so that the term trains
-# the gate's path alone. Where the encoder shares them (tied, pre_bias), they are
+# W_dec, b_dec, W_skip and the observation's parameters are constants, so that the term
+# trains the gate's path alone. Where the encoder shares them (tied, pre_bias), they are
 # trained through a.
 
 
