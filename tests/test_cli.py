@@ -305,7 +305,7 @@ def folder(tmp_path, monkeypatch):
     [
         (
             ("--activation", "sigmod"),
-            ["--activation must be one of identity", "'sigmod'"],
+            ["--activation must be one of abs_topk", "'sigmod'"],
         ),
         (("--observation", "poison"), ["--observation must be", "bernoulli, gaussian"]),
         (("--optimizer", "adm"), ["--optimizer must be", "did you mean 'adam'"]),

@@ -103,8 +103,8 @@ class SharedOptions(DataOptions):
     """Passes over the data."""
     batch_size: int = 128
     """Examples a step; the last partial batch of an epoch is dropped."""
-    gradient: str = "autodiff"
-    """autodiff for jax.grad, or manual for the hand-derived gradient."""
+    gradient: str = "auto"
+    """autodiff for jax.grad, manual for the gradient by hand, auto for the faster."""
     log_every: int = 1
     """An epoch's training metrics are means over every so many steps."""
     optimizer: str = "adam"
