@@ -112,9 +112,9 @@ def test_the_threshold_of_batch_topk_is_a_running_mean_of_the_smallest_kept_valu
     chex.assert_trees_all_equal(nothing, state)
 
 
-def train(objective, X=X, **arguments):
+def train(objective, X=X, num_epochs=3, **arguments):
     settings = arguments.pop("settings", {})
-    config = jaxae.TrainConfig(num_epochs=3, batch_size=4, **settings)
+    config = jaxae.TrainConfig(num_epochs=num_epochs, batch_size=4, **settings)
     hparams = {"learning_rate": 1e-2} | arguments.pop("hparams", {})
     return jaxae.train(
         objective, X, key=KEY, config=config, hparams=hparams, **arguments
@@ -456,21 +456,22 @@ def test_a_lane_that_is_narrower_is_the_single_run(part):
         chex.assert_trees_all_close(swept.params(lane), run.params, atol=1e-6)
 
 
-def test_a_resumed_run_of_batch_topk_is_the_uninterrupted_one(tmp_path):
-    objective = jaxae.Objective(model(g.batch_topk(2)), dead_after=2)
-    uninterrupted = train(objective)
-    jaxae.train(
-        objective,
-        X,
-        key=KEY,
-        hparams={"learning_rate": 1e-2},
-        config=jaxae.TrainConfig(num_epochs=1, batch_size=4),
-        checkpoint_dir=tmp_path,
+def test_a_resumed_run_of_batch_topk_with_aux_k_is_the_uninterrupted_one(tmp_path):
+    objective = jaxae.Objective(
+        model(g.batch_topk(2)),
+        penalties=(jaxae.penalties.aux_k(3),),
+        prefixes=(3, H),
+        dead_after=1,
     )
-    resumed = train(objective, checkpoint_dir=tmp_path)
+    hparams = {"aux_k": 0.5}
+    uninterrupted = train(objective, hparams=hparams)
+    train(objective, hparams=hparams, num_epochs=1, checkpoint_dir=tmp_path)
+    resumed = train(objective, hparams=hparams, checkpoint_dir=tmp_path)
     chex.assert_trees_all_equal(
         resumed.state._replace(key=0), uninterrupted.state._replace(key=0)
     )
+    # AuxK had dead latents to train.
+    assert uninterrupted.metrics["train/aux_k"].max() > 0
 
 
 def test_auto_takes_the_gradient_by_codes_where_latents_are_many():
