@@ -354,3 +354,11 @@ def test_the_output_bias_can_start_at_the_geometric_median():
 def test_bad_data_and_tolerances_are_refused_in_one_sentence(X, arguments, sentence):
     with pytest.raises(jaxae.ArgumentError, match=sentence):
         data.geometric_median(X, **arguments)
+
+
+def test_encoder_and_decoder_may_be_donated_together():
+    params = jaxae.Autoencoder(
+        input_dim=3, latent_dim=4, activation="topk(2)", tied=False
+    ).init(jax.random.key(0))
+    np.testing.assert_array_equal(params.W_enc, params.W_dec)
+    jax.jit(lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0)(params)

@@ -242,7 +242,7 @@ class Autoencoder:
         _checks.prng_key(key)
         dtype = _checks.floating_dtype(dtype)
         is_copy = self._copies_decoder(encoder)
-        if decoder_norm is None and self._is_sparse:
+        if decoder_norm is None and self.activation.is_sparse:
             decoder_norm = 1.0
         _check_positive(decoder_norm=decoder_norm, scale=scale)
         limit = (self.init_limit if limit is None else limit) * scale
@@ -254,8 +254,9 @@ class Autoencoder:
         else:
             directions = self._draw_weights(decoder_key, 1.0, self.output_dim)
             W_dec = decoder_norm * scale * _unit_rows(directions)
-        W_enc = W_dec
-        if not is_copy:
+        if is_copy:  # an array of its own, so that both may be donated
+            W_enc = jnp.array(W_dec, copy=True)
+        else:
             W_enc = self._draw_weights(encoder_key, limit, self.input_dim)
         params = UntiedParams(
             W_enc=W_enc,
@@ -389,10 +390,6 @@ class Autoencoder:
         num_units = (self.input_dim + self.output_dim) / 2 + self.latent_dim
         return self.activation.init_gain * math.sqrt(6 / num_units)
 
-    @property
-    def _is_sparse(self) -> bool:
-        return bool(getattr(self.activation, "is_sparse", False))
-
     def _copies_decoder(self, encoder: str | None) -> bool:
         """Whether W_enc starts as W_dec, by the argument `encoder` of `init`."""
         if encoder not in (None, "decoder", "random"):
@@ -415,7 +412,7 @@ class Autoencoder:
                 "leave it out",
             )
         if encoder is None:
-            return self.tied or (self._is_sparse and is_autoencoder)
+            return self.tied or (self.activation.is_sparse and is_autoencoder)
         return encoder == "decoder"
 
     def _draw_weights(self, key, limit, width: int) -> Float[Array, "H width"]:
