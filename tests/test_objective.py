@@ -223,7 +223,7 @@ FULL = {"l1": 0.1, "corruption_rate": 0.2}
             lambda: jaxae.Objective(model("relu"), penalties=(penalties.kl_sparsity,)),
             "latents between 0 and 1, but those of relu",
         ),
-        (lambda: penalties.get("l2"), "penalty must be one of contr.*, got 'l2'"),
+        (lambda: penalties.get("l2"), "penalty must be one of aux_k, contr.*, got 'l2'"),
         (
             lambda: corruptions.get("noise"),
             "corruption must be one of gaussian.*, got 'noise'",

@@ -191,7 +191,7 @@ def _sparse_objectives() -> Iterator[tuple[str, Objective, dict[str, float]]]:
 
     for name, tying in itertools.product(SPARSE_ACTIVATIONS, TYINGS):
         yield f"sparse/{name}/{tying}", Objective(model(name, tying)), {}
-    yield "sparse/topk/k", Objective(model("topk", "untied")), {"k": 1}
+    yield "sparse/topk/k", Objective(model("topk", "untied")), {"k": 1.0}
     for name, kinds in SPARSE_PENALTIES.items():
         part = penalties.SPARSE[name]
         penalty = part if isinstance(part, penalties.Penalty) else part(2)
