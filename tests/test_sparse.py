@@ -474,6 +474,31 @@ def test_a_resumed_run_of_batch_topk_with_aux_k_is_the_uninterrupted_one(tmp_pat
     assert uninterrupted.metrics["train/aux_k"].max() > 0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prefixes": (2, H)},
+        {"prefixes": (3, H), "cut_prefixes": True},
+        {"prefixes": (3, H), "dead_after": 4},
+        {"prefixes": (3, H), "schedules": (jaxae.schedules.linear("k"),)},
+    ],
+    ids=str,
+)
+def test_a_run_is_not_resumed_with_another_objective(changes, tmp_path):
+    hparams = {"k": 2, "k_start": 2, "k_steps": 0}
+    names = ("k",) if "schedules" not in changes else tuple(hparams)
+    ae = model(g.topk(2))
+    objective = jaxae.Objective(ae, prefixes=(3, H), dead_after=2)
+    train(objective, hparams={"k": 2}, num_epochs=1, checkpoint_dir=tmp_path)
+    other = jaxae.Objective(ae, **{"dead_after": 2} | changes)
+    with pytest.raises(ValueError, match=next(reversed(changes))):
+        train(
+            other,
+            hparams={name: hparams[name] for name in names},
+            checkpoint_dir=tmp_path,
+        )
+
+
 def test_auto_takes_the_gradient_by_codes_where_latents_are_many():
     config = jaxae.TrainConfig()
     wide = jaxae.Autoencoder(input_dim=D, latent_dim=64, activation=g.topk(4))

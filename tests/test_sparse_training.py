@@ -68,6 +68,7 @@ def test_the_l0_penalty_moves_l0_at_any_scale_of_the_data(scale, compute_dtype):
         hparams={"learning_rate": 3e-3},
         key=KEY,
         config=config(30),
+        lanes_at_once=8,
     )
     assert_falls_by_a_factor_of_4(swept.final["train/l0"])
 
@@ -107,6 +108,7 @@ def test_aux_k_at_least_halves_the_dead_latents_of_data_with_a_large_mean():
         hparams={"learning_rate": 3e-3},
         key=KEY,
         config=config(40),
+        lanes_at_once=10,
     )
     without, with_aux_k = swept.final["train/dead_fraction"].reshape(2, 5).mean(axis=1)
     assert without > 0.1
