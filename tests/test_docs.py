@@ -221,6 +221,19 @@ def test_every_page_has_a_place_in_the_navigation():
     }
 
 
+def test_tests_that_a_page_names_exist():
+    named = {
+        test
+        for page in PAGES
+        for test in re.findall(
+            r"(tests/\w+\.py)::(test_\w+)", page.read_text(encoding="utf-8")
+        )
+    }
+    assert named
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
 @pytest.mark.parametrize("name", names_in(TEXT))
 def test_name_in_the_derivation_exists(name):
     resolve(name)
