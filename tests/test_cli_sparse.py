@@ -48,6 +48,11 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def assert_trees_equal(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
 def splits():
     train, test, validation = jaxae.data.split(X, 0.2, 0.1, seed=0)
     return {"train": train, "validation": validation, "test": test}
@@ -240,7 +245,6 @@ def test_a_batch_topk_run_holds_the_jumprelu_of_its_running_threshold(workdir):
     )
     assert config["options"]["activation"] == "batch_topk(3)"
     best = read(workdir / "run/best/config.json")["best"]
-    assert best["epoch"] < 4
     results = read(workdir / "run/results.json")
     last = rows[-1]["validation/loss"]
     assert results["validation"]["loss"] == pytest.approx(last, rel=1e-5)
@@ -255,6 +259,11 @@ def test_a_batch_topk_run_holds_the_jumprelu_of_its_running_threshold(workdir):
 
     np.testing.assert_allclose(loss("run"), last, rtol=1e-5)
     np.testing.assert_allclose(loss("run/best"), best["validation/loss"], rtol=1e-5)
+    # The best model is the one of a run that ends there.
+    short = ("--epochs", best["epoch"], "--l1-decoder-norm", "0.001")
+    assert best["epoch"] < 4
+    assert train(*rate, *short, out="short") == 0
+    assert_trees_equal(jaxae.load("run/best")[1], jaxae.load("short")[1])
 
     assert main("encode", "run", "X.npy", "-o", "z.npy") == 0
     ae, params = jaxae.load("run")
