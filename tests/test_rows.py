@@ -318,6 +318,10 @@ def test_column_stats_are_those_of_numpy_in_float64(source, block_bytes):
     np.testing.assert_allclose(stats.variance, X64.var(0), rtol=1e-13)
     square_norm = (X64**2).sum(1).mean()
     assert stats.mean_square_norm == pytest.approx(square_norm, rel=1e-14)
+    spread = np.linalg.norm(X.astype(np.float64).std(axis=0))
+    ratio = np.linalg.norm(X.astype(np.float64).mean(axis=0)) / spread
+    assert stats.mean_to_spread == pytest.approx(ratio, rel=1e-12)
+    assert data.column_stats(np.ones((3, 2))).mean_to_spread == np.inf
     assert {column.dtype for column in stats[4:]} == {np.dtype(np.float64)}
     assert stats.sha256 == hashlib.sha256(X.tobytes()).hexdigest()
 

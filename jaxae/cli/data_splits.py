@@ -11,7 +11,7 @@ from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
-from jaxae.data.statistics import integer_advice
+from jaxae.data.statistics import ColumnStats, integer_advice
 from jaxae.objective import Objective
 from jaxae.observations import Observation
 from jaxae.training import diagnostics
@@ -25,6 +25,7 @@ class Splits(NamedTuple):
     test: Any
     scaling: Scaling
     info: Dataset
+    stats: ColumnStats | None = None  # of all rows scaled, where they are on disk
 
     @property
     def validation_or_none(self) -> Any:
@@ -49,8 +50,9 @@ def load(options: TrainOptions, observation: Observation) -> Splits:
     scaling = _scaling(options, dataset, train, observation)
     # All rows of the file at once, so that an error names the row in the file.
     rows = _scaled(dataset.train, scaling, np.float32)
+    stats = None
     if data.is_rows(rows):
-        data.column_stats(rows, validate=observation.validate)
+        stats = data.column_stats(rows, validate=observation.validate)
     else:
         data.check_array(rows)
         observation.validate(rows)
@@ -60,6 +62,7 @@ def load(options: TrainOptions, observation: Observation) -> Splits:
         test=_scaled(test, scaling, dtype),
         scaling=scaling,
         info=dataset,
+        stats=stats,
     )
 
 
@@ -170,7 +173,10 @@ def describe(splits: Splits) -> dict[str, Any]:
 def evaluate(
     objective: Objective, params: Any, splits: Splits, hparams: Any
 ) -> dict[str, Any]:
-    """The metrics of each split; beside them those of PCA, for rows in memory."""
+    """The metrics of each split; beside them those of PCA, for rows in memory.
+
+    `objective` is that of a trained model, whose state training does not leave behind.
+    """
     results: dict[str, Any] = {}
     pca = None
     if isinstance(splits.train, np.ndarray):
@@ -180,10 +186,16 @@ def evaluate(
     for name in ("train", "validation", "test"):
         X = getattr(splits, name)
         if len(X):
-            results[name] = diagnostics.evaluate(objective, params, X, hparams)
+            results[name] = evaluate_rows(objective, params, X, hparams)
             if pca is not None:
                 results[name]["pca_squared_error"] = pca(np.asarray(X))
     return results
+
+
+def evaluate_rows(objective: Objective, params: Any, X: Any, hparams: Any) -> dict:
+    """The metrics of rows, with the objective's initial state: no latent is dead."""
+    state = objective.init_state()
+    return diagnostics.evaluate(objective, params, X, hparams, state)
 
 
 def _pca(X: np.ndarray, num_components: int) -> Callable[[np.ndarray], float]:

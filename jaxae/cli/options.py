@@ -9,14 +9,23 @@ from __future__ import annotations  # only `main` needs tyro
 import contextlib
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
 
-from jaxae import _checks, optimizers, penalties
+from jaxae import (
+    _checks,
+    activations,
+    dead_latents,
+    optimizers,
+    penalties,
+    schedules,
+)
+from jaxae._checks import ArgumentError
 from jaxae._keys import generator_of
-from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder import Autoencoder, parametrizations
 from jaxae.objective import Objective
 from jaxae.optimizers import Optimizer
 from jaxae.training import TrainConfig
@@ -68,7 +77,8 @@ class SharedOptions(DataOptions):
     latent_dim: int = 64
     """H, the number of latents."""
     activation: str = "sigmoid"
-    """The encoder's g: sigmoid, tanh, relu, softplus, identity."""
+    """The encoder's g: sigmoid, tanh, relu, softplus, identity; sparse ones: topk(32),
+    abs_topk(8), batch_topk(32), jumprelu(), gated."""
     observation: str = "bernoulli"
     """The distribution of the inputs: bernoulli (for data in [0, 1]), gaussian, or
     gaussian_with(relu), ..."""
@@ -78,6 +88,12 @@ class SharedOptions(DataOptions):
     """Give the encoder no bias; the decoder keeps its own."""
     pre_bias: bool = False
     """Subtract the decoder's bias from the input of the encoder."""
+    aligned: bool = False
+    """Untie the decoder; encoder and decoder of each latent have inner product 1."""
+    prefixes: str | None = None
+    """Ends of nested prefixes of the latents, each decoded by itself: 64,256,1024."""
+    cut_prefixes: bool = False
+    """Let the loss of a prefix train only its latents after the prefix before it."""
 
     corruption: str | None = None
     """Noise on the inputs: masking, gaussian, salt_and_pepper."""
@@ -95,6 +111,42 @@ class SharedOptions(DataOptions):
     """Coefficient of the sum of squared weights."""
     init_scale: float | None = None
     """Factor on the initial weights. None: 1."""
+
+    k: int | None = None
+    """Replaces the k of topk, abs_topk and batch_topk, which it may not exceed."""
+    k_start: int | None = None
+    """The k of the first step, which changes to --k in --k-steps."""
+    k_steps: int | None = None
+    """Steps in which k changes from --k-start to --k."""
+    bandwidth: float | None = None
+    """Replaces the bandwidth of jumprelu."""
+    l1_decoder_norm: float | None = None
+    """Coefficient of the batch mean of sum |z_j| ||W_dec,j||."""
+    l0: float | None = None
+    """Coefficient of the mean number of active latents, for jumprelu."""
+    tanh_sparsity: float | None = None
+    """Coefficient of the batch mean of sum tanh(scale |z_j| ||W_dec,j||)."""
+    tanh_sparsity_scale: float | None = None
+    """The scale of --tanh-sparsity."""
+    gated_l1: float | None = None
+    """Coefficient of the L1 penalty on the gates of gated."""
+    gated_aux: float | None = None
+    """Coefficient of the reconstruction loss of the gates of gated; usually 1."""
+    sparsity_warmup_steps: int | None = None
+    """Steps in which the coefficients of sparsity penalties rise from 0."""
+    aux_k: int | None = None
+    """How many dead latents explain the residual of each example, such as 512."""
+    aux_k_coefficient: float | None = None
+    """Coefficient of --aux-k. None: 1/32."""
+    pre_act: float | None = None
+    """Coefficient of the distance of dead latents from their thresholds."""
+    dead_after: int | None = None
+    """Steps without activity after which a latent is dead. None: --resample-every, or
+    1000."""
+    resample_every: int | None = None
+    """Steps between new weights for dead latents. None: never."""
+    unit_norm: bool = False
+    """Keep the decoder's weights of each latent at norm 1."""
 
     compute_dtype: str | None = None
     """bfloat16: round to it in matrix products. None: --dtype."""
@@ -160,6 +212,12 @@ class TrainOptions(SharedOptions):
     """Start from the parameters of this run; with --untied, tied ones are untied."""
     bias_from_mean: bool = False
     """Start the output bias at the mean of the training data."""
+    bias_from_median: bool = False
+    """Start the output bias at the geometric median of the training data."""
+    init_encoder: str | None = None
+    """How the encoder starts: as the decoder, or random. None: decoder if sparse."""
+    decoder_norm: float | None = None
+    """Initial norm of the decoder's weights of each latent. None: 1 if sparse."""
     dtype: str = "float32"
     """Type of parameters and computation: bfloat16, float32, float64."""
 
@@ -293,11 +351,19 @@ class PlotOptions:
 
 # ---- names ---------------------------------------------------------------------------
 
-# The options that are hyperparameters.
+# The hyperparameters that options set.
 HPARAMS = (
     *("learning_rate", "momentum", "adamw_decay", "warmup_steps", "max_norm"),
     *("corruption_rate", "kl_sparsity_target", *penalties.CATALOGUE),
     *("schedule_steps", "final_fraction", INIT_SCALE),
+    *("k", "k_start", "k_steps", "bandwidth"),
+    *("tanh_sparsity_scale", *penalties.SPARSE),
+)
+_PENALTIES = (*penalties.CATALOGUE, *penalties.SPARSE)
+_AUX_K_COEFFICIENT = 1 / 32  # Gao et al., 2024
+# The penalties on activity, whose coefficients --sparsity-warmup-steps raises.
+_SPARSITY = (
+    *("l1", "kl_sparsity", "l1_decoder_norm", "l0", "tanh_sparsity", "gated_l1"),
 )
 # Where the option of an argument of the library has another name.
 _RENAMED = {
@@ -305,9 +371,11 @@ _RENAMED = {
     **{"bias": "no_bias", "diagnostics": "no_diagnostics"},
 }
 _NEGATED = ("tied", "bias", "diagnostics")  # flags that turn something off
+# Where the option of a hyperparameter has another name: --aux-k is the count.
+_HPARAM_OPTIONS = {"aux_k": "aux_k_coefficient"}
 MODEL_OPTIONS = (
     *("latent_dim", "activation", "observation"),
-    *("untied", "no_bias", "pre_bias"),
+    *("untied", "no_bias", "pre_bias", "aligned"),
 )
 # Options that may change on --resume.
 FREE_OPTIONS = (
@@ -321,9 +389,15 @@ def option_name(name: str) -> str:
     return f"--{_RENAMED.get(name, name).replace('_', '-')}"
 
 
+def hparam_option(name: str) -> str:
+    """The option that sets a hyperparameter: "aux_k_coefficient" for "aux_k"."""
+    return _HPARAM_OPTIONS.get(name, name)
+
+
 def as_option(name: str, value: Any) -> tuple[str, Any]:
-    """The option for an argument: ("untied", True) for ("tied", False)."""
-    return _RENAMED.get(name, name), not value if name in _NEGATED else value
+    """The option for an axis of a sweep: ("untied", True) for ("tied", False)."""
+    option = _RENAMED.get(name, hparam_option(name))
+    return option, not value if name in _NEGATED else value
 
 
 def argument_names(kind: Any) -> dict[str, str]:
@@ -332,11 +406,13 @@ def argument_names(kind: Any) -> dict[str, str]:
     names = {name: option_name(name) for name in (*options, *_RENAMED)}
     names |= {f"config.{name}": option_name(name) for name in settings()}
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
-    names |= {"data_mean": "--bias-from-mean"}
+    names |= {"data_mean": "--bias-from-mean or --bias-from-median"}
+    names |= {"encoder": "--init-encoder", "every": "--resample-every"}
+    names |= {"schedules": "--k-start and --k-steps"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
         names |= {"first": "--halving-first", "factor": "--halving-factor"}
         return names | {f"hparams['{name}']": name for name in HPARAMS}
-    names |= {f"hparams['{name}']": option_name(name) for name in HPARAMS}
+    names |= {f"hparams['{n}']": option_name(hparam_option(n)) for n in HPARAMS}
     return names | {"hparams": "the command"}
 
 
@@ -349,9 +425,26 @@ def validated(options: TrainOptions) -> TrainOptions:
     """The options, checked, with the name of their random generator filled in."""
     _checks.lookup("dtype", dict.fromkeys(DTYPES), options.dtype)
     check_counts(options)
+    _check_activation(options.activation)
+    if options.aux_k is None and options.aux_k_coefficient is not None:
+        raise CommandError(
+            "a coefficient of aux_k needs --aux-k, the number of dead latents, such as "
+            "--aux-k 512."
+        )
     # A repetition uses this generator, whatever JAX's default is then.
     generator = generator_of(random_key(options))
     return dataclasses.replace(options, generator=generator)
+
+
+def _check_activation(name: str) -> None:
+    """Raise for an unknown activation, or for a number that it cannot have."""
+    try:
+        activations.get(name)
+    except ArgumentError as error:
+        if error.argument == "activation":
+            raise
+        # Of the activation's own number, k for example, which is an option too.
+        raise CommandError(f"--activation {name}: {error}") from None
 
 
 def check_counts(options: SharedOptions) -> None:
@@ -395,17 +488,90 @@ def build_autoencoder(options: TrainOptions, input_dim: int) -> Autoencoder:
         latent_dim=options.latent_dim,
         activation=options.activation,
         observation=options.observation,
-        tied=not options.untied,
         bias=not options.no_bias,
         pre_bias=options.pre_bias,
+        **_parametrization(options),
     )
+
+
+def _parametrization(options: TrainOptions) -> dict[str, Any]:
+    if options.aligned:
+        return {"parametrization": parametrizations.aligned}
+    return {"tied": not options.untied}
 
 
 def build_objective(options: TrainOptions, ae: Autoencoder) -> Objective:
     """The objective; it has the penalties whose coefficients are given."""
-    names = [n for n in penalties.CATALOGUE if getattr(options, n) is not None]
-    parts: dict[str, Any] = {"corruption": options.corruption, "penalties": names}
-    return Objective(ae, **parts, compute_dtype=options.compute_dtype)
+    parts: dict[str, Any] = {
+        "corruption": options.corruption,
+        "penalties": [
+            f"aux_k({options.aux_k})" if name == "aux_k" else name
+            for name in _PENALTIES
+            if getattr(options, name) is not None
+        ],
+        "prefixes": _prefixes(options.prefixes),
+        "schedules": [schedules.linear(name) for name in _scheduled(options)],
+    }
+    return Objective(
+        ae,
+        **parts,
+        compute_dtype=options.compute_dtype,
+        cut_prefixes=options.cut_prefixes,
+        dead_after=_dead_after(options),
+    )
+
+
+def _prefixes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise CommandError(
+            f"--prefixes must be integers such as 64,256,1024, got {text!r}."
+        ) from None
+
+
+def _dead_after(options: TrainOptions) -> int | None:
+    if options.dead_after is None:
+        return options.resample_every
+    return options.dead_after
+
+
+def _scheduled(options: TrainOptions) -> list[str]:
+    """The hyperparameters that change linearly over the first steps."""
+    names = _warmed_up(options)
+    if options.k_start is not None or options.k_steps is not None:
+        names.append("k")
+    return names
+
+
+def _warmed_up(options: TrainOptions) -> list[str]:
+    """The penalties whose coefficients rise from 0."""
+    if options.sparsity_warmup_steps is None:
+        return []
+    names = [name for name in _SPARSITY if getattr(options, name) is not None]
+    if not names:
+        known = ", ".join(map(option_name, _SPARSITY))
+        raise CommandError(f"--sparsity-warmup-steps needs one of {known}.")
+    return names
+
+
+def build_evaluation(options: TrainOptions, ae: Autoencoder) -> Objective:
+    """The objective of a trained model, with the last value of what has a schedule.
+
+    `ae` is the model for use on one example, as a run folder holds it.
+    """
+    options = dataclasses.replace(
+        options, sparsity_warmup_steps=None, k_start=None, k_steps=None
+    )
+    return build_objective(options, ae)
+
+
+def evaluation_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of `build_evaluation`: the model has its k for good."""
+    own = ("k", "k_start", "k_steps")
+    return {name: value for name, value in hparams.items() if name not in own}
 
 
 def build_optimizer(options: TrainOptions, name: str) -> Optimizer:
@@ -416,17 +582,24 @@ def build_optimizer(options: TrainOptions, name: str) -> Optimizer:
         warmup=options.warmup_steps is not None,
         clip=options.max_norm is not None,
         accumulate=options.accumulate,
+        unit_norm=options.unit_norm,
     )
 
 
-def build_config(options: TrainOptions) -> TrainConfig:
-    """The static configuration of training."""
+def build_config(options: TrainOptions, ae: Autoencoder) -> TrainConfig:
+    """The static configuration of training this model."""
+    after_update = None
+    if options.resample_every is not None:
+        after_update = dead_latents.resample(
+            options.resample_every, ae=ae, dead_after=_dead_after(options)
+        )
     return TrainConfig(
         num_epochs=options.epochs,
         batch_size=options.batch_size,
         optimizer=build_optimizer(options, options.optimizer),
         gradient=options.gradient,
         log_every=options.log_every,
+        after_update=after_update,
         on_nonfinite=options.on_nonfinite,
         diagnostics=not options.no_diagnostics,
         monitor=options.monitor,
@@ -440,8 +613,12 @@ def build_config(options: TrainOptions) -> TrainConfig:
 
 def build_hparams(options: TrainOptions, num_examples: int) -> dict[str, float | int]:
     """The hyperparameters that are given, and those of the schedule."""
-    values = {name: getattr(options, name) for name in HPARAMS}
+    values = {name: getattr(options, hparam_option(name)) for name in HPARAMS}
     values = {name: value for name, value in values.items() if value is not None}
+    if options.aux_k is not None:
+        values.setdefault("aux_k", _AUX_K_COEFFICIENT)
+    for name in _warmed_up(options):
+        values |= {f"{name}_start": 0, f"{name}_steps": options.sparsity_warmup_steps}
     if options.schedule == "constant":
         return values
     num_steps = options.epochs * (num_examples // options.batch_size)

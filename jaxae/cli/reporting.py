@@ -26,6 +26,16 @@ def note(sentence: str) -> None:
     print(f"jaxae: note: {sentence}", file=sys.stderr)
 
 
+def note_without_counts(objective: jaxae.Objective) -> None:
+    """Print a note if a penalty reads which latents are dead, as training counts."""
+    names = [penalty.name for penalty in objective.penalties if penalty.needs_dead]
+    if names:
+        note(
+            "which latents were dead in training is not a part of the saved model, so "
+            f"{' and '.join(names)} is 0 in these results."
+        )
+
+
 @contextlib.contextmanager
 def warnings_as_notes() -> Iterator[None]:
     """Print each warning as a note at once, however the work ends afterwards."""

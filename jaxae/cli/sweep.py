@@ -32,10 +32,12 @@ from jaxae.cli.options import (
     TrainOptions,
     build_autoencoder,
     build_config,
+    build_evaluation,
     build_hparams,
     build_objective,
     build_optimizer,
     check_counts,
+    evaluation_hparams,
     random_key,
     validated,
 )
@@ -152,7 +154,7 @@ def _prepare(options: SweepOptions, space: Space, single: TrainOptions) -> Job:
         "space": space.axes(single),
         "hparams": {n: v for n, v in hparams.items() if n not in space.columns},
         "key": random_key(options),
-        "config": build_config(single),
+        "config": build_config(single, ae),
         "validation": splits.validation_or_none,
         "num_samples": options.num_samples,
         "sampler": options.sampler,
@@ -173,7 +175,8 @@ def _metrics(options: SweepOptions, objective, splits: Splits, hparams):
     """The metric that ranks lanes, and the halving; their names are checked."""
     # Evaluate one row, to learn the names of the metrics before training.
     params = objective.ae.init(jax.random.key(0))
-    at_end = diagnostics.evaluate(objective, params, splits.train[:1], hparams)
+    row = splits.train[:1]
+    at_end = data_splits.evaluate_rows(objective, params, row, hparams)
     each_epoch = [f"train/{name}" for name in diagnostics.names_of_step(objective)]
     default = "train/loss"
     if len(splits.validation):
@@ -312,6 +315,7 @@ def _write(job: Job, out: Path, sweep: Sweep) -> int:
         print(f"jaxae: error: {_why_unranked(sweep, job.metric)}", file=sys.stderr)
     else:
         print(f"best: lane {ranked[0]}, saved in {out / BEST}:")
+        reporting.note_without_counts(job.arguments["objective"])
         reporting.print_results(results[0])
     if pictures:
         print(f"pictures: {', '.join(pictures)}")
@@ -356,25 +360,24 @@ def _why_unranked(sweep: Sweep, metric: str) -> str:
 
 def _save_lane(job: Job, sweep: Sweep, lane: int, path: Path) -> dict[str, Any]:
     """Write one lane as a run folder, for `jaxae evaluate` and so on; its results."""
-    trial, params = sweep.trial(lane), sweep.params(lane)
-    objective, hparams = trial["objective"], trial["hparams"]
+    trial, (ae, params) = sweep.trial(lane), sweep.model(lane)
     num_epochs = trial["config"].num_epochs
     metrics = {name: v[lane, :num_epochs] for name, v in sweep.metrics.items()}
     metrics = {name: v for name, v in metrics.items() if np.isfinite(v).any()}
+    description = _describe_lane(job, sweep, lane)
+    objective = build_evaluation(_lane_options(job, sweep, lane), ae)
+    hparams = evaluation_hparams(trial["hparams"])
     results = data_splits.evaluate(objective, params, job.splits, hparams)
     unfinished = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    description = _describe_lane(job, sweep, lane)
-    run_folder.save_model(
-        unfinished, objective.ae, params, job.splits.scaling, description
-    )
+    run_folder.save_model(unfinished, ae, params, job.splits.scaling, description)
     rows = [
         {"epoch": epoch + 1, **{name: float(v[epoch]) for name, v in metrics.items()}}
         for epoch in range(num_epochs)
     ]
     run_folder.write_rows(unfinished / run_folder.METRICS_FILE, rows)
-    reporting.draw(unfinished, objective.ae, params, metrics, *job.splits.shown)
+    reporting.draw(unfinished, ae, params, metrics, *job.splits.shown)
     run_folder.write_json(
         unfinished / run_folder.RESULTS_FILE, {"status": "sweep", **results}
     )
@@ -387,16 +390,12 @@ def _describe_lane(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
     """The entries of a lane's `config.json`, besides the model."""
     options = job.options
     trial, values = sweep.trial(lane), _values_of(job, sweep, lane)
-    changes: dict[str, Any] = {"memory_budget": TrainOptions().memory_budget}
-    changes["epochs"] = trial["config"].num_epochs
-    if (length := trial["hparams"].get("schedule_steps")) is not None:
-        changes["schedule_steps"] = int(length)  # of all epochs, also of a halved lane
-    single = dataclasses.replace(as_train_options(options, values), **changes)
     # The lane's key is fold_in(key(seed, impl=generator), fold_in).
     key = {"seed": options.seed, "generator": options.generator}
     return {
-        "options": config_file.saved_options(single),
+        "options": config_file.saved_options(_lane_options(job, sweep, lane)),
         "hparams": trial["hparams"],
+        "gradient_used": trial["config"].gradient_of(trial["objective"]),
         "trial": {
             "lane": lane,
             "values": values,
@@ -406,6 +405,16 @@ def _describe_lane(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:
         "data": data_splits.describe(job.splits),
         **config_file.environment(),
     }
+
+
+def _lane_options(job: Job, sweep: Sweep, lane: int) -> TrainOptions:
+    """The options of `train` for one lane."""
+    trial, values = sweep.trial(lane), _values_of(job, sweep, lane)
+    changes: dict[str, Any] = {"memory_budget": TrainOptions().memory_budget}
+    changes["epochs"] = trial["config"].num_epochs
+    if (length := trial["hparams"].get("schedule_steps")) is not None:
+        changes["schedule_steps"] = int(length)  # of all epochs, also of a halved lane
+    return dataclasses.replace(as_train_options(job.options, values), **changes)
 
 
 def _values_of(job: Job, sweep: Sweep, lane: int) -> dict[str, Any]:

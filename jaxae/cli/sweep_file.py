@@ -15,6 +15,7 @@ from jaxae.cli.options import (
     TrainOptions,
     as_option,
     build_optimizer,
+    hparam_option,
     option_name,
 )
 from jaxae.sweeps import spaces
@@ -23,7 +24,7 @@ from jaxae.sweeps.spaces import LATENT_DIM, SEED, STATIC_AXES, log_uniform, unif
 ZIPPED = "together"  # the table of axes that are zipped
 AXES = (*HPARAMS, SEED, LATENT_DIM, *STATIC_AXES)
 _TYPES = typing.get_type_hints(SharedOptions)
-_INTEGERS = [name for name in HPARAMS if _TYPES[name] in (int, int | None)]
+_INTEGERS = [n for n in HPARAMS if _TYPES[hparam_option(n)] in (int, int | None)]
 _SCALES = {"linear": uniform, "log": log_uniform}
 _FORMS = "a list such as [0.01, 0.1], or { low = 1e-4, high = 1e-1, scale = 'log' }"
 
@@ -167,10 +168,16 @@ def check_options(
     """
     typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name in space.columns:
-        if name != SEED and option_name(name) in typed:
+        option = option_name(hparam_option(name))
+        if name != SEED and option in typed:
             raise CommandError(
-                f"{name} is in {options.space}, and {option_name(name)} is given too; "
-                "leave one of them out."
+                f"{name} is in {options.space}, and {option} is given too; leave one "
+                "of them out."
+            )
+        if name in ("pre_bias", "observation") and options.resample_every is not None:
+            raise CommandError(
+                f"--resample-every needs one {name} for all lanes, but it is in "
+                f"{options.space}; run one sweep for each."
             )
     if options.schedule == "constant" or options.schedule_steps is not None:
         return
@@ -188,7 +195,7 @@ def as_train_options(options: SweepOptions, values: dict[str, Any]) -> TrainOpti
     shared = {name: getattr(options, name) for name in _TYPES}
     for name in values.keys() - {SEED}:
         option, value = as_option(name, values[name])
-        if option in HPARAMS:  # TOML has 1 for 1.0, and lanes have 1.0 for 1
+        if name in HPARAMS:  # TOML has 1 for 1.0, and lanes have 1.0 for 1
             value = int(value) if name in _INTEGERS else float(value)
         if option in shared:
             shared[option] = value

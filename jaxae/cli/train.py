@@ -12,7 +12,7 @@ import numpy as np
 import jaxae
 from jaxae import _checks, data
 from jaxae._files import expanded
-from jaxae.autoencoder.files import BEST
+from jaxae.autoencoder.files import BEST, CONFIG_FILE
 from jaxae.autoencoder.parametrizations import as_dtype
 from jaxae.checkpoints import OtherRunError
 from jaxae.cli import config_file, data_splits, reporting, run_folder
@@ -22,13 +22,15 @@ from jaxae.cli.options import (
     TrainOptions,
     build_autoencoder,
     build_config,
+    build_evaluation,
     build_hparams,
     build_objective,
+    evaluation_hparams,
     option_name,
     random_key,
     validated,
 )
-from jaxae.cli.reporting import Reporter, note, progress
+from jaxae.cli.reporting import Reporter, note, note_without_counts, progress
 from jaxae.cli.signals import INTERRUPTED, Interrupt
 from jaxae.training import Run, trainer
 from jaxae.training.run import PreparedRun, advice, all_steps_skipped, status_of
@@ -51,6 +53,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     splits = data_splits.load(options, jaxae.observations.get(options.observation))
     prepared = _prepare(options, splits)
     _check_repetition(options, splits, prepared)
+    _note_mean(options, prepared.objective.ae, splits)
     interrupt.raise_if_requested()
     with run_folder.make_and_lock(out):
         # Writing begins: only whether the folder holds this run is still to check.
@@ -69,10 +72,13 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
             # They mark a finished run, so they are removed now and written last.
             for name in (run_folder.RESULTS_FILE, run_folder.SUMS_FILE):
                 (out / name).unlink(missing_ok=True)
-            ae, params = prepared.objective.ae, state.state.params
+            of_step = state.state
+            ae, params = prepared.objective.inference_model(
+                of_step.params, prepared.hparams, of_step.state
+            )
             run_folder.save_model(out, ae, params, splits.scaling, description)
             run = _execute(out, prepared, state, checkpoints, interrupt)
-        _write(out, prepared, run, splits, description)
+        _write(out, options, prepared, run, splits, description)
         if (sentence := all_steps_skipped(prepared, run)) is not None:
             note(sentence)
         status = _report_end(run, options)
@@ -111,11 +117,20 @@ def _execute(
 
 
 def _write(
-    out: Path, prepared: PreparedRun, run: Run, splits: Splits, description
+    out: Path,
+    options: TrainOptions,
+    prepared: PreparedRun,
+    run: Run,
+    splits: Splits,
+    description,
 ) -> None:
-    """Write the results; the model first, so that it is safe whatever happens later."""
-    objective, scaling = prepared.objective, splits.scaling
-    run_folder.save_model(out, objective.ae, run.params, scaling, description)
+    """Write the results; the model first, so that it is safe whatever happens later.
+
+    It is the model for use on one example, as those of all commands that read it.
+    """
+    assert run.model is not None
+    (ae, params), scaling, hparams = run.model, splits.scaling, prepared.hparams
+    run_folder.save_model(out, ae, params, scaling, description)
     results: dict[str, Any] = {"status": run.status, "stopped_at": run.stopped_at}
     if run.reason is not None:
         results["reason"] = run.reason
@@ -123,12 +138,16 @@ def _write(
         value = run.best.value if np.isfinite(run.best.value) else None
         best = {"epoch": run.best.epoch, prepared.config.monitor: value}
         of_best = {**description, "best": best}
-        run_folder.save_model(
-            out / BEST, objective.ae, run.best.params, scaling, of_best
+        best_ae, best_params = prepared.objective.inference_model(
+            run.best.params, hparams, run.best.state
         )
+        run_folder.save_model(out / BEST, best_ae, best_params, scaling, of_best)
         results["best_epoch"] = run.best.epoch
-    results |= data_splits.evaluate(objective, run.params, splits, prepared.hparams)
-    reporting.draw(out, objective.ae, run.params, run.metrics, *splits.shown)
+    objective = build_evaluation(options, ae)
+    note_without_counts(objective)
+    of_model = evaluation_hparams(hparams)
+    results |= data_splits.evaluate(objective, params, splits, of_model)
+    reporting.draw(out, ae, params, run.metrics, *splits.shown)
     run_folder.write_results(out, results)
     reporting.print_results(results)
 
@@ -166,7 +185,7 @@ def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
     """The run of the options, checked by the library."""
     init_key, train_key = jax.random.split(random_key(options))
     ae = build_autoencoder(options, splits.train.shape[1])
-    config = build_config(options)
+    config = build_config(options, ae)
     if options.start_from is None and options.params is None:
         params = _drawn_params(options, ae, init_key, splits)
     else:
@@ -190,13 +209,26 @@ def _drawn_params(
 ) -> Any:
     scale: Any = 1.0
     data_mean = None
+    if options.bias_from_mean and options.bias_from_median:
+        raise CommandError(
+            "--bias-from-mean and --bias-from-median exclude each other; give one."
+        )
     if options.bias_from_mean:
         data_mean = data.column_stats(splits.train).mean
+    if options.bias_from_median:
+        data_mean = data.geometric_median(splits.train)
     if options.init_scale is not None:
         INIT_SCALES.check(INIT_SCALE, {INIT_SCALE: options.init_scale})
         scale = np.float32(options.init_scale)
     dtype = _checks.floating_dtype(options.dtype)
-    return ae.init(key, dtype=dtype, data_mean=data_mean, scale=scale)
+    return ae.init(
+        key,
+        dtype=dtype,
+        data_mean=data_mean,
+        scale=scale,
+        encoder=options.init_encoder,
+        decoder_norm=options.decoder_norm,
+    )
 
 
 def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
@@ -205,16 +237,23 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
     run = getattr(options, name)
     option = option_name(name)
     place = f"{option} {run}"
-    if options.init_scale is not None:
-        raise CommandError(
-            f"--init-scale scales initial weights that are drawn, but {option} gives "
-            "trained ones; leave one of them out."
-        )
-    if options.bias_from_mean:
-        raise CommandError(
-            f"{option} holds the output bias that --bias-from-mean would set; leave "
-            "one of them out."
-        )
+    drawn = {
+        "init_scale": "scales",
+        "init_encoder": "chooses",
+        "decoder_norm": "scales",
+    }
+    for given, verb in drawn.items():
+        if getattr(options, given) is not None:
+            raise CommandError(
+                f"{option_name(given)} {verb} initial weights that are drawn, but "
+                f"{option} gives trained ones; leave one of them out."
+            )
+    for given in ("bias_from_mean", "bias_from_median"):
+        if getattr(options, given):
+            raise CommandError(
+                f"{option} holds the output bias that {option_name(given)} would set; "
+                "leave one of them out."
+            )
     other, params = run_folder.read_float64(
         place,
         lambda: jaxae.load(run),
@@ -226,6 +265,11 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
             f"{place} holds a model of {other.input_dim} columns, but --data "
             f"{options.data} has {ae.input_dim}."
         )
+    if ae.activation.for_inference and _trained_activation(run) == options.activation:
+        # The folder holds the model for use on one example; training continues with
+        # the one that became it, which learns nothing in its activation.
+        other = dataclasses.replace(other, activation=ae.activation)
+        params = params._replace(activation=())
     if other.tied and not ae.tied:
         untied: Any = {"tied": False}
         other, params = dataclasses.replace(other, **untied), jaxae.untie(params)
@@ -234,6 +278,13 @@ def _loaded_params(options: TrainOptions, ae: jaxae.Autoencoder) -> Any:
             f"{place} holds the model {other}, but the options describe {ae}."
         )
     return as_dtype(params, options.dtype)
+
+
+def _trained_activation(run: str) -> str | None:
+    """The activation with which a run was trained; None where a folder is no run."""
+    config = run_folder.parse_json((expanded(run) / CONFIG_FILE).read_bytes())
+    options = config.get("options") if isinstance(config, dict) else None
+    return options.get("activation") if isinstance(options, dict) else None
 
 
 def _check_repetition(
@@ -274,6 +325,26 @@ def _check_repetition(
                 f"{name} was {config.get(name)!r} and is {value!r}; the results may "
                 "differ in their last bits."
             )
+
+
+# Above it, most of the mean squared norm of the data is that of their mean, on which
+# the initial pre-activations then mostly depend.
+_LARGE_MEAN = 1.0
+
+
+def _note_mean(options: TrainOptions, ae: jaxae.Autoencoder, splits: Splits) -> None:
+    """Print a note if the mean of the data will make latents of a sparse model dead."""
+    is_centred = ae.pre_bias and (options.bias_from_mean or options.bias_from_median)
+    is_drawn = options.start_from is None and options.params is None
+    if not (ae.activation.is_sparse and is_drawn) or is_centred:
+        return
+    stats = splits.stats or data.column_stats(splits.train)
+    if (ratio := stats.mean_to_spread) > _LARGE_MEAN:
+        note(
+            f"the mean of the data is {ratio:.3g} times their spread, so many latents "
+            "may be dead from the start; centre the data with --scaling center or "
+            "standardize, or give --pre-bias --bias-from-mean."
+        )
 
 
 # ---- start or resume -----------------------------------------------------------------
@@ -342,6 +413,7 @@ def _describe(
     return {
         "options": config_file.saved_options(options),
         "hparams": {n: float(str(value)) for n, value in prepared.hparams.items()},
+        "gradient_used": prepared.config.gradient_of(prepared.objective),
         "data": data_splits.describe(splits),
         **({} if start is None else {"start_sha256": start}),
         **config_file.environment(),

@@ -22,8 +22,9 @@ from jaxae.cli.options import (
     PlotOptions,
     ReconstructOptions,
     TrainOptions,
+    build_evaluation,
     build_hparams,
-    build_objective,
+    evaluation_hparams,
     validated,
 )
 from jaxae.cli.reporting import note
@@ -31,7 +32,6 @@ from jaxae.cli.run_folder import check_output
 from jaxae.cli.signals import Interrupt
 from jaxae.data import Scaling, load_scaling
 from jaxae.data.scaling import SCALING_FILE
-from jaxae.training import diagnostics
 
 _BLOCK_ROWS = 4096
 
@@ -179,21 +179,26 @@ def evaluate(options: EvaluateOptions) -> int:
         if options.output is not None:
             source = model.options.data if options.data is None else options.data
             output = check_output(options.output, options.run, data=source)
-        objective = build_objective(model.options, model.ae)
+        objective = build_evaluation(model.options, model.ae)
         if options.data is None:
             splits = model.load_splits()
-            hparams = build_hparams(model.options, len(splits.train))
+            hparams = _hparams(model, splits.train)
             results = data_splits.evaluate(objective, model.params, splits, hparams)
         else:
             rows = model.load_rows(options.data, options.array)
             data.column_stats(rows, validate=model.ae.observation.validate)
-            hparams = build_hparams(model.options, len(rows))
-            of_rows = diagnostics.evaluate(objective, model.params, rows, hparams)
+            hparams = _hparams(model, rows)
+            of_rows = data_splits.evaluate_rows(objective, model.params, rows, hparams)
             results = {"data": of_rows}
     if output is not None:
         run_folder.write_json(output, results)
+    reporting.note_without_counts(objective)
     reporting.print_results(results)
     return 0
+
+
+def _hparams(model: Trained, rows: Any) -> dict[str, Any]:
+    return evaluation_hparams(build_hparams(model.options, len(rows)))
 
 
 def plot(options: PlotOptions) -> int:

@@ -58,6 +58,18 @@ class ColumnStats(NamedTuple):
         """The mean over rows of ||x||^2 = sum_j x_j^2."""
         return float(np.sum(self.variance + self.mean**2))
 
+    @property
+    def mean_to_spread(self) -> float:
+        """||mean|| / ||std||, norms over columns; inf where no column varies.
+
+        Where it is large, the mean decides which latents are active at first, and those
+        that point away from it are dead. Subtract the mean then. Simon, Adams and Zou,
+        On the relationship between activation outliers and feature death in sparse
+        autoencoders, 2026.
+        """
+        spread = np.sqrt(np.sum(self.variance))
+        return float(np.linalg.norm(self.mean) / spread) if spread else np.inf
+
 
 def column_stats(
     X: Any,

@@ -24,7 +24,7 @@ from jaxae.training.run import Best, RunState
 
 # ---- as arrays by name, and back -----------------------------------------------------
 
-_HISTORY, _BEST = "history", "best."
+_HISTORY, _BEST, _BEST_STATE = "history", "best.", "best_state."
 
 
 def save(checkpoints: Checkpoints, run_state: RunState) -> None:
@@ -40,15 +40,17 @@ def save(checkpoints: Checkpoints, run_state: RunState) -> None:
     best = run_state.best
     if best is not None:
         arrays |= _by_name(best.params, _BEST)
+        arrays |= _by_name(best.state, _BEST_STATE)
         notes["best"] = {"epoch": best.epoch, "value": best.value}
     checkpoints.save(int(run_state.state.step), arrays, notes)
 
 
 def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
     """Return the last saved state, sharded like the initial one; None without one."""
-    params = initial.state.params
+    params, of_objective = initial.state.params, initial.state.state
     trees = _saved_trees(initial)
-    checkpoint = checkpoints.restore(_by_name(trees), _by_name(params, _BEST))
+    optional = {**_by_name(params, _BEST), **_by_name(of_objective, _BEST_STATE)}
+    checkpoint = checkpoints.restore(_by_name(trees), optional)
     if checkpoint is None:
         return None
     arrays, notes = checkpoint.arrays, checkpoint.notes
@@ -58,7 +60,11 @@ def restore(checkpoints: Checkpoints, initial: RunState) -> RunState | None:
         history = tuple(dict(zip(notes["metrics"], row, strict=True)) for row in rows)
     best = None
     if "best" in notes:
-        best = Best(**notes["best"], params=_from_names(params, arrays, _BEST))
+        best = Best(
+            **notes["best"],
+            params=_from_names(params, arrays, _BEST),
+            state=_from_names(of_objective, arrays, _BEST_STATE),
+        )
     trees = _from_names(trees, arrays)
     state = trees["state"]._replace(key=as_key_data(initial.state.key))
     state = with_keys(state, initial.state)
@@ -106,10 +112,7 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "corruption": _name(objective.corruption),
         "compute_dtype": objective.compute_dtype,
         "penalties": [repr(penalty) for penalty in objective.penalties],
-        "prefixes": objective.prefixes and list(objective.prefixes),
-        "cut_prefixes": objective.cut_prefixes,
-        "dead_after": objective.dead_after,
-        "schedules": [repr(schedule) for schedule in objective.schedules],
+        **_changed_fields(objective),
         "config": _settings(config),
         "hparams": {name: str(value) for name, value in sorted(hparams.items())},
         "generator": generator_of(key),
@@ -118,6 +121,21 @@ def fingerprint(objective, config: TrainConfig, hparams, key, params, data, vali
         "data": _data(data),
         "validation": None if validation is None else _data(validation),
     }
+
+
+def _changed_fields(objective) -> dict[str, Any]:
+    """The fields that most objectives leave at their defaults; only those that differ.
+
+    A checkpoint of a version without these fields then still fits.
+    """
+    prefixes = objective.prefixes and list(objective.prefixes)  # as JSON has it
+    fields = {
+        "prefixes": prefixes,
+        "cut_prefixes": objective.cut_prefixes,
+        "dead_after": objective.dead_after,
+        "schedules": [repr(schedule) for schedule in objective.schedules],
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Best(NamedTuple):
     epoch: int  # counted from 1
     value: float
     params: Any
+    state: Any = ()  # the objective's, such as the threshold of batch_topk
 
 
 class RunState(NamedTuple):
@@ -62,9 +63,9 @@ class Run(NamedTuple):
         "interrupted" (by a signal) or "diverged".
       stopped_at: the failing step if training diverged, else None; `state` is then the
         state before that step.
-      best: epoch (counted from 1), value and parameters of the epoch with the smallest
-        config.monitor, without an epoch that diverged; None if the run has no such
-        metric, or it is nan in every epoch.
+      best: epoch (counted from 1), value, parameters and the objective's state of the
+        epoch with the smallest config.monitor, without an epoch that diverged; None if
+        the run has no such metric, or it is nan in every epoch.
       reason: if it diverged, one sentence that says what was not finite.
       model: the model and its params for use on one example: the objective's model as
         trained, or where its activation depends on the batch or on a hyperparameter,

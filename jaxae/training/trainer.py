@@ -355,8 +355,9 @@ def _end_epoch(
     is_better = not math.isnan(value) and (best is None or value < best.value)
     if is_complete and is_better:
         # A copy: the state is donated to the next epoch.
-        params = jax.tree.map(jnp.copy, run_state.state.params)
-        best = Best(len(history), value, params)
+        state = run_state.state
+        copies = jax.tree.map(jnp.copy, (state.params, state.state))
+        best = Best(len(history), value, *copies)
     means = _zeros_like(run_state.means)
     return run_state._replace(means=means, history=history, best=best)
 
