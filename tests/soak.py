@@ -1,6 +1,6 @@
 """Kill a training run many times, and compare it with an uninterrupted run.
 
-    python tests/soak.py --kills 100 --out runs/soak
+    python tests/soak.py --kills 100 --out runs/soak [--model sparse]
 
 Each round starts `jaxae train --resume` and ends it by SIGKILL: at a random moment
 after its first save, or, every second time, inside one of its saves. After some kills
@@ -21,9 +21,16 @@ from typing import NamedTuple
 
 COMMAND = (
     *("train", "--epochs", "120", "--latent-dim", "16", "--learning-rate", "0.01"),
-    *("--corruption", "masking", "--corruption-rate", "0.2"),
     *("--checkpoint-steps", "40"),
 )
+MODELS = {
+    "lecture": ("--corruption", "masking", "--corruption-rate", "0.2"),
+    "sparse": (  # a state of each kind: threshold, dead counts, schedule
+        *("--untied", "--observation", "gaussian", "--activation", "batch_topk(4)"),
+        *("--aux-k", "4", "--dead-after", "3", "--prefixes", "4,16"),
+        *("--k", "2", "--k-start", "4", "--k-steps", "200"),
+    ),
+}
 KILLS_A_RUN = 5
 LONGEST_WAIT = 1.0  # seconds from the first save to a random kill
 MAX_SAVES = 5  # before the one inside which a kill comes
@@ -48,35 +55,36 @@ class Tally(NamedTuple):
     different: tuple[str, ...] = ()
 
 
-def soak(folder: Path, num_kills: int, seed: int, say=print) -> Tally:
+def soak(folder: Path, num_kills: int, seed: int, model="lecture", say=print):
     """Kill runs until there were so many kills; stop at the first difference."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     complete = folder / "whole"
     shutil.rmtree(complete, ignore_errors=True)
-    finish(complete)
+    command = (*COMMAND, *MODELS[model])
+    finish(complete, command)
     tally = Tally()
     while tally.kills < num_kills and not tally.different:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
         for _ in range(KILLS_A_RUN):
-            tally = kill(run, rng, tally)
+            tally = kill(run, command, rng, tally)
             if tally.kills == num_kills:
                 break
-        finish(run)
+        finish(run, command)
         different = differences(complete, run)
         tally = tally._replace(runs=tally.runs + 1, different=tuple(different))
         say(tally)
     return tally
 
 
-def start(run: Path, compiles: bool = False) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jaxae.cli", *COMMAND, "--out", str(run)]
+def start(run: Path, command, compiles: bool = False) -> subprocess.Popen:
+    call = [sys.executable, "-m", "jaxae.cli", *command, "--out", str(run)]
     env = {"JAX_PLATFORMS": "cpu", **os.environ}
     if compiles:  # itself, whatever another has compiled
         env.pop("JAX_COMPILATION_CACHE_DIR", None)
     return subprocess.Popen(
-        [*command, "--resume"],
+        [*call, "--resume"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,22 +92,22 @@ def start(run: Path, compiles: bool = False) -> subprocess.Popen:
     )
 
 
-def finish(run: Path) -> None:
+def finish(run: Path, command) -> None:
     """Let the run finish.
 
     Raises:
       RuntimeError: with what the command said, if it failed.
     """
-    process = start(run, compiles=True)
+    process = start(run, command, compiles=True)
     out, err = process.communicate(timeout=TIME_LIMIT)
-    if process.returncode != 0 or err:
+    if process.returncode != 0 or without_notes(err):
         raise RuntimeError(f"exit status {process.returncode}: {out}{err}")
 
 
-def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
+def kill(run: Path, command, rng: random.Random, tally: Tally) -> Tally:
     """Start the run, and kill it some time after its first save began, or in one."""
     left_over = unfinished(run)
-    process = start(run)
+    process = start(run, command)
     until(lambda: set(unfinished(run)) - set(left_over), process)
     if rng.random() < 0.5:
         for _ in range(rng.randrange(MAX_SAVES)):
@@ -112,7 +120,8 @@ def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
     is_over = process.poll() is not None
     process.kill()
     out, err = process.communicate(timeout=TIME_LIMIT)
-    if err:  # a refusal, or the traceback of a start that a kill before it broke
+    # A refusal, or the traceback of a start that a kill before it broke.
+    if without_notes(err):
         raise RuntimeError(f"{out}{err}")
     if is_over:
         return tally._replace(after_the_end=tally.after_the_end + 1)
@@ -121,6 +130,11 @@ def kill(run: Path, rng: random.Random, tally: Tally) -> Tally:
         inside_a_save=tally.inside_a_save + bool(unfinished(run)),
         before_a_save=tally.before_a_save + (not steps(run)),
     )
+
+
+def without_notes(err: str) -> list[str]:
+    lines = err.splitlines()
+    return [line for line in lines if line and not line.startswith("jaxae: note:")]
 
 
 def until(condition, process: subprocess.Popen) -> None:
@@ -171,9 +185,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=MODELS, default="lecture")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     arguments = parser.parse_args()
-    result = soak(arguments.out, arguments.kills, arguments.seed)
+    result = soak(arguments.out, arguments.kills, arguments.seed, arguments.model)
     report = json.dumps(result._asdict(), indent=2)
     (arguments.out / "report.json").write_text(report + "\n")
     print(report)
