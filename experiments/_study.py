@@ -16,11 +16,18 @@ import sklearn
 import jaxae
 
 
-def parse(argv, name: str, doc: str, **flags: str) -> argparse.Namespace:
-    """Parse --quick, --out and the given flags, and create the folder of --out."""
+def parse(
+    argv, name: str, doc: str, options: dict[str, dict] | None = None, **flags: str
+) -> argparse.Namespace:
+    """Parse --quick, --out, the given flags and options, and create the out folder.
+
+    `options` are the arguments of `add_argument` by name.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for flag, meaning in ({"quick": "under a minute"} | flags).items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
+    for option, arguments in (options or {}).items():
+        parser.add_argument(f"--{option}", **arguments)
     parser.add_argument(
         "--out",
         type=Path,
@@ -54,10 +61,15 @@ def finish(args, doc: str, settings, dataset, passed: bool, results: dict) -> in
         **results,
     }
     path = args.out / "result.json"
-    text = json.dumps(_to_json(result), indent=2, allow_nan=False, ensure_ascii=False)
-    _write(path, f"{text}\n".encode())
+    write_json(path, result)
     print(f"{'PASS' if passed else 'FAIL'}: {path}")
     return 0 if passed else 1
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as JSON, atomically."""
+    text = json.dumps(_to_json(value), indent=2, allow_nan=False, ensure_ascii=False)
+    _write(path, f"{text}\n".encode())
 
 
 def print_table(rows: list[dict], formats: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ may be above or below N. Only directions count. A row of zeros has cosine 0 to a
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -255,6 +255,7 @@ def evaluate(
     *,
     state: Any = (),
     training: bool = False,
+    encode: Callable[..., Array] | None = None,
 ) -> dict[str, float]:
     """All metrics of SynthSAEBench's final evaluation, over data of any length.
 
@@ -270,6 +271,8 @@ def evaluate(
       state: what the activation carries, `run.state.state`, if it carries anything.
       training: whether an activation that depends on the batch is applied as in
         training. SynthSAEBench does so: its numbers of active latents are exactly k.
+      encode: `(ae, params, x [B, D]) -> z [B, H]`, a hashable function that encodes in
+        place of the model's own encoder; state and training are then not used.
 
     Returns:
       By name: "explained_variance", 1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2 with
@@ -293,9 +296,9 @@ def evaluate(
     sums, moments = None, None
     for batch in batches:
         x, coefficients = _as_pair(batch, ae.input_dim, len(features))
-        score = _score(
-            params, x, coefficients, nearest, state, ae=ae, training=training
-        )
+        data = x, coefficients, nearest
+        choices = {"ae": ae, "training": training, "encode": encode}
+        score = _score(params, *data, state, **choices)
         batch_sums, batch_moments = jax.tree.map(
             lambda n: np.asarray(n, np.float64), score
         )
@@ -321,14 +324,18 @@ class _Sums(NamedTuple):
     norm_ratios: Any  # and of how many examples
 
 
-@functools.partial(jax.jit, static_argnames=("ae", "training"))
-def _score(params, x, coefficients, nearest, state, *, ae, training):
+@functools.partial(jax.jit, static_argnames=("ae", "training", "encode"))
+def _score(params, x, coefficients, nearest, state, *, ae, training, encode):
     """The `_Sums` of a batch, and the mean and squared deviations of x."""
-    p = Objective(ae).forward(params, x, None, {}, state, training=training)
-    x_hat = jax.vmap(ae.observation.mean)(p.eta)
+    if encode is None:
+        p = Objective(ae).forward(params, x, None, {}, state, training=training)
+        z, x_hat = p.z, jax.vmap(ae.observation.mean)(p.eta)
+    else:
+        z = _checks.returned("encode", encode(ae, params, x), (len(x), ae.latent_dim))
+        x_hat = jax.vmap(ae.decode, (None, 0, 0))(params, z, x)
     mean = jnp.mean(x, axis=0)
     sums = _Sums(
-        count(p.z, coefficients, nearest),
+        count(z, coefficients, nearest),
         jnp.sum(coefficients > 0),
         jnp.sum((x_hat - x) ** 2),
         _norm_ratios(x, x_hat),

@@ -28,6 +28,7 @@ PLOTS = {
         "best_learning_rate.png",
     },
     "superposition": {"phase_diagrams.png", "by_importance.png", "geometry.png"},
+    "synthsaebench": {"f1_by_variant.png"},
 }
 
 
@@ -46,6 +47,7 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
         "detection_power": check_power,
         "learning_rate_transfer": check_transfer,
         "superposition": check_superposition,
+        "synthsaebench": check_synthsaebench,
     }
     check_numbers[name](result)
 
@@ -178,6 +180,20 @@ def check_superposition(result):
     assert of_relu[0]["represented"] == 5 < of_relu[-1]["represented"]
     for row in result["geometry"]:
         assert len(row["dimensionality"]) == row["represented"] <= 400
+
+
+def check_synthsaebench(result):
+    rows = {row["variant"]: row for row in result["metrics"]}
+    assert {"BatchTopK", "Matryoshka", "Matryoshka, leave one out"} <= set(rows)
+    for row in rows.values():
+        for name, values in row["by_seed"].items():
+            assert np.shape(values) == (len(result["seeds"]),)
+            np.testing.assert_allclose(row["mean"][name], np.mean(values), rtol=1e-12)
+    l0 = result["sizes"]["l0"]
+    assert np.allclose(rows["BatchTopK"]["by_seed"]["l0"], l0, rtol=1e-6)
+    assert max(rows["Matryoshka, leave one out"]["by_seed"]["l0"]) < l0
+    assert rows["Matryoshka"]["published_at_full_size"][0] == 0.8793
+    assert rows["Matryoshka, refined"]["published_at_full_size"] is None
 
 
 def test_copies_updated_by_both_paths_train_as_tied_weights():

@@ -178,6 +178,31 @@ def test_an_activation_that_depends_on_the_batch_is_told_whether_it_trains(batch
         assert (actual["l0"] > 0) == training
 
 
+def own_encoder(ae, params, x):
+    return jax.vmap(ae.encode, (None, 0))(params, x)
+
+
+def silent_encoder(ae, params, x):
+    return jnp.zeros((len(x), ae.latent_dim))
+
+
+def test_another_encoder_takes_the_place_of_the_models(scores, batches):
+    params = params_of(learned("degraded"))
+    arguments = AE, params, batches, TRUTH.features
+    same = recovery.evaluate(*arguments, encode=own_encoder)
+    assert same == pytest.approx(scores["degraded"], abs=1e-6)
+    silent = recovery.evaluate(*arguments, encode=silent_encoder)
+    assert silent["l0"] == 0 and silent["dead_fraction"] == 1
+
+
+def test_an_encoder_of_wrong_shape_raises_one_sentence(batches):
+    params = params_of(learned("perfect"))
+    with pytest.raises(ValueError, match=r"^encode must return .* \[500, 16\]"):
+        recovery.evaluate(
+            AE, params, batches, TRUTH.features, encode=lambda ae, params, x: x[0]
+        )
+
+
 # ---- the functions one by one --------------------------------------------------------
 
 
