@@ -95,6 +95,17 @@ def test_the_controller_steers_l0_to_its_target_from_any_coefficient(
     assert abs(l0 - target) < 0.3 * target
 
 
+def test_an_l0_far_above_the_target_does_not_wind_up_the_controller():
+    """Each step adds at most 1 to the integral, and at least -1."""
+    ae = model()
+    objective = jaxae.Objective(
+        ae, penalties=("l1",), schedules=(schedules.l0_controller("l1"),)
+    )
+    hparams = {"l1": 0.1, "l0_target": 1e-3, "l0_gain": 0.1}
+    state = objective(ae.init(KEY), X, None, hparams, objective.init_state())[1].state
+    assert state["l1_schedule"].integral == 1
+
+
 def test_a_lane_is_the_single_run_and_a_resumed_run_the_uninterrupted_one(tmp_path):
     objective = jaxae.Objective(
         model(), penalties=("l1",), schedules=(schedules.l0_controller("l1"),)
