@@ -204,11 +204,11 @@ def _untied_paths(objective, params, p: Pass, cotangents: Cotangents) -> Paths:
 
 
 def _assembled(objective, params, *paths: dict[str, Any]) -> Expanded:
-    """The sum of paths, with 0 in the fields that none has."""
+    """The sum of paths, with 0 in the fields that none has, in the params' dtype."""
     grads: dict[str, Any] = {}
     for path in paths:
         grads |= {name: add(grads.get(name), grad) for name, grad in path.items()}
-    untied = _expanded(objective, params)
+    untied = jax.eval_shape(objective.ae.parametrization.expand, params)
     return jax.tree.map(jnp.zeros_like, untied)._replace(**grads)
 
 

@@ -113,7 +113,10 @@ class Objective:
             )
         prefixes = _as_prefixes(self.prefixes, self.ae.latent_dim)
         object.__setattr__(self, "prefixes", prefixes)
-        _checks.boolean("cut_prefixes", self.cut_prefixes)
+        if _checks.boolean("cut_prefixes", self.cut_prefixes) and not prefixes:
+            raise _checks.ArgumentError(
+                "cut_prefixes", "must be False without prefixes", "True"
+            )
         dead_after = self.dead_after
         if dead_after is None and any(p.needs_dead for p in self.penalties):
             dead_after = DEAD_AFTER
@@ -239,6 +242,13 @@ class Objective:
             state[STEPS_SINCE_ACTIVE] = jnp.zeros(self.ae.latent_dim, jnp.int32)
         state |= {s.state_name: s.init_state() for s in self.schedules}
         return jax.tree.map(jnp.asarray, state)
+
+    def for_evaluation(self) -> "Objective":
+        """The objective as at inference: without corruption and compute_dtype."""
+        schedules = tuple(s for s in self.schedules if s.name != CORRUPTION_RATE)
+        return dataclasses.replace(
+            self, corruption=None, compute_dtype=None, schedules=schedules
+        )
 
     def check_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Check the range of each number that is not traced.
@@ -415,7 +425,8 @@ class Objective:
                 "state",
                 f"lacks {', '.join(missing)}, which this objective carries from step "
                 "to step",
-                advice="start from objective.init_state()",
+                advice="start from objective.init_state(), or after training pass "
+                "run.state.state",
             )
 
     def _require(self, names: tuple[str, ...], hparams: Any) -> None:

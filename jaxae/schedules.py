@@ -111,7 +111,17 @@ def l0_controller(name: str) -> Schedule:
     target whatever v is. The errors are bounded because L0 is often many times the
     target at the start, where a larger sum would overshoot and leave dead latents. With
     a gain of 1e-3 the coefficient changes by at most a factor of e in 1000 steps.
+
+    Raises:
+      ValueError: for a hyperparameter that is not the coefficient of a penalty.
     """
+    if name in ("k", "bandwidth", "corruption_rate"):
+        raise _checks.ArgumentError(
+            "l0_controller",
+            "must set the coefficient of a penalty that makes latents fewer, such as "
+            "l1 or l0",
+            repr(name),
+        )
 
     def value(hparams, state):
         return hparams[name] * jnp.exp(hparams["l0_gain"] * state.integral)
@@ -122,6 +132,7 @@ def l0_controller(name: str) -> Schedule:
         return L0Integral((state.integral + error).astype(state.integral.dtype))
 
     def check_hparams(hparams):
+        _checks.POSITIVE.check(name, hparams)  # 0 times any factor stays 0
         _checks.POSITIVE.check("l0_target", hparams)
         _checks.AT_LEAST_0.check("l0_gain", hparams)
 

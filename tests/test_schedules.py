@@ -131,6 +131,19 @@ def test_a_lane_is_the_single_run_and_a_resumed_run_the_uninterrupted_one(tmp_pa
         chex.assert_trees_all_equal(swept.params(lane), run.params)
 
 
+def test_a_scheduled_corruption_is_left_out_of_evaluation():
+    objective = jaxae.Objective(
+        model(), corruption="masking", schedules=(schedules.linear("corruption_rate"),)
+    )
+    numbers = {"_start": 0.0, "_steps": 4, "": 0.3}
+    hparams = {f"corruption_rate{name}": value for name, value in numbers.items()}
+    run = train(objective, hparams, validation=X[:8])
+    plain = objective.for_evaluation().evaluate(run.params, X[:8], {})
+    np.testing.assert_allclose(
+        run.metrics["validation/loss"][-1], plain["loss"], rtol=1e-5
+    )
+
+
 def test_a_schedule_is_the_same_object_by_its_name_and_from_a_pickle():
     for factory in schedules.CATALOGUE.values():
         schedule = factory("l1")
@@ -157,6 +170,21 @@ def test_a_schedule_is_the_same_object_by_its_name_and_from_a_pickle():
         (
             lambda: jaxae.Objective(model(), schedules=schedules.linear("l1")),
             "schedules must be a tuple of schedules",
+        ),
+        (
+            lambda: schedules.l0_controller("k"),
+            "l0_controller must set the coefficient of a penalty.*'k'",
+        ),
+        (
+            lambda: train(
+                jaxae.Objective(
+                    model(),
+                    penalties=("l1",),
+                    schedules=(schedules.l0_controller("l1"),),
+                ),
+                {"l1": 0.0, "l0_target": 2.0, "l0_gain": 0.1},
+            ),
+            r"hparams\['l1'\] must be positive",
         ),
         (
             lambda: jaxae.Objective(model(), schedules=("linear",)),

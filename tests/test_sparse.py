@@ -100,14 +100,15 @@ def test_batch_topk_keeps_the_k_b_largest_of_the_batch():
 
 def test_the_threshold_of_batch_topk_is_a_running_mean_of_the_smallest_kept_value():
     part = g.batch_topk(1)
-    state, expected = part.init_state(H), None
+    state, kept = part.init_state(H), []
     for step in range(4):
         A = jnp.asarray(RNG.normal(size=(B, H)) + step, jnp.float32)
         Z = part.checked_apply_batch(A, (), state, True)
-        smallest = np.min(np.asarray(Z)[np.asarray(Z) > 0])
-        expected = smallest if step == 0 else 0.99 * expected + 0.01 * smallest
+        kept.append(np.min(np.asarray(Z)[np.asarray(Z) > 0]))
+        weights = 0.99 ** np.arange(step, -1, -1)
         state = part.checked_state(A, Z, (), state)
-        np.testing.assert_allclose(state.threshold, expected, rtol=1e-6)
+        expected = np.average(kept, weights=weights)
+        np.testing.assert_allclose(state.threshold, expected, rtol=1e-5)
     nothing = part.checked_state(A, jnp.zeros_like(A), (), state)
     chex.assert_trees_all_equal(nothing, state)
 
@@ -570,6 +571,10 @@ def test_equal_numbers_give_the_same_object():
         ),
         (lambda: jaxae.Objective(model(g.topk(2)), prefixes="2,8"), "prefixes must be"),
         (lambda: jaxae.Objective(model(g.topk(2)), cut_prefixes=1), "True or False"),
+        (
+            lambda: jaxae.Objective(model(g.topk(2)), cut_prefixes=True),
+            "cut_prefixes must be False without prefixes",
+        ),
         (lambda: jaxae.Objective(model(g.topk(2)), dead_after=0), "dead_after must be"),
         (
             lambda: train(jaxae.Objective(model(g.topk(2))), hparams={"k": 3}),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxae import _checks
 from jaxae.activations import _jumprelu
@@ -137,11 +137,12 @@ class BatchTopKState(NamedTuple):
 
     Attributes:
       threshold: the running mean of the smallest positive value that a batch keeps.
-      is_set: whether there was such a value.
+      weight: the sum of the weights of these values, 1 - decay^t after t of them, by
+        which the mean is divided so that the first ones do not dominate it.
     """
 
     threshold: Float[Array, ""]
-    is_set: Bool[Array, ""]
+    weight: Float[Array, ""]
 
 
 def batch_topk(k) -> Activation:
@@ -208,18 +209,17 @@ def _vjp_batch(A, Z, dZ, theta, state):
 
 def _init_state(latent_dim: int) -> BatchTopKState:
     del latent_dim
-    return BatchTopKState(jnp.float32(0), jnp.bool(False))
+    return BatchTopKState(jnp.float32(0), jnp.float32(0))
 
 
 def _update_state(A, Z, theta, state: BatchTopKState) -> BatchTopKState:
     del A, theta
     smallest = jnp.min(jnp.where(Z > 0, Z, jnp.inf)).astype(state.threshold.dtype)
-    mean = DECAY * state.threshold + (1 - DECAY) * smallest
-    threshold = jnp.where(state.is_set, mean, smallest)
-    is_kept = jnp.isfinite(smallest)
-    return BatchTopKState(
-        jnp.where(is_kept, threshold, state.threshold), state.is_set | is_kept
-    )
+    weight = DECAY * state.weight + (1 - DECAY)
+    change = (1 - DECAY) / weight * (smallest - state.threshold)
+    new = BatchTopKState(state.threshold + change, weight)
+    is_kept = jnp.isfinite(smallest)  # False for a batch without a positive value
+    return jax.tree.map(lambda new, old: jnp.where(is_kept, new, old), new, state)
 
 
 def _as_jumprelu(g: Activation, hparams, theta, state, latent_dim: int):

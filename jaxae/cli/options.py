@@ -78,7 +78,7 @@ class SharedOptions(DataOptions):
     """H, the number of latents."""
     activation: str = "sigmoid"
     """The encoder's g: sigmoid, tanh, relu, softplus, identity; sparse ones: topk(32),
-    abs_topk(8), batch_topk(32), jumprelu(), gated."""
+    abs_topk(8), batch_topk(32), matching_pursuit(32), jumprelu(), gated."""
     observation: str = "bernoulli"
     """The distribution of the inputs: bernoulli (for data in [0, 1]), gaussian, or
     gaussian_with(relu), ..."""
@@ -113,7 +113,7 @@ class SharedOptions(DataOptions):
     """Factor on the initial weights. None: 1."""
 
     k: int | None = None
-    """Replaces the k of topk, abs_topk and batch_topk, which it may not exceed."""
+    """Replaces the k of the activation, such as topk(32), which it may not exceed."""
     k_start: int | None = None
     """The k of the first step, which changes to --k in --k-steps."""
     k_steps: int | None = None

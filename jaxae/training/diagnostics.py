@@ -1,6 +1,5 @@
 """Metrics of a dataset, norms of a training step, and the cause of a divergence."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -156,8 +155,7 @@ def evaluate_block(
     params, batch, hparams, state: Any = (), *, objective: Objective
 ) -> dict[str, Any]:
     """Return "means" over the rows of a block, and "flags": what holds on every row."""
-    # As at inference: without corruption and without compute_dtype.
-    clean = dataclasses.replace(objective, corruption=None, compute_dtype=None)
+    clean = objective.for_evaluation()
     p = clean.forward(params, batch, None, hparams, state, training=False)
     # The model computes in its own precision; its results are summed in float32.
     params = _widened(params)
