@@ -29,6 +29,7 @@ PLOTS = {
     },
     "superposition": {"phase_diagrams.png", "by_importance.png", "geometry.png"},
     "synthsaebench": {"f1_by_variant.png"},
+    "dictionary_recovery": {"recovery.png"},
 }
 
 
@@ -48,6 +49,7 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
         "learning_rate_transfer": check_transfer,
         "superposition": check_superposition,
         "synthsaebench": check_synthsaebench,
+        "dictionary_recovery": check_recovery,
     }
     check_numbers[name](result)
 
@@ -194,6 +196,19 @@ def check_synthsaebench(result):
     assert max(rows["Matryoshka, leave one out"]["by_seed"]["l0"]) < l0
     assert rows["Matryoshka"]["published_at_full_size"][0] == 0.8793
     assert rows["Matryoshka, refined"]["published_at_full_size"] is None
+
+
+def check_recovery(result):
+    cells = {(row["ratio"], row["l1"]): row for row in result["by_l1"]}
+    assert set(cells) == {(ratio, l1) for ratio in (1, 2) for l1 in (0.01, 0.1, 1.0)}
+    for row in cells.values():
+        # Between what random directions have, 0.4, and equal ones.
+        assert 0.3 < np.min(row["MMCS of features"]) < 1
+        assert len(row["l0"]) == len(result["seeds"])
+    fvu = [[np.mean(cells[r, l1]["fvu"]) for l1 in (0.01, 0.1, 1.0)] for r in (1, 2)]
+    assert np.all(np.diff(fvu) > 0)  # the penalty costs reconstruction
+    assert [row["ratio"] for row in result["top_k"]] == [1, 2]
+    assert np.max([row["l0"] for row in result["top_k"]]) <= 3
 
 
 def test_copies_updated_by_both_paths_train_as_tied_weights():
@@ -479,6 +494,52 @@ def test_each_statement_of_the_claim_on_superposition_can_fail(spoil, failing):
     }
     if spoil is not None:
         spoil(results)
+    holds = study.judge(**results)
+    assert {name for name, is_true in holds.items() if not is_true} == failing
+
+
+def lose_features(row):
+    row["MMCS of features"] = np.array([0.8, 0.9])
+
+
+def set_dead_fraction(row):
+    row["dead fraction"] = np.array([0.1, 0.1])
+
+
+def raise_to_best(row):
+    row["MMCS of features"][1] = 0.95
+
+
+@pytest.mark.parametrize(
+    "spoil, place, failing",
+    [
+        (None, None, set()),
+        (lose_features, ("by_l1", 1), {"the best coefficient recovers the features"}),
+        (raise_to_best, ("by_l1", 5), {"the ends of the grid do not"}),
+        (raise_to_best, ("by_l1", 0), {"the ends of the grid do not"}),
+        (set_dead_fraction, ("by_l1", 4), {"more latents, more dead"}),
+        (lose_features, ("top_k", 1), {"top-k recovers the features"}),
+        (lose_features, ("top_k", 0), set()),  # no claim for as many as features
+    ],
+)
+def test_each_statement_of_the_claim_on_recovery_can_fail(spoil, place, failing):
+    study = load_study("dictionary_recovery")
+
+    def row(ratio, mmcs, dead):
+        measures = {"MMCS of features": mmcs, "dead fraction": dead}
+        return {"ratio": ratio} | {n: np.array([v, v]) for n, v in measures.items()}
+
+    results = {
+        "by_l1": [
+            row(ratio, mmcs, dead)
+            for ratio, dead in ((1, 0.1), (2, 0.3))
+            for mmcs in (0.6, 0.98, 0.5)
+        ],
+        "top_k": [row(1, 0.97, 0.1), row(2, 0.97, 0.3)],
+    }
+    if spoil is not None:
+        name, index = place
+        spoil(results[name][index])
     holds = study.judge(**results)
     assert {name for name, is_true in holds.items() if not is_true} == failing
 
