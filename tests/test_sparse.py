@@ -505,6 +505,8 @@ def test_auto_takes_the_gradient_by_codes_where_latents_are_many():
     wide = jaxae.Autoencoder(input_dim=D, latent_dim=64, activation=g.topk(4))
     assert config.gradient == "auto"
     assert config.gradient_of(jaxae.Objective(wide)) == "manual"
+    many = jaxae.Autoencoder(input_dim=D, latent_dim=8192, activation=g.topk(257))
+    assert config.gradient_of(jaxae.Objective(many)) == "autodiff"
     for part in (g.topk(5), "relu", g.batch_topk(2)):
         ae = jaxae.Autoencoder(input_dim=D, latent_dim=64, activation=part)
         assert config.gradient_of(jaxae.Objective(ae)) == "autodiff"

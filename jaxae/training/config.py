@@ -179,14 +179,15 @@ class TrainConfig:
     def gradient_of(self, objective: Objective) -> str:
         """The gradient that training this objective uses: "autodiff" or "manual".
 
-        By hand where the latents have codes and are sparse and many enough that these
-        are faster (benchmarks/sparse_codes.py); else by autodiff, which is as fast.
+        By hand where the latents have codes, of k entries, and k is small enough that a
+        step by codes is faster on a CPU (benchmarks/results/sparse_codes_cpu.json): at
+        most 256, and at most a 16th of the latents. Else by autodiff.
         """
         if self.gradient != "auto":
             return self.gradient
         ae = objective.ae
         num_active = ae.activation.max_active or ae.latent_dim
-        is_sparse = 16 * num_active <= ae.latent_dim
+        is_sparse = num_active <= min(ae.latent_dim // 16, 256)
         return "manual" if objective.has_codes and is_sparse else "autodiff"
 
     def compiled(self) -> "TrainConfig":
