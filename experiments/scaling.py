@@ -46,7 +46,7 @@ from jaxae.data import dictionaries
 
 KEY = 0  # of the dictionary, the initial values and the data
 NUM_FEATURES, INPUT_DIM, NUM_ACTIVE = 1024, 64, 16
-NUM_STARTS = 40  # of the fit, which has local minima
+NUM_STARTS = 20  # of the fit, which has local minima
 MAX_ERROR = 0.1  # of a predicted log loss; the pilot's largest was 0.06
 MIN_R2 = 0.95  # the pilot had 0.98
 NAMES = ("alpha", "beta_k", "beta_n", "gamma", "zeta", "eta")
@@ -163,7 +163,7 @@ def fit(log_n, log_k, log_loss) -> np.ndarray:
     def error(theta):
         return log_law(theta, log_n, log_k) - log_loss
 
-    fits = [least_squares(error, start, max_nfev=2000) for start in starts]
+    fits = [least_squares(error, start, max_nfev=300) for start in starts]
     return min(fits, key=lambda result: result.cost).x
 
 
