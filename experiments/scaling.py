@@ -27,6 +27,15 @@ seed (key 1000; here the key is 0). For this kind of data the law had R^2 = 0.97
 errors of up to 0.06 in held-out log losses. For four others it was worse, with R^2 of
 0.94 to 0.98 and errors of 0.13 to 0.24: fewer features or dimensions, or magnitudes
 that fall with the rank. So the claim is about one kind of data, not about all.
+
+Results (full run, 100 lanes, 5 seeds, on a CPU): L falls from 0.86 (n = 16, k = 1) to
+0.42 (n = 256, k = 8); seeds differ by less than 1 %. The fit to all 20 cells has R^2 =
+0.978 and an rms error of 0.030 in log L; it is off by at most 0.045 (log L). Held-out
+cells are predicted within 0.037 (one of each k) and 0.054 (the largest n). The errors
+are systematic: log L is concave in log k, since L is 1 without latents, and the law is
+convex. Without its second term the errors are up to 0.066, 0.038 and 0.077. So the term
+helps the fit and the extrapolation in n, but not the prediction of scattered cells, and
+with four values of k its parameters are not well determined: zeta is -0.50 to -0.70.
 """
 
 import itertools
@@ -254,6 +263,8 @@ def draw(loss, fits, settings, path) -> None:
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower left")
+    ticks = [tick / 10 for tick in range(1, 11) if tick / 10 > 0.9 * loss.min()]
+    by_n.set_yticks(ticks, map(str, ticks))
     figure.suptitle(
         "Lines: the law, fitted to the filled points; open points are predicted"
     )
