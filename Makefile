@@ -59,6 +59,7 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/learning_rate_transfer.py --out runs/learning_rate_transfer
 	$(BIN)/python experiments/synthsaebench.py --out runs/synthsaebench
 	$(BIN)/python experiments/dictionary_recovery.py --out runs/dictionary_recovery
+	$(BIN)/python experiments/scaling.py --out runs/scaling
 
 bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/*torch*.py
 

@@ -30,6 +30,7 @@ PLOTS = {
     "superposition": {"phase_diagrams.png", "by_importance.png", "geometry.png"},
     "synthsaebench": {"f1_by_variant.png"},
     "dictionary_recovery": {"recovery.png"},
+    "scaling": {"loss.png"},
 }
 
 
@@ -50,6 +51,7 @@ def test_a_quick_study_confirms_its_claim_and_writes_its_files(name, tmp_path):
         "superposition": check_superposition,
         "synthsaebench": check_synthsaebench,
         "dictionary_recovery": check_recovery,
+        "scaling": check_scaling,
     }
     check_numbers[name](result)
 
@@ -209,6 +211,18 @@ def check_recovery(result):
     assert np.all(np.diff(fvu) > 0)  # the penalty costs reconstruction
     assert [row["ratio"] for row in result["top_k"]] == [1, 2]
     assert np.max([row["l0"] for row in result["top_k"]]) <= 3
+
+
+def check_scaling(result):
+    settings = result["settings"]
+    shape = [len(settings[name]) for name in ("latent_dims", "ks")]
+    losses = np.array(result["loss"])
+    assert losses.shape == (*shape, len(result["seeds"]))
+    assert np.all((losses > 0) & (losses < 1))
+    assert set(result["fits"]) == {"none", "scattered", "largest"}
+    for fit in result["fits"].values():
+        assert np.shape(fit["is_held_out"]) == tuple(shape)
+        assert 0 < fit["rms error"] <= fit["largest error"]
 
 
 def test_copies_updated_by_both_paths_train_as_tied_weights():
@@ -541,6 +555,53 @@ def test_each_statement_of_the_claim_on_recovery_can_fail(spoil, place, failing)
         name, index = place
         spoil(results[name][index])
     holds = study.judge(**results)
+    assert {name for name, is_true in holds.items() if not is_true} == failing
+
+
+def test_the_fit_finds_the_law_that_made_the_losses():
+    study = load_study("scaling")
+    grid = study.log_grid(study.FULL)
+    # A floor well below the rest at small n, and above it at large n.
+    alpha, beta_k, beta_n, gamma, zeta, eta = -0.5, 0.1, -0.3, -0.1, -2.0, -0.3
+    n, k = (np.exp(values) for values in grid)
+    loss = np.exp(alpha) * k**beta_k * n**beta_n * np.exp(gamma * grid[0] * grid[1])
+    loss += np.exp(zeta) * k**eta
+    for is_held_out in study.held_out(study.FULL).values():
+        fit = study.fit_and_predict(grid, np.log(loss), is_held_out)
+        # Many parameters give almost the same losses, and the fit stops among them.
+        assert fit["largest error"] < 0.01 and fit["r2"] > 0.999
+
+
+def test_cells_that_are_held_out_are_not_fitted():
+    study = load_study("scaling")
+    grid = study.log_grid(study.QUICK)
+    log_loss = -0.3 * grid[0] - 0.2 * grid[1]
+    is_held_out = study.held_out(study.QUICK)["scattered"]
+    spoiled = log_loss + 5 * is_held_out
+    fit = study.fit_and_predict(grid, spoiled, is_held_out)
+    assert fit["r2"] > 0.999 and fit["rms error"] == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "place, value, failing",
+    [
+        (None, None, set()),
+        (("losses", (1, 0)), 1.0, {"the loss falls with n"}),
+        (("losses", (1, 1)), 0.75, {"the loss falls with k"}),
+        (("none", "r2"), 0.9, {"the law explains the losses"}),
+        (("scattered", "largest error"), 0.2, {"scattered cells are predicted"}),
+        (("largest", "largest error"), 0.2, {"the largest n is predicted"}),
+    ],
+)
+def test_each_statement_of_the_claim_on_scaling_can_fail(place, value, failing):
+    study = load_study("scaling")
+    losses = np.array([[[0.9], [0.8]], [[0.7], [0.6]]])
+    names = ("none", "scattered", "largest")
+    fits = {name: {"r2": 0.99, "largest error": 0.01} for name in names}
+    if place is not None:
+        where, index = place
+        (losses if where == "losses" else fits[where])[index] = value
+    holds = study.judge(losses, fits)
     assert {name for name, is_true in holds.items() if not is_true} == failing
 
 
