@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Int32
 
@@ -210,10 +209,10 @@ def build(
     return _build(
         _function("optimizer", CATALOGUE, optimizer),
         _function("schedule", SCHEDULES, constant if schedule is None else schedule),
-        _flag("warmup", warmup, "set its value with hparams['warmup_steps']"),
-        _flag("clip", clip, "set its value with hparams['max_norm']"),
+        _checks.boolean("warmup", warmup, "set its value with hparams['warmup_steps']"),
+        _checks.boolean("clip", clip, "set its value with hparams['max_norm']"),
         _checks.positive_int("accumulate", accumulate),
-        _flag("unit_norm", unit_norm),
+        _checks.boolean("unit_norm", unit_norm),
     )
 
 
@@ -427,9 +426,3 @@ def _cast_like(new, old):
 
 def _function(kind: str, catalogue: Mapping[str, Any], value: Any) -> Any:
     return value if callable(value) else _checks.lookup(kind, catalogue, value)
-
-
-def _flag(name: str, value: Any, advice: str = "") -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise _checks.ArgumentError(name, "must be True or False", repr(value), advice)
-    return bool(value)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxae import _checks, _keys, activations, observations
@@ -529,10 +528,11 @@ def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
     path = "jaxae.autoencoder.Parametrization"
     _checks.instance("parametrization", base, Parametrization, path)
     _checks.check_names(f"parametrization {base}: weights", base.weights)
-    for name, choice in choices.items():
-        if not isinstance(choice, bool | np.bool_ | None):
-            raise _checks.ArgumentError(name, "must be True or False", repr(choice))
-    chosen = {name: bool(c) for name, c in choices.items() if c is not None}
+    chosen = {
+        name: _checks.boolean(name, choice)
+        for name, choice in choices.items()
+        if choice is not None
+    }
     return parametrizations.change(base, chosen)
 
 
