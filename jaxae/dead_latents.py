@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxae import _checks, _keys
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.parametrizations import LATENT_FIELDS
 from jaxae.objective import STEPS_SINCE_ACTIVE
 from jaxae.terms import Pass
 from jaxae.training import TrainState
@@ -17,8 +18,6 @@ from jaxae.training import TrainState
 # Folded into the run's key: a number that no step has, since those of an epoch's order
 # and noise are folded into the same key.
 _KEY = 2**32 - 1
-# The fields of parameters with one row for each latent.
-_FIELDS = ("W", "W_enc", "W_dec", "b_enc")
 
 
 def resample(every, *, ae, dead_after=None, encoder_scale=0.2) -> "Resample":
@@ -169,7 +168,7 @@ def _mean_norm(W: Float[Array, "H D"], is_alive: Bool[Array, "H"]) -> Float[Arra
 
 def _fields_of(params: Any) -> list[str]:
     """The fields with rows of latents; a model without encoder bias has () as b_enc."""
-    present = [name for name in _FIELDS if name in params._fields]
+    present = [name for name in LATENT_FIELDS if name in params._fields]
     return [name for name in present if jax.tree.leaves(getattr(params, name))]
 
 
