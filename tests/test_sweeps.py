@@ -25,6 +25,7 @@ X = np.random.default_rng(0).uniform(size=(50, 6)).astype("f4")
 OBJECTIVE = jaxae.Objective(model(), penalties=(penalties.l1,))
 # Without diagnostics, which take as long to compile as training itself.
 CONFIG = jaxae.TrainConfig(num_epochs=3, batch_size=8, diagnostics=False)
+RATE = {"learning_rate": [1e-2]}
 SPACE = {"learning_rate": [1e-3, 1e-2], "seed": range(3)}
 
 
@@ -307,6 +308,41 @@ def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():
     np.testing.assert_allclose(W[0], W[2], atol=1e-6)
     np.testing.assert_allclose(W[1], W[3], atol=1e-6)
     assert not np.allclose(W[0], W[1])
+
+
+# ---- initial parameters --------------------------------------------------------------
+
+
+def test_lanes_from_given_params_are_the_single_runs_from_them(tmp_path):
+    params = OBJECTIVE.ae.init(jax.random.key(7))
+    arguments = {"params": params, "lanes_at_once": 1, "out": tmp_path}
+    result = sweep(**arguments)
+    for lane in range(len(result)):
+        assert result.trial(lane)["params"] is params
+        assert_lane_is(single_run(result, lane), result, lane, rtol=0)
+    first, second = result.params(0), result.params(1)
+    assert not np.array_equal(first.W, second.W)  # the seed still orders the rows
+    jax.tree.map(np.testing.assert_array_equal, sweep(**arguments).params(1), second)
+    with pytest.raises(ValueError, match="holds another sweep.*params"):
+        sweep(**{**arguments, "params": OBJECTIVE.ae.init(KEY)})
+
+
+@pytest.mark.parametrize(
+    "space, params, sentence",
+    [
+        ({"latent_dim": [2, 4]}, OBJECTIVE.ae.init(KEY), "cannot be swept with params"),
+        ({"init_scale": [1.0]}, OBJECTIVE.ae.init(KEY), "init_scale, which nothing"),
+        ({**RATE, "tied": [True, False]}, OBJECTIVE.ae.init(KEY), "params must be"),
+        ({"seed": [0]}, OBJECTIVE.ae.init(KEY, dtype="bfloat16"), "must be float32"),
+        ({"seed": [0]}, model(H=3).init(KEY), r"params.W must have"),
+    ],
+)
+def test_params_that_do_not_fit_the_space_raise(space, params, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sweep(space, params=params)
+
+
+# ---- seeds ---------------------------------------------------------------------------
 
 
 def test_seed_is_0_unless_swept_whatever_the_lane():

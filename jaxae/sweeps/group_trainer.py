@@ -189,7 +189,8 @@ class GroupTrainer:
         hparams, limits = self._hparams(layout), self.group.init_limits[layout.slots]
         keys = program.keys_of(self.key, layout.seeds)
         lanes = hparams, limits, keys, layout.seed_of
-        return program.begin(*lanes, self._rows, program=self._program)
+        params = self.group.params
+        return program.begin(*lanes, self._rows, params, program=self._program)
 
     def _shared(self, layout: Layout, epoch_start: int) -> Shared:
         """What the lanes share in the epoch that begins at that step."""

@@ -33,6 +33,7 @@ class Group(NamedTuple):
       init_limits: `[n]`, the `init_limit` of each lane's own model.
       seeds: `[n]`, the seed of each lane.
       widths: `[n]`, each lane's own latent_dim.
+      params: the initial ones of all lanes; None if each lane draws its own.
       vmap_scope: which lanes may share a vmap: "any", those of one "seed", or "none".
       generator: the random generator that decides this, by its name in JAX.
     """
@@ -45,6 +46,7 @@ class Group(NamedTuple):
     init_limits: np.ndarray
     seeds: np.ndarray
     widths: np.ndarray
+    params: Any
     vmap_scope: str
     generator: str
 
@@ -96,9 +98,21 @@ def with_width(objective: Objective, latent_dim: int) -> Objective:
 
 
 def groups_of(
-    objective: Objective, config: TrainConfig, lanes: Lanes, hparams: Mapping, data, key
+    objective: Objective,
+    config: TrainConfig,
+    lanes: Lanes,
+    hparams: Mapping,
+    data,
+    key,
+    params,
 ) -> list[Group]:
     """One group for every combination of values of the static axes, checked."""
+    if params is not None:
+        _check_params(params, lanes)
+    if LATENT_DIM in lanes.axes and objective.prefixes is not None:
+        problem = "cannot be swept with prefixes, which end at one latent_dim"
+        advice = "run one sweep for each latent_dim"
+        raise ArgumentError(f"space['{LATENT_DIM}']", problem, advice=advice)
     members: dict[tuple, list[int]] = {}
     for lane, static_values in enumerate(lanes.static):
         members.setdefault(static_values, []).append(lane)
@@ -108,16 +122,30 @@ def groups_of(
     example |= {name: values[0] for name, values in lanes.hparams.items()}
     programs = [with_static_values(objective, config, values) for values in members]
     read = [checks.names_read(*program, data, example, key) for program in programs]
-    _check_names(example, sorted({INIT_SCALE}.union(*read)))
+    optional = {INIT_SCALE} if params is None else set()
+    _check_names(example, sorted(optional.union(*read)))
     groups = []
     for program, names, indices in zip(programs, read, members.values(), strict=True):
-        own = {n: v for n, v in example.items() if n in (*names, INIT_SCALE)}
+        own = {n: v for n, v in example.items() if n in (*names, *optional)}
         checks.trace_custom_components(program[0], key, program[1])
-        checks.check_hparams(*program, data, own, key)
-        groups.append(_group(*program, lanes, np.array(indices), own, data, key))
+        checks.check_hparams(*program, data, own, key, params)
+        group = _group(*program, lanes, np.array(indices), own, data, key)
+        if params is not None:
+            group.objective.ae.check_params(params)
+        groups.append(group._replace(params=params))
     for group in groups:
         _check_values(group, data)
     return groups
+
+
+def _check_params(params, lanes: Lanes) -> None:
+    if LATENT_DIM in lanes.axes:
+        problem = "cannot be swept with params, which have one latent_dim"
+        raise ArgumentError(f"space['{LATENT_DIM}']", problem)
+    for name, leaf in _checks.named(params):
+        if leaf.dtype != jnp.float32:
+            problem = "must be float32, in which the lanes of a sweep train"
+            raise ArgumentError(f"params.{name}", problem, str(leaf.dtype))
 
 
 def _check_names(hparams: Mapping, names_read: list[str]) -> None:
@@ -163,6 +191,7 @@ def _group(
         init_limits=np.array(limits, np.float32),
         seeds=lanes.seeds[indices],
         widths=widths,
+        params=None,
         vmap_scope=vmap_scope,
         generator=generator,
     )

@@ -65,23 +65,26 @@ class Shared(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="program")
 def begin(
-    hparams, limits, keys, seed_of, data, *, program: Program
+    hparams, limits, keys, seed_of, data, params, *, program: Program
 ) -> tuple[TrainState, Means]:
     """The states `[C, S, M]` before the first step, and means over no steps.
 
     The states have no key and no step, because the lanes of a seed share them; other
     random keys in them are key data, which the host can hold. `limits` `[C, S, M]` are
     the `init_limit` of each lane's own model; `seed_of` `[C, S]` are indices into the
-    keys `[U]` of the seeds.
+    keys `[U]` of the seeds. `params` are the initial ones of all lanes; None draws
+    them.
     """
     objective, config = program.objective, program.config
 
     def chunk(shared, limits, hparams, seed_of):
-        keys, data = shared
+        keys, data, params = shared
 
         def lane(limit, hparams, key):
-            params = initial_params(objective.ae, hparams, key, limit=limit)
-            state = init_state(objective, hparams, key, config=config, params=params)
+            own = params
+            if own is None:
+                own = initial_params(objective.ae, hparams, key, limit=limit)
+            state = init_state(objective, hparams, key, config=config, params=own)
             if program.source is None:
                 batch = jax.tree.map(lambda rows: rows[: config.batch_size], data)
             else:
@@ -92,7 +95,7 @@ def begin(
         return _at_once(lane, (0, 0, None), limits, hparams, keys[seed_of])
 
     lanes = limits, hparams, seed_of
-    return _in_sequence(chunk, (keys, data), lanes, program.mesh)
+    return _in_sequence(chunk, (keys, data, params), lanes, program.mesh)
 
 
 def _of_lane(state: TrainState) -> TrainState:

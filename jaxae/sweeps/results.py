@@ -288,11 +288,13 @@ class Sweep:
         """The keyword arguments with which `train(data=..., **...)` repeats a lane."""
         results, i = self._place(lane)
         group, num_epochs = results.group, int(results.num_epochs[i])
+        initial = {} if group.params is None else {"params": group.params}
         return {
             "objective": group.objective_of(i),
             "hparams": group.hparams_of(i),
             "config": dataclasses.replace(group.config, num_epochs=num_epochs),
             "key": jax.random.fold_in(self._key, group.seeds[i]),
+            **initial,
         }
 
     def _place(self, lane) -> tuple[LaneResults, int]:

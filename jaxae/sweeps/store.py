@@ -26,10 +26,12 @@ from jaxae.training.checks import as_hparams
 _DAMAGES = (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError)
 
 
-def fingerprint_of(objective, config, hparams, key, data, validation, lanes, halving):
+def fingerprint_of(
+    objective, config, hparams, key, params, data, validation, lanes, halving
+):
     """JSON values that are equal for two sweeps with the same results."""
     hparams = as_hparams(hparams, jnp.float32)  # 1 and 1.0 are the same
-    single = fingerprint(objective, config, hparams, key, None, data, validation)
+    single = fingerprint(objective, config, hparams, key, params, data, validation)
     changes = {
         "num_epochs": config.num_epochs,
         "halving": None if halving is None else repr(halving),

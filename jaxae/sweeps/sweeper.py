@@ -39,6 +39,7 @@ def sweep(
     key,
     config=None,
     validation=None,
+    params=None,
     num_samples: int | None = None,
     sampler: str = "sobol",
     halving=None,
@@ -75,6 +76,8 @@ def sweep(
         checkpoint_steps, checkpoint_minutes, keep_checkpoints and the memory_budget of
         the data, when it repeats a `trial`; patience must be None.
       validation: as for `train`; evaluated after each epoch.
+      params: the initial parameters of all lanes, in float32, such as those of
+        `jaxae.formats.load`; by default each lane draws its own.
       num_samples: the number of points sampled from the ranges.
       sampler: "sobol" spreads the points evenly, "random" draws them independently.
       halving: a `Halving`, to train only the best lanes to the end.
@@ -108,6 +111,7 @@ def sweep(
         key=key,
         config=config,
         validation=validation,
+        params=params,
         num_samples=num_samples,
         sampler=sampler,
         halving=halving,
@@ -159,6 +163,7 @@ def prepare(
     key,
     config=None,
     validation=None,
+    params=None,
     num_samples: int | None = None,
     sampler: str = "sobol",
     halving=None,
@@ -178,19 +183,19 @@ def prepare(
     config = TrainConfig() if config is None else config
     hparams = {} if hparams is None else hparams
     _checks.hparams(hparams)
-    checks.check_arguments(objective, key, config)
+    checks.check_arguments(objective, key, config, params)
     _check_choices(config, lanes_at_once, memory_budget, engine)
     devices = _as_devices(devices, engine)
     out = None if out is None else _checks.folder("out", out)
     latent_dim = objective.ae.latent_dim
     lanes = lanes_of(space, hparams, latent_dim, key, num_samples, sampler)
     _check_num_epochs(config, lanes)
-    groups = groups_of(objective, config, lanes, hparams, data, key)
+    groups = groups_of(objective, config, lanes, hparams, data, key, params)
     rungs = plans.rungs_of(halving, config.num_epochs, validation)
     store = None
     if out is not None:
         fingerprint = fingerprint_of(
-            objective, config, hparams, key, data, validation, lanes, halving
+            objective, config, hparams, key, params, data, validation, lanes, halving
         )
         store = Store(out, fingerprint)
     data, validation = _checked_data(groups, data, validation)
