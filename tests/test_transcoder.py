@@ -60,6 +60,25 @@ def ae(request):
     return model(**request.param)
 
 
+# Of these, every choice is in one that is not slow.
+COMBINED = (
+    "transcoder-bernoulli",
+    "skip-pre_bias",
+    "skip-transcoder-no_bias",
+    "aligned-pre_bias",
+)
+combined = pytest.mark.parametrize(
+    "ae",
+    [
+        pytest.param(
+            choices, id=name, marks=[] if name in COMBINED else pytest.mark.slow
+        )
+        for name, choices in MODELS.items()
+    ],
+    indirect=True,
+)
+
+
 # ---- the functions -------------------------------------------------------------------
 
 
@@ -127,6 +146,7 @@ def test_a_transcoder_of_equal_widths_is_the_autoencoder():
 # ---- the gradients -------------------------------------------------------------------
 
 
+@combined
 def test_hand_gradients_are_derivatives_and_equal_autodiff(ae, x64):
     params, (X, T) = start(ae), pair(width=ae.output_dim, dtype=jnp.float64)
     x, target = X[0], T[0]
@@ -141,6 +161,7 @@ def test_hand_gradients_are_derivatives_and_equal_autodiff(ae, x64):
     chex.assert_trees_all_close(tuple(paths), halves, rtol=1e-12, atol=1e-13)
 
 
+@combined
 def test_hand_gradients_of_objectives_are_derivatives(ae, x64):
     penalties = "contractive", "weight_decay", "l1"
     objective = jaxae.Objective(ae, penalties=penalties, corruption="masking")
@@ -163,8 +184,9 @@ def test_the_skips_gradient_is_the_outer_product_on_the_decoders_path(x64):
     assert not paths.encoder.W_skip.any() and expected.any()
 
 
-@pytest.mark.parametrize("pre_bias", [False, True])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "bias, pre_bias", [(True, True), pytest.param(False, False, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("base", [skip, aligned], ids=str)
 def test_pullback_is_the_adjoint_of_expand(base, bias, pre_bias, x64):
     ae = model(parametrization=base, bias=bias, pre_bias=pre_bias)
