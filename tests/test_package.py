@@ -27,6 +27,7 @@ LAYERS = [
     "activations",
     "observations",
     "autoencoder",
+    "formats",
     "metrics",
     "corruptions",
     "terms",

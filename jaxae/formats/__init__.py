@@ -1,0 +1,131 @@
+"""Models of other libraries: read them, and write them.
+
+A module a format, each with one `Format`; FORMATS lists them.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxae import _checks
+from jaxae._files import expanded
+from jaxae.autoencoder import Autoencoder
+from jaxae.formats import _hub, _jaxae
+from jaxae.formats._base import Format, Model
+
+__all__ = ["FORMATS", "Format", "Model", "load", "metadata", "read", "save"]
+
+FORMATS = {f.name: f for f in (_jaxae.FORMAT,)}
+
+
+def load(
+    source, *, format: str | None = None, inputs_normalized: bool = False
+) -> tuple[Autoencoder, Any]:
+    """Read a model of another library: `ae, params = jaxae.formats.load(SOURCE)`.
+
+    The model computes the function of the file. A file whose function has no place in
+    an `Autoencoder` raises an error that names the entry.
+
+    Args:
+      source: a folder, a file, or a hub id "owner/repo[@revision][/folder]". A file or
+        folder that exists is taken before a hub id; "hf://owner/repo" is always one.
+      format: one of FORMATS; by default found out from the files.
+      inputs_normalized: whether you normalize the inputs, and undo it on the outputs,
+        as the file asks. By default a file that asks for a normalization that an
+        `Autoencoder` does not have raises an error.
+
+    Raises:
+      FileNotFoundError: if there is no such file or folder.
+      ImportError: if a package is missing, for a hub id or a file of torch.
+      ValueError: if the source has none of the formats, is damaged, or holds a function
+        that jaxae cannot represent.
+    """
+    model = read(source, format=format, inputs_normalized=inputs_normalized)
+    return model.ae, model.params
+
+
+def metadata(source, *, format: str | None = None) -> dict[str, Any]:
+    """What a file says that is not part of the function, for `save(metadata=)`.
+
+    Args:
+      source, format: as in `load`.
+    """
+    return read(source, format=format, inputs_normalized=True).metadata
+
+
+def read(
+    source, *, format: str | None = None, inputs_normalized: bool = False
+) -> Model:
+    """`load`, with the file's metadata and a list of what was folded.
+
+    Args:
+      source, format, inputs_normalized: as in `load`.
+    """
+    chosen = None if format is None else _checks.lookup("format", FORMATS, format)
+    _checks.boolean("inputs_normalized", inputs_normalized)
+    path = _locate(source, chosen)
+    return (chosen or _recognize(path)).read(path, inputs_normalized)
+
+
+def save(
+    directory, ae: Autoencoder, params, *, format: str, metadata: dict | None = None
+) -> None:
+    """Write a model as files of another library.
+
+    Args:
+      directory: the folder; created if it does not exist.
+      ae: the model.
+      params: its parameters.
+      format: one of FORMATS that can be written.
+      metadata: JSON values beside the function, such as those of `formats.metadata`.
+
+    Raises:
+      ValueError: if the format cannot hold the model, `params` are not those of the
+        model, `directory` is a file, or `metadata` is not JSON.
+    """
+    writable = {name: f for name, f in FORMATS.items() if f.write is not None}
+    write = _checks.lookup("format", writable, format).write
+    _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder")
+    ae.check_params(params)
+    folder = expanded(_checks.folder("directory", directory))
+    if folder.exists() and not folder.is_dir():
+        raise _checks.ArgumentError(
+            "directory", f"must be a folder, but {folder} is a file"
+        )
+    assert write is not None
+    write(folder, ae, params, metadata or {})
+
+
+def _locate(source: Any, format: Format | None) -> Path:
+    """The file or folder, downloaded if the source is a hub id."""
+    path = expanded(_checks.folder("source", source))
+    is_explicit = isinstance(source, str) and source.startswith("hf://")
+    if path.exists() and not is_explicit:
+        return path
+    if not is_explicit and (isinstance(source, os.PathLike) or not _hub.parse(source)):
+        raise FileNotFoundError(f"{path} does not exist; give a file or a folder.")
+    formats = FORMATS.values() if format is None else (format,)
+    return _hub.download(source, [name for f in formats for name in f.files])
+
+
+def _recognize(path: Path) -> Format:
+    found = [f for f in FORMATS.values() if f.recognizes(path)]
+    if len(found) == 1:
+        return found[0]
+    names = [f.name for f in found]
+    raise _checks.ArgumentError(
+        str(path),
+        f"has more than one format: {', '.join(names)}"
+        if found
+        else f"has none of the formats {', '.join(FORMATS)}",
+        advice="give format=" if found else _advice(path),
+    )
+
+
+def _advice(path: Path) -> str:
+    """The folders inside that hold a model, as advice."""
+    inner = sorted(p.parent for p in path.rglob("cfg.json")) if path.is_dir() else []
+    if inner:
+        names = ", ".join(str(p.relative_to(path)) for p in inner[:5])
+        return f"give one of its folders, such as {names}"
+    return "give the folder that holds the weights"

@@ -1,0 +1,94 @@
+"""Reads the tensors of a file into NumPy arrays by name; nothing is unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxae import _checks
+
+_ADVICE = "restore or download it again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file."""
+    with _checks.reading(path, _ADVICE):
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file."""
+    with _checks.reading(path, _ADVICE):
+        with safetensors.safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return _checked(path, tensors)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file."""
+    with _checks.reading(path, _ADVICE), np.load(path, allow_pickle=False) as arrays:
+        tensors = {name: arrays[name] for name in arrays.files}
+    return _checked(path, tensors)
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dictionary of a file of torch.save; tensors as NumPy arrays, bfloat16 too.
+
+    Raises:
+      ImportError: if torch is not installed.
+      ValueError: if the file holds anything but tensors and plain values.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise _checks.extra(f"{path}, a file of torch,", "torch", "torch") from error
+
+    def array(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.dtype == torch.bfloat16:  # NumPy has none of its own
+            return value.view(torch.uint16).numpy().view(jnp.bfloat16)
+        return value.numpy()
+
+    with _checks.reading(path, _ADVICE):
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(values, dict):
+            raise ValueError("it does not hold tensors by name")
+        tensors = {name: array(value) for name, value in values.items()}
+    return _checked(path, tensors)
+
+
+def check_shapes(
+    path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Check that a file holds the tensors of these names and shapes, and no others."""
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise _checks.ArgumentError(
+            str(path),
+            f"must hold {_outline(shapes)}",
+            _outline(found),
+            "the file and its configuration may be of two models",
+        )
+
+
+def _outline(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name}{list(shapes[name])}" for name in sorted(shapes))
+
+
+def _checked(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    is_double = any(getattr(t, "dtype", None) == np.float64 for t in tensors.values())
+    if is_double and not jax.config.read("jax_enable_x64"):
+        raise _checks.ArgumentError(
+            str(path),
+            "holds float64 parameters, which JAX would round to float32 here",
+            advice="load it inside `with jax.enable_x64(True):`",
+        )
+    return tensors
