@@ -1,0 +1,60 @@
+"""Goldens of sparsify: folders that the original wrote, and what it computes from them.
+
+    pip install torch==2.13.0 eai-sparsify==1.3.3
+    python benchmarks/format_goldens/sparsify.py
+
+Writes tests/goldens/formats/sparsify/<architecture>/: `cfg.json`, `sae.safetensors` and
+`expected.npz`.
+"""
+
+import sys
+
+sys.path.remove(sys.path[0])  # this file has the name of the original
+sys.path.append(__file__.rpartition("/")[0])
+
+import torch
+from _original import (
+    GOLDENS,
+    INPUT_DIM,
+    LATENT_DIM,
+    K,
+    draw_inputs,
+    randomize,
+    without_init,
+    write_expected,
+)
+
+without_init("sparsify")
+from sparsify.config import SparseCoderConfig
+from sparsify.sparse_coder import SparseCoder
+
+ARCHITECTURES = {
+    "topk": {},
+    "multi_topk": {"multi_topk": True, "k": 2},  # it takes the 4 k largest too
+    "skip": {"skip_connection": True},
+    "transcoder": {"transcode": True},
+    "skip_transcoder": {"transcode": True, "skip_connection": True},
+    "groupmax": {"activation": "groupmax", "k": 5},
+    "bfloat16": {},  # as stored; the forward pass is in float32
+}
+
+
+def main() -> None:
+    """Write every golden."""
+    for seed, (name, choices) in enumerate(ARCHITECTURES.items()):
+        config = SparseCoderConfig(num_latents=LATENT_DIM, **{"k": K, **choices})
+        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        sae = SparseCoder(INPUT_DIM, config, dtype=dtype)
+        randomize(sae, seed)
+        folder = GOLDENS / "sparsify" / name
+        sae.save_to_disk(folder)
+        sae = SparseCoder.load_from_disk(folder).float()
+        x = draw_inputs(seed)
+        with torch.no_grad():
+            top_acts, top_indices, _ = sae.encode(x)
+            z = torch.zeros(len(x), LATENT_DIM).scatter_(1, top_indices, top_acts)
+            write_expected(folder, x, z, sae(x).sae_out)
+
+
+if __name__ == "__main__":
+    main()
