@@ -1,6 +1,7 @@
-"""What the scripts of this folder share: how originals are imported, goldens written."""
+"""What the scripts of this folder share: originals imported, goldens written."""
 
-import importlib.util
+import importlib
+import importlib.machinery
 import sys
 import types
 from pathlib import Path
@@ -11,12 +12,19 @@ GOLDENS = Path(__file__).parents[2] / "tests" / "goldens" / "formats"
 INPUT_DIM, LATENT_DIM, NUM_EXAMPLES, K = 6, 10, 8, 3
 
 
-def without_init(package: str) -> None:
-    """Register a package without its `__init__`, which imports language models."""
-    spec = importlib.util.find_spec(package)
-    module = types.ModuleType(package)
-    module.__path__ = list(spec.submodule_search_locations)
-    sys.modules[package] = module
+def original(name: str):
+    """Import a module of an original without the `__init__` of its package.
+
+    That would import language models. The scripts here have the names of the packages.
+    """
+    package = name.partition(".")[0]
+    if package not in sys.modules:
+        folders = [path for path in sys.path if Path(path) != Path(__file__).parent]
+        spec = importlib.machinery.PathFinder.find_spec(package, folders)
+        assert spec is not None, f"{package} is not installed"
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = list(spec.submodule_search_locations)
+    return importlib.import_module(name)
 
 
 def write_expected(folder: Path, x, z, x_hat) -> None:
@@ -33,7 +41,7 @@ def write_expected(folder: Path, x, z, x_hat) -> None:
 
 
 def randomize(module, seed: int) -> None:
-    """Draw every parameter of a torch module, so that no part of it is without effect."""
+    """Draw every parameter of a torch module: none is without effect."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -11,10 +11,6 @@ https://github.com/saprmarks/dictionary_learning, commit 60ec6bf, training.py.
 """
 
 import json
-import sys
-
-sys.path.remove(sys.path[0])  # this file has the name of the original
-sys.path.append(__file__.rpartition("/")[0])
 
 import torch
 from _original import (
@@ -23,34 +19,29 @@ from _original import (
     LATENT_DIM,
     K,
     draw_inputs,
+    original,
     randomize,
-    without_init,
     write_expected,
     write_state,
 )
 
-without_init("dictionary_learning")
-from dictionary_learning.dictionary import (
-    AutoEncoder,
-    AutoEncoderNew,
-    GatedAutoEncoder,
-    JumpReluAutoEncoder,
-)
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
+dictionary = original("dictionary_learning.dictionary")
+trainers = "dictionary_learning.trainers"
+AutoEncoderTopK = original(f"{trainers}.top_k").AutoEncoderTopK
+BatchTopKSAE = original(f"{trainers}.batch_top_k").BatchTopKSAE
+matryoshka = original(f"{trainers}.matryoshka_batch_top_k").MatryoshkaBatchTopKSAE
 
 GROUP_SIZES = [2, 3, 5]
 NORM_FACTOR = 2.5  # of the backup
 ARCHITECTURES = {
-    "AutoEncoder": (AutoEncoder,),
-    "AutoEncoderNew": (AutoEncoderNew,),
-    "GatedAutoEncoder": (GatedAutoEncoder,),
-    "JumpReluAutoEncoder": (JumpReluAutoEncoder,),
+    "AutoEncoder": (dictionary.AutoEncoder,),
+    "AutoEncoderNew": (dictionary.AutoEncoderNew,),
+    "GatedAutoEncoder": (dictionary.GatedAutoEncoder,),
+    "JumpReluAutoEncoder": (dictionary.JumpReluAutoEncoder,),
     "AutoEncoderTopK": (AutoEncoderTopK, K),
     "BatchTopKSAE": (BatchTopKSAE, K),
     "BatchTopKSAE_unset": (BatchTopKSAE, K),
-    "MatryoshkaBatchTopKSAE": (MatryoshkaBatchTopKSAE, K, GROUP_SIZES),
+    "MatryoshkaBatchTopKSAE": (matryoshka, K, GROUP_SIZES),
     "backup": (BatchTopKSAE, K),
 }
 THRESHOLDS = {  # -1, "unset", where none is given
@@ -66,7 +57,7 @@ def make(name: str, seed: int):
     cls, *sizes = ARCHITECTURES[name]
     ae = cls(INPUT_DIM, LATENT_DIM, *sizes)
     randomize(ae, seed)
-    if cls is JumpReluAutoEncoder:
+    if cls is dictionary.JumpReluAutoEncoder:
         ae.threshold.data.abs_()
     if name in THRESHOLDS:
         ae.threshold.fill_(THRESHOLDS[name])

@@ -4,8 +4,8 @@
     git clone https://github.com/openai/sparse_autoencoder ORIGINAL    # commit 4965b94
     PYTHONPATH=ORIGINAL python benchmarks/format_goldens/openai.py
 
-Writes tests/goldens/formats/openai/<architecture>/: `autoencoder.pt`, the same values as
-`state.npz` for the tests, which have no torch, and `expected.npz`. From a state dict
+Writes tests/goldens/formats/openai/<architecture>/: `autoencoder.pt`, the same values
+as `state.npz` for the tests, which have no torch, and `expected.npz`. From a state dict
 whose activation is TopK the original makes a model that normalizes its inputs; of that
 one, `expected.npz` holds the normalized inputs and the outputs before the
 normalization is undone.
@@ -18,34 +18,33 @@ from _original import (
     LATENT_DIM,
     K,
     draw_inputs,
+    original,
     randomize,
-    without_init,
     write_expected,
     write_state,
 )
 
-without_init("sparse_autoencoder")
-from sparse_autoencoder.model import Autoencoder, TopK
+model = original("sparse_autoencoder.model")
 
 ARCHITECTURES = {
     "relu": {},
     "identity": {"activation": torch.nn.Identity()},
     "tied": {"tied": True},
-    "topk": {"activation": TopK(K), "normalize": True},
+    "topk": {"activation": model.TopK(K), "normalize": True},
 }
 
 
 def main() -> None:
     """Write every golden."""
     for seed, (name, choices) in enumerate(ARCHITECTURES.items()):
-        ae = Autoencoder(LATENT_DIM, INPUT_DIM, **choices)
+        ae = model.Autoencoder(LATENT_DIM, INPUT_DIM, **choices)
         randomize(ae, seed)
         folder = GOLDENS / "openai" / name
         write_state(folder, "autoencoder.pt", dict(ae.state_dict()))
         if name != "tied":  # which the original writes and cannot read
             state = torch.load(folder / "autoencoder.pt")
             # Not strict: the original refuses activation.k, which it writes itself.
-            ae = Autoencoder.from_state_dict(state, strict=False)
+            ae = model.Autoencoder.from_state_dict(state, strict=False)
         x = draw_inputs(seed)
         with torch.no_grad():
             z, normalization = ae.encode(x)

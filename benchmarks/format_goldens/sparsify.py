@@ -7,11 +7,6 @@ Writes tests/goldens/formats/sparsify/<architecture>/: `cfg.json`, `sae.safetens
 `expected.npz`.
 """
 
-import sys
-
-sys.path.remove(sys.path[0])  # this file has the name of the original
-sys.path.append(__file__.rpartition("/")[0])
-
 import torch
 from _original import (
     GOLDENS,
@@ -19,14 +14,13 @@ from _original import (
     LATENT_DIM,
     K,
     draw_inputs,
+    original,
     randomize,
-    without_init,
     write_expected,
 )
 
-without_init("sparsify")
-from sparsify.config import SparseCoderConfig
-from sparsify.sparse_coder import SparseCoder
+SparseCoderConfig = original("sparsify.config").SparseCoderConfig
+SparseCoder = original("sparsify.sparse_coder").SparseCoder
 
 ARCHITECTURES = {
     "topk": {},
