@@ -10,12 +10,12 @@ from typing import Any
 from jaxae import _checks
 from jaxae._files import expanded
 from jaxae.autoencoder import Autoencoder
-from jaxae.formats import _hub, _jaxae
+from jaxae.formats import _hub, _jaxae, _saelens
 from jaxae.formats._base import Format, Model
 
 __all__ = ["FORMATS", "Format", "Model", "load", "metadata", "read", "save"]
 
-FORMATS = {f.name: f for f in (_jaxae.FORMAT,)}
+FORMATS = {f.name: f for f in (_jaxae.FORMAT, _saelens.FORMAT)}
 
 
 def load(
@@ -44,13 +44,15 @@ def load(
     return model.ae, model.params
 
 
-def metadata(source, *, format: str | None = None) -> dict[str, Any]:
+def metadata(
+    source, *, format: str | None = None, inputs_normalized: bool = False
+) -> dict[str, Any]:
     """What a file says that is not part of the function, for `save(metadata=)`.
 
     Args:
-      source, format: as in `load`.
+      source, format, inputs_normalized: as in `load`.
     """
-    return read(source, format=format, inputs_normalized=True).metadata
+    return read(source, format=format, inputs_normalized=inputs_normalized).metadata
 
 
 def read(
@@ -64,7 +66,15 @@ def read(
     chosen = None if format is None else _checks.lookup("format", FORMATS, format)
     _checks.boolean("inputs_normalized", inputs_normalized)
     path = _locate(source, chosen)
-    return (chosen or _recognize(path)).read(path, inputs_normalized)
+    if chosen is not None and not chosen.recognizes(path):
+        raise _checks.ArgumentError(
+            str(path),
+            f"does not have the format {chosen.name!r}, which has the files "
+            f"{', '.join(chosen.files)}",
+        )
+    model = (chosen or _recognize(path)).read(path, inputs_normalized)
+    model.ae.check_params(model.params)
+    return model
 
 
 def save(

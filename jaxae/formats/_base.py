@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxae import _checks
-from jaxae.autoencoder import Autoencoder
+import jax
+import numpy as np
+
+from jaxae import _checks, activations
+from jaxae.autoencoder import Autoencoder, parametrizations
 
 
 class Model(NamedTuple):
@@ -51,17 +54,39 @@ def has_files(*names: str) -> Callable[[Path], bool]:
     return lambda path: all((path / name).is_file() for name in names)
 
 
-def refused(
-    path: Path, key: str, value: Any, advice: str = ""
-) -> _checks.ArgumentError:
+def refused(path: Path, what: str, advice: str = "") -> _checks.ArgumentError:
     """The error for an entry of a file that has no place in the model."""
-    return _checks.ArgumentError(
-        str(path), f"has {key}={value!r}, which jaxae cannot represent", advice=advice
-    )
+    return _checks.ArgumentError(str(path), f"has {what}", advice=advice)
 
 
-def unsupported(ae: Autoencoder, format: str, what: str) -> _checks.ArgumentError:
+def unsupported(ae: Autoencoder, format: str, what: str, advice: str = ""):
     """The error for a model that a format cannot hold."""
-    return _checks.ArgumentError(
-        "ae", f"has {what}, which the format {format!r} cannot hold", repr(ae)
-    )
+    problem = f"has {what}, which the format {format!r} cannot hold"
+    return _checks.ArgumentError("ae", problem, repr(ae), advice)
+
+
+def activation_kind(ae: Autoencoder) -> str:
+    """The name of jaxae's activation without its numbers, such as "topk"; else ""."""
+    name = ae.activation.name
+    return name.partition("(")[0] if activations.find(name) is ae.activation else ""
+
+
+def check_linear_decoder(ae: Autoencoder, format: str) -> None:
+    """Check that x_hat = eta, as in formats whose decoder has no nonlinearity."""
+    if ae.observation.inverse_link is not activations.identity:
+        advice = "an observation such as gaussian has a linear decoder"
+        raise unsupported(ae, format, f"observation {ae.observation}", advice)
+
+
+def numpy_params(ae: Autoencoder, params: Any, pre_bias: bool) -> Any:
+    """W_enc, W_dec, b_enc and b_dec as NumPy arrays, and W_skip where there is one.
+
+    With `pre_bias`, the format subtracts b_dec from the input of the encoder as the
+    model does; otherwise b_enc has that bias in it.
+    """
+    p = ae.parametrization
+    if pre_bias:
+        expanded = parametrizations.compose(p.name, p.bias, False).expand(params)
+    else:
+        expanded = ae.expand(params)
+    return jax.tree.map(np.asarray, expanded)

@@ -27,15 +27,20 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file."""
     with _checks.reading(path, _ADVICE):
         with safetensors.safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return _checked(path, tensors)
+            return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_header(path: Path, name: str) -> Any:
+    """The JSON value of an entry of a safetensors file's header; None without it."""
+    with _checks.reading(path, _ADVICE):
+        with safetensors.safe_open(path, framework="np") as file:
+            return json.loads((file.metadata() or {}).get(name, "null"))
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file."""
     with _checks.reading(path, _ADVICE), np.load(path, allow_pickle=False) as arrays:
-        tensors = {name: arrays[name] for name in arrays.files}
-    return _checked(path, tensors)
+        return {name: arrays[name] for name in arrays.files}
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -61,8 +66,7 @@ def read_torch(path: Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise ValueError("it does not hold tensors by name")
-        tensors = {name: array(value) for name, value in values.items()}
-    return _checked(path, tensors)
+        return {name: array(value) for name, value in values.items()}
 
 
 def check_shapes(
@@ -83,12 +87,17 @@ def _outline(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name}{list(shapes[name])}" for name in sorted(shapes))
 
 
-def _checked(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    is_double = any(getattr(t, "dtype", None) == np.float64 for t in tensors.values())
+def as_jax(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The tensors of a file as arrays of JAX, in their dtypes.
+
+    Raises:
+      ValueError: if float64 tensors would be rounded.
+    """
+    is_double = any(tensor.dtype == np.float64 for tensor in tensors.values())
     if is_double and not jax.config.read("jax_enable_x64"):
         raise _checks.ArgumentError(
             str(path),
             "holds float64 parameters, which JAX would round to float32 here",
             advice="load it inside `with jax.enable_x64(True):`",
         )
-    return tensors
+    return {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
