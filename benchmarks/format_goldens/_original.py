@@ -2,11 +2,13 @@
 
 import importlib
 import importlib.machinery
+import json
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 GOLDENS = Path(__file__).parents[2] / "tests" / "goldens" / "formats"
 INPUT_DIM, LATENT_DIM, NUM_EXAMPLES, K = 6, 10, 8, 3
@@ -27,17 +29,21 @@ def original(name: str):
     return importlib.import_module(name)
 
 
-def write_expected(folder: Path, x, z, x_hat) -> None:
-    """Write `expected.npz`: inputs, and the original's codes and reconstructions.
+def write_outputs(folder: Path, inputs, latents, reconstructions) -> None:
+    """Write `outputs.safetensors`: inputs, and what the original computes from them.
 
-    Codes with a value that roundings could decide are an error: choose another seed.
+    Latents with a value that roundings could decide are an error: take another seed.
     """
-    arrays = {"x": x, "z": z, "x_hat": x_hat}
+    arrays = {
+        "inputs": inputs,
+        "latents": latents,
+        "reconstructions": reconstructions,
+    }
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     assert all(np.isfinite(array).all() for array in arrays.values())
-    active = np.abs(arrays["z"][arrays["z"] != 0])
+    active = np.abs(arrays["latents"][arrays["latents"] != 0])
     assert 0 < active.size and active.min() > 1e-3, folder
-    np.savez(folder / "expected.npz", **arrays)
+    safetensors.numpy.save_file(arrays, folder / "outputs.safetensors")
 
 
 def randomize(module, seed: int) -> None:
@@ -60,20 +66,26 @@ def draw_inputs(seed: int):
 
 
 def write_state(folder: Path, name: str, state: dict) -> None:
-    """Write a state dict by `torch.save`, and as `state.npz`, nested keys joined by /.
+    """Write a state dict by `torch.save`, and in files that need no torch.
 
-    Strings become arrays of one string, numbers arrays of one number.
+    These are `state.npz`, its tensors, and `state.json`, its plain values, with the
+    keys of nested dictionaries joined by "/".
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / name)
-    np.savez(folder / "state.npz", **dict(_flat(state)))
+    flat = dict(_flat(state))
+    tensors = {key: v.numpy() for key, v in flat.items() if torch.is_tensor(v)}
+    plain = {key: v for key, v in flat.items() if key not in tensors}
+    np.savez(folder / "state.npz", **tensors)
+    if plain:
+        (folder / "state.json").write_text(json.dumps(plain))
 
 
 def _flat(state: dict, prefix: str = ""):
     for key, value in state.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}/")
-        elif not isinstance(value, list):  # an optimizer's groups
-            yield f"{prefix}{key}", np.asarray(value)
+        else:
+            yield f"{prefix}{key}", value

@@ -5,9 +5,9 @@
     python benchmarks/format_goldens/dictionary_learning.py
 
 Writes tests/goldens/formats/dictionary_learning/<architecture>/: `ae.pt`, the same
-values as `state.npz` for the tests, which have no torch, `config.json`, and
-`expected.npz`. `backup` has the layout that newer versions write during training:
-https://github.com/saprmarks/dictionary_learning, commit 60ec6bf, training.py.
+values as `state.npz` and `state.json` for the tests, which have no torch, `config.json`
+and `outputs.safetensors`. `backup` has the layout that newer versions write during
+training: https://github.com/saprmarks/dictionary_learning, commit 60ec6bf, training.py.
 """
 
 import json
@@ -21,7 +21,7 @@ from _original import (
     draw_inputs,
     original,
     randomize,
-    write_expected,
+    write_outputs,
     write_state,
 )
 
@@ -90,7 +90,7 @@ def main() -> None:
         x = draw_inputs(seed)
         with torch.no_grad():
             z = ae.encode(x)
-            write_expected(folder, x, z, ae.decode(z))
+            write_outputs(folder, x, z, ae.decode(z))
 
 
 if __name__ == "__main__":

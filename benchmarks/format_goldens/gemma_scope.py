@@ -4,11 +4,11 @@
 
 The weights were published without a library; the forward pass is that of the paper:
 Lieberum et al., Gemma Scope, 2024, section 2. Writes
-tests/goldens/formats/gemma_scope/jumprelu/: `params.npz` and `expected.npz`.
+tests/goldens/formats/gemma_scope/jumprelu/: `params.npz` and `outputs.safetensors`.
 """
 
 import numpy as np
-from _original import GOLDENS, INPUT_DIM, LATENT_DIM, NUM_EXAMPLES, write_expected
+from _original import GOLDENS, INPUT_DIM, LATENT_DIM, NUM_EXAMPLES, write_outputs
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     folder = GOLDENS / "gemma_scope" / "jumprelu"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "params.npz", **params)
-    write_expected(folder, x, z, z @ p["W_dec"] + p["b_dec"])
+    write_outputs(folder, x, z, z @ p["W_dec"] + p["b_dec"])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     PYTHONPATH=ORIGINAL python benchmarks/format_goldens/openai.py
 
 Writes tests/goldens/formats/openai/<architecture>/: `autoencoder.pt`, the same values
-as `state.npz` for the tests, which have no torch, and `expected.npz`. From a state dict
-whose activation is TopK the original makes a model that normalizes its inputs; of that
-one, `expected.npz` holds the normalized inputs and the outputs before the
-normalization is undone.
+as `state.npz` and `state.json` for the tests, which have no torch, and
+`outputs.safetensors`. From a state dict whose activation is TopK the original makes a
+model that normalizes its inputs; of that one, the outputs are those of the normalized
+inputs, before the normalization is undone.
 """
 
 import torch
@@ -20,7 +20,7 @@ from _original import (
     draw_inputs,
     original,
     randomize,
-    write_expected,
+    write_outputs,
     write_state,
 )
 
@@ -53,7 +53,7 @@ def main() -> None:
                 mean, std = normalization["mu"], normalization["std"]
                 x, _ = ae.preprocess(x)
                 x_hat = (x_hat - mean) / std
-            write_expected(folder, x, z, x_hat)
+            write_outputs(folder, x, z, x_hat)
 
 
 if __name__ == "__main__":

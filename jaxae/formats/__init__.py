@@ -10,12 +10,21 @@ from typing import Any
 from jaxae import _checks
 from jaxae._files import expanded
 from jaxae.autoencoder import Autoencoder
-from jaxae.formats import _hub, _jaxae, _saelens
+from jaxae.formats import (
+    _dictionary_learning,
+    _gemma_scope,
+    _hub,
+    _jaxae,
+    _openai,
+    _saelens,
+    _sparsify,
+)
 from jaxae.formats._base import Format, Model
 
 __all__ = ["FORMATS", "Format", "Model", "load", "metadata", "read", "save"]
 
-FORMATS = {f.name: f for f in (_jaxae.FORMAT, _saelens.FORMAT)}
+_MODULES = (_jaxae, _saelens, _sparsify, _dictionary_learning, _gemma_scope, _openai)
+FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
 
 def load(

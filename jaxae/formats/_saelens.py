@@ -440,7 +440,7 @@ def _write(
     dtype = jnp.result_type(untied.W_enc, untied.W_dec, untied.b_enc, untied.b_dec)
     tensors = {name: _as_dtype(tensor, dtype) for name, tensor in tensors.items()}
     config = _file_config(ae, architecture, dtype.name, pre_bias, metadata)
-    text = _to_json(config)
+    text = _tensors.to_json(config)
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.numpy.save(tensors, metadata=header or None)
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -540,14 +540,6 @@ def _file_config(
             "stop_on_duplicate_support": False,
         }
     return config
-
-
-def _to_json(config: Config) -> bytes:
-    try:
-        return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        problem = f"must be JSON values: {error}"
-        raise _checks.ArgumentError("metadata", problem) from None
 
 
 FORMAT = Format(

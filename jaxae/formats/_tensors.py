@@ -43,32 +43,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """The dictionary of a file of torch.save; tensors as NumPy arrays, bfloat16 too.
-
-    Raises:
-      ImportError: if torch is not installed.
-      ValueError: if the file holds anything but tensors and plain values.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise _checks.extra(f"{path}, a file of torch,", "torch", "torch") from error
-
-    def array(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if value.dtype == torch.bfloat16:  # NumPy has none of its own
-            return value.view(torch.uint16).numpy().view(jnp.bfloat16)
-        return value.numpy()
-
-    with _checks.reading(path, _ADVICE):
-        values = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(values, dict):
-            raise ValueError("it does not hold tensors by name")
-        return {name: array(value) for name, value in values.items()}
-
-
 def check_shapes(
     path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
 ) -> None:
@@ -101,3 +75,12 @@ def as_jax(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
             advice="load it inside `with jax.enable_x64(True):`",
         )
     return {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    """The bytes of a JSON file, for the user's `metadata`."""
+    try:
+        return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        problem = f"must be JSON values: {error}"
+        raise _checks.ArgumentError("metadata", problem) from None

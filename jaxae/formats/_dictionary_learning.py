@@ -1,0 +1,273 @@
+"""dictionary_learning: `ae.pt`, a state dict of torch, and `config.json`.
+
+The layout is that of version 0.1.0 (`dictionary.py`, `trainers/`), and of the backups
+that newer versions write under the same name during training (`training.py` of commit
+60ec6bf): the state dict in an entry "ae", of inputs divided by an entry "norm_factor".
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxae import _checks, activations
+from jaxae._files import write_atomically
+from jaxae.activations import Activation
+from jaxae.autoencoder import Autoencoder
+from jaxae.formats import _tensors, _torch, _weights
+from jaxae.formats._base import Format, Model, unsupported
+from jaxae.formats._weights import Weights
+
+NAME = "dictionary_learning"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "ae.pt"
+
+State = dict[str, np.ndarray]
+Config = dict[str, Any]
+
+# ---- the classes ---------------------------------------------------------------------
+
+_LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+_LINEAR |= {"W_dec": "decoder.weight", "b_dec": "b_dec"}
+_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+_GATED = {"b_enc": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
+_BATCH = {"threshold": "threshold", "k": "k"}
+# Class -> a field of `Weights` or a setting -> its name in the state dict.
+_NAMES = {
+    "AutoEncoder": {**_LINEAR, "b_dec": "bias"},
+    "AutoEncoderNew": {**_LINEAR, "b_dec": "decoder.bias"},
+    "GatedAutoEncoder": {**_LINEAR, **_GATED, "b_dec": "decoder_bias"},
+    "JumpReluAutoEncoder": {**_PLAIN, "threshold": "threshold"},
+    "AutoEncoderTopK": {**_LINEAR, **_BATCH},
+    "BatchTopKSAE": {**_LINEAR, **_BATCH},
+    "MatryoshkaBatchTopKSAE": {**_PLAIN, **_BATCH, "group_sizes": "group_sizes"},
+}
+_TRANSPOSED = ("W_enc", "decoder.weight")  # [D, H] in the file
+_SETTINGS = ("k", "group_sizes")
+_WITHOUT_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
+_BATCH_TOPK = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
+
+
+def _shapes(name: str, state: State, D: int, H: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors of a class."""
+    shapes: dict[str, tuple[int, ...]]
+    shapes = {"W_enc": (H, D), "W_dec": (H, D), "b_dec": (D,), "k": ()}
+    if "k" in _NAMES[name]:  # one threshold for all latents
+        shapes["threshold"] = ()
+    if "group_sizes" in state:
+        shapes["group_sizes"] = (state["group_sizes"].size,)
+    shapes = {key: shapes.get(field, (H,)) for field, key in _NAMES[name].items()}
+    return {k: s[::-1] if k in _TRANSPOSED else s for k, s in shapes.items()}
+
+
+def _dict_class(path: Path, state: State, stated: Any) -> str:
+    """The class that `config.json` states, or the only one with these tensors."""
+    fitting = [c for c, names in _NAMES.items() if {*names.values()} == {*state}]
+    if stated in fitting or (stated is None and len(fitting) == 1):
+        return stated or fitting[0]
+    found = ", ".join(sorted(state))
+    if stated is not None:
+        names = _checks.lookup(f"{path}: dict_class", _NAMES, stated).values()
+        problem = f"must hold {', '.join(sorted(names))} for dict_class {stated}"
+        advice = "the file and its configuration may be of two models"
+    elif fitting:
+        problem = f"may be of class {' or '.join(fitting)}, which encode differently"
+        found, advice = "", "put the config.json of its training beside it"
+    else:
+        problem = f"must hold the tensors of one of the classes {', '.join(_NAMES)}"
+        advice = ""
+    raise _checks.ArgumentError(str(path), problem, found, advice)
+
+
+def _check_groups(what: str, sizes: Any, latent_dim: int) -> None:
+    """Check the sizes of Matryoshka's groups of latents."""
+    is_list = isinstance(sizes, list) and all(isinstance(n, int) for n in sizes)
+    if not is_list or min(sizes, default=0) < 1 or sum(sizes) != latent_dim:
+        problem = f"must be integers of at least 1 whose sum is {latent_dim}"
+        raise _checks.ArgumentError(what, problem, repr(sizes))
+
+
+# ---- read ----------------------------------------------------------------------------
+
+
+def _file(path: Path) -> Path:
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def _recognizes(path: Path) -> bool:
+    return _torch.has_any(_file(path), "encoder.weight", "W_enc")
+
+
+def _read(path: Path, inputs_normalized: bool) -> Model:
+    del inputs_normalized  # a finished model takes data as it is
+    path = _file(path)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    config_file = folder / CONFIG_FILE
+    config = _tensors.read_json(config_file) if config_file.exists() else {}
+    return from_state(path, _torch.read(path), config)
+
+
+def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
+    """The model of a state dict, or of a backup with one; its arrays are NumPy's."""
+    folded: tuple[str, ...] = ()
+    factor = None
+    if isinstance(state.get("ae"), dict):
+        config = {"trainer": state.get("config"), **config}
+        factor = _norm_factor(path, state)
+        folded = (f"the norm of the data, {factor}, in the biases",)
+        state = state["ae"]
+    trainer = _trainer(path, config)
+    state = {key: np.asarray(value) for key, value in state.items()}
+    if trainer.get("dict_class") == "AutoEncoderTopK" and "k" in trainer:
+        # Files of early versions lack these.
+        early = {"k": np.array(trainer["k"]), "threshold": np.array(-1, np.float32)}
+        state = early | state
+    name = _dict_class(path, state, trainer.get("dict_class"))
+    weights, settings = _weights_of(path, name, state, factor)
+    ae, params = _weights.to_model(
+        path,
+        weights,
+        _activation(name, settings),
+        pre_bias=name not in _WITHOUT_PRE_BIAS,
+    )
+    trainer |= {"dict_class": name, **settings}
+    return Model(ae, params, {**config, "trainer": trainer}, folded)
+
+
+def _norm_factor(path: Path, backup: dict[str, Any]) -> float:
+    factor = backup.get("norm_factor")
+    return _checks.number(f"{path}: norm_factor", factor, _checks.POSITIVE)
+
+
+def _trainer(path: Path, config: Config) -> Config:
+    trainer = config.get("trainer") or {}
+    if not isinstance(trainer, dict):
+        problem = "must hold a JSON object as the trainer of config.json"
+        raise _checks.ArgumentError(str(path), problem, _checks.describe(trainer))
+    return dict(trainer)
+
+
+def _weights_of(
+    path: Path, name: str, state: State, factor: float | None
+) -> tuple[Weights, dict[str, Any]]:
+    """The weights, of data that is not divided by the factor, and the settings."""
+    key = _NAMES[name]["W_enc"]
+    sizes = _weights.sizes(path, state, key)
+    D, H = sizes if key in _TRANSPOSED else sizes[::-1]
+    _tensors.check_shapes(path, state, _shapes(name, state, D, H))
+    tensors = {
+        field: state[key].T if key in _TRANSPOSED else state[key]
+        for field, key in _NAMES[name].items()
+    }
+    settings = {n: tensors.pop(n).tolist() for n in _SETTINGS if n in tensors}
+    if "k" in settings:
+        _checks.positive_int(f"{path}: k", settings["k"])
+    if "group_sizes" in settings:
+        _check_groups(f"{path}: group_sizes", settings["group_sizes"], H)
+    tensors = _weights.as_float32(path, tensors)
+    if factor is not None:
+        _scale_biases(tensors, factor)
+    if "k" in settings and name not in _BATCH_TOPK:
+        # Such a class encodes by k, unless a caller asks it for the threshold.
+        settings["threshold"] = tensors.pop("threshold").item()
+    elif "k" in settings:
+        tensors["threshold"] = np.full(H, tensors["threshold"])
+    return Weights(**tensors), settings
+
+
+def _scale_biases(tensors: State, factor: float) -> None:
+    """The model of x / factor, its outputs multiplied by factor, becomes one of x."""
+    for field in {"b_enc", "b_dec", "b_mag", "threshold"} & {*tensors}:
+        scaled = tensors[field] * factor
+        is_unset = (field == "threshold") & (tensors[field] < 0)
+        tensors[field] = np.where(is_unset, tensors[field], scaled)
+
+
+def _activation(name: str, settings: dict[str, Any]) -> Activation:
+    if name in ("AutoEncoder", "AutoEncoderNew"):
+        return activations.relu
+    if name == "GatedAutoEncoder":
+        return activations.gated
+    if name == "AutoEncoderTopK":
+        return activations.topk(settings["k"])
+    # A threshold below 0 was never set. The original then encodes as relu does, and so
+    # does jumprelu.
+    return activations.jumprelu()
+
+
+# ---- write ---------------------------------------------------------------------------
+
+
+def _write(
+    folder: Path, ae: Autoencoder, params: Any, metadata: dict[str, Any]
+) -> None:
+    state, config = to_state(ae, params, metadata)
+    weights_file = folder / WEIGHTS_FILE
+    content, text = _torch.content(weights_file, state), _tensors.to_json(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(weights_file, content)
+    write_atomically(folder / CONFIG_FILE, text)
+
+
+def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Config]:
+    """The state dict, of NumPy arrays, and `config.json`."""
+    trainer = _trainer(Path("metadata"), metadata)
+    name = _class_of(ae, trainer)
+    pre_bias = name not in _WITHOUT_PRE_BIAS
+    weights = _weights.from_model(ae, params, NAME, pre_bias=pre_bias)
+    if ae.skip:
+        raise unsupported(ae, NAME, "a skip connection")
+    tensors = _weights.as_float32(Path("params"), weights.arrays())
+    sizes = {"activation_dim": ae.input_dim, "dict_size": ae.latent_dim}
+    trainer |= {"dict_class": name, **sizes}
+    if "k" in _NAMES[name]:
+        trainer["k"], tensors["threshold"] = _k_and_threshold(ae, trainer, tensors)
+        tensors["k"] = np.array(trainer["k"], np.int32)
+    if "group_sizes" in _NAMES[name]:
+        groups = trainer.get("group_sizes")
+        _check_groups("metadata: trainer: group_sizes", groups, ae.latent_dim)
+        tensors["group_sizes"] = np.array(groups, np.int64)
+    state = {
+        key: tensors[field].T if key in _TRANSPOSED else tensors[field]
+        for field, key in _NAMES[name].items()
+    }
+    return state, {**metadata, "trainer": trainer}
+
+
+def _class_of(ae: Autoencoder, trainer: Config) -> str:
+    kind = _weights.kind(ae, NAME, "relu", "gated", "topk", "jumprelu")
+    if kind == "relu":
+        return "AutoEncoder" if ae.pre_bias else "AutoEncoderNew"
+    if kind == "jumprelu" and trainer.get("dict_class") in _BATCH_TOPK:
+        return trainer["dict_class"]
+    return {
+        "gated": "GatedAutoEncoder",
+        "topk": "AutoEncoderTopK",
+        "jumprelu": "JumpReluAutoEncoder",
+    }[kind]
+
+
+def _k_and_threshold(
+    ae: Autoencoder, trainer: Config, tensors: State
+) -> tuple[int, np.ndarray]:
+    """The number and the one threshold of a class that has both."""
+    threshold = tensors.get("threshold")
+    if threshold is None:  # topk, whose threshold is not part of the function
+        assert ae.activation.max_active is not None
+        unused = trainer.get("threshold", -1)
+        return ae.activation.max_active, np.array(unused, np.float32)
+    if (threshold != threshold[0]).any():
+        raise unsupported(
+            *(ae, NAME, f"more than one threshold as {trainer['dict_class']}"),
+            "leave dict_class out of metadata['trainer'] to write JumpReluAutoEncoder",
+        )
+    k = _checks.positive_int("metadata: trainer: k", trainer.get("k"))
+    return k, np.array(threshold[0])
+
+
+FORMAT = Format(
+    NAME,
+    files=(WEIGHTS_FILE, CONFIG_FILE),
+    recognizes=_recognizes,
+    read=_read,
+    write=_write,
+)

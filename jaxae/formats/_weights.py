@@ -1,0 +1,187 @@
+"""A sparse autoencoder as other libraries store it, to and from a model.
+
+a = W_enc (x - b_dec) + b_enc, or W_enc x + b_enc without a pre-encoder bias
+x_hat = W_dec^T g(a) + b_dec (+ W_skip x)
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxae import _checks
+from jaxae.activations import Activation, Gated, Threshold
+from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
+from jaxae.formats import _base
+
+
+class Weights(NamedTuple):
+    """The arrays of a sparse autoencoder.
+
+    a = W_enc (x - b_dec) + b_enc, or W_enc x + b_enc without a pre-encoder bias;
+    x_hat = W_dec^T g(a) + b_dec (+ W_skip x).
+
+    Attributes:
+      W_enc: `[H, D]`.
+      W_dec: `[H, D]`; None in a file of tied weights.
+      b_enc: `[H]`; of a gated activation, the bias of the gate.
+      b_dec: `[D]`.
+      W_skip: `[D, D]`, or None.
+      threshold: `[H]` for jumprelu, else None.
+      r_mag: `[H]` for gated, the logarithm of the scale of the magnitude, else None.
+      b_mag: `[H]` for gated, the bias of the magnitude, else None.
+    """
+
+    W_enc: Any
+    W_dec: Any
+    b_enc: Any
+    b_dec: Any
+    W_skip: Any = None
+    threshold: Any = None
+    r_mag: Any = None
+    b_mag: Any = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by field."""
+        fields = self._asdict().items()
+        return {name: np.ascontiguousarray(w) for name, w in fields if w is not None}
+
+
+# ---- from a file ---------------------------------------------------------------------
+
+
+def sizes(path: Path, tensors: dict[str, Any], name: str) -> tuple[int, int]:
+    """The shape of a matrix that a file must hold."""
+    shape: Any = getattr(tensors.get(name), "shape", ())
+    if len(shape) != 2 or 0 in shape:
+        found = _checks.describe(tensors[name]) if name in tensors else "none"
+        raise _checks.ArgumentError(str(path), f"must hold a matrix {name}", found)
+    return shape
+
+
+def as_float32(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors of narrower or of mixed dtypes, for libraries that compute in float32.
+
+    Raises:
+      ValueError: if a tensor does not hold floats.
+    """
+    for name, tensor in tensors.items():
+        _check_floats(path, name, tensor)
+    dtype = jnp.result_type(jnp.float32, *(t.dtype for t in tensors.values()))
+    return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+
+
+def to_model(
+    path: Path, weights: Weights, activation: Activation | str, *, pre_bias: bool
+) -> tuple[Autoencoder, Any]:
+    """The model and the parameters of weights that were read from a file.
+
+    Raises:
+      ValueError: if the arrays are not floats of one dtype, or one holds NaN, or the
+        activation keeps more latents than there are.
+    """
+    arrays = weights.arrays()
+    for name, array in arrays.items():
+        _check_floats(path, name, array)
+        if np.isnan(array).any():
+            raise _checks.ArgumentError(str(path), f"holds NaN in {name}")
+    dtypes = {str(array.dtype) for array in arrays.values()}
+    if len(dtypes) > 1:
+        raise _checks.ArgumentError(
+            str(path), "must hold tensors of one dtype", ", ".join(sorted(dtypes))
+        )
+    try:
+        ae = Autoencoder(
+            input_dim=weights.W_enc.shape[1],
+            latent_dim=weights.W_enc.shape[0],
+            activation=activation,
+            observation="gaussian",
+            tied=weights.W_dec is None,
+            pre_bias=pre_bias,
+            skip=weights.W_skip is not None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return ae, _params(weights)
+
+
+def _params(weights: Weights) -> TiedParams | UntiedParams | SkipParams:
+    W_enc, W_dec, b_enc, b_dec, W_skip, *_ = weights
+    theta = _theta(weights)
+    if W_dec is None:
+        return TiedParams(W_enc, b_enc, b_dec, theta)
+    if W_skip is None:
+        return UntiedParams(W_enc, W_dec, b_enc, b_dec, theta)
+    return SkipParams(W_enc, W_dec, b_enc, b_dec, W_skip, theta)
+
+
+def _theta(weights: Weights) -> tuple:
+    """What the activation learns; at least float32, as `Autoencoder.init` has it."""
+    if weights.threshold is not None:
+        return Threshold(_wide(weights.threshold))
+    if weights.r_mag is not None:
+        log_scale, b_mag = _wide(weights.r_mag), _wide(weights.b_mag)
+        shift: Any = b_mag - _gate_part(log_scale, weights.b_enc)
+        return Gated(log_scale, shift.astype(b_mag.dtype))
+    return ()
+
+
+def _gate_part(r_mag: Any, b_gate: Any) -> np.ndarray:
+    """exp(r_mag) b_gate: b_mag without the shift."""
+    return np.exp(r_mag.astype(np.float64)) * b_gate.astype(np.float64)
+
+
+def _wide(array: Any) -> Any:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _check_floats(path: Path, name: str, tensor: Any) -> None:
+    if not jnp.issubdtype(getattr(tensor, "dtype", bool), jnp.floating):
+        raise _checks.ArgumentError(
+            str(path), f"must hold floats in {name}", _checks.describe(tensor)
+        )
+
+
+# ---- from a model --------------------------------------------------------------------
+
+
+def from_model(ae: Autoencoder, params: Any, format: str, *, pre_bias: bool) -> Weights:
+    """The weights of a model, for a file with or without a pre-encoder bias.
+
+    b_enc changes, and with it roundings, where the model's pre_bias is another one.
+
+    Raises:
+      ValueError: if the outputs are not linear in the latents, or not as wide as the
+        inputs.
+    """
+    _base.check_linear_decoder(ae, format)
+    if ae.output_dim != ae.input_dim:
+        raise _base.unsupported(ae, format, "outputs of another width than the inputs")
+    is_own = pre_bias and ae.pre_bias and ae.parametrization.is_composed
+    p = _base.numpy_params(ae, params, is_own)
+    b_enc = p.b_enc + p.W_enc @ p.b_dec if pre_bias and not is_own else p.b_enc
+    W_skip = p.W_skip if isinstance(p, SkipParams) else None
+    weights = Weights(p.W_enc, p.W_dec, b_enc, p.b_dec, W_skip)
+    theta = p.activation
+    if isinstance(theta, Gated):
+        b_mag = theta.shift + _gate_part(theta.log_scale, b_enc)
+        b_mag = b_mag.astype(theta.shift.dtype)
+        return weights._replace(r_mag=theta.log_scale, b_mag=b_mag)
+    if isinstance(theta, Threshold):
+        assert ae.activation.threshold is not None
+        scaled = np.asarray(ae.activation.threshold(*theta))
+        # Below 0 it counts as 0; dictionary_learning's -1 says that it was never set.
+        is_positive = theta.threshold > 0
+        return weights._replace(threshold=np.where(is_positive, scaled, theta[0]))
+    return weights
+
+
+def kind(ae: Autoencoder, format: str, *kinds: str) -> str:
+    """The activation's name without its numbers, which must be one of `kinds`."""
+    found = _base.activation_kind(ae)
+    if found not in kinds:
+        is_batch = found == "batch_topk"
+        advice = "give the model that training returns, run.model" if is_batch else ""
+        raise _base.unsupported(ae, format, f"activation {ae.activation}", advice)
+    return found
