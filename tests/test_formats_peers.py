@@ -62,10 +62,6 @@ def read(name, **changes):
     return formats.read(folder)
 
 
-def as_jax(tree):
-    return jax.tree.map(jnp.asarray, tree)
-
-
 def outputs_of(name):
     return safetensors.numpy.load_file(FOLDERS[name] / "outputs.safetensors")
 
@@ -132,13 +128,13 @@ def read_back(folder, format, ae, params, metadata):
 def test_what_was_loaded_returns_to_the_bit(name, tmp_path):
     ae, params, metadata, _ = read(name)
     format = name.partition("/")[0]
-    again = read_back(tmp_path, format, ae, as_jax(params), metadata)
+    again = read_back(tmp_path, format, ae, params, metadata)
     assert (again.ae, again.metadata, again.folded) == (ae, metadata, ())
     if ae.activation.name == "gated":  # b_mag = shift + exp(r_mag) b_gate is rounded
         for x, y in zip(jax.tree.leaves(again.params), jax.tree.leaves(params)):
             np.testing.assert_allclose(x, y, rtol=1e-6)
     else:
-        assert_same_bits(as_jax(again.params), as_jax(params))
+        assert_same_bits(again.params, params)
 
 
 # Not the backup, which is written as a finished model, nor the entries activation.k and
@@ -147,7 +143,7 @@ def test_what_was_loaded_returns_to_the_bit(name, tmp_path):
 def test_a_file_returns_to_the_bit(name, tmp_path):
     model, folder = read(name), FOLDERS[name]
     format = name.partition("/")[0]
-    found = write(tmp_path, format, model.ae, as_jax(model.params), model.metadata)
+    found = write(tmp_path, format, model.ae, model.params, model.metadata)
     is_torch = format in ("openai", "dictionary_learning")
     expected = state_of(folder) if is_torch else tensors_of(folder)
     expected = {key: v for key, v in expected.items() if "activation." not in key}
@@ -190,7 +186,7 @@ def test_models_of_jaxae_return_to_the_bit(case, tmp_path):
     (format, _), ae = case, OWN[case]
     again = read_back(tmp_path, format, ae, params_of(ae), {"normalize": True})
     assert again.ae == ae
-    assert_same_bits(as_jax(again.params), params_of(ae))
+    assert_same_bits(again.params, params_of(ae))
 
 
 def test_sparsify_keeps_bfloat16(tmp_path):
@@ -209,7 +205,7 @@ def test_narrow_parameters_are_widened(format, dtype, tmp_path):
     params = jaxae.autoencoder.parametrizations.as_dtype(params_of(ae), dtype)
     again = read_back(tmp_path, format, ae, params, {})
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    assert_same_bits(as_jax(again.params), wide)
+    assert_same_bits(again.params, wide)
 
 
 SAME_FUNCTION = {

@@ -94,7 +94,9 @@ def _file(path: Path) -> Path:
 
 
 def _recognizes(path: Path) -> bool:
-    return _torch.has_any(_file(path), "encoder.weight", "W_enc")
+    file = _file(path)
+    is_openai = _torch.has_any(file, "latent_bias")
+    return _torch.has_any(file, "encoder.weight", "W_enc") and not is_openai
 
 
 def _read(path: Path, inputs_normalized: bool) -> Model:
@@ -154,16 +156,17 @@ def _weights_of(
     sizes = _weights.sizes(path, state, key)
     D, H = sizes if key in _TRANSPOSED else sizes[::-1]
     _tensors.check_shapes(path, state, _shapes(name, state, D, H))
+    names = dict(_NAMES[name])
+    settings = {n: state[names.pop(n)].tolist() for n in _SETTINGS if n in names}
+    floats = _weights.as_float32(path, {key: state[key] for key in names.values()})
     tensors = {
-        field: state[key].T if key in _TRANSPOSED else state[key]
-        for field, key in _NAMES[name].items()
+        field: floats[key].T if key in _TRANSPOSED else floats[key]
+        for field, key in names.items()
     }
-    settings = {n: tensors.pop(n).tolist() for n in _SETTINGS if n in tensors}
     if "k" in settings:
         _checks.positive_int(f"{path}: k", settings["k"])
     if "group_sizes" in settings:
         _check_groups(f"{path}: group_sizes", settings["group_sizes"], H)
-    tensors = _weights.as_float32(path, tensors)
     if factor is not None:
         _scale_biases(tensors, factor)
     if "k" in settings and name not in _BATCH_TOPK:

@@ -2,7 +2,7 @@
 
 import importlib
 import io
-import zipfile
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks
+
+_START = 2**20  # bytes; the names come before the numbers
+_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before torch 1.6
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -32,21 +35,26 @@ def read(path: Path) -> dict[str, Any]:
         return value.numpy()
 
     with _checks.reading(path, "restore or download it again"):
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError):
+            # The text of the former advises to unpickle all the same.
+            problem = "it is damaged, or holds other objects than tensors and numbers"
+            raise ValueError(problem) from None
         if not isinstance(values, dict):
             raise ValueError("it does not hold tensors by name")
         return array(values)
 
 
 def has_any(path: Path, *names: str) -> bool:
-    """Whether a file has one of these names in it; needs no torch."""
+    """Whether a file of torch has one of these names near its start; needs no torch."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            [member] = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-            text = archive.read(member)
-    except (OSError, ValueError, zipfile.BadZipFile):  # damaged, or not of torch
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError:  # a folder, or no such file
         return False
-    return any(name.encode() in text for name in names)
+    is_torch = b"/data.pkl" in start or start.startswith(_MAGIC)
+    return is_torch and any(name.encode() in start for name in names)
 
 
 def content(path: Path, values: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxae import _checks
 from jaxae.activations import Activation, Gated, Threshold
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
-from jaxae.formats import _base
+from jaxae.formats import _base, _tensors
 
 
 class Weights(NamedTuple):
@@ -78,8 +78,8 @@ def to_model(
     """The model and the parameters of weights that were read from a file.
 
     Raises:
-      ValueError: if the arrays are not floats of one dtype, or one holds NaN, or the
-        activation keeps more latents than there are.
+      ValueError: if the arrays are not floats of one dtype, one holds NaN, float64
+        would be rounded, or the activation keeps more latents than there are.
     """
     arrays = weights.arrays()
     for name, array in arrays.items():
@@ -103,7 +103,7 @@ def to_model(
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return ae, _params(weights)
+    return ae, _params(Weights(**_tensors.as_jax(path, arrays)))
 
 
 def _params(weights: Weights) -> TiedParams | UntiedParams | SkipParams:
@@ -122,14 +122,14 @@ def _theta(weights: Weights) -> tuple:
         return Threshold(_wide(weights.threshold))
     if weights.r_mag is not None:
         log_scale, b_mag = _wide(weights.r_mag), _wide(weights.b_mag)
-        shift: Any = b_mag - _gate_part(log_scale, weights.b_enc)
-        return Gated(log_scale, shift.astype(b_mag.dtype))
+        shift = np.asarray(b_mag) - _gate_part(log_scale, weights.b_enc)
+        return Gated(log_scale, jnp.asarray(shift, b_mag.dtype))
     return ()
 
 
 def _gate_part(r_mag: Any, b_gate: Any) -> np.ndarray:
     """exp(r_mag) b_gate: b_mag without the shift."""
-    return np.exp(r_mag.astype(np.float64)) * b_gate.astype(np.float64)
+    return np.exp(np.asarray(r_mag, np.float64)) * np.asarray(b_gate, np.float64)
 
 
 def _wide(array: Any) -> Any:
