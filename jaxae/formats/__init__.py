@@ -10,6 +10,7 @@ from typing import Any
 from jaxae import _checks
 from jaxae._files import expanded
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.cards import write_card
 from jaxae.formats import (
     _dictionary_learning,
     _gemma_scope,
@@ -89,7 +90,9 @@ def read(
 def save(
     directory, ae: Autoencoder, params, *, format: str, metadata: dict | None = None
 ) -> None:
-    """Write a model as files of another library.
+    """Write a model as files of another library, with a model card, `README.md`.
+
+    Your own README.md is kept.
 
     Args:
       directory: the folder; created if it does not exist.
@@ -103,7 +106,7 @@ def save(
         model, `directory` is a file, or `metadata` is not JSON.
     """
     writable = {name: f for name, f in FORMATS.items() if f.write is not None}
-    write = _checks.lookup("format", writable, format).write
+    chosen = _checks.lookup("format", writable, format)
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder")
     ae.check_params(params)
     folder = expanded(_checks.folder("directory", directory))
@@ -111,8 +114,10 @@ def save(
         raise _checks.ArgumentError(
             "directory", f"must be a folder, but {folder} is a file"
         )
-    assert write is not None
-    write(folder, ae, params, metadata or {})
+    assert chosen.write is not None
+    chosen.write(folder, ae, params, metadata or {})
+    if chosen.usage is not None:
+        write_card(folder, ae, params, library=chosen.name, usage=chosen.usage)
 
 
 def _locate(source: Any, format: Format | None) -> Path:

@@ -40,6 +40,8 @@ class Format(NamedTuple):
       read: `(path, inputs_normalized) -> Model`.
       write: `(folder, ae, params, metadata) -> None`, which creates the folder; None
         for a format that is only read.
+      usage: Python code that loads the folder "FOLDER" in the other library, for the
+        model card; None if `write` writes the card.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Format(NamedTuple):
     recognizes: Callable[[Path], bool]
     read: Callable[[Path, bool], Model]
     write: Callable[[Path, Autoencoder, Any, dict[str, Any]], None] | None = None
+    usage: str | None = None
 
 
 def has_files(*names: str) -> Callable[[Path], bool]:

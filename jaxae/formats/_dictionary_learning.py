@@ -273,4 +273,8 @@ FORMAT = Format(
     recognizes=_recognizes,
     read=_read,
     write=_write,
+    usage="""\
+from dictionary_learning.utils import load_dictionary
+
+dictionary, config = load_dictionary("FOLDER", device="cpu")""",
 )

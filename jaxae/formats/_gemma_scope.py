@@ -67,4 +67,14 @@ def _write(
     write_atomically(folder / WEIGHTS_FILE, file.getvalue())
 
 
-FORMAT = Format(NAME, (WEIGHTS_FILE,), _recognizes, _read, _write)
+FORMAT = Format(
+    NAME,
+    files=(WEIGHTS_FILE,),
+    recognizes=_recognizes,
+    read=_read,
+    write=_write,
+    usage="""\
+import numpy as np
+
+params = np.load("FOLDER/params.npz")""",
+)

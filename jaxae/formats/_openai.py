@@ -159,4 +159,10 @@ FORMAT = Format(
     recognizes=_recognizes,
     read=_read,
     write=_write,
+    usage="""\
+import torch
+from sparse_autoencoder import Autoencoder
+
+state_dict = torch.load("FOLDER/autoencoder.pt")
+autoencoder = Autoencoder.from_state_dict(state_dict)""",
 )

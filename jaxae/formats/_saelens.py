@@ -548,4 +548,8 @@ FORMAT = Format(
     recognizes=has_files(CONFIG_FILE, WEIGHTS_FILE),
     read=_read,
     write=_write,
+    usage="""\
+from sae_lens import SAE
+
+sae = SAE.load_from_disk("FOLDER")""",
 )

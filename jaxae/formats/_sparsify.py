@@ -113,4 +113,8 @@ FORMAT = Format(
     recognizes=has_files(CONFIG_FILE, WEIGHTS_FILE),
     read=_read,
     write=_write,
+    usage="""\
+from sparsify import Sae
+
+sae = Sae.load_from_disk("FOLDER")""",
 )

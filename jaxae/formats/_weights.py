@@ -103,7 +103,7 @@ def to_model(
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return ae, _params(Weights(**_tensors.as_jax(path, arrays)))
+    return ae, _params(weights._replace(**_tensors.as_jax(path, arrays)))
 
 
 def _params(weights: Weights) -> TiedParams | UntiedParams | SkipParams:
