@@ -39,8 +39,10 @@ def read_header(path: Path, name: str) -> Any:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file."""
-    with _checks.reading(path, _ADVICE), np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    # NumPy does not close a file of its own that is damaged.
+    with _checks.reading(path, _ADVICE), path.open("rb") as file:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
 
 def check_shapes(

@@ -68,7 +68,8 @@ def as_float32(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     """
     for name, tensor in tensors.items():
         _check_floats(path, name, tensor)
-    dtype = jnp.result_type(jnp.float32, *(t.dtype for t in tensors.values()))
+    is_double = any(tensor.dtype == np.float64 for tensor in tensors.values())
+    dtype = np.float64 if is_double else np.float32
     return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
 
