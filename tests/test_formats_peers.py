@@ -28,8 +28,6 @@ FOLDERS = {
     for format in ("sparsify", "dictionary_learning", "gemma_scope", "openai")
     for path in sorted((GOLDENS / format).iterdir())
 }
-REFUSED = "sparsify/groupmax"
-LOADED = [name for name in FOLDERS if name != REFUSED]
 # The outputs of both libraries are a few float32 roundings of numbers of one size.
 TOLERANCE = 1e-6
 FOLDED = {
@@ -83,7 +81,7 @@ def assert_outputs(ae, params, expected):
     np.testing.assert_array_equal(Z != 0, expected["latents"] != 0)
 
 
-@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_the_outputs_are_those_of_the_original(name):
     model = read(name)
     assert model.folded == FOLDED.get(name, ())
@@ -126,7 +124,7 @@ def read_back(folder, format, ae, params, metadata):
     return formats.read(folder)
 
 
-@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_what_was_loaded_returns_to_the_bit(name, tmp_path):
     ae, params, metadata, _ = read(name)
     format = name.partition("/")[0]
@@ -141,7 +139,7 @@ def test_what_was_loaded_returns_to_the_bit(name, tmp_path):
 
 # Not the backup, which is written as a finished model, nor the entries activation.k and
 # activation.postact_fn, which OpenAI's library writes and does not read.
-@pytest.mark.parametrize("name", [n for n in LOADED if n not in FOLDED])
+@pytest.mark.parametrize("name", [n for n in FOLDERS if n not in FOLDED])
 def test_a_file_returns_to_the_bit(name, tmp_path):
     model, folder = read(name), FOLDERS[name]
     format = name.partition("/")[0]
@@ -186,7 +184,9 @@ OWN = {
 @pytest.mark.parametrize("case", OWN, ids="-".join)
 def test_models_of_jaxae_return_to_the_bit(case, tmp_path):
     (format, _), ae = case, OWN[case]
-    again = read_back(tmp_path, format, ae, params_of(ae), {"normalize": True})
+    is_normalized = case == ("openai", "topk")
+    metadata = {"normalize_activations": "layer_norm"} if is_normalized else {}
+    again = read_back(tmp_path, format, ae, params_of(ae), metadata)
     assert again.ae == ae
     assert_same_bits(again.params, params_of(ae))
 
@@ -259,7 +259,7 @@ def test_metadata_are_what_is_not_the_function():
     unset = read("dictionary_learning/BatchTopKSAE_unset")
     np.testing.assert_array_equal(unset.params.activation.threshold, -np.ones(10))
     counts = read("openai/topk").metadata
-    assert counts["normalize"] is True
+    assert counts["normalize_activations"] == "layer_norm"
     assert counts["latents_activation_frequency"] == [1.0] * 10
 
 
@@ -530,7 +530,7 @@ def test_a_model_of_another_class_than_its_metadata_say(tmp_path):
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("topk", {}, "has activation='TopK'.*inputs_normalized=True"),
+        ("topk", {}, "has activation='TopK'.*set inputs_normalized"),
         ("relu", {"activation": "GELU"}, "has activation='GELU', which is not ReLU"),
         ("relu", {"gain": np.ones(1)}, r"got .*gain\[1\]"),
         ("relu", {"pre_bias": np.ones(7, np.float32)}, r"got .*pre_bias\[7\]"),
@@ -560,14 +560,27 @@ def test_what_is_not_of_openai_is_refused(name, changes, message):
         _openai.from_state(folder / "autoencoder.pt", state, False)
 
 
-def test_openai_s_top_k_is_written_for_normalized_inputs_alone():
+def test_a_normalization_is_written_where_the_format_has_a_place_for_it(tmp_path):
+    metadata = {"normalize_activations": "layer_norm"}
+    for format, ae in (
+        ("sparsify", model_of("topk(3)")),
+        ("gemma_scope", model_of("jumprelu()")),
+        ("dictionary_learning", model_of("topk(3)")),
+        ("openai", model_of("relu")),
+    ):
+        with pytest.raises(ValueError, match="'normalize_activations'. has no place"):
+            formats.save(tmp_path, ae, params_of(ae), format=format, metadata=metadata)
     ae = model_of("topk(3)")
-    for metadata in ({}, {"normalize": 1}):
-        with pytest.raises(ValueError, match="'normalize'. must be True for topk"):
-            _openai.to_state(ae, params_of(ae), metadata)
+    for other in ({}, {"normalize_activations": "constant_norm_rescale"}):
+        with pytest.raises(ValueError, match="must be 'layer_norm' for topk"):
+            _openai.to_state(ae, params_of(ae), other)
+
+
+def test_openai_s_counts_are_of_each_latent():
+    ae = model_of("relu")
     counts = {"latents_mean_square": [1.0]}
     with pytest.raises(ValueError, match="latents_mean_square.*for each latent"):
-        _openai.to_state(ae, params_of(ae), {"normalize": True, **counts})
+        _openai.to_state(ae, params_of(ae), counts)
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def edit(tmp_path):
         ("standard", {"normalize_activations": "x"}, "normalize_activations='x'"),
         (
             *("standard", {"normalize_activations": "expected_average_only_in"}),
-            "normalize_activations='expected_average_only_in'.*inputs_normalized=True",
+            "normalize_activations=.expected_average_only_in.*set inputs_normalized",
         ),
         ("standard", {"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_.*=True"),
         ("standard", {"gain": 2}, "gain=2, which jaxae does not know"),

@@ -28,7 +28,6 @@ ARCHITECTURES = {
     "skip": {"skip_connection": True},
     "transcoder": {"transcode": True},
     "skip_transcoder": {"transcode": True, "skip_connection": True},
-    "groupmax": {"activation": "groupmax", "k": 5},
     "bfloat16": {},  # as stored; the forward pass is in float32
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxae import _checks
 from jaxae._files import expanded
-from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder import Autoencoder, files
 from jaxae.autoencoder.cards import write_card
 from jaxae.formats import (
     _dictionary_learning,
@@ -19,18 +19,18 @@ from jaxae.formats import (
     _openai,
     _saelens,
     _sparsify,
+    _tensors,
 )
 from jaxae.formats._base import Format, Model
 
-__all__ = ["FORMATS", "Format", "Model", "load", "metadata", "read", "save"]
+__all__ = ["FORMATS", "WRITABLE", "Format", "Model", "load", "metadata", "read", "save"]
 
 _MODULES = (_jaxae, _saelens, _sparsify, _dictionary_learning, _gemma_scope, _openai)
 FORMATS = {module.FORMAT.name: module.FORMAT for module in _MODULES}
+WRITABLE = {name: f for name, f in FORMATS.items() if f.write is not None}
 
 
-def load(
-    source, *, format: str | None = None, inputs_normalized: bool = False
-) -> tuple[Autoencoder, Any]:
+def load(source, *, format=None, inputs_normalized=False) -> tuple[Autoencoder, Any]:
     """Read a model of another library: `ae, params = jaxae.formats.load(SOURCE)`.
 
     The model computes the function of the file. A file whose function has no place in
@@ -54,9 +54,7 @@ def load(
     return model.ae, model.params
 
 
-def metadata(
-    source, *, format: str | None = None, inputs_normalized: bool = False
-) -> dict[str, Any]:
+def metadata(source, *, format=None, inputs_normalized=False) -> dict[str, Any]:
     """What a file says that is not part of the function, for `save(metadata=)`.
 
     Args:
@@ -65,9 +63,7 @@ def metadata(
     return read(source, format=format, inputs_normalized=inputs_normalized).metadata
 
 
-def read(
-    source, *, format: str | None = None, inputs_normalized: bool = False
-) -> Model:
+def read(source, *, format=None, inputs_normalized=False) -> Model:
     """`load`, with the file's metadata and a list of what was folded.
 
     Args:
@@ -87,9 +83,7 @@ def read(
     return model
 
 
-def save(
-    directory, ae: Autoencoder, params, *, format: str, metadata: dict | None = None
-) -> None:
+def save(directory, ae, params, *, format, metadata=None) -> None:
     """Write a model as files of another library, with a model card, `README.md`.
 
     Your own README.md is kept.
@@ -98,24 +92,28 @@ def save(
       directory: the folder; created if it does not exist.
       ae: the model.
       params: its parameters.
-      format: one of FORMATS that can be written.
+      format: one of WRITABLE, the FORMATS that can be written.
       metadata: JSON values beside the function, such as those of `formats.metadata`.
 
     Raises:
       ValueError: if the format cannot hold the model, `params` are not those of the
         model, `directory` is a file, or `metadata` is not JSON.
     """
-    writable = {name: f for name, f in FORMATS.items() if f.write is not None}
-    chosen = _checks.lookup("format", writable, format)
+    chosen = _checks.lookup("format", WRITABLE, format)
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder")
     ae.check_params(params)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict):
+        found = _checks.describe(metadata)
+        raise _checks.ArgumentError("metadata", "must be a dict of JSON values", found)
+    _tensors.to_json(metadata)  # some formats have a place for few of its entries
     folder = expanded(_checks.folder("directory", directory))
     if folder.exists() and not folder.is_dir():
         raise _checks.ArgumentError(
             "directory", f"must be a folder, but {folder} is a file"
         )
     assert chosen.write is not None
-    chosen.write(folder, ae, params, metadata or {})
+    chosen.write(folder, ae, params, metadata)
     if chosen.usage is not None:
         write_card(folder, ae, params, library=chosen.name, usage=chosen.usage)
 
@@ -133,6 +131,7 @@ def _locate(source: Any, format: Format | None) -> Path:
 
 
 def _recognize(path: Path) -> Format:
+    files.refuse_sweep(path)
     found = [f for f in FORMATS.values() if f.recognizes(path)]
     if len(found) == 1:
         return found[0]
@@ -142,7 +141,7 @@ def _recognize(path: Path) -> Format:
         f"has more than one format: {', '.join(names)}"
         if found
         else f"has none of the formats {', '.join(FORMATS)}",
-        advice="give format=" if found else _advice(path),
+        advice="give {format}" if found else _advice(path),
     )
 
 

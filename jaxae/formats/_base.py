@@ -74,9 +74,14 @@ def activation_kind(ae: Autoencoder) -> str:
     return name.partition("(")[0] if activations.find(name) is ae.activation else ""
 
 
+def is_linear(ae: Autoencoder) -> bool:
+    """Whether x_hat = eta: the decoder has no nonlinearity."""
+    return ae.observation.inverse_link is activations.identity
+
+
 def check_linear_decoder(ae: Autoencoder, format: str) -> None:
-    """Check that x_hat = eta, as in formats whose decoder has no nonlinearity."""
-    if ae.observation.inverse_link is not activations.identity:
+    """Check that x_hat = eta, as in the formats of other libraries."""
+    if not is_linear(ae):
         advice = "an observation such as gaussian has a linear decoder"
         raise unsupported(ae, format, f"observation {ae.observation}", advice)
 

@@ -213,6 +213,7 @@ def _write(
 
 def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Config]:
     """The state dict, of NumPy arrays, and `config.json`."""
+    _weights.refuse_normalization(metadata, NAME)
     trainer = _trainer(Path("metadata"), metadata)
     name = _class_of(ae, trainer)
     pre_bias = name not in _WITHOUT_PRE_BIAS

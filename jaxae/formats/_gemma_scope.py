@@ -54,7 +54,7 @@ def _read(path: Path, inputs_normalized: bool) -> Model:
 def _write(
     folder: Path, ae: Autoencoder, params: Any, metadata: dict[str, Any]
 ) -> None:
-    del metadata  # the file has no place for it
+    _weights.refuse_normalization(metadata, NAME)  # the file has no place for others
     _weights.kind(ae, NAME, "jumprelu")
     weights = _weights.from_model(ae, params, NAME, pre_bias=False)
     if ae.skip:

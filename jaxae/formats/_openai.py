@@ -18,7 +18,7 @@ from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
 from jaxae.formats import _tensors, _torch, _weights
 from jaxae.formats._base import Format, Model, refused, unsupported
-from jaxae.formats._weights import Weights
+from jaxae.formats._weights import NORMALIZATION, Weights
 
 NAME = "openai"
 WEIGHTS_FILE = "autoencoder.pt"
@@ -30,7 +30,6 @@ _STATISTICS: dict[str, np.generic] = {
     "latents_activation_frequency": np.float32(1),
     "latents_mean_square": np.float32(0),
 }
-_NORMALIZE = "normalize"  # an entry of metadata
 
 
 def _file(path: Path) -> Path:
@@ -61,10 +60,10 @@ def from_state(path: Path, state: dict[str, Any], inputs_normalized: bool) -> Mo
                 path,
                 "activation='TopK', with which the original normalizes each input to "
                 "mean 0 and standard deviation 1, which an Autoencoder does not do",
-                "normalize the inputs yourself, undo it on the outputs, and give "
-                "inputs_normalized=True",
+                "normalize the inputs yourself, undo it on the outputs, and set "
+                "{inputs_normalized}",
             )
-        metadata[_NORMALIZE] = True
+        metadata[NORMALIZATION] = "layer_norm"
     statistics = {name: state.pop(name) for name in _STATISTICS if name in state}
     metadata |= {name: np.asarray(v).tolist() for name, v in statistics.items()}
     H, D = _weights.sizes(path, state, "encoder.weight")
@@ -119,12 +118,13 @@ def to_state(ae: Autoencoder, params: Any, metadata: dict[str, Any]) -> dict[str
     weights = _weights.from_model(ae, params, NAME, pre_bias=True)
     if ae.skip:
         raise unsupported(ae, NAME, "a skip connection")
-    if kind == "topk" and metadata.get(_NORMALIZE) is not True:
+    if kind != "topk":
+        _weights.refuse_normalization(metadata, NAME)
+    elif metadata.get(NORMALIZATION) != "layer_norm":
         raise _checks.ArgumentError(
-            f"metadata[{_NORMALIZE!r}]",
-            "must be True for topk, because the original normalizes the inputs of such "
-            "a file",
-            repr(metadata.get(_NORMALIZE)),
+            f"metadata[{NORMALIZATION!r}]",
+            "must be 'layer_norm' for topk, with which the original normalizes inputs",
+            repr(metadata.get(NORMALIZATION)),
             "give it if your inputs are normalized",
         )
     w = _weights.as_float32(Path("params"), weights.arrays())

@@ -326,8 +326,8 @@ def _input_scale(path: Path, config: Config) -> float:
             path / CONFIG_FILE,
             f"normalize_activations={normalization!r}, which an Autoencoder does not "
             "do",
-            "normalize the inputs yourself, undo it on the outputs, and give "
-            "inputs_normalized=True",
+            "normalize the inputs yourself, undo it on the outputs, and set "
+            "{inputs_normalized}",
         )
     positive = _checks.POSITIVE
     return _checks.number(f"{path / SCALER_FILE}: scaling_factor", scale, positive)

@@ -87,6 +87,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _write(
     folder: Path, ae: Autoencoder, params: Any, metadata: dict[str, Any]
 ) -> None:
+    _weights.refuse_normalization(metadata, NAME)
     _weights.kind(ae, NAME, "topk")
     weights = _weights.from_model(ae, params, NAME, pre_bias=ae.pre_bias)
     config = {

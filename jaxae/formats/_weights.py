@@ -15,6 +15,8 @@ from jaxae.activations import Activation, Gated, Threshold
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
 from jaxae.formats import _base, _tensors
 
+NORMALIZATION = "normalize_activations"  # an entry of metadata, as SAELens has it
+
 
 class Weights(NamedTuple):
     """The arrays of a sparse autoencoder.
@@ -150,7 +152,7 @@ def _check_floats(path: Path, name: str, tensor: Any) -> None:
 def from_model(ae: Autoencoder, params: Any, format: str, *, pre_bias: bool) -> Weights:
     """The weights of a model, for a file with or without a pre-encoder bias.
 
-    b_enc changes, and with it roundings, where the model's pre_bias is another one.
+    b_enc changes, up to roundings, where the model's pre_bias is another one.
 
     Raises:
       ValueError: if the outputs are not linear in the latents, or not as wide as the
@@ -186,3 +188,14 @@ def kind(ae: Autoencoder, format: str, *kinds: str) -> str:
         advice = "give the model that training returns, run.model" if is_batch else ""
         raise _base.unsupported(ae, format, f"activation {ae.activation}", advice)
     return found
+
+
+def refuse_normalization(metadata: dict[str, Any], format: str) -> None:
+    """Check that the inputs are not normalized, which a file has no entry for."""
+    if (value := metadata.get(NORMALIZATION, "none")) != "none":
+        raise _checks.ArgumentError(
+            f"metadata[{NORMALIZATION!r}]",
+            f"has no place in such a file of the format {format!r}",
+            repr(value),
+            "leave it out if whoever reads the file normalizes the inputs",
+        )
