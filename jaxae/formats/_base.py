@@ -86,6 +86,16 @@ def check_linear_decoder(ae: Autoencoder, format: str) -> None:
         raise unsupported(ae, format, f"observation {ae.observation}", advice)
 
 
+def scaled_threshold(ae: Autoencoder, theta: activations.Threshold) -> np.ndarray:
+    """The threshold of jumprelu in units of the pre-activations.
+
+    One below 0, which counts as 0 in every library, is left as it is.
+    """
+    assert ae.activation.threshold is not None
+    learned = np.asarray(theta.threshold)
+    return np.where(learned > 0, ae.activation.threshold(*theta), learned)
+
+
 def numpy_params(ae: Autoencoder, params: Any, pre_bias: bool) -> Any:
     """W_enc, W_dec, b_enc and b_dec as NumPy arrays, and W_skip where there is one.
 

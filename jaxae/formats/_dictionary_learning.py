@@ -14,7 +14,7 @@ from jaxae import _checks, activations
 from jaxae._files import write_atomically
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
-from jaxae.formats import _tensors, _torch, _weights
+from jaxae.formats import _gated, _tensors, _torch, _weights
 from jaxae.formats._base import Format, Model, unsupported
 from jaxae.formats._weights import Weights
 
@@ -29,7 +29,7 @@ Config = dict[str, Any]
 _LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
 _LINEAR |= {"W_dec": "decoder.weight", "b_dec": "b_dec"}
 _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-_GATED = {"b_enc": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
+_GATED = {"b_enc": "gate_bias", "b_mag": "mag_bias", "log_scale": "r_mag"}
 _BATCH = {"threshold": "threshold", "k": "k"}
 # Class -> a field of `Weights` or a setting -> its name in the state dict.
 _NAMES = {
@@ -110,12 +110,10 @@ def _read(path: Path, inputs_normalized: bool) -> Model:
 
 def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
     """The model of a state dict, or of a backup with one; its arrays are NumPy's."""
-    folded: tuple[str, ...] = ()
     factor = None
     if isinstance(state.get("ae"), dict):
-        config = {"trainer": state.get("config"), **config}
         factor = _norm_factor(path, state)
-        folded = (f"the norm of the data, {factor}, in the biases",)
+        config = {"trainer": state.get("config"), **config}
         state = state["ae"]
     trainer = _trainer(path, config)
     state = {key: np.asarray(value) for key, value in state.items()}
@@ -124,15 +122,24 @@ def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
         early = {"k": np.array(trainer["k"]), "threshold": np.array(-1, np.float32)}
         state = early | state
     name = _dict_class(path, state, trainer.get("dict_class"))
-    weights, settings = _weights_of(path, name, state, factor)
-    ae, params = _weights.to_model(
-        path,
-        weights,
-        _activation(name, settings),
-        pre_bias=name not in _WITHOUT_PRE_BIAS,
-    )
+    H = _latent_dim(path, name, state, trainer)
+    settings = _settings(path, state, H)
+    tensors = _tensors_of(path, name, state)
+    if factor is not None:
+        _scale_biases(tensors, factor)
+    if name == "AutoEncoderTopK":  # encodes by k, unless told to use the threshold
+        settings["threshold"] = tensors.pop("threshold").item()
+    elif name in _BATCH_TOPK:
+        tensors["threshold"] = np.full(H, tensors["threshold"])
+    elif name == "GatedAutoEncoder":
+        tensors["shift"] = _shift(tensors.pop("b_mag"), tensors, config)
+    weights, g = Weights(**tensors), _activation(name, settings)
+    pre_bias = name not in _WITHOUT_PRE_BIAS
+    ae, params = _weights.to_model(path, weights, g, pre_bias=pre_bias)
+    others = {n: value for n, value in config.items() if n != _gated.SHIFT}
     trainer |= {"dict_class": name, **settings}
-    return Model(ae, params, {**config, "trainer": trainer}, folded)
+    folded = () if factor is None else (f"the norm of the data {factor}",)
+    return Model(ae, params, {**others, "trainer": trainer}, folded)
 
 
 def _norm_factor(path: Path, backup: dict[str, Any]) -> float:
@@ -148,33 +155,40 @@ def _trainer(path: Path, config: Config) -> Config:
     return dict(trainer)
 
 
-def _weights_of(
-    path: Path, name: str, state: State, factor: float | None
-) -> tuple[Weights, dict[str, Any]]:
-    """The weights, of data that is not divided by the factor, and the settings."""
+def _latent_dim(path: Path, name: str, state: State, trainer: Config) -> int:
+    """H, after a check of every shape and of the configuration."""
     key = _NAMES[name]["W_enc"]
     sizes = _weights.sizes(path, state, key)
     D, H = sizes if key in _TRANSPOSED else sizes[::-1]
     _tensors.check_shapes(path, state, _shapes(name, state, D, H))
-    names = dict(_NAMES[name])
-    settings = {n: state[names.pop(n)].tolist() for n in _SETTINGS if n in names}
-    floats = _weights.as_float32(path, {key: state[key] for key in names.values()})
-    tensors = {
-        field: floats[key].T if key in _TRANSPOSED else floats[key]
-        for field, key in names.items()
-    }
+    stated = trainer.get("activation_dim", D), trainer.get("dict_size", H)
+    if stated != (D, H):
+        raise _checks.ArgumentError(
+            str(path),
+            f"must have the activation_dim and dict_size of config.json, {stated}",
+            str((D, H)),
+            "the file and its configuration may be of two models",
+        )
+    return H
+
+
+def _settings(path: Path, state: State, latent_dim: int) -> dict[str, Any]:
+    settings = {name: state[name].tolist() for name in _SETTINGS if name in state}
     if "k" in settings:
         _checks.positive_int(f"{path}: k", settings["k"])
     if "group_sizes" in settings:
-        _check_groups(f"{path}: group_sizes", settings["group_sizes"], H)
-    if factor is not None:
-        _scale_biases(tensors, factor)
-    if "k" in settings and name not in _BATCH_TOPK:
-        # Such a class encodes by k, unless a caller asks it for the threshold.
-        settings["threshold"] = tensors.pop("threshold").item()
-    elif "k" in settings:
-        tensors["threshold"] = np.full(H, tensors["threshold"])
-    return Weights(**tensors), settings
+        _check_groups(f"{path}: group_sizes", settings["group_sizes"], latent_dim)
+    return settings
+
+
+def _tensors_of(path: Path, name: str, state: State) -> State:
+    """The tensors by field, one row for each latent."""
+    names = {f: key for f, key in _NAMES[name].items() if f not in _SETTINGS}
+    floats = _weights.as_float32(path, {key: state[key] for key in names.values()})
+    return {
+        field: floats[key].T if key in _TRANSPOSED else floats[key]
+        for field, key in names.items()
+    }
 
 
 def _scale_biases(tensors: State, factor: float) -> None:
@@ -183,6 +197,12 @@ def _scale_biases(tensors: State, factor: float) -> None:
         scaled = tensors[field] * factor
         is_unset = (field == "threshold") & (tensors[field] < 0)
         tensors[field] = np.where(is_unset, tensors[field], scaled)
+
+
+def _shift(b_mag: np.ndarray, tensors: State, config: Config) -> np.ndarray:
+    repeated = config.get(_gated.SHIFT)
+    shift = _gated.shift(b_mag, tensors["log_scale"], tensors["b_enc"], repeated)
+    return shift.astype(b_mag.dtype)
 
 
 def _activation(name: str, settings: dict[str, Any]) -> Activation:
@@ -223,6 +243,11 @@ def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Con
     tensors = _weights.as_float32(Path("params"), weights.arrays())
     sizes = {"activation_dim": ae.input_dim, "dict_size": ae.latent_dim}
     trainer |= {"dict_class": name, **sizes}
+    repeated = {}
+    if name == "GatedAutoEncoder":
+        shift, gate = tensors.pop("shift"), (tensors["log_scale"], tensors["b_enc"])
+        tensors["b_mag"] = _gated.b_mag(shift, *gate)
+        repeated = {_gated.SHIFT: shift.tolist()}
     if "k" in _NAMES[name]:
         trainer["k"], tensors["threshold"] = _k_and_threshold(ae, trainer, tensors)
         tensors["k"] = np.array(trainer["k"], np.int32)
@@ -234,7 +259,7 @@ def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Con
         key: tensors[field].T if key in _TRANSPOSED else tensors[field]
         for field, key in _NAMES[name].items()
     }
-    return state, {**metadata, "trainer": trainer}
+    return state, {**metadata, **repeated, "trainer": trainer}
 
 
 def _class_of(ae: Autoencoder, trainer: Config) -> str:

@@ -29,7 +29,7 @@ from jaxae.activations import (
     topk,
 )
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
-from jaxae.formats import _base, _tensors
+from jaxae.formats import _base, _gated, _tensors
 from jaxae.formats._base import Format, Model, has_files, refused, unsupported
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
@@ -338,8 +338,10 @@ def _assemble(path: Path, config: Config, tensors: Tensors) -> Any:
     if architecture in _BATCH_TOPK:
         tensors["threshold"] = _learned_threshold(path, config, tensors)
     if architecture == "gated":
-        tensors["shift"] = _read_shift(path, tensors)
+        repeated = _tensors.read_header(path, _gated.SHIFT)
         tensors["b_enc"] = tensors.pop("b_gate")
+        gate = tensors["r_mag"], tensors["b_enc"]
+        tensors["shift"] = _gated.shift(tensors.pop("b_mag"), *gate, repeated)
     if architecture == "matching_pursuit":
         # Its decoder adds b_dec only where its encoder subtracts it.
         tensors["b_dec"] = tensors["b_dec"] * config["apply_b_dec_to_input"]
@@ -373,38 +375,6 @@ def _learned_threshold(path: Path, config: Config, tensors: Tensors) -> np.ndarr
             "train it for some steps in SAELens first",
         )
     return np.full(config["d_sae"], threshold)
-
-
-# ---- the shift of a gated model ------------------------------------------------------
-
-# b_mag = shift + exp(r_mag) b_gate is rounded, and then shift is not what a reader of
-# b_mag finds. The file's header, which SAELens does not read, repeats the shift.
-_SHIFT = "jaxae_shift"
-
-
-def _write_shift(theta: Gated, b_gate: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-    """b_mag, and the header that repeats the shift."""
-    shift = np.asarray(theta.shift, np.float64)
-    b_mag = shift + _gate_part(np.asarray(theta.log_scale), b_gate)
-    return b_mag, {_SHIFT: json.dumps(shift.tolist())}
-
-
-def _read_shift(path: Path, tensors: Tensors) -> np.ndarray:
-    """b_mag - exp(r_mag) b_gate, or the header's shift that rounds to this b_mag."""
-    b_mag = tensors["b_mag"].astype(np.float64)
-    gate_part = _gate_part(tensors["r_mag"], tensors["b_gate"])
-    shift = b_mag - gate_part
-    header = _tensors.read_header(path, _SHIFT)
-    if header is not None and np.shape(header) == shift.shape:
-        info = jnp.finfo(tensors["b_mag"].dtype)
-        error = np.abs(header + gate_part - b_mag)
-        is_ours = error <= float(info.eps) * np.abs(b_mag) + float(info.tiny)
-        shift = np.where(is_ours, header, shift)
-    return shift
-
-
-def _gate_part(r_mag: np.ndarray, b_gate: np.ndarray) -> np.ndarray:
-    return np.exp(r_mag.astype(np.float64)) * b_gate.astype(np.float64)
 
 
 # ---- write ---------------------------------------------------------------------------
@@ -478,14 +448,10 @@ def _file_tensors(ae: Autoencoder, untied: Any) -> tuple[Tensors, dict[str, str]
     if isinstance(theta, Gated):
         tensors["b_gate"] = tensors.pop("b_enc")
         tensors["r_mag"] = theta.log_scale
-        tensors["b_mag"], header = _write_shift(theta, untied.b_enc)
-        tensors["b_mag"] = tensors["b_mag"].astype(theta.shift.dtype)
+        tensors["b_mag"] = _gated.b_mag(theta.shift, theta.log_scale, untied.b_enc)
+        header = {_gated.SHIFT: json.dumps(np.asarray(theta.shift, float).tolist())}
     if isinstance(theta, Threshold):
-        assert ae.activation.threshold is not None
-        learned = theta.threshold
-        scaled = np.asarray(ae.activation.threshold(*theta))
-        # Below 0 it counts as 0 in both libraries.
-        tensors["threshold"] = np.where(learned > 0, scaled, learned)
+        tensors["threshold"] = _base.scaled_threshold(ae, theta)
     if isinstance(untied, SkipParams):
         tensors["W_skip"] = untied.W_skip
     return tensors, header

@@ -27,12 +27,11 @@ class Weights(NamedTuple):
     Attributes:
       W_enc: `[H, D]`.
       W_dec: `[H, D]`; None in a file of tied weights.
-      b_enc: `[H]`; of a gated activation, the bias of the gate.
+      b_enc: `[H]`.
       b_dec: `[D]`.
       W_skip: `[D, D]`, or None.
       threshold: `[H]` for jumprelu, else None.
-      r_mag: `[H]` for gated, the logarithm of the scale of the magnitude, else None.
-      b_mag: `[H]` for gated, the bias of the magnitude, else None.
+      log_scale, shift: `[H]` for gated, else None.
     """
 
     W_enc: Any
@@ -41,8 +40,8 @@ class Weights(NamedTuple):
     b_dec: Any
     W_skip: Any = None
     threshold: Any = None
-    r_mag: Any = None
-    b_mag: Any = None
+    log_scale: Any = None
+    shift: Any = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by field."""
@@ -123,16 +122,9 @@ def _theta(weights: Weights) -> tuple:
     """What the activation learns; at least float32, as `Autoencoder.init` has it."""
     if weights.threshold is not None:
         return Threshold(_wide(weights.threshold))
-    if weights.r_mag is not None:
-        log_scale, b_mag = _wide(weights.r_mag), _wide(weights.b_mag)
-        shift = np.asarray(b_mag) - _gate_part(log_scale, weights.b_enc)
-        return Gated(log_scale, jnp.asarray(shift, b_mag.dtype))
+    if weights.shift is not None:
+        return Gated(_wide(weights.log_scale), _wide(weights.shift))
     return ()
-
-
-def _gate_part(r_mag: Any, b_gate: Any) -> np.ndarray:
-    """exp(r_mag) b_gate: b_mag without the shift."""
-    return np.exp(np.asarray(r_mag, np.float64)) * np.asarray(b_gate, np.float64)
 
 
 def _wide(array: Any) -> Any:
@@ -168,15 +160,9 @@ def from_model(ae: Autoencoder, params: Any, format: str, *, pre_bias: bool) -> 
     weights = Weights(p.W_enc, p.W_dec, b_enc, p.b_dec, W_skip)
     theta = p.activation
     if isinstance(theta, Gated):
-        b_mag = theta.shift + _gate_part(theta.log_scale, b_enc)
-        b_mag = b_mag.astype(theta.shift.dtype)
-        return weights._replace(r_mag=theta.log_scale, b_mag=b_mag)
+        return weights._replace(log_scale=theta.log_scale, shift=theta.shift)
     if isinstance(theta, Threshold):
-        assert ae.activation.threshold is not None
-        scaled = np.asarray(ae.activation.threshold(*theta))
-        # Below 0 it counts as 0; dictionary_learning's -1 says that it was never set.
-        is_positive = theta.threshold > 0
-        return weights._replace(threshold=np.where(is_positive, scaled, theta[0]))
+        return weights._replace(threshold=_base.scaled_threshold(ae, theta))
     return weights
 
 
