@@ -118,7 +118,7 @@ def _flat(entries: dict[str, Any]) -> dict[str, Any]:
         entries["normalize_activations"] = "none"
     elif normalization is True:
         entries["normalize_activations"] = "expected_average_only_in"
-    if "hook_z" in (entries.get("hook_name") or ""):
+    if "hook_z" in str(entries.get("hook_name")):
         entries.setdefault("reshape_activations", "hook_z")
     entries.pop("sae_lens_version", None)  # of the layout
     return entries
@@ -168,8 +168,9 @@ _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 
 def _jumprelu_of(config: Config, metadata: dict[str, Any]) -> Activation:
     """JumpReLU with the bandwidth of training, where the file has it."""
-    details = metadata.get("training_architecture_details") or {}
-    bandwidth = {**details, **metadata}.get("jumprelu_bandwidth")
+    details = metadata.get("training_architecture_details")
+    known = {**details, **metadata} if isinstance(details, dict) else metadata
+    bandwidth = known.get("jumprelu_bandwidth")
     return jumprelu() if bandwidth is None else jumprelu(bandwidth=bandwidth)
 
 
@@ -236,11 +237,16 @@ def _read(path: Path, inputs_normalized: bool) -> Model:
         config[name] = _checks.positive_int(f"{config_file}: {name}", config[name])
     ae = _build(config_file, config, metadata)
     tensors = _tensors.read_safetensors(path / WEIGHTS_FILE)
-    folded = _fold_finetuning(path / WEIGHTS_FILE, config, tensors)
+    folded = []
     if "log_threshold" in tensors:  # of training, in earlier versions
         tensors["threshold"] = np.exp(tensors.pop("log_threshold"))
         folded.append("the exponential of log_threshold")
-    _tensors.check_shapes(path / WEIGHTS_FILE, tensors, _shapes(config))
+    shapes = _shapes(config)
+    if "scaling_factor" in tensors:
+        shapes["scaling_factor"] = (config["d_sae"],)
+    _tensors.check_shapes(path / WEIGHTS_FILE, tensors, shapes)
+    if _fold_finetuning(path / WEIGHTS_FILE, config, tensors):
+        folded.append("the finetuning factors")
     if config["rescale_acts_by_decoder_norm"]:
         _fold_decoder_norms(tensors)
         folded.append("the norms of the decoder rows")
@@ -273,12 +279,12 @@ def _build(path: Path, config: Config, metadata: dict[str, Any]) -> Autoencoder:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> list[str]:
+def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> bool:
     """Fold the factors of the latents of versions before 6 into W_dec, in place."""
     factors = tensors.pop("scaling_factor", None)
     # SAELens takes factors near 1 for those of a model that was not finetuned.
     if factors is None or np.allclose(factors.astype(np.float64), 1):
-        return []
+        return False
     if not config["finetuning_scaling_factor"]:
         raise refused(
             path,
@@ -286,7 +292,7 @@ def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> list[str]:
             "set it to true if the decoder multiplies the latents by these factors",
         )
     _multiply(tensors, "W_dec", factors[:, None])
-    return ["the finetuning factors"]
+    return True
 
 
 def _fold_decoder_norms(tensors: Tensors) -> None:
