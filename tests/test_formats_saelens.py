@@ -76,10 +76,7 @@ def test_what_was_loaded_returns_to_the_bit(name, tmp_path):
     assert again.ae == model.ae
     assert_same_bits(again.params, model.params)
     assert again.folded == ()
-    assert {**model.metadata, "sae_lens_version": "any"} == {
-        **again.metadata,
-        "sae_lens_version": "any",
-    }
+    assert again.metadata == {"sae_lens_version": "6.0.0", **model.metadata}
 
 
 # Not the folded ones, nor b_mag of a gated one, which a rounding may change.
@@ -130,7 +127,7 @@ def test_a_changed_b_mag_wins_over_the_shift_that_the_file_repeats(tmp_path):
     expected = params_of(ae).activation.shift
     np.testing.assert_array_equal(shift[:3], expected[:3])
     np.testing.assert_allclose(shift[3], expected[3] + 1, rtol=1e-5)
-    for other in ("[1, 2]", '"x"'):
+    for other in ("[1, 2]", "3"):
         header = {"jaxae_shift": other}
         safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS, metadata=header)
         loaded = formats.load(tmp_path)[1].activation.shift
@@ -210,6 +207,15 @@ def test_the_scale_of_a_checkpoint_is_left_to_the_user_on_request():
     assert_outputs(ae, params, expected, inputs, lambda x_hat: x_hat / scale)
 
 
+def test_a_transcoder_of_equal_widths_stays_one(tmp_path):
+    ae = model_of("relu", pre_bias=False)
+    metadata = {"architecture": "transcoder"}
+    formats.save(tmp_path, ae, params_of(ae), format="saelens", metadata=metadata)
+    assert json.loads((tmp_path / "cfg.json").read_bytes())["d_out"] == 6
+    assert formats.load(tmp_path)[0] == ae
+    assert formats.metadata(tmp_path)["architecture"] == "transcoder"
+
+
 def test_metadata_are_what_is_not_the_function():
     metadata = formats.metadata(GOLDENS / "matryoshka_batchtopk")
     assert metadata["model_name"] == "gpt2"
@@ -270,6 +276,7 @@ def edit(tmp_path):
         ("transcoder", {"apply_b_dec_to_input": True}, "apply_b_dec_to_input=True"),
         ("transcoder", {"d_out": "absent"}, "d_out must be"),
         ("matching_pursuit", {"residual_threshold": 0.01}, "residual_threshold=0.01"),
+        ("matching_pursuit", {"max_iterations": 0}, "cfg.json: k must be"),
         (
             *("matching_pursuit", {"stop_on_duplicate_support": True}),
             "stop_on_duplicate_support=True",
@@ -342,6 +349,16 @@ def test_damaged_files_are_named(edit):
         (folder / "cfg.json").write_text(text)
         with pytest.raises(ValueError, match=r"Cannot read .*cfg\.json"):
             formats.load(folder)
+
+
+@pytest.mark.parametrize("text", ["nonsense", '"x"', '["x"]', '{"a": 1}'])
+def test_a_damaged_header_of_a_gated_file_is_named(text, edit):
+    folder = edit("gated")
+    tensors = tensors_of(folder)
+    header = {"jaxae_shift": text}
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata=header)
+    with pytest.raises(ValueError, match=rf"Cannot read .*{WEIGHTS}"):
+        formats.load(folder)
 
 
 @pytest.mark.parametrize(

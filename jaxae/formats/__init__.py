@@ -97,6 +97,7 @@ def save(directory, ae, params, *, format, metadata=None) -> None:
     if not isinstance(metadata, dict):
         found = _checks.describe(metadata)
         raise _checks.ArgumentError("metadata", "must be a dict of JSON values", found)
+    files.to_json("metadata", metadata)
     folder = expanded(_checks.folder("directory", directory))
     if folder.exists() and not folder.is_dir():
         raise _checks.ArgumentError(

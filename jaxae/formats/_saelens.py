@@ -29,6 +29,7 @@ from jaxae.activations import (
     topk,
 )
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
+from jaxae.autoencoder.files import to_json
 from jaxae.formats import _base, _tensors
 from jaxae.formats._base import Format, Model, has_files, refused, unsupported
 
@@ -70,6 +71,8 @@ _TRAINING = (
     *("jumprelu_ste_to_input", "l0_coefficient", "l0_warm_up_steps", "target_l0"),
     "pre_act_loss_coefficient",
 )
+# The entries of the function that an Autoencoder has no field for: they are metadata.
+_KEPT = ("architecture", "normalize_activations", "reshape_activations")
 _RENAMED = {
     "activation_fn_str": "activation_fn",
     "hook_point": "hook_name",
@@ -91,6 +94,8 @@ def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
         entries |= {"training_architecture": config["architecture"], "k": config["k"]}
     if config["reshape_activations"] != "none":
         entries["reshape_activations"] = config["reshape_activations"]
+    if str(config["architecture"]).endswith("transcoder"):  # also of equal widths
+        entries["architecture"] = config["architecture"]
     return config, {**entries, **(metadata or {})}
 
 
@@ -180,7 +185,7 @@ _ACTIVATIONS: dict[str, Callable[[Config, dict[str, Any]], Activation]] = {
     "topk": lambda config, metadata: topk(config["k"]),
     "abstopk": lambda config, metadata: abs_topk(config["k"]),
     "matching_pursuit": lambda config, metadata: matching_pursuit(
-        config["max_iterations"] or config["d_in"]
+        config["d_in"] if (k := config["max_iterations"]) is None else k
     ),
     "jumprelu": _jumprelu_of,
     "batchtopk": _jumprelu_of,
@@ -401,7 +406,7 @@ def _read_shift(path: Path, tensors: Tensors) -> np.ndarray:
     gate_part = _gate_part(tensors["r_mag"], tensors["b_gate"])
     shift = b_mag - gate_part
     header = _tensors.read_header(path, _SHIFT)
-    if header is not None and np.shape(header) == shift.shape:
+    if header is not None and header.shape == shift.shape:
         info = jnp.finfo(tensors["b_mag"].dtype)
         error = np.abs(header + gate_part - b_mag)
         is_ours = error <= float(info.eps) * np.abs(b_mag) + float(info.tiny)
@@ -446,18 +451,17 @@ def _write(
     dtype = jnp.result_type(untied.W_enc, untied.W_dec, untied.b_enc, untied.b_dec)
     tensors = {name: _as_dtype(tensor, dtype) for name, tensor in tensors.items()}
     config = _file_config(ae, architecture, dtype.name, pre_bias, metadata)
-    text = _to_json(config)
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.numpy.save(tensors, metadata=header or None)
     write_atomically(folder / WEIGHTS_FILE, content)
-    write_atomically(folder / CONFIG_FILE, text)
+    write_atomically(folder / CONFIG_FILE, to_json("metadata", config))
 
 
 def _architecture(ae: Autoencoder, metadata: dict[str, Any]) -> str:
     _base.check_linear_decoder(ae, "saelens")
     kind = _base.activation_kind(ae)
-    is_transcoder = ae.skip or ae.output_dim != ae.input_dim
-    if is_transcoder:
+    is_transcoder = str(metadata.get("architecture")).endswith("transcoder")
+    if is_transcoder or ae.skip or ae.output_dim != ae.input_dim:
         architecture = _TRANSCODERS.get((kind, ae.skip))
     else:
         architecture = _AUTOENCODERS.get(kind)
@@ -465,7 +469,11 @@ def _architecture(ae: Autoencoder, metadata: dict[str, Any]) -> str:
         what = f"activation {ae.activation}"
         advice = "give the model that training returns, run.model"
         raise unsupported(
-            *(ae, "saelens", f"{what} in a transcoder" if is_transcoder else what),
+            *(
+                ae,
+                "saelens",
+                f"{what} in a transcoder" if kind in _AUTOENCODERS else what,
+            ),
             advice if kind == "batch_topk" else "",
         )
     return architecture
@@ -508,7 +516,8 @@ def _check_matching_pursuit(ae: Autoencoder, untied: Any) -> None:
 
 def _as_dtype(tensor: np.ndarray, dtype: Any) -> np.ndarray:
     """The tensor as `dtype`, or as it is where that would round it."""
-    narrow = tensor.astype(dtype)
+    with np.errstate(over="ignore"):
+        narrow = tensor.astype(dtype)
     is_exact = np.array_equal(narrow.astype(tensor.dtype), tensor, equal_nan=True)
     return np.ascontiguousarray(narrow if is_exact else tensor)
 
@@ -520,7 +529,6 @@ def _file_config(
     pre_bias: bool,
     metadata: dict[str, Any],
 ) -> Config:
-    layout = ("normalize_activations", "reshape_activations")
     config: Config = {
         "architecture": architecture,
         "d_in": ae.input_dim,
@@ -528,11 +536,11 @@ def _file_config(
         "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": pre_bias,
-        **{name: metadata.get(name, "none") for name in layout},
-        # A version of SAELens before 6 is not what this layout is of.
+        "normalize_activations": metadata.get("normalize_activations", "none"),
+        "reshape_activations": metadata.get("reshape_activations", "none"),
         "metadata": {
-            **{n: v for n, v in metadata.items() if n not in (*layout, "device")},
-            "sae_lens_version": "6.0.0",
+            "sae_lens_version": "6.0.0",  # the first of this layout
+            **{name: v for name, v in metadata.items() if name not in _KEPT},
         },
     }
     if architecture.endswith("transcoder"):
@@ -546,14 +554,6 @@ def _file_config(
             "stop_on_duplicate_support": False,
         }
     return config
-
-
-def _to_json(config: Config) -> bytes:
-    try:
-        return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        problem = f"must be JSON values: {error}"
-        raise _checks.ArgumentError("metadata", problem) from None
 
 
 FORMAT = Format(
