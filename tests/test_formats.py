@@ -6,6 +6,7 @@ import sys
 
 import huggingface_hub.constants
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,11 +20,11 @@ AE = jaxae.Autoencoder(
 
 def params_of(ae, seed=0):
     """Random parameters of a model, its biases and what its activation learns too."""
-    params = ae.init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    random = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    return jax.tree.unflatten(tree, random)
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(ae.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
 
 
 def assert_same_bits(a, b):
@@ -306,6 +307,10 @@ def test_convert_keeps_float64(tmp_path):
             "--source-format must be one of",
         ),
         (("model", "model", "--to", "saelens"), "model is not empty.*--overwrite"),
+        (
+            ("model", "model", "--to", "saelens", "--overwrite"),
+            "model holds a model of another format",
+        ),
         (("model", "file", "--to", "saelens"), "must be a folder, but file is a file"),
         (("model", "run", "--to", "saelens", "--overwrite"), "run holds a run"),
         (("model", "run/best", "--to", "saelens"), "a part of the run"),

@@ -218,13 +218,19 @@ def write(folder):
     for path in sorted(p for p in GOLDENS.iterdir() if p.name != "layer_norm"):
         model = formats.read(path)
         save(path.name, model.ae, model.params, model.metadata)
-    kinds = {"tied": {"tied": True}, "without_bias": {"bias": False, "tied": False}}
-    for name, settings in kinds.items():
+    topk = {"activation": "topk(3)", "pre_bias": True}
+    for name, settings, metadata in (
+        ("tied", {**topk, "tied": True}, METADATA),
+        ("without_bias", {**topk, "bias": False, "tied": False}, METADATA),
+        (
+            *("transcoder", {"activation": "relu", "tied": False}),
+            {"architecture": "transcoder"},
+        ),
+    ):
         ae = jaxae.Autoencoder(
-            **{"input_dim": D, "latent_dim": H, "observation": "gaussian"},
-            **{"activation": "topk(3)", "pre_bias": True, **settings},
+            input_dim=D, latent_dim=H, observation="gaussian", **settings
         )
-        save(f"jaxae_{name}", ae, ae.init(jax.random.key(0)), METADATA)
+        save(f"jaxae_{name}", ae, ae.init(jax.random.key(0)), metadata)
 
 
 # ---- check: SAELens on the folders of jaxae ------------------------------------------

@@ -94,7 +94,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
             "directory", f"must be a folder, but {directory} is a file"
         )
     model = describe(ae)
-    config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
+    config = to_json("run", {"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer of an array without regard to its strides.
     leaves = _checks.named(params)
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in leaves}
@@ -185,11 +185,13 @@ def _check_names(ae: Any) -> None:
             )
 
 
-def _to_json(config: dict[str, Any]) -> bytes:
+def to_json(argument: str, config: dict[str, Any]) -> bytes:
+    """The text of a JSON file; a value that JSON does not have is the argument's."""
     try:
         return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise _checks.ArgumentError("run", f"must be JSON values: {error}") from None
+        problem = f"must be JSON values: {error}"
+        raise _checks.ArgumentError(argument, problem) from None
 
 
 def digest(arrays: Mapping[str, Any]) -> str:

@@ -18,6 +18,13 @@ def convert(options: ConvertOptions) -> int:
             f"{out} is not empty; choose another folder, or replace the model in it "
             "with --overwrite."
         )
+    if out.exists() and any(
+        f.recognizes(out) for f in formats.FORMATS.values() if f.name != options.to
+    ):
+        raise CommandError(
+            f"{out} holds a model of another format, which would stay beside the new "
+            "one; choose another folder."
+        )
     with jax.enable_x64(True):  # so that a float64 model stays one
         model = formats.read(
             options.source,

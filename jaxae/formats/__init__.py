@@ -3,6 +3,7 @@
 A module a format, each with one `Format`; FORMATS lists them.
 """
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from jaxae.formats import (
     _openai,
     _saelens,
     _sparsify,
-    _tensors,
 )
 from jaxae.formats._base import Format, Model
 
@@ -106,7 +106,7 @@ def save(directory, ae, params, *, format, metadata=None) -> None:
     if not isinstance(metadata, dict):
         found = _checks.describe(metadata)
         raise _checks.ArgumentError("metadata", "must be a dict of JSON values", found)
-    _tensors.to_json(metadata)  # some formats have a place for few of its entries
+    files.to_json("metadata", metadata)
     folder = expanded(_checks.folder("directory", directory))
     if folder.exists() and not folder.is_dir():
         raise _checks.ArgumentError(
@@ -135,20 +135,18 @@ def _recognize(path: Path) -> Format:
     found = [f for f in FORMATS.values() if f.recognizes(path)]
     if len(found) == 1:
         return found[0]
-    names = [f.name for f in found]
-    raise _checks.ArgumentError(
-        str(path),
-        f"has more than one format: {', '.join(names)}"
-        if found
-        else f"has none of the formats {', '.join(FORMATS)}",
-        advice="give {format}" if found else _advice(path),
-    )
+    if found:
+        names = ", ".join(f.name for f in found)
+        problem, advice = f"has more than one format: {names}", "give {format}"
+    else:
+        problem = f"has none of the formats {', '.join(FORMATS)}"
+        advice = _inner_folders(path) or "give the folder that holds the weights"
+    raise _checks.ArgumentError(str(path), problem, advice=advice)
 
 
-def _advice(path: Path) -> str:
-    """The folders inside that hold a model, as advice."""
-    inner = sorted(p.parent for p in path.rglob("cfg.json")) if path.is_dir() else []
-    if inner:
-        names = ", ".join(str(p.relative_to(path)) for p in inner[:5])
-        return f"give one of its folders, such as {names}"
-    return "give the folder that holds the weights"
+def _inner_folders(path: Path) -> str:
+    """The folders inside that hold a model, as advice; "" if there are none."""
+    inside = itertools.chain(path.glob("*/"), path.glob("*/*/"))
+    models = sorted(p for p in inside if any(f.recognizes(p) for f in FORMATS.values()))
+    names = ", ".join(str(p.relative_to(path)) for p in models[:5])
+    return f"give one of its folders, such as {names}" if models else ""

@@ -62,7 +62,9 @@ def refused(path: Path, what: str, advice: str = "") -> _checks.ArgumentError:
     return _checks.ArgumentError(str(path), f"has {what}", advice=advice)
 
 
-def unsupported(ae: Autoencoder, format: str, what: str, advice: str = ""):
+def unsupported(
+    ae: Autoencoder, format: str, what: str, advice: str = ""
+) -> _checks.ArgumentError:
     """The error for a model that a format cannot hold."""
     problem = f"has {what}, which the format {format!r} cannot hold"
     return _checks.ArgumentError("ae", problem, repr(ae), advice)

@@ -14,6 +14,7 @@ from jaxae import _checks, activations
 from jaxae._files import write_atomically
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.files import to_json
 from jaxae.formats import _gated, _tensors, _torch, _weights
 from jaxae.formats._base import Format, Model, unsupported
 from jaxae.formats._weights import Weights
@@ -225,7 +226,7 @@ def _write(
 ) -> None:
     state, config = to_state(ae, params, metadata)
     weights_file = folder / WEIGHTS_FILE
-    content, text = _torch.content(weights_file, state), _tensors.to_json(config)
+    content, text = _torch.content(weights_file, state), to_json("metadata", config)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(weights_file, content)
     write_atomically(folder / CONFIG_FILE, text)

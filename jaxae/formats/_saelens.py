@@ -29,6 +29,7 @@ from jaxae.activations import (
     topk,
 )
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
+from jaxae.autoencoder.files import to_json
 from jaxae.formats import _base, _gated, _tensors
 from jaxae.formats._base import Format, Model, has_files, refused, unsupported
 
@@ -70,6 +71,8 @@ _TRAINING = (
     *("jumprelu_ste_to_input", "l0_coefficient", "l0_warm_up_steps", "target_l0"),
     "pre_act_loss_coefficient",
 )
+# The entries of the function that an Autoencoder has no field for: they are metadata.
+_KEPT = ("architecture", "normalize_activations", "reshape_activations")
 _RENAMED = {
     "activation_fn_str": "activation_fn",
     "hook_point": "hook_name",
@@ -91,6 +94,8 @@ def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
         entries |= {"training_architecture": config["architecture"], "k": config["k"]}
     if config["reshape_activations"] != "none":
         entries["reshape_activations"] = config["reshape_activations"]
+    if str(config["architecture"]).endswith("transcoder"):  # also of equal widths
+        entries["architecture"] = config["architecture"]
     return config, {**entries, **(metadata or {})}
 
 
@@ -118,7 +123,7 @@ def _flat(entries: dict[str, Any]) -> dict[str, Any]:
         entries["normalize_activations"] = "none"
     elif normalization is True:
         entries["normalize_activations"] = "expected_average_only_in"
-    if "hook_z" in (entries.get("hook_name") or ""):
+    if "hook_z" in str(entries.get("hook_name")):
         entries.setdefault("reshape_activations", "hook_z")
     entries.pop("sae_lens_version", None)  # of the layout
     return entries
@@ -168,8 +173,9 @@ _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 
 def _jumprelu_of(config: Config, metadata: dict[str, Any]) -> Activation:
     """JumpReLU with the bandwidth of training, where the file has it."""
-    details = metadata.get("training_architecture_details") or {}
-    bandwidth = {**details, **metadata}.get("jumprelu_bandwidth")
+    details = metadata.get("training_architecture_details")
+    known = {**details, **metadata} if isinstance(details, dict) else metadata
+    bandwidth = known.get("jumprelu_bandwidth")
     return jumprelu() if bandwidth is None else jumprelu(bandwidth=bandwidth)
 
 
@@ -179,7 +185,7 @@ _ACTIVATIONS: dict[str, Callable[[Config, dict[str, Any]], Activation]] = {
     "topk": lambda config, metadata: topk(config["k"]),
     "abstopk": lambda config, metadata: abs_topk(config["k"]),
     "matching_pursuit": lambda config, metadata: matching_pursuit(
-        config["max_iterations"] or config["d_in"]
+        config["d_in"] if (k := config["max_iterations"]) is None else k
     ),
     "jumprelu": _jumprelu_of,
     "batchtopk": _jumprelu_of,
@@ -236,11 +242,16 @@ def _read(path: Path, inputs_normalized: bool) -> Model:
         config[name] = _checks.positive_int(f"{config_file}: {name}", config[name])
     ae = _build(config_file, config, metadata)
     tensors = _tensors.read_safetensors(path / WEIGHTS_FILE)
-    folded = _fold_finetuning(path / WEIGHTS_FILE, config, tensors)
+    folded = []
     if "log_threshold" in tensors:  # of training, in earlier versions
         tensors["threshold"] = np.exp(tensors.pop("log_threshold"))
         folded.append("the exponential of log_threshold")
-    _tensors.check_shapes(path / WEIGHTS_FILE, tensors, _shapes(config))
+    shapes = _shapes(config)
+    if "scaling_factor" in tensors:
+        shapes["scaling_factor"] = (config["d_sae"],)
+    _tensors.check_shapes(path / WEIGHTS_FILE, tensors, shapes)
+    if _fold_finetuning(path / WEIGHTS_FILE, config, tensors):
+        folded.append("the finetuning factors")
     if config["rescale_acts_by_decoder_norm"]:
         _fold_decoder_norms(tensors)
         folded.append("the norms of the decoder rows")
@@ -273,12 +284,12 @@ def _build(path: Path, config: Config, metadata: dict[str, Any]) -> Autoencoder:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> list[str]:
+def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> bool:
     """Fold the factors of the latents of versions before 6 into W_dec, in place."""
     factors = tensors.pop("scaling_factor", None)
     # SAELens takes factors near 1 for those of a model that was not finetuned.
     if factors is None or np.allclose(factors.astype(np.float64), 1):
-        return []
+        return False
     if not config["finetuning_scaling_factor"]:
         raise refused(
             path,
@@ -286,7 +297,7 @@ def _fold_finetuning(path: Path, config: Config, tensors: Tensors) -> list[str]:
             "set it to true if the decoder multiplies the latents by these factors",
         )
     _multiply(tensors, "W_dec", factors[:, None])
-    return ["the finetuning factors"]
+    return True
 
 
 def _fold_decoder_norms(tensors: Tensors) -> None:
@@ -410,18 +421,17 @@ def _write(
     dtype = jnp.result_type(untied.W_enc, untied.W_dec, untied.b_enc, untied.b_dec)
     tensors = {name: _as_dtype(tensor, dtype) for name, tensor in tensors.items()}
     config = _file_config(ae, architecture, dtype.name, pre_bias, metadata)
-    text = _tensors.to_json(config)
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.numpy.save(tensors, metadata=header or None)
     write_atomically(folder / WEIGHTS_FILE, content)
-    write_atomically(folder / CONFIG_FILE, text)
+    write_atomically(folder / CONFIG_FILE, to_json("metadata", config))
 
 
 def _architecture(ae: Autoencoder, metadata: dict[str, Any]) -> str:
     _base.check_linear_decoder(ae, "saelens")
     kind = _base.activation_kind(ae)
-    is_transcoder = ae.skip or ae.output_dim != ae.input_dim
-    if is_transcoder:
+    is_transcoder = str(metadata.get("architecture")).endswith("transcoder")
+    if is_transcoder or ae.skip or ae.output_dim != ae.input_dim:
         architecture = _TRANSCODERS.get((kind, ae.skip))
     else:
         architecture = _AUTOENCODERS.get(kind)
@@ -429,7 +439,11 @@ def _architecture(ae: Autoencoder, metadata: dict[str, Any]) -> str:
         what = f"activation {ae.activation}"
         advice = "give the model that training returns, run.model"
         raise unsupported(
-            *(ae, "saelens", f"{what} in a transcoder" if is_transcoder else what),
+            *(
+                ae,
+                "saelens",
+                f"{what} in a transcoder" if kind in _AUTOENCODERS else what,
+            ),
             advice if kind == "batch_topk" else "",
         )
     return architecture
@@ -468,7 +482,8 @@ def _check_matching_pursuit(ae: Autoencoder, untied: Any) -> None:
 
 def _as_dtype(tensor: np.ndarray, dtype: Any) -> np.ndarray:
     """The tensor as `dtype`, or as it is where that would round it."""
-    narrow = tensor.astype(dtype)
+    with np.errstate(over="ignore"):
+        narrow = tensor.astype(dtype)
     is_exact = np.array_equal(narrow.astype(tensor.dtype), tensor, equal_nan=True)
     return np.ascontiguousarray(narrow if is_exact else tensor)
 
@@ -480,7 +495,6 @@ def _file_config(
     pre_bias: bool,
     metadata: dict[str, Any],
 ) -> Config:
-    layout = ("normalize_activations", "reshape_activations")
     config: Config = {
         "architecture": architecture,
         "d_in": ae.input_dim,
@@ -488,11 +502,11 @@ def _file_config(
         "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": pre_bias,
-        **{name: metadata.get(name, "none") for name in layout},
-        # A version of SAELens before 6 is not what this layout is of.
+        "normalize_activations": metadata.get("normalize_activations", "none"),
+        "reshape_activations": metadata.get("reshape_activations", "none"),
         "metadata": {
-            **{n: v for n, v in metadata.items() if n not in (*layout, "device")},
-            "sae_lens_version": "6.0.0",
+            "sae_lens_version": "6.0.0",  # the first of this layout
+            **{name: v for name, v in metadata.items() if name not in _KEPT},
         },
     }
     if architecture.endswith("transcoder"):

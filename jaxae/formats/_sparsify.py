@@ -12,6 +12,7 @@ import safetensors.numpy
 from jaxae import _checks, activations
 from jaxae._files import write_atomically
 from jaxae.autoencoder import Autoencoder
+from jaxae.autoencoder.files import to_json
 from jaxae.formats import _tensors, _weights
 from jaxae.formats._base import Format, Model, has_files, refused
 from jaxae.formats._weights import Weights
@@ -102,7 +103,7 @@ def _write(
     others = {name: v for name, v in metadata.items() if name not in _TRAINING}
     config |= {"metadata": others} if others else {}
     tensors = {_TENSORS[field]: w for field, w in weights.arrays().items()}
-    text = _tensors.to_json(config)
+    text = to_json("metadata", config)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(tensors))
     write_atomically(folder / CONFIG_FILE, text)

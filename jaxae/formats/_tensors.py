@@ -30,11 +30,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}
 
 
-def read_header(path: Path, name: str) -> Any:
-    """The JSON value of an entry of a safetensors file's header; None without it."""
+def read_header(path: Path, name: str) -> np.ndarray | None:
+    """The numbers that an entry of a safetensors file's header lists; None without."""
     with _checks.reading(path, _ADVICE):
         with safetensors.safe_open(path, framework="np") as file:
-            return json.loads((file.metadata() or {}).get(name, "null"))
+            text = (file.metadata() or {}).get(name)
+        return None if text is None else np.asarray(json.loads(text), np.float64)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -77,12 +78,3 @@ def as_jax(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
             advice="load it inside `with jax.enable_x64(True):`",
         )
     return {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-
-
-def to_json(values: dict[str, Any]) -> bytes:
-    """The bytes of a JSON file, for the user's `metadata`."""
-    try:
-        return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        problem = f"must be JSON values: {error}"
-        raise _checks.ArgumentError("metadata", problem) from None
