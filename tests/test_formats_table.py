@@ -1,17 +1,20 @@
 """The table of docs/how_to/formats.md says what is read, and how it comes back."""
 
+import io
 import pathlib
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_formats_peers import state_of
 
 from jaxae import formats
+from jaxae.formats import _torch
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDENS = ROOT / "tests" / "goldens" / "formats"
 PAGE = (ROOT / "docs" / "how_to" / "formats.md").read_text(encoding="utf-8")
-READERS = {".safetensors": safetensors.numpy.load_file, ".npz": np.load}
+NORMALIZED = ("saelens-layer_norm", "openai-topk")
 FOLDERS = sorted(
     path for format in GOLDENS.iterdir() for path in format.iterdir() if path.is_dir()
 )
@@ -19,6 +22,32 @@ FOLDERS = sorted(
 
 def name_of(path):
     return f"{path.parent.name}-{path.name}"
+
+
+@pytest.fixture(autouse=True)
+def state_dicts(monkeypatch):
+    """State dicts instead of files of torch, which the tests do not have."""
+
+    def content(path, values):
+        file = io.BytesIO()
+        arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+    monkeypatch.setattr(_torch, "read", lambda path: state_of(path.parent))
+    monkeypatch.setattr(_torch, "content", content)
+
+
+def load_state_dict(path):
+    golden = path.with_name("state.npz")
+    return np.load(golden if golden.exists() else path)
+
+
+READERS = {
+    ".safetensors": safetensors.numpy.load_file,
+    ".npz": np.load,
+    ".pt": load_state_dict,
+}
 
 
 def weights_of(folder, format):
@@ -48,7 +77,7 @@ def bits_that_return(path, model, format, folder):
 def row_of(path, folder):
     """The row of a golden folder."""
     format = formats.FORMATS[path.parent.name]
-    is_normalized = path.name == "layer_norm"
+    is_normalized = name_of(path) in NORMALIZED
     model = formats.read(path, format=format.name, inputs_normalized=is_normalized)
     kind = model.ae.activation.name.partition("(")[0]
     cells = (
