@@ -31,19 +31,24 @@ _LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
 _LINEAR |= {"W_dec": "decoder.weight", "b_dec": "b_dec"}
 _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 _GATED = {"b_enc": "gate_bias", "b_mag": "mag_bias", "log_scale": "r_mag"}
-_BATCH = {"threshold": "threshold", "k": "k"}
+_ONE_THRESHOLD = {"threshold": "threshold", "k": "k"}
 # Class -> a field of `Weights` or a setting -> its name in the state dict.
 _NAMES = {
     "AutoEncoder": {**_LINEAR, "b_dec": "bias"},
     "AutoEncoderNew": {**_LINEAR, "b_dec": "decoder.bias"},
     "GatedAutoEncoder": {**_LINEAR, **_GATED, "b_dec": "decoder_bias"},
     "JumpReluAutoEncoder": {**_PLAIN, "threshold": "threshold"},
-    "AutoEncoderTopK": {**_LINEAR, **_BATCH},
-    "BatchTopKSAE": {**_LINEAR, **_BATCH},
-    "MatryoshkaBatchTopKSAE": {**_PLAIN, **_BATCH, "group_sizes": "group_sizes"},
+    "AutoEncoderTopK": {**_LINEAR, **_ONE_THRESHOLD},
+    "BatchTopKSAE": {**_LINEAR, **_ONE_THRESHOLD},
+    "MatryoshkaBatchTopKSAE": {
+        **_PLAIN,
+        **_ONE_THRESHOLD,
+        "group_sizes": "group_sizes",
+    },
 }
 _TRANSPOSED = ("W_enc", "decoder.weight")  # [D, H] in the file
-_SETTINGS = ("k", "group_sizes")
+_DTYPES = {"k": np.int32, "group_sizes": np.int64}
+_SETTINGS = tuple(_DTYPES)
 _WITHOUT_PRE_BIAS = ("AutoEncoderNew", "JumpReluAutoEncoder")
 _BATCH_TOPK = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
@@ -79,12 +84,20 @@ def _dict_class(path: Path, state: State, stated: Any) -> str:
     raise _checks.ArgumentError(str(path), problem, found, advice)
 
 
-def _check_groups(what: str, sizes: Any, latent_dim: int) -> None:
-    """Check the sizes of Matryoshka's groups of latents."""
-    is_list = isinstance(sizes, list) and all(isinstance(n, int) for n in sizes)
-    if not is_list or min(sizes, default=0) < 1 or sum(sizes) != latent_dim:
-        problem = f"must be integers of at least 1 whose sum is {latent_dim}"
-        raise _checks.ArgumentError(what, problem, repr(sizes))
+def _check_settings(what: str, settings: Config, latent_dim: int) -> None:
+    """Check the number of active latents and the sizes of Matryoshka's groups."""
+    if "k" in settings:
+        k = _checks.positive_int(f"{what}: k", settings["k"])
+        if k > latent_dim:
+            problem = f"must be at most the number of latents, {latent_dim}"
+            raise _checks.ArgumentError(f"{what}: k", problem, str(k))
+    if "group_sizes" in settings:
+        sizes = settings["group_sizes"]
+        is_list = isinstance(sizes, list) and all(isinstance(n, int) for n in sizes)
+        if not is_list or min(sizes, default=0) < 1 or sum(sizes) != latent_dim:
+            problem = f"must be integers of at least 1 whose sum is {latent_dim}"
+            name = f"{what}: group_sizes"
+            raise _checks.ArgumentError(name, problem, repr(sizes))
 
 
 # ---- read ----------------------------------------------------------------------------
@@ -124,7 +137,8 @@ def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
         state = early | state
     name = _dict_class(path, state, trainer.get("dict_class"))
     H = _latent_dim(path, name, state, trainer)
-    settings = _settings(path, state, H)
+    settings = {n: state[n].tolist() for n in _SETTINGS if n in state}
+    _check_settings(str(path), settings, H)
     tensors = _tensors_of(path, name, state)
     if factor is not None:
         _scale_biases(tensors, factor)
@@ -171,15 +185,6 @@ def _latent_dim(path: Path, name: str, state: State, trainer: Config) -> int:
             "the file and its configuration may be of two models",
         )
     return H
-
-
-def _settings(path: Path, state: State, latent_dim: int) -> dict[str, Any]:
-    settings = {name: state[name].tolist() for name in _SETTINGS if name in state}
-    if "k" in settings:
-        _checks.positive_int(f"{path}: k", settings["k"])
-    if "group_sizes" in settings:
-        _check_groups(f"{path}: group_sizes", settings["group_sizes"], latent_dim)
-    return settings
 
 
 def _tensors_of(path: Path, name: str, state: State) -> State:
@@ -244,18 +249,19 @@ def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Con
     tensors = _weights.as_float32(Path("params"), weights.arrays())
     sizes = {"activation_dim": ae.input_dim, "dict_size": ae.latent_dim}
     trainer |= {"dict_class": name, **sizes}
-    repeated = {}
+    repeated: Config = {}
     if name == "GatedAutoEncoder":
         shift, gate = tensors.pop("shift"), (tensors["log_scale"], tensors["b_enc"])
         tensors["b_mag"] = _gated.b_mag(shift, *gate)
         repeated = {_gated.SHIFT: shift.tolist()}
-    if "k" in _NAMES[name]:
-        trainer["k"], tensors["threshold"] = _k_and_threshold(ae, trainer, tensors)
-        tensors["k"] = np.array(trainer["k"], np.int32)
-    if "group_sizes" in _NAMES[name]:
-        groups = trainer.get("group_sizes")
-        _check_groups("metadata: trainer: group_sizes", groups, ae.latent_dim)
-        tensors["group_sizes"] = np.array(groups, np.int64)
+    elif name == "AutoEncoderTopK":
+        trainer["k"] = ae.activation.max_active
+        tensors["threshold"] = _unused_threshold(trainer)
+    elif name in _BATCH_TOPK:
+        tensors["threshold"] = _one_threshold(ae, name, tensors["threshold"])
+    settings = {n: trainer.get(n) for n in _SETTINGS if n in _NAMES[name]}
+    _check_settings("metadata: trainer", settings, ae.latent_dim)
+    tensors |= {n: np.array(v, _DTYPES[n]) for n, v in settings.items()}
     state = {
         key: tensors[field].T if key in _TRANSPOSED else tensors[field]
         for field, key in _NAMES[name].items()
@@ -276,22 +282,21 @@ def _class_of(ae: Autoencoder, trainer: Config) -> str:
     }[kind]
 
 
-def _k_and_threshold(
-    ae: Autoencoder, trainer: Config, tensors: State
-) -> tuple[int, np.ndarray]:
-    """The number and the one threshold of a class that has both."""
-    threshold = tensors.get("threshold")
-    if threshold is None:  # topk, whose threshold is not part of the function
-        assert ae.activation.max_active is not None
-        unused = trainer.get("threshold", -1)
-        return ae.activation.max_active, np.array(unused, np.float32)
+def _unused_threshold(trainer: Config) -> np.ndarray:
+    """What training has averaged, which is not part of the function."""
+    any_number = _checks.Range(lambda x: True, "a number")
+    threshold = trainer.get("threshold", -1)
+    name = "metadata: trainer: threshold"
+    return np.array(_checks.number(name, threshold, any_number), np.float32)
+
+
+def _one_threshold(ae: Autoencoder, name: str, threshold: np.ndarray) -> np.ndarray:
     if (threshold != threshold[0]).any():
         raise unsupported(
-            *(ae, NAME, f"more than one threshold as {trainer['dict_class']}"),
+            *(ae, NAME, f"more than one threshold as {name}"),
             "leave dict_class out of metadata['trainer'] to write JumpReluAutoEncoder",
         )
-    k = _checks.positive_int("metadata: trainer: k", trainer.get("k"))
-    return k, np.array(threshold[0])
+    return np.array(threshold[0])
 
 
 FORMAT = Format(

@@ -143,14 +143,13 @@ def to_state(ae: Autoencoder, params: Any, metadata: dict[str, Any]) -> dict[str
 
 def _statistic(ae: Autoencoder, metadata: dict[str, Any], name: str) -> np.ndarray:
     initial = _STATISTICS[name]
-    values = np.asarray(metadata.get(name, [initial] * ae.latent_dim), initial.dtype)
-    if values.shape != (ae.latent_dim,):
-        raise _checks.ArgumentError(
-            f"metadata[{name!r}]",
-            "must have one number for each latent",
-            _checks.describe(values),
-        )
-    return values
+    values = metadata.get(name, [initial.item()] * ae.latent_dim)
+    array = np.asarray(values)
+    if array.shape != (ae.latent_dim,) or array.dtype.kind not in "if":
+        problem = "must list a number for each latent"
+        found = _checks.describe(values)
+        raise _checks.ArgumentError(f"metadata[{name!r}]", problem, found)
+    return array.astype(initial.dtype)
 
 
 FORMAT = Format(
