@@ -548,6 +548,11 @@ def test_a_model_of_another_class_than_its_metadata_say(tmp_path):
             *("topk", {"activation_state_dict": {"k": "3", "postact_fn": "ReLU"}}),
             "autoencoder.pt: k must be an integer",
         ),
+        (
+            "topk",
+            {"activation_state_dict": 3, "activation.postact_fn": None},
+            "postact_fn=None after TopK",
+        ),
     ],
 )
 def test_what_is_not_of_openai_is_refused(name, changes, message):

@@ -130,7 +130,7 @@ def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
         config = {"trainer": state.get("config"), **config}
         state = state["ae"]
     trainer = _trainer(path, config)
-    state = {key: np.asarray(value) for key, value in state.items()}
+    state = {str(key): np.asarray(value) for key, value in state.items()}
     if trainer.get("dict_class") == "AutoEncoderTopK" and "k" in trainer:
         # Files of early versions lack these.
         early = {"k": np.array(trainer["k"]), "threshold": np.array(-1, np.float32)}

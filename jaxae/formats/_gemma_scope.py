@@ -60,7 +60,7 @@ def _write(
     if ae.skip:
         raise unsupported(ae, NAME, "a skip connection")
     arrays: dict[str, Any] = _weights.as_float32(folder, weights.arrays())
-    arrays["W_enc"] = arrays["W_enc"].T
+    arrays["W_enc"] = np.ascontiguousarray(arrays["W_enc"].T)
     file = io.BytesIO()
     np.savez(file, **arrays)
     folder.mkdir(parents=True, exist_ok=True)

@@ -87,9 +87,11 @@ def from_state(path: Path, state: dict[str, Any], inputs_normalized: bool) -> Mo
 def _activation(path: Path, state: dict[str, Any]) -> Activation:
     """The activation, whose entries are removed from the state dict."""
     name = state.pop("activation", "ReLU")
-    settings = state.pop("activation_state_dict", {})
-    for key in [key for key in state if key.startswith("activation.")]:
-        settings = {key.removeprefix("activation."): state.pop(key), **settings}
+    nested = state.pop("activation_state_dict", {})
+    # The original writes the settings a second time, as activation.k.
+    keys = [key for key in state if key.startswith("activation.")]
+    settings = {key.removeprefix("activation."): state.pop(key) for key in keys}
+    settings |= nested if isinstance(nested, dict) else {}
     if name in ("ReLU", "Identity"):
         return activations.relu if name == "ReLU" else activations.identity
     if name != "TopK":

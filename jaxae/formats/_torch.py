@@ -41,7 +41,8 @@ def read(path: Path) -> dict[str, Any]:
             # The text of the former advises to unpickle all the same.
             problem = "it is damaged, or holds other objects than tensors and numbers"
             raise ValueError(problem) from None
-        if not isinstance(values, dict):
+        is_named = isinstance(values, dict) and all(isinstance(n, str) for n in values)
+        if not is_named:
             raise ValueError("it does not hold tensors by name")
         return array(values)
 
