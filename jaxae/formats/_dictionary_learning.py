@@ -244,8 +244,6 @@ def to_state(ae: Autoencoder, params: Any, metadata: Config) -> tuple[State, Con
     name = _class_of(ae, trainer)
     pre_bias = name not in _WITHOUT_PRE_BIAS
     weights = _weights.from_model(ae, params, NAME, pre_bias=pre_bias)
-    if ae.skip:
-        raise unsupported(ae, NAME, "a skip connection")
     tensors = _weights.as_float32(Path("params"), weights.arrays())
     sizes = {"activation_dim": ae.input_dim, "dict_size": ae.latent_dim}
     trainer |= {"dict_class": name, **sizes}

@@ -17,7 +17,7 @@ from jaxae import activations
 from jaxae._files import write_atomically
 from jaxae.autoencoder import Autoencoder
 from jaxae.formats import _tensors, _weights
-from jaxae.formats._base import Format, Model, unsupported
+from jaxae.formats._base import Format, Model
 from jaxae.formats._weights import Weights
 
 NAME = "gemma_scope"
@@ -57,8 +57,6 @@ def _write(
     _weights.refuse_normalization(metadata, NAME)  # the file has no place for others
     _weights.kind(ae, NAME, "jumprelu")
     weights = _weights.from_model(ae, params, NAME, pre_bias=False)
-    if ae.skip:
-        raise unsupported(ae, NAME, "a skip connection")
     arrays: dict[str, Any] = _weights.as_float32(folder, weights.arrays())
     arrays["W_enc"] = np.ascontiguousarray(arrays["W_enc"].T)
     file = io.BytesIO()

@@ -17,7 +17,7 @@ from jaxae._files import write_atomically
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
 from jaxae.formats import _tensors, _torch, _weights
-from jaxae.formats._base import Format, Model, refused, unsupported
+from jaxae.formats._base import Format, Model, refused
 from jaxae.formats._weights import NORMALIZATION, Weights
 
 NAME = "openai"
@@ -52,20 +52,24 @@ def from_state(path: Path, state: dict[str, Any], inputs_normalized: bool) -> Mo
     """The model of a state dict whose arrays are NumPy's."""
     state = dict(state)
     g = _activation(path, state)
-    metadata: dict[str, Any] = {}
-    if g.max_active is not None:
-        # The original takes the activation for the sign of a layer norm.
-        if not inputs_normalized:
-            raise refused(
-                path,
-                "activation='TopK', with which the original normalizes each input to "
-                "mean 0 and standard deviation 1, which an Autoencoder does not do",
-                "normalize the inputs yourself, undo it on the outputs, and set "
-                "{inputs_normalized}",
-            )
-        metadata[NORMALIZATION] = "layer_norm"
-    statistics = {name: state.pop(name) for name in _STATISTICS if name in state}
-    metadata |= {name: np.asarray(v).tolist() for name, v in statistics.items()}
+    # The original takes the activation for the sign of a layer norm.
+    is_normalized = g.max_active is not None
+    if is_normalized and not inputs_normalized:
+        raise refused(
+            path,
+            "activation='TopK', with which the original normalizes each input to mean "
+            "0 and standard deviation 1, which an Autoencoder does not do",
+            "normalize the inputs yourself, undo it on the outputs, and set "
+            "{inputs_normalized}",
+        )
+    metadata: dict[str, Any] = {NORMALIZATION: "layer_norm"} if is_normalized else {}
+    counted = [name for name in _STATISTICS if name in state]
+    metadata |= {name: np.asarray(state.pop(name)).tolist() for name in counted}
+    weights = _weights_of(path, state)
+    return Model(*_weights.to_model(path, weights, g, pre_bias=True), metadata)
+
+
+def _weights_of(path: Path, state: dict[str, Any]) -> Weights:
     H, D = _weights.sizes(path, state, "encoder.weight")
     is_tied = _TIED in state
     shapes = {"encoder.weight": (H, D), "latent_bias": (H,), "pre_bias": (D,)}
@@ -75,13 +79,12 @@ def from_state(path: Path, state: dict[str, Any], inputs_normalized: bool) -> Mo
     tensors = _weights.as_float32(path, tensors)
     if is_tied and not np.array_equal(tensors[_TIED], tensors["encoder.weight"]):
         raise refused(path, f"a {_TIED} that is not encoder.weight")
-    weights = Weights(
+    return Weights(
         W_enc=tensors["encoder.weight"],
         W_dec=None if is_tied else tensors["decoder.weight"].T,
         b_enc=tensors["latent_bias"],
         b_dec=tensors["pre_bias"],
     )
-    return Model(*_weights.to_model(path, weights, g, pre_bias=True), metadata)
 
 
 def _activation(path: Path, state: dict[str, Any]) -> Activation:
@@ -118,8 +121,6 @@ def to_state(ae: Autoencoder, params: Any, metadata: dict[str, Any]) -> dict[str
     """The state dict, of NumPy arrays and plain values."""
     kind = _weights.kind(ae, NAME, "relu", "identity", "topk")
     weights = _weights.from_model(ae, params, NAME, pre_bias=True)
-    if ae.skip:
-        raise unsupported(ae, NAME, "a skip connection")
     if kind != "topk":
         _weights.refuse_normalization(metadata, NAME)
     elif metadata.get(NORMALIZATION) != "layer_norm":

@@ -6,7 +6,6 @@ W_enc is [D, H] and W_dec [H, O]. The layout is that of SAELens 6 (the classes o
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,236 +16,41 @@ import safetensors.numpy
 
 from jaxae import _checks
 from jaxae._files import write_atomically
-from jaxae.activations import (
-    Activation,
-    Gated,
-    Threshold,
-    abs_topk,
-    gated,
-    jumprelu,
-    matching_pursuit,
-    relu,
-    topk,
-)
+from jaxae.activations import Gated, Threshold
 from jaxae.autoencoder import Autoencoder, SkipParams, TiedParams, UntiedParams
 from jaxae.autoencoder.files import to_json
 from jaxae.formats import _base, _gated, _tensors
 from jaxae.formats._base import Format, Model, has_files, refused, unsupported
+from jaxae.formats._saelens_config import (
+    ACTIVATIONS,
+    BATCH_TOPK,
+    DTYPES,
+    KEPT,
+    Config,
+    has_skip,
+    is_transcoder,
+    read_config,
+    shapes_of,
+)
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 SCALER_FILE = "activation_scaler.json"  # of a checkpoint of training
 
-Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
-
-# ---- cfg.json ------------------------------------------------------------------------
-
-# The entries that determine the function, with the values of a file without them.
-_FUNCTION = {
-    "architecture": "standard",
-    "d_in": None,
-    "d_sae": None,
-    "d_out": None,
-    "dtype": "float32",
-    "apply_b_dec_to_input": True,
-    "normalize_activations": "none",
-    "reshape_activations": "none",
-    "rescale_acts_by_decoder_norm": False,
-    "k": None,
-    "activation_fn": "relu",
-    "finetuning_scaling_factor": False,
-    "use_error_term": False,
-    "residual_threshold": 1e-2,
-    "max_iterations": None,
-    "stop_on_duplicate_support": True,
-}
-# The entries of version 6 about training. Any other may be of the function of a later
-# version, so it is refused. Earlier versions have no entries but those above that
-# change the function.
-_TRAINING = (
-    *("decoder_init_norm", "l1_coefficient", "lp_norm", "l1_warm_up_steps"),
-    *("aux_loss_coefficient", "use_sparse_activations", "topk_threshold_lr"),
-    *("matryoshka_widths", "use_matryoshka_aux_loss", "jumprelu_init_threshold"),
-    *("jumprelu_bandwidth", "jumprelu_sparsity_loss_mode", "jumprelu_tanh_scale"),
-    *("jumprelu_ste_to_input", "l0_coefficient", "l0_warm_up_steps", "target_l0"),
-    "pre_act_loss_coefficient",
-)
-# The entries of the function that an Autoencoder has no field for: they are metadata.
-_KEPT = ("architecture", "normalize_activations", "reshape_activations")
-_RENAMED = {
-    "activation_fn_str": "activation_fn",
-    "hook_point": "hook_name",
-    "hook_point_head_index": "hook_head_index",
-}
-
-
-def _read_config(path: Path) -> tuple[Config, dict[str, Any]]:
-    """The entries of the function, and the others."""
-    entries = _tensors.read_json(path)
-    metadata = entries.pop("metadata", None)
-    if metadata is None:
-        entries = _flat(entries)
-    else:
-        _check_known(path, entries, metadata)
-    config = {name: entries.pop(name, value) for name, value in _FUNCTION.items()}
-    entries.pop("device", None)
-    if config["architecture"] in _BATCH_TOPK:  # k is of the batches of training
-        entries |= {"training_architecture": config["architecture"], "k": config["k"]}
-    if config["reshape_activations"] != "none":
-        entries["reshape_activations"] = config["reshape_activations"]
-    if str(config["architecture"]).endswith("transcoder"):  # also of equal widths
-        entries["architecture"] = config["architecture"]
-    return config, {**entries, **(metadata or {})}
-
-
-def _check_known(path: Path, entries: dict[str, Any], metadata: Any) -> None:
-    if not isinstance(metadata, dict):
-        raise refused(path, f"metadata={metadata!r}, which must be a JSON object")
-    for name in sorted({*entries} - {*_FUNCTION, *_TRAINING, "device"}):
-        raise refused(
-            path,
-            f"{name}={entries[name]!r}, which jaxae does not know and which may "
-            "change the function",
-            "if it does not, move it into the entry 'metadata'",
-        )
-
-
-def _flat(entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a version before 6 under the names of version 6."""
-    entries = {_RENAMED.get(name, name): value for name, value in entries.items()}
-    if entries.get("activation_fn") == "topk":
-        options = entries.pop("activation_fn_kwargs", None)
-        k = options.get("k") if isinstance(options, dict) else None
-        entries |= {"architecture": "topk", "activation_fn": "relu", "k": k}
-    normalization = entries.get("normalize_activations")
-    if normalization in (None, False):
-        entries["normalize_activations"] = "none"
-    elif normalization is True:
-        entries["normalize_activations"] = "expected_average_only_in"
-    if "hook_z" in str(entries.get("hook_name")):
-        entries.setdefault("reshape_activations", "hook_z")
-    entries.pop("sae_lens_version", None)  # of the layout
-    return entries
-
-
-def _check_config(path: Path, config: Config) -> None:
-    """Check that jaxae represents the function, but for a normalization."""
-    architecture = config["architecture"]
-    _checks.lookup(f"{path}: architecture", _ACTIVATIONS, architecture)
-    _checks.lookup(f"{path}: dtype", _DTYPES, config["dtype"])
-    for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
-        _checks.boolean(f"{path}: {name}", config[name])
-    represented: dict[str, tuple] = {
-        "activation_fn": ("relu",),
-        "use_error_term": (False,),
-        "reshape_activations": ("none", "hook_z"),
-    }
-    if architecture not in ("topk", "abstopk", *_BATCH_TOPK):
-        represented["rescale_acts_by_decoder_norm"] = (False,)
-    if _is_transcoder(config):
-        represented["apply_b_dec_to_input"] = (False,)
-    if architecture == "matching_pursuit":
-        # jaxae's has a fixed number of steps.
-        represented |= {
-            "residual_threshold": (0,),
-            "stop_on_duplicate_support": (False,),
-        }
-    for name, values in represented.items():
-        if config[name] not in values:
-            raise refused(
-                path,
-                f"{name}={config[name]!r} in the architecture {architecture!r}, which "
-                "an Autoencoder does not have",
-            )
-
-
-_DTYPES = {
-    f"{prefix}{name}": jnp.dtype(name)
-    for name in ("float16", "bfloat16", "float32", "float64")
-    for prefix in ("", "torch.")
-}
-
-# ---- architectures -------------------------------------------------------------------
-
-_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
-
-
-def _jumprelu_of(config: Config, metadata: dict[str, Any]) -> Activation:
-    """JumpReLU with the bandwidth of training, where the file has it."""
-    details = metadata.get("training_architecture_details")
-    known = {**details, **metadata} if isinstance(details, dict) else metadata
-    bandwidth = known.get("jumprelu_bandwidth")
-    return jumprelu() if bandwidth is None else jumprelu(bandwidth=bandwidth)
-
-
-_ACTIVATIONS: dict[str, Callable[[Config, dict[str, Any]], Activation]] = {
-    "standard": lambda config, metadata: relu,
-    "gated": lambda config, metadata: gated,
-    "topk": lambda config, metadata: topk(config["k"]),
-    "abstopk": lambda config, metadata: abs_topk(config["k"]),
-    "matching_pursuit": lambda config, metadata: matching_pursuit(
-        config["d_in"] if (k := config["max_iterations"]) is None else k
-    ),
-    "jumprelu": _jumprelu_of,
-    "batchtopk": _jumprelu_of,
-    "matryoshka_batchtopk": _jumprelu_of,
-    "transcoder": lambda config, metadata: relu,
-    "skip_transcoder": lambda config, metadata: relu,
-    "jumprelu_transcoder": _jumprelu_of,
-    "jumprelu_skip_transcoder": _jumprelu_of,
-}
-
-
-def _is_transcoder(config: Config) -> bool:
-    return config["architecture"].endswith("transcoder")
-
-
-def _has_skip(config: Config) -> bool:
-    return config["architecture"].endswith("skip_transcoder")
-
-
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors of an architecture."""
-    D, H, num_out = config["d_in"], config["d_sae"], config["d_out"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (D, H),
-        "b_enc": (H,),
-        "W_dec": (H, num_out),
-        "b_dec": (num_out,),
-    }
-    architecture = config["architecture"]
-    if architecture == "gated":
-        del shapes["b_enc"]
-        shapes |= {"b_gate": (H,), "b_mag": (H,), "r_mag": (H,)}
-    if architecture.startswith("jumprelu"):
-        shapes["threshold"] = (H,)
-    if architecture in _BATCH_TOPK:
-        shapes["topk_threshold"] = ()
-    if architecture == "matching_pursuit":
-        del shapes["W_enc"], shapes["b_enc"]
-    if _has_skip(config):
-        shapes["W_skip"] = (num_out, D)
-    return shapes
-
 
 # ---- read ----------------------------------------------------------------------------
 
 
 def _read(path: Path, inputs_normalized: bool) -> Model:
     config_file = path / CONFIG_FILE
-    config, metadata = _read_config(config_file)
-    _check_config(config_file, config)
-    if not _is_transcoder(config):
-        config["d_out"] = config["d_in"]
-    for name in ("d_in", "d_sae", "d_out"):
-        config[name] = _checks.positive_int(f"{config_file}: {name}", config[name])
+    config, metadata = read_config(config_file)
     ae = _build(config_file, config, metadata)
     tensors = _tensors.read_safetensors(path / WEIGHTS_FILE)
     folded = []
     if "log_threshold" in tensors:  # of training, in earlier versions
         tensors["threshold"] = np.exp(tensors.pop("log_threshold"))
         folded.append("the exponential of log_threshold")
-    shapes = _shapes(config)
+    shapes = shapes_of(config)
     if "scaling_factor" in tensors:
         shapes["scaling_factor"] = (config["d_sae"],)
     _tensors.check_shapes(path / WEIGHTS_FILE, tensors, shapes)
@@ -273,12 +77,12 @@ def _build(path: Path, config: Config, metadata: dict[str, Any]) -> Autoencoder:
             input_dim=config["d_in"],
             latent_dim=config["d_sae"],
             output_dim=config["d_out"],
-            activation=_ACTIVATIONS[config["architecture"]](config, metadata),
+            activation=ACTIVATIONS[config["architecture"]](config, metadata),
             observation="gaussian",
             tied=is_tied,
             bias=not is_tied,
             pre_bias=config["apply_b_dec_to_input"],
-            skip=_has_skip(config),
+            skip=has_skip(config),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -329,7 +133,7 @@ def _input_scale(path: Path, config: Config) -> float:
     """
     normalization, scale = config["normalize_activations"], None
     is_scaled = normalization == "expected_average_only_in"
-    is_autoencoder = "W_enc" in _shapes(config) and not _is_transcoder(config)
+    is_autoencoder = "W_enc" in shapes_of(config) and not is_transcoder(config)
     if is_scaled and is_autoencoder and (path / SCALER_FILE).exists():
         scale = _tensors.read_json(path / SCALER_FILE).get("scaling_factor")
     if scale is None:
@@ -345,8 +149,8 @@ def _input_scale(path: Path, config: Config) -> float:
 
 
 def _assemble(path: Path, config: Config, tensors: Tensors) -> Any:
-    architecture, dtype = config["architecture"], _DTYPES[config["dtype"]]
-    if architecture in _BATCH_TOPK:
+    architecture, dtype = config["architecture"], DTYPES[config["dtype"]]
+    if architecture in BATCH_TOPK:
         tensors["threshold"] = _learned_threshold(path, config, tensors)
     if architecture == "gated":
         repeated = _tensors.read_header(path, _gated.SHIFT)
@@ -371,7 +175,7 @@ def _assemble(path: Path, config: Config, tensors: Tensors) -> Any:
     elif "threshold" in t:
         theta = Threshold(t["threshold"])
     params = UntiedParams(t["W_enc"].T, t["W_dec"], t["b_enc"], t["b_dec"], theta)
-    if _has_skip(config):
+    if has_skip(config):
         return SkipParams(*params[:4], t["W_skip"], *params[4:])
     return params
 
@@ -411,8 +215,8 @@ def _write(
     folder: Path, ae: Autoencoder, params: Any, metadata: dict[str, Any]
 ) -> None:
     architecture = _architecture(ae, metadata)
-    is_transcoder = architecture.endswith("transcoder")
-    pre_bias = ae.pre_bias and ae.parametrization.is_composed and not is_transcoder
+    pre_bias = ae.pre_bias and ae.parametrization.is_composed
+    pre_bias = pre_bias and not architecture.endswith("transcoder")
     untied = _base.numpy_params(ae, params, pre_bias)
     tensors, header = _file_tensors(ae, untied)
     if architecture == "matching_pursuit":
@@ -430,8 +234,8 @@ def _write(
 def _architecture(ae: Autoencoder, metadata: dict[str, Any]) -> str:
     _base.check_linear_decoder(ae, "saelens")
     kind = _base.activation_kind(ae)
-    is_transcoder = str(metadata.get("architecture")).endswith("transcoder")
-    if is_transcoder or ae.skip or ae.output_dim != ae.input_dim:
+    is_named_so = str(metadata.get("architecture")).endswith("transcoder")
+    if is_named_so or ae.skip or ae.output_dim != ae.input_dim:
         architecture = _TRANSCODERS.get((kind, ae.skip))
     else:
         architecture = _AUTOENCODERS.get(kind)
@@ -506,7 +310,7 @@ def _file_config(
         "reshape_activations": metadata.get("reshape_activations", "none"),
         "metadata": {
             "sae_lens_version": "6.0.0",  # the first of this layout
-            **{name: v for name, v in metadata.items() if name not in _KEPT},
+            **{name: v for name, v in metadata.items() if name not in KEPT},
         },
     }
     if architecture.endswith("transcoder"):

@@ -90,7 +90,7 @@ def _write(
 ) -> None:
     _weights.refuse_normalization(metadata, NAME)
     _weights.kind(ae, NAME, "topk")
-    weights = _weights.from_model(ae, params, NAME, pre_bias=ae.pre_bias)
+    weights = _weights.from_model(ae, params, NAME, pre_bias=ae.pre_bias, skip=ae.skip)
     config = {
         "activation": "topk",
         **{name: metadata.get(name, value) for name, value in _TRAINING.items()},

@@ -1,8 +1,4 @@
-"""A sparse autoencoder as other libraries store it, to and from a model.
-
-a = W_enc (x - b_dec) + b_enc, or W_enc x + b_enc without a pre-encoder bias
-x_hat = W_dec^T g(a) + b_dec (+ W_skip x)
-"""
+"""A sparse autoencoder as other libraries store it, to and from a model."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +71,7 @@ def as_float32(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def to_model(
-    path: Path, weights: Weights, activation: Activation | str, *, pre_bias: bool
+    path: Path, weights: Weights, activation: Activation, *, pre_bias: bool
 ) -> tuple[Autoencoder, Any]:
     """The model and the parameters of weights that were read from a file.
 
@@ -119,16 +115,12 @@ def _params(weights: Weights) -> TiedParams | UntiedParams | SkipParams:
 
 
 def _theta(weights: Weights) -> tuple:
-    """What the activation learns; at least float32, as `Autoencoder.init` has it."""
+    """What the activation learns."""
     if weights.threshold is not None:
-        return Threshold(_wide(weights.threshold))
+        return Threshold(weights.threshold)
     if weights.shift is not None:
-        return Gated(_wide(weights.log_scale), _wide(weights.shift))
+        return Gated(weights.log_scale, weights.shift)
     return ()
-
-
-def _wide(array: Any) -> Any:
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _check_floats(path: Path, name: str, tensor: Any) -> None:
@@ -141,16 +133,20 @@ def _check_floats(path: Path, name: str, tensor: Any) -> None:
 # ---- from a model --------------------------------------------------------------------
 
 
-def from_model(ae: Autoencoder, params: Any, format: str, *, pre_bias: bool) -> Weights:
+def from_model(
+    ae: Autoencoder, params: Any, format: str, *, pre_bias: bool, skip: bool = False
+) -> Weights:
     """The weights of a model, for a file with or without a pre-encoder bias.
 
-    b_enc changes, up to roundings, where the model's pre_bias is another one.
+    b_enc is another one where the model's pre_bias is; the function is the same.
 
     Raises:
-      ValueError: if the outputs are not linear in the latents, or not as wide as the
-        inputs.
+      ValueError: if the outputs are not linear in the latents or not as wide as the
+        inputs, or for a skip connection if `skip` is False.
     """
     _base.check_linear_decoder(ae, format)
+    if ae.skip and not skip:
+        raise _base.unsupported(ae, format, "a skip connection")
     if ae.output_dim != ae.input_dim:
         raise _base.unsupported(ae, format, "outputs of another width than the inputs")
     is_own = pre_bias and ae.pre_bias and ae.parametrization.is_composed
