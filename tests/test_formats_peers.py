@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from judges import assert_falls
 from test_formats import assert_same_bits, params_of
 
@@ -186,6 +188,32 @@ def test_models_of_jaxae_return_to_the_bit(case, tmp_path):
     again = read_back(tmp_path, format, ae, params_of(ae), metadata)
     assert again.ae == ae
     assert_same_bits(again.params, params_of(ae))
+
+
+SIZES = st.integers(1, 5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(D=SIZES, H=SIZES, case=st.sampled_from(sorted(OWN)), seed=st.integers(0, 99))
+def test_models_of_any_size_return_to_the_bit(D, H, case, seed, tmp_path_factory):
+    """Also square ones, whose transposes have their shape."""
+    format, own = case[0], OWN[case]
+    topk = own.activation.max_active is not None
+    ae = model_of(
+        jaxae.activations.topk(1) if topk else own.activation,
+        **{"input_dim": D, "latent_dim": H, "tied": own.tied},
+        **{"pre_bias": own.pre_bias, "skip": own.skip},
+    )
+    shapes = jax.eval_shape(ae.init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+    is_normalized = topk and format == "openai"
+    metadata = {"normalize_activations": "layer_norm"} if is_normalized else {}
+    again = read_back(tmp_path_factory.mktemp("any"), format, ae, params, metadata)
+    assert again.ae == ae
+    assert_same_bits(again.params, params)
 
 
 def test_sparsify_keeps_bfloat16(tmp_path):
@@ -437,6 +465,12 @@ def dictionary(name, config=None, **changes):
         ("AutoEncoder", {}, {"bias": None}, "must hold the tensors of one of the cl"),
         ("AutoEncoder", {}, {"gain": np.ones(1)}, "one of the classes.*got .*gain"),
         ("AutoEncoder", {"trainer": 3}, {}, "a JSON object as the trainer"),
+        (
+            "AutoEncoder",
+            {"trainer": {"dict_size": 12}},
+            {},
+            r"\(6, 12\), got \(6, 10\)",
+        ),
         (
             *("AutoEncoder", {"trainer": {"dict_class": "IdentityDict"}}, {}),
             "ae.pt: dict_class must be one of AutoEncoder, .*IdentityDict",

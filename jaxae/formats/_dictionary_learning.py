@@ -136,20 +136,14 @@ def from_state(path: Path, state: dict[str, Any], config: Config) -> Model:
         early = {"k": np.array(trainer["k"]), "threshold": np.array(-1, np.float32)}
         state = early | state
     name = _dict_class(path, state, trainer.get("dict_class"))
-    H = _latent_dim(path, name, state, trainer)
-    settings = {n: state[n].tolist() for n in _SETTINGS if n in state}
-    _check_settings(str(path), settings, H)
+    settings = _settings(path, name, state, trainer)
     tensors = _tensors_of(path, name, state)
     if factor is not None:
         _scale_biases(tensors, factor)
     if name == "AutoEncoderTopK":  # encodes by k, unless told to use the threshold
         settings["threshold"] = tensors.pop("threshold").item()
-    elif name in _BATCH_TOPK:
-        tensors["threshold"] = np.full(H, tensors["threshold"])
-    elif name == "GatedAutoEncoder":
-        tensors["shift"] = _shift(tensors.pop("b_mag"), tensors, config)
-    weights, g = Weights(**tensors), _activation(name, settings)
-    pre_bias = name not in _WITHOUT_PRE_BIAS
+    weights = _to_weights(name, tensors, config.get(_gated.SHIFT))
+    g, pre_bias = _activation(name, settings), name not in _WITHOUT_PRE_BIAS
     ae, params = _weights.to_model(path, weights, g, pre_bias=pre_bias)
     others = {n: value for n, value in config.items() if n != _gated.SHIFT}
     trainer |= {"dict_class": name, **settings}
@@ -170,8 +164,8 @@ def _trainer(path: Path, config: Config) -> Config:
     return dict(trainer)
 
 
-def _latent_dim(path: Path, name: str, state: State, trainer: Config) -> int:
-    """H, after a check of every shape and of the configuration."""
+def _settings(path: Path, name: str, state: State, trainer: Config) -> dict[str, Any]:
+    """k and group_sizes of a class that has them, after a check of all shapes."""
     key = _NAMES[name]["W_enc"]
     sizes = _weights.sizes(path, state, key)
     D, H = sizes if key in _TRANSPOSED else sizes[::-1]
@@ -184,7 +178,9 @@ def _latent_dim(path: Path, name: str, state: State, trainer: Config) -> int:
             str((D, H)),
             "the file and its configuration may be of two models",
         )
-    return H
+    settings = {n: state[n].tolist() for n in _SETTINGS if n in state}
+    _check_settings(str(path), settings, H)
+    return settings
 
 
 def _tensors_of(path: Path, name: str, state: State) -> State:
@@ -205,10 +201,14 @@ def _scale_biases(tensors: State, factor: float) -> None:
         tensors[field] = np.where(is_unset, tensors[field], scaled)
 
 
-def _shift(b_mag: np.ndarray, tensors: State, config: Config) -> np.ndarray:
-    repeated = config.get(_gated.SHIFT)
-    shift = _gated.shift(b_mag, tensors["log_scale"], tensors["b_enc"], repeated)
-    return shift.astype(b_mag.dtype)
+def _to_weights(name: str, tensors: State, repeated_shift: Any) -> Weights:
+    if name in _BATCH_TOPK:
+        tensors["threshold"] = np.full_like(tensors["b_enc"], tensors["threshold"])
+    if name == "GatedAutoEncoder":
+        b_mag, gate = tensors.pop("b_mag"), (tensors["log_scale"], tensors["b_enc"])
+        shift = _gated.shift(b_mag, *gate, repeated_shift)
+        tensors["shift"] = shift.astype(b_mag.dtype)
+    return Weights(**tensors)
 
 
 def _activation(name: str, settings: dict[str, Any]) -> Activation:

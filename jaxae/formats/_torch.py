@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ def read(path: Path) -> dict[str, Any]:
     with _checks.reading(path, "restore or download it again"):
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError):
-            # The text of the former advises to unpickle all the same.
+        except Exception:  # of many types; the text of one advises to unpickle anyway
             problem = "it is damaged, or holds other objects than tensors and numbers"
             raise ValueError(problem) from None
         is_named = isinstance(values, dict) and all(isinstance(n, str) for n in values)
