@@ -11,6 +11,7 @@ jaxae does, and that files with other objects than tensors are refused.
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -194,8 +195,6 @@ def check_refusals() -> None:
 
 def assert_refused(file: Path, message: str) -> None:
     """Assert that jaxae raises one sentence."""
-    import re
-
     try:
         formats.load(file, format="dictionary_learning")
     except ValueError as error:

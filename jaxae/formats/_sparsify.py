@@ -102,7 +102,11 @@ def _write(
     }
     others = {name: v for name, v in metadata.items() if name not in _TRAINING}
     config |= {"metadata": others} if others else {}
-    tensors = {_TENSORS[field]: w for field, w in weights.arrays().items()}
+    arrays = weights.arrays()
+    if len({array.dtype for array in arrays.values()}) > 1:
+        # The original would read all of them in the dtype of the first.
+        arrays = _weights.as_float32(folder, arrays)
+    tensors = {_TENSORS[field]: array for field, array in arrays.items()}
     text = to_json("metadata", config)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(tensors))
