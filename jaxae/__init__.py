@@ -38,7 +38,7 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import gradcheck, plots
+    from jaxae import formats, gradcheck, plots
 
 __all__ = [
     "ArgumentError",
@@ -52,6 +52,7 @@ __all__ = [
     "corruptions",
     "data",
     "dead_latents",
+    "formats",
     "gradcheck",
     "load",
     "manual",
@@ -73,7 +74,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Imported when first used: nothing that trains needs them.
-    if name in ("gradcheck", "plots"):
+    if name in ("formats", "gradcheck", "plots"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

@@ -103,7 +103,7 @@ def argument_list(names: Iterable[str]) -> str:
     return ", ".join(f"{{{name}}}" for name in names)
 
 
-def lookup(kind: str, catalogue: Mapping[str, T], name: str) -> T:
+def lookup(kind: str, catalogue: Mapping[str, T], name: Any) -> T:
     """`catalogue[name]`, or an ArgumentError that lists the known names."""
     if not isinstance(name, str) or name not in catalogue:
         raise ArgumentError(

@@ -540,6 +540,7 @@ def test_save_and_load_are_exact(tmp_path, is_tied, dtype):
     chex.assert_trees_all_equal(found, params)
     chex.assert_trees_all_equal_dtypes(found, params)
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == [
+        "README.md",
         "config.json",
         "params.safetensors",
     ]
@@ -565,7 +566,7 @@ def test_saving_again_replaces_and_a_failed_save_harms_nothing(tmp_path, monkeyp
         patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="no space left"):
             jaxae.save(tmp_path, AE, other)
-    assert len(os.listdir(tmp_path)) == 2  # no temporary file left
+    assert len(os.listdir(tmp_path)) == 3  # no temporary file left
     chex.assert_trees_all_equal(jaxae.load(tmp_path)[1], PARAMS)
     jaxae.save(tmp_path, AE, other)
     chex.assert_trees_all_equal(jaxae.load(tmp_path)[1], other)

@@ -21,6 +21,7 @@ from jaxae.cli import config_file, options, reporting
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
 FILES = [
+    "README.md",
     "results.sha256",
     "config.json",
     "metrics.jsonl",

@@ -38,6 +38,7 @@ LAYERS = [
     "manual",
     "optimizers",
     "data",
+    "formats",
     "_orbax",
     "checkpoints",
     "training",

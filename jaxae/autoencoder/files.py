@@ -19,6 +19,7 @@ import safetensors.numpy
 from jaxae import _checks, activations, observations
 from jaxae._files import expanded, write_atomically
 from jaxae._version import __version__
+from jaxae.autoencoder.cards import write_card
 from jaxae.autoencoder.model import Autoencoder
 from jaxae.autoencoder.parametrizations import BASES, Params
 
@@ -26,6 +27,10 @@ PARAMS_FILE = "params.safetensors"
 CONFIG_FILE = "config.json"
 BEST = "best"  # folder of the best model, in the folder of a run or a sweep
 LANES_FILE = "sweep.json"  # in the folder of a saved sweep
+_USAGE = """\
+import jaxae
+
+ae, params = jaxae.load("FOLDER")"""
 
 
 def describe(ae: Autoencoder) -> dict[str, Any]:
@@ -66,6 +71,7 @@ _MODEL_FIELDS = (
 def save(directory, ae, params, *, run: dict | None = None) -> None:
     """Write a model to a folder: `config.json` and `params.safetensors`.
 
+    `README.md` is a model card for the Hugging Face hub; your own README.md is kept.
     Each file is written atomically: a reader never sees half a file. A model that is
     already in the folder is replaced.
 
@@ -88,7 +94,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
             "directory", f"must be a folder, but {directory} is a file"
         )
     model = describe(ae)
-    config = _to_json({"jaxae": __version__, **(run or {}), "model": model})
+    config = to_json("run", {"jaxae": __version__, **(run or {}), "model": model})
     # safetensors writes the buffer of an array without regard to its strides.
     leaves = _checks.named(params)
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in leaves}
@@ -98,6 +104,7 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / PARAMS_FILE, content)
     write_atomically(directory / CONFIG_FILE, config)
+    write_card(directory, ae, params, library="jaxae", usage=_USAGE)
 
 
 def load(
@@ -178,11 +185,13 @@ def _check_names(ae: Any) -> None:
             )
 
 
-def _to_json(config: dict[str, Any]) -> bytes:
+def to_json(argument: str, config: dict[str, Any]) -> bytes:
+    """The text of a JSON file; a value that JSON does not have is the argument's."""
     try:
         return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise _checks.ArgumentError("run", f"must be JSON values: {error}") from None
+        problem = f"must be JSON values: {error}"
+        raise _checks.ArgumentError(argument, problem) from None
 
 
 def digest(arrays: Mapping[str, Any]) -> str:

@@ -16,9 +16,11 @@ import jaxae
 from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.cli import config_file
+from jaxae.cli.convert import convert
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import (
     CommandError,
+    ConvertOptions,
     EncodeOptions,
     EvaluateOptions,
     GradcheckOptions,
@@ -56,6 +58,7 @@ SUBCOMMANDS = {
     "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
     "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
     "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
+    "convert": Subcommand(ConvertOptions, convert, ("tyro",)),
     "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 

@@ -349,6 +349,24 @@ class PlotOptions:
     """The run folder, or RUN/best for its best epoch."""
 
 
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a model from or to the files of another library."""
+
+    source: Annotated[str, conf.Positional, conf.arg(metavar="SOURCE")]
+    """A folder, also of a run, a file, or a hub id: owner/repo[@revision][/folder]."""
+    out: Annotated[str, conf.Positional, conf.arg(metavar="DIR")]
+    """The folder to write."""
+    to: str
+    """The format to write, such as saelens or jaxae."""
+    source_format: str | None = None
+    """The format of SOURCE. None: found out from its files."""
+    inputs_normalized: bool = False
+    """You normalize the inputs as SOURCE asks, and undo it on the outputs."""
+    overwrite: bool = False
+    """Replace the model that DIR holds."""
+
+
 # ---- names ---------------------------------------------------------------------------
 
 # The hyperparameters that options set.
@@ -409,6 +427,8 @@ def argument_names(kind: Any) -> dict[str, str]:
     names |= {"data_mean": "--bias-from-mean or --bias-from-median"}
     names |= {"encoder": "--init-encoder", "every": "--resample-every"}
     names |= {"schedules": "--k-start and --k-steps"}
+    if kind is ConvertOptions:
+        names |= {"source": "SOURCE", "directory": "DIR", "format": "--source-format"}
     if kind is SweepOptions:  # its hyperparameters may be options, or in the file
         names |= {"first": "--halving-first", "factor": "--halving-factor"}
         return names | {f"hparams['{name}']": name for name in HPARAMS}
