@@ -38,7 +38,7 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import gradcheck, plots
+    from jaxae import gradcheck, loggers, plots, sklearn
 
 __all__ = [
     "ArgumentError",
@@ -54,6 +54,7 @@ __all__ = [
     "dead_latents",
     "gradcheck",
     "load",
+    "loggers",
     "manual",
     "metrics",
     "observations",
@@ -63,6 +64,7 @@ __all__ = [
     "recovery",
     "save",
     "schedules",
+    "sklearn",
     "sweep",
     "sweeps",
     "train",
@@ -73,7 +75,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Imported when first used: nothing that trains needs them.
-    if name in ("gradcheck", "plots"):
+    if name in ("gradcheck", "loggers", "plots", "sklearn"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

@@ -44,6 +44,8 @@ LAYERS = [
     "dead_latents",
     "sweeps",
     "plots",
+    "loggers",
+    "sklearn",
     "__init__",
     "cli",
 ]
@@ -128,7 +130,7 @@ def test_other_packages_use_the_declared_names_of_training():
     """The public names and `training.KERNEL`, which declares no name without use."""
     used = {}
     for path in FILES:
-        if module_of(path) in ("sweeps", "plots", "cli"):
+        if module_of(path) in ("sweeps", "plots", "sklearn", "cli"):
             for module, name in used_of_training(path):
                 used.setdefault(module, set()).add(name)
     assert used.pop("") <= {*jaxae.training.__all__}
