@@ -69,14 +69,14 @@ def log_to(target: Any) -> Logger:
 # ---- CSV -----------------------------------------------------------------------------
 
 
-def csv(path: str | os.PathLike[str], *, resume: bool = False) -> Logger:
+def csv(path, *, resume=False) -> Logger:
     """A logger that writes a table: a row for each epoch, a column for each metric.
 
     The first column is "step". The file is written atomically, so it is always
     complete.
 
     Args:
-      path: the file to write.
+      path: the file to write; its folder is made.
       resume: whether to continue the file if it exists. Its rows of the step that is
         logged and of later steps are replaced, so a resumed run repeats no row.
 
@@ -84,7 +84,7 @@ def csv(path: str | os.PathLike[str], *, resume: bool = False) -> Logger:
       ValueError: if the path is a folder, or a file without `resume`. After the first
         epoch, if the file to continue is not a log of the same metrics.
     """
-    return Logger(_CsvFile(_path("path", path), resume))
+    return Logger(_CsvFile(_path("path", path), _checks.boolean("resume", resume)))
 
 
 class _CsvFile:
@@ -131,14 +131,14 @@ class _CsvFile:
 # ---- TensorBoard ---------------------------------------------------------------------
 
 
-def tensorboard(directory: str | os.PathLike[str]) -> Logger:
+def tensorboard(directory) -> Logger:
     """A logger that writes scalars for TensorBoard. Needs the extra `loggers`.
 
     A resumed run logs to the same folder: TensorBoard then leaves out the events of the
     steps that are repeated.
 
     Args:
-      directory: the folder of the event files.
+      directory: the folder of the event files; it is made.
 
     Raises:
       ImportError: if tensorboard is not installed.
@@ -226,6 +226,8 @@ class _WandbRun:
         if self.run is None:
             import wandb as package
 
+            if "dir" in self.settings:  # wandb needs it to exist
+                Path(self.settings["dir"]).mkdir(parents=True, exist_ok=True)
             self.run = package.init(**self.settings)
         self.run.log(metrics, step=step)
 

@@ -1,5 +1,6 @@
 """`jaxae train`: from data and options to a run folder."""
 
+import contextlib
 import dataclasses
 import sys
 import warnings
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 import jaxae
-from jaxae import _checks, data
+from jaxae import _checks, data, loggers
 from jaxae._files import expanded
 from jaxae.autoencoder.files import BEST, CONFIG_FILE
 from jaxae.autoencoder.parametrizations import as_dtype
@@ -50,6 +51,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
+    logs = _loggers(options, out)
     splits = data_splits.load(options, jaxae.observations.get(options.observation))
     prepared = _prepare(options, splits)
     _check_repetition(options, splits, prepared)
@@ -77,7 +79,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 of_step.params, prepared.hparams, of_step.state
             )
             run_folder.save_model(out, ae, params, splits.scaling, description)
-            run = _execute(out, prepared, state, checkpoints, interrupt)
+            run = _execute(out, prepared, state, checkpoints, interrupt, logs)
         _write(out, options, prepared, run, splits, description)
         if (sentence := all_steps_skipped(prepared, run)) is not None:
             note(sentence)
@@ -92,8 +94,9 @@ def _execute(
     state: Any,
     checkpoints: Any,
     interrupt: Interrupt,
+    logs: tuple[loggers.Logger, ...],
 ) -> Run:
-    """Train, and write the metrics of each epoch when it ends."""
+    """Train, and write and log the metrics of each epoch when it ends."""
     config = prepared.config
     num_steps = config.num_epochs * prepared.steps_per_epoch
     bar = progress(
@@ -104,7 +107,9 @@ def _execute(
         loss=float("nan"),
         rate=0.0,
     )
-    with bar as show:
+    with contextlib.ExitStack() as stack, bar as show:
+        for log in logs:
+            stack.enter_context(log)
         step = int(state.state.step)
         reporter = Reporter(out, config, num_steps, step, state.history, show)
 
@@ -112,7 +117,7 @@ def _execute(
             reporter.on_epoch(metrics)
             return interrupt.is_requested
 
-        prepared = prepared._replace(callbacks=(on_epoch,))
+        prepared = prepared._replace(callbacks=(on_epoch, *logs))
         return trainer.execute(prepared, state, checkpoints, reporter.on_step)
 
 
@@ -179,6 +184,22 @@ def _report_end(run: Run, options: TrainOptions) -> int:
 
 
 # ---- prepare -------------------------------------------------------------------------
+
+
+def _loggers(options: TrainOptions, out: Path) -> tuple[loggers.Logger, ...]:
+    """The loggers of `--log`; each starts after the first epoch."""
+    folder = out / run_folder.LOGGERS
+    makers = {
+        "csv": lambda: loggers.csv(out / run_folder.CSV_FILE, resume=True),
+        "tensorboard": lambda: loggers.tensorboard(folder),
+        "wandb": lambda: loggers.wandb(
+            name=out.resolve().name,
+            dir=str(folder),
+            config=config_file.saved_options(options),
+        ),
+    }
+    names = [] if options.log is None else dict.fromkeys(options.log.split(","))
+    return tuple(_checks.lookup("log", makers, name)() for name in names)
 
 
 def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
