@@ -2,6 +2,8 @@
 
 import copy
 import csv as std_csv
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import jaxae
-from jaxae import loggers
+from jaxae import cli, loggers
 from jaxae._checks import ArgumentError
+from jaxae.cli import reporting, run_folder
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
 
@@ -253,3 +256,57 @@ def test_a_missing_package_names_the_extra(monkeypatch, name):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'jaxae\[loggers\]'"):
         getattr(loggers, name)(*(["runs"] if name == "tensorboard" else []))
+
+
+# ---- jaxae train --log ---------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """`jaxae train` on small data, without pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
+    np.save("X.npy", X)
+    options = "--data X.npy --observation gaussian --latent-dim 2 --batch-size 5"
+    fixed = [*options.split(), "--no-diagnostics", "--out", "run"]
+
+    def run(*arguments):
+        return cli.main(["train", *fixed, *arguments])
+
+    return run
+
+
+def test_the_command_logs_each_epoch_once(command, tmp_path, wandb):
+    log = ("--log", "csv,tensorboard,wandb")
+    assert command("--epochs", "1") == 0
+    assert command("--epochs", "3", "--resume", *log) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["validation/loss"] for line in lines[1:]]
+    assert read_csv(tmp_path / "run" / "metrics.csv")["validation/loss"] == losses
+    events = read_events(tmp_path / "run" / "loggers")["validation/loss"]
+    assert [value for _, value in events] == list(np.float32(losses))
+    [(settings, run)] = wandb.runs
+    assert settings["name"] == "run" and settings["config"]["latent_dim"] == 2
+    assert [metrics["validation/loss"] for _, metrics in run.rows] == losses
+    assert run.is_finished
+    # What --overwrite removes.
+    run_folder.clear(tmp_path / "run", run_folder.RUN)
+    assert not os.listdir(tmp_path / "run")
+
+
+def test_the_command_refuses_a_logger_before_any_work(command, monkeypatch, capsys):
+    assert command("--log", "csv,mlflow") == 2
+    assert "--log must be one of csv, tensorboard, wandb, got 'mlflow'" in (
+        capsys.readouterr().err
+    )
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert command("--log", "wandb") == 2
+    assert "pip install 'jaxae[loggers]'" in capsys.readouterr().err
+    assert not os.path.exists("run")
+
+
+def test_overwrite_removes_no_folder_of_loggers_of_another_program(command, capsys):
+    os.makedirs("run/loggers")
+    assert command("--overwrite") == 2
+    assert "has a folder loggers that no run wrote" in capsys.readouterr().err
+    assert os.path.isdir("run/loggers")
