@@ -5,7 +5,6 @@ import csv as std_csv
 import json
 import os
 import pickle
-import subprocess
 import sys
 import types
 
@@ -141,20 +140,6 @@ def test_files_are_complete_after_each_epoch(tmp_path):
             logger({"x": 1.0}, state_at(step))
         assert read_csv(tmp_path / "a.csv")["step"][-1] == step
         assert read_events(tmp_path)["x"][-1] == (step, 1.0)
-
-
-def test_tensorboard_needs_neither_tensorflow_nor_torch(tmp_path):
-    code = (
-        "import sys, types; from jaxae import loggers\n"
-        f"log = loggers.tensorboard({str(tmp_path)!r})\n"
-        "log({'x': 1.0}, types.SimpleNamespace(step=3))\n"
-        "print({'tensorflow', 'torch'} & {*sys.modules})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n" and not done.stderr
-    assert read_events(tmp_path) == {"x": [(3, 1.0)]}
 
 
 def test_a_logger_can_be_copied_as_scikit_learn_copies_it(tmp_path):
