@@ -97,6 +97,7 @@ class _CsvFile:
                 f"must be a new file, but {path} exists",
                 advice="choose another, or continue it with resume=True",
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
 
     def log(self, metrics: dict[str, float], *, step: int) -> None:
@@ -106,7 +107,6 @@ class _CsvFile:
         writer = DictWriter(text, list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, text.getvalue().encode())
 
     def _rows_before(self, step: int, columns: list[str]) -> list[dict[str, Any]]:
@@ -157,17 +157,15 @@ class _EventFile:
             raise ArgumentError(
                 "directory", f"must be a folder, but {directory} is a file"
             )
-        self.directory = directory
-        self.path: Path | None = None  # of this run; TensorBoard reads all in a folder
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / _event_file_name()
 
     def log(self, metrics: dict[str, float], *, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         events = []
-        if self.path is None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.path = self.directory / _event_file_name()
+        if not self.path.exists():
             # TensorBoard leaves out earlier events of the steps from this one on.
             start = SessionLog(status=SessionLog.START)
             events = [
@@ -182,9 +180,10 @@ class _EventFile:
 
 
 def _event_file_name() -> str:
-    """A name as TensorBoard needs it, which reads the files in their order."""
-    seconds, host, number = int(time.time()), socket.gethostname(), os.getpid()
-    return f"events.out.tfevents.{seconds:010d}.{host}.{number}"
+    """A new name, as TensorBoard needs it; it reads files in the order of names."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    host, process = socket.gethostname(), os.getpid()
+    return f"events.out.tfevents.{seconds:010d}.{host}.{process}.{nanoseconds:09d}"
 
 
 def _append(path: Path, events: list) -> None:
@@ -201,9 +200,9 @@ def _append(path: Path, events: list) -> None:
 
 
 def wandb(**settings: Any) -> Logger:
-    """A logger of a run of Weights & Biases. Needs the extra `loggers`.
+    """A logger of a new run of Weights & Biases. Needs the extra `loggers`.
 
-    The run is started after the first epoch, and finished by `close`:
+    The run starts now, and `close` finishes it:
     `with jaxae.loggers.wandb(project="p") as log: jaxae.train(..., on_epoch=log)`.
 
     Args:
@@ -211,30 +210,19 @@ def wandb(**settings: Any) -> Logger:
 
     Raises:
       ImportError: if wandb is not installed.
+      ValueError: if wandb cannot start the run.
     """
-    return Logger(_WandbRun(settings))
-
-
-class _WandbRun:
-    def __init__(self, settings: dict[str, Any]):
-        if importlib.util.find_spec("wandb") is None:
-            raise _checks.extra("loggers.wandb", "wandb", "loggers")
-        self.settings = settings
-        self.run: Any = None
-
-    def log(self, metrics: dict[str, float], *, step: int) -> None:
-        if self.run is None:
-            import wandb as package
-
-            if "dir" in self.settings:  # wandb needs it to exist
-                Path(self.settings["dir"]).mkdir(parents=True, exist_ok=True)
-            self.run = package.init(**self.settings)
-        self.run.log(metrics, step=step)
-
-    def finish(self) -> None:
-        if self.run is not None:
-            self.run.finish()
-            self.run = None
+    try:
+        import wandb as package
+    except ImportError as error:
+        raise _checks.extra("loggers.wandb", "wandb", "loggers") from error
+    try:
+        return Logger(package.init(**settings))
+    except Exception as error:  # wandb raises many types
+        raise ValueError(
+            f"wandb.init failed: {_checks.first_line(error)}; log in by `wandb login`, "
+            "or set the environment variable WANDB_MODE=offline."
+        ) from error
 
 
 # ---- paths ---------------------------------------------------------------------------

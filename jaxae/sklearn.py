@@ -68,7 +68,8 @@ class AutoencoderTransformer(
         an epoch is dropped.
       patience: training stops after this many epochs without a smaller training loss;
         None never stops early.
-      on_epoch: a callback or a list of callbacks, as in `jaxae.train`.
+      on_epoch: a callback or a list of callbacks, as in `jaxae.train`. Each call of fit
+        and partial_fit counts its own steps.
       verbose: whether to print the loss of each epoch.
 
     Attributes:

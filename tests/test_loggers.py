@@ -168,9 +168,8 @@ def wandb(monkeypatch):
     return module
 
 
-def test_wandb_starts_a_run_after_the_first_epoch_and_finishes_it(wandb):
+def test_wandb_starts_a_run_and_finishes_it(wandb):
     with loggers.wandb(project="p", mode="offline") as log:
-        assert not wandb.runs
         train(2, log)
         [(settings, run)] = wandb.runs
         assert settings == {"project": "p", "mode": "offline"}
@@ -179,13 +178,24 @@ def test_wandb_starts_a_run_after_the_first_epoch_and_finishes_it(wandb):
     assert run.is_finished
 
 
-def test_a_target_is_finished_after_an_interrupt_too(wandb):
+def test_wandb_that_cannot_start_says_so_in_a_sentence(wandb, monkeypatch):
+    def init():
+        raise RuntimeError("No API key configured.\nmore")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(
+        ValueError, match=r"^wandb.init failed: RuntimeError: No API ke"
+    ):
+        loggers.wandb()
+
+
+def test_a_target_is_finished_after_an_interrupt_too():
     recorder = Recorder()
-    with pytest.raises(KeyboardInterrupt):
-        with loggers.log_to(recorder), loggers.wandb():
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), loggers.log_to(recorder):
+        raise KeyboardInterrupt
     assert recorder.is_finished
-    assert not wandb.runs  # none was started
+    with loggers.log_to(types.SimpleNamespace(log=print)):
+        pass  # a target without `finish`
 
 
 def test_a_logger_never_stops_training():
@@ -236,11 +246,13 @@ def test_a_file_of_another_kind_is_left_as_it_is(tmp_path, content, words):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_names_the_extra(monkeypatch, name):
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxae\[loggers\]'"):
-        getattr(loggers, name)(*(["runs"] if name == "tensorboard" else []))
+def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
+    for package in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for make in (loggers.wandb, lambda: loggers.tensorboard(tmp_path / "events")):
+        with pytest.raises(ImportError, match=r"pip install 'jaxae\[loggers\]'"):
+            make()
+    assert not os.listdir(tmp_path)
 
 
 # ---- jaxae train --log ---------------------------------------------------------------
@@ -285,8 +297,10 @@ def test_the_command_refuses_a_logger_before_any_work(command, monkeypatch, caps
         capsys.readouterr().err
     )
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert command("--log", "wandb") == 2
-    assert "pip install 'jaxae[loggers]'" in capsys.readouterr().err
+    assert command("--log", "csv,wandb") == 2
+    error = capsys.readouterr().err
+    assert "--log wandb needs the package 'wandb', which is not installed" in error
+    assert "pip install 'jaxae[loggers]'" in error
     assert not os.path.exists("run")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -51,7 +52,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
-    logs = _loggers(options, out)
+    _log_names(options)
     splits = data_splits.load(options, jaxae.observations.get(options.observation))
     prepared = _prepare(options, splits)
     _check_repetition(options, splits, prepared)
@@ -79,7 +80,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 of_step.params, prepared.hparams, of_step.state
             )
             run_folder.save_model(out, ae, params, splits.scaling, description)
-            run = _execute(out, prepared, state, checkpoints, interrupt, logs)
+            run = _execute(out, options, prepared, state, checkpoints, interrupt)
         _write(out, options, prepared, run, splits, description)
         if (sentence := all_steps_skipped(prepared, run)) is not None:
             note(sentence)
@@ -90,11 +91,11 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
 def _execute(
     out: Path,
+    options: TrainOptions,
     prepared: PreparedRun,
     state: Any,
     checkpoints: Any,
     interrupt: Interrupt,
-    logs: tuple[loggers.Logger, ...],
 ) -> Run:
     """Train, and write and log the metrics of each epoch when it ends."""
     config = prepared.config
@@ -108,6 +109,7 @@ def _execute(
         rate=0.0,
     )
     with contextlib.ExitStack() as stack, bar as show:
+        logs = [_LOGGERS[name](out, options) for name in _log_names(options)]
         for log in logs:
             stack.enter_context(log)
         step = int(state.state.step)
@@ -183,23 +185,41 @@ def _report_end(run: Run, options: TrainOptions) -> int:
     return 0
 
 
-# ---- prepare -------------------------------------------------------------------------
+# ---- --log ---------------------------------------------------------------------------
 
 
-def _loggers(options: TrainOptions, out: Path) -> tuple[loggers.Logger, ...]:
-    """The loggers of `--log`; each starts after the first epoch."""
+def _csv(out: Path, options: TrainOptions) -> loggers.Logger:
+    return loggers.csv(out / run_folder.CSV_FILE, resume=True)
+
+
+def _tensorboard(out: Path, options: TrainOptions) -> loggers.Logger:
+    return loggers.tensorboard(out / run_folder.LOGGERS)
+
+
+def _wandb(out: Path, options: TrainOptions) -> loggers.Logger:
     folder = out / run_folder.LOGGERS
-    makers = {
-        "csv": lambda: loggers.csv(out / run_folder.CSV_FILE, resume=True),
-        "tensorboard": lambda: loggers.tensorboard(folder),
-        "wandb": lambda: loggers.wandb(
-            name=out.resolve().name,
-            dir=str(folder),
-            config=config_file.saved_options(options),
-        ),
-    }
-    names = [] if options.log is None else dict.fromkeys(options.log.split(","))
-    return tuple(_checks.lookup("log", makers, name)() for name in names)
+    folder.mkdir(exist_ok=True)  # wandb does not
+    return loggers.wandb(
+        name=out.resolve().name,
+        dir=str(folder),
+        config=config_file.saved_options(options),
+    )
+
+
+_LOGGERS = {"csv": _csv, "tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def _log_names(options: TrainOptions) -> list[str]:
+    """The loggers of `--log`, whose packages are installed."""
+    names = [] if options.log is None else [*dict.fromkeys(options.log.split(","))]
+    for name in names:
+        _checks.lookup("log", _LOGGERS, name)
+        if importlib.util.find_spec(name) is None:  # each has the name of its package
+            raise _checks.extra(f"--log {name}", name, "loggers")
+    return names
+
+
+# ---- prepare -------------------------------------------------------------------------
 
 
 def _prepare(options: TrainOptions, splits: Splits) -> PreparedRun:
