@@ -220,8 +220,8 @@ def wandb(**settings: Any) -> Logger:
         return Logger(package.init(**settings))
     except Exception as error:  # wandb raises many types
         raise ValueError(
-            f"wandb.init failed: {_checks.first_line(error)}; log in by `wandb login`, "
-            "or set the environment variable WANDB_MODE=offline."
+            f"wandb.init failed: {_checks.first_line(error)}; without an account, set "
+            "the environment variable WANDB_MODE=offline."
         ) from error
 
 

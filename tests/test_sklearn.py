@@ -81,12 +81,12 @@ def test_fit_is_train(X, fitted):
 
 def test_partial_fit_continues_with_the_state_of_the_optimizer(X):
     """Three epochs of one step each are three steps of one Adam."""
-    estimator = small(batch_size=len(X))
+    estimator = small(batch_size=len(X), learning_rate=0.1)
     for _ in range(3):
         estimator.partial_fit(X)
     objective = jaxae.Objective(estimator.autoencoder_)
     init_key, _ = jax.random.split(key_of(0))
-    optimizer = optax.adam(1e-3)
+    optimizer = optax.adam(0.1)
 
     @jax.jit
     def step(params, state):
@@ -101,30 +101,27 @@ def test_partial_fit_continues_with_the_state_of_the_optimizer(X):
     # The order of the rows changes the last bits of a sum over them, and Adam divides
     # by the size of the gradient.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         estimator.params_,
         params,
     )
     assert estimator.n_iter_ == len(estimator.history_["train/loss"]) == 3
 
 
-def test_partial_fit_after_fit_trains_in_an_order_of_its_own(X):
-    estimator = small(max_iter=1).fit(X)
-    first = estimator.state_
-    estimator.partial_fit(X)
+def test_partial_fit_draws_an_order_of_its_own(X):
+    """Stochastic gradient descent has no state, so it is a run from the weights."""
+    estimator = small(max_iter=1, optimizer="sgd").fit(X)
     run = jaxae.train(
         jaxae.Objective(estimator.autoencoder_),
         X,
         hparams={"learning_rate": 1e-3},
         key=key_of(0, num_epochs_before=1),
-        params=first.params,
-        config=jaxae.TrainConfig(num_epochs=1, batch_size=10, diagnostics=False),
+        params=estimator.params_,
+        config=jaxae.TrainConfig(
+            num_epochs=1, batch_size=10, optimizer="sgd", diagnostics=False
+        ),
     )
-    # The mean of an epoch's losses depends on the order of the rows, and only a little
-    # on the state of Adam.
-    loss = estimator.history_["train/loss"][1]
-    np.testing.assert_allclose(loss, run.metrics["train/loss"][0], rtol=1e-3)
-    assert not np.array_equal(estimator.params_.W, run.params.W)  # Adam began anew
+    assert_bit_equal(estimator.partial_fit(X).params_, run.params)
 
 
 def test_fits_with_one_seed_are_bit_equal(X, fitted):
