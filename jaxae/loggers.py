@@ -83,6 +83,7 @@ def csv(path, *, resume=False) -> Logger:
     Raises:
       ValueError: if the path is a folder, or a file without `resume`. After the first
         epoch, if the file to continue is not a log of the same metrics.
+      OSError: if its folder cannot be made.
     """
     return Logger(_CsvFile(_path("path", path), _checks.boolean("resume", resume)))
 
@@ -143,6 +144,7 @@ def tensorboard(directory) -> Logger:
     Raises:
       ImportError: if tensorboard is not installed.
       ValueError: if the directory is a file.
+      OSError: if the folder cannot be made.
     """
     return Logger(_EventFile(_path("directory", directory)))
 
