@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-portable soak lint format docs studies bench-env clean
+.PHONY: demo test test-all test-portable soak lint format docs package studies bench-env clean
 
 demo: $(INSTALLED)  ## two autoencoders beside PCA on real digits; results in runs/demo
 	$(BIN)/python examples/demo.py
@@ -48,6 +48,15 @@ docs: $(VENV)/.docs-installed  ## the documentation; pages in runs/docs, warning
 $(VENV)/.docs-installed: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
+
+package: $(INSTALLED)  ## sdist and wheel in dist/; the wheel alone in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build
+	$(PYTHON) -m venv --clear runs/package
+	runs/package/bin/python -m pip install --quiet dist/*.whl
+	cd runs/package && bin/python -c 'import jaxae; print(jaxae.__version__)'
+	runs/package/bin/python -m pip install --quiet "$$(ls dist/*.whl)[cli]"
+	cd runs/package && bin/jaxae --help
 
 studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/tied_gradient.py --out runs/tied_gradient

@@ -38,7 +38,7 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import formats, gradcheck, plots
+    from jaxae import formats, gradcheck, loggers, plots, sklearn
 
 __all__ = [
     "ArgumentError",
@@ -55,6 +55,7 @@ __all__ = [
     "formats",
     "gradcheck",
     "load",
+    "loggers",
     "manual",
     "metrics",
     "observations",
@@ -64,6 +65,7 @@ __all__ = [
     "recovery",
     "save",
     "schedules",
+    "sklearn",
     "sweep",
     "sweeps",
     "train",
@@ -74,7 +76,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Imported when first used: nothing that trains needs them.
-    if name in ("formats", "gradcheck", "plots"):
+    if name in ("formats", "gradcheck", "loggers", "plots", "sklearn"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

@@ -6,9 +6,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 from packaging.version import Version
 
 import jaxae
@@ -45,6 +49,8 @@ LAYERS = [
     "dead_latents",
     "sweeps",
     "plots",
+    "loggers",
+    "sklearn",
     "__init__",
     "cli",
 ]
@@ -129,7 +135,7 @@ def test_other_packages_use_the_declared_names_of_training():
     """The public names and `training.KERNEL`, which declares no name without use."""
     used = {}
     for path in FILES:
-        if module_of(path) in ("sweeps", "plots", "cli"):
+        if module_of(path) in ("sweeps", "plots", "sklearn", "cli"):
             for module, name in used_of_training(path):
                 used.setdefault(module, set()).add(name)
     assert used.pop("") <= {*jaxae.training.__all__}
@@ -178,6 +184,31 @@ def test_every_package_that_the_library_imports_is_declared():
     } - sys.stdlib_module_names
     # NumPy's version is jax's to choose.
     assert {names.get(name, name) for name in found} - {"numpy"} <= declared
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path):
+    [path] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with zipfile.ZipFile(path) as wheel:
+        names = wheel.namelist()
+        [about] = [name for name in names if name.endswith("/METADATA")]
+        metadata = wheel.read(about).decode()
+    files = {name for name in names if ".dist-info/" not in name}
+    assert "jaxae/py.typed" in files
+    assert files == {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert "Programming Language :: Python :: 3.11\n" in metadata
+
+
+def test_the_sdist_holds_what_the_tests_and_a_citation_need(tmp_path):
+    [path] = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(path) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    tests = (path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*.py"))
+    assert {"CITATION.cff", "LICENSE", "README.md", "pyproject.toml", *tests} <= names
 
 
 def test_importing_changes_no_jax_configuration():

@@ -129,7 +129,7 @@ def _sentence(error: Exception, names: dict[str, str]) -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10}{s.options.__doc__}" for name, s in SUBCOMMANDS.items()]
+    lines = [f"  {name:12}{s.options.__doc__}" for name, s in SUBCOMMANDS.items()]
     commands = "\n".join(lines)
     return (
         f"usage: jaxae COMMAND [options]\n\n{commands}\n\n"

@@ -205,6 +205,8 @@ class TrainOptions(SharedOptions):
     """Number of most recent checkpoints to keep."""
     memory_budget: int = 1024
     """MiB; larger data stay on disk, and batches are read from there."""
+    log: str | None = None
+    """Where to log each epoch too: csv, tensorboard, wandb, or several: csv,wandb."""
 
     start_from: str | None = None
     """Start from this run folder: its model, its scaling and its parameters."""
@@ -397,7 +399,7 @@ MODEL_OPTIONS = (
 )
 # Options that may change on --resume.
 FREE_OPTIONS = (
-    "data_root",
+    *("data_root", "log"),
     *(_RENAMED.get(n, n) for n, s in settings().items() if s.may_change_on_resume),
 )
 

@@ -29,6 +29,7 @@ from jaxae.cli.sweep_file import AXES
 from jaxae.data.scaling import SCALING_FILE, Scaling, save_scaling
 
 METRICS_FILE = "metrics.jsonl"
+CSV_FILE, LOGGERS = "metrics.csv", "loggers"  # of --log
 TIMING_FILE = "timing.jsonl"  # all times, so that the other files can be compared
 RESULTS_FILE = "results.json"
 SUMS_FILE = "results.sha256"  # checksums of the results; `sha256sum -c` reads it too
@@ -59,9 +60,9 @@ _MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
 RUN = Contents(  # of train or of gradcheck
     files=(
         *(*_MODEL_FILES, METRICS_FILE, TIMING_FILE, RESULTS_FILE, SUMS_FILE),
-        *(REPORT_FILE, *PICTURES),
+        *(REPORT_FILE, CSV_FILE, *PICTURES),
     ),
-    folders=(CHECKPOINTS, BEST),
+    folders=(CHECKPOINTS, BEST, LOGGERS),
 )
 SWEEP = Contents(
     files=(
@@ -73,7 +74,7 @@ SWEEP = Contents(
 # What gradcheck does not write.
 OTHER_THAN_GRADCHECK = Contents(
     tuple({*RUN.files} - {CONFIG_FILE, TIMING_FILE, REPORT_FILE}),
-    (CHECKPOINTS, BEST, LANES),
+    (CHECKPOINTS, BEST, LOGGERS, LANES),
 )
 _FILES = {*RUN.files, *SWEEP.files, LANES_FILE}
 _FOLDERS = {*RUN.folders, *SWEEP.folders}
@@ -168,7 +169,7 @@ _CHECKPOINT_NAME = r"(damaged-)?\d+|.*\.orbax-checkpoint-tmp.*|\..*"
 def check_replaceable(out: Path) -> None:
     """Raise if replacing a run would remove a folder that no run wrote."""
     has_mark = any((out / mark).exists() for mark in _MARKS)
-    for folder in (CHECKPOINTS, BEST, TOP):
+    for folder in (CHECKPOINTS, BEST, LOGGERS, TOP):
         if not (out / folder).is_dir():
             continue
         names = [p.name for p in (out / folder).iterdir() if folder == CHECKPOINTS]

@@ -1,6 +1,8 @@
 """`jaxae train`: from data and options to a run folder."""
 
+import contextlib
 import dataclasses
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 
 import jaxae
-from jaxae import _checks, data
+from jaxae import _checks, data, loggers
 from jaxae._files import expanded
 from jaxae.autoencoder.files import BEST, CONFIG_FILE
 from jaxae.autoencoder.parametrizations import as_dtype
@@ -50,6 +52,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
+    _log_names(options)
     splits = data_splits.load(options, jaxae.observations.get(options.observation))
     prepared = _prepare(options, splits)
     _check_repetition(options, splits, prepared)
@@ -77,7 +80,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
                 of_step.params, prepared.hparams, of_step.state
             )
             run_folder.save_model(out, ae, params, splits.scaling, description)
-            run = _execute(out, prepared, state, checkpoints, interrupt)
+            run = _execute(out, options, prepared, state, checkpoints, interrupt)
         _write(out, options, prepared, run, splits, description)
         if (sentence := all_steps_skipped(prepared, run)) is not None:
             note(sentence)
@@ -88,12 +91,13 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
 
 def _execute(
     out: Path,
+    options: TrainOptions,
     prepared: PreparedRun,
     state: Any,
     checkpoints: Any,
     interrupt: Interrupt,
 ) -> Run:
-    """Train, and write the metrics of each epoch when it ends."""
+    """Train, and write and log the metrics of each epoch when it ends."""
     config = prepared.config
     num_steps = config.num_epochs * prepared.steps_per_epoch
     bar = progress(
@@ -104,7 +108,10 @@ def _execute(
         loss=float("nan"),
         rate=0.0,
     )
-    with bar as show:
+    with contextlib.ExitStack() as stack, bar as show:
+        logs = [_LOGGERS[name](out, options) for name in _log_names(options)]
+        for log in logs:
+            stack.enter_context(log)
         step = int(state.state.step)
         reporter = Reporter(out, config, num_steps, step, state.history, show)
 
@@ -112,7 +119,7 @@ def _execute(
             reporter.on_epoch(metrics)
             return interrupt.is_requested
 
-        prepared = prepared._replace(callbacks=(on_epoch,))
+        prepared = prepared._replace(callbacks=(on_epoch, *logs))
         return trainer.execute(prepared, state, checkpoints, reporter.on_step)
 
 
@@ -176,6 +183,40 @@ def _report_end(run: Run, options: TrainOptions) -> int:
             reason = f"{options.monitor} was best, {value:.6g}, after epoch {epoch}"
         print(f"stopped after epoch {num_epochs}: {reason}.")
     return 0
+
+
+# ---- --log ---------------------------------------------------------------------------
+
+
+def _csv(out: Path, options: TrainOptions) -> loggers.Logger:
+    return loggers.csv(out / run_folder.CSV_FILE, resume=True)
+
+
+def _tensorboard(out: Path, options: TrainOptions) -> loggers.Logger:
+    return loggers.tensorboard(out / run_folder.LOGGERS)
+
+
+def _wandb(out: Path, options: TrainOptions) -> loggers.Logger:
+    folder = out / run_folder.LOGGERS
+    folder.mkdir(exist_ok=True)  # wandb does not
+    return loggers.wandb(
+        name=out.resolve().name,
+        dir=str(folder),
+        config=config_file.saved_options(options),
+    )
+
+
+_LOGGERS = {"csv": _csv, "tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def _log_names(options: TrainOptions) -> list[str]:
+    """The loggers of `--log`, whose packages are installed."""
+    names = [] if options.log is None else [*dict.fromkeys(options.log.split(","))]
+    for name in names:
+        _checks.lookup("log", _LOGGERS, name)
+        if importlib.util.find_spec(name) is None:  # each has the name of its package
+            raise _checks.extra(f"--log {name}", name, "loggers")
+    return names
 
 
 # ---- prepare -------------------------------------------------------------------------

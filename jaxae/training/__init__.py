@@ -11,21 +11,23 @@ __all__ = ["Run", "TrainConfig", "TrainState", "epoch", "init_state", "step", "t
 # (checked by tests/test_package.py). Why these packages need them:
 # - batches, train_step: a sweep vmaps the training step of a single run;
 # - checkpointing: a sweep resumes in the same way as a run;
-# - checks: `sweep` checks its arguments by the same rules as `train`;
+# - checks: a sweep and the estimator check their arguments by the rules of `train`;
 # - config: the command line has an option for each setting of `TrainConfig`;
 # - diagnostics: the metrics of a lane are those of a single run;
-# - run, trainer: the command line calls the phases of `train` separately.
+# - run, trainer: the command line and the scikit-learn estimator call the phases of
+#   `train` separately.
 KERNEL = {
     module: set(names.split())
     for module, names in {
         "batches": "Data fast_argsort batches_of num_rows num_steps order_bits",
         "checkpointing": "Pace fingerprint",
-        "checks": "as_data as_hparams as_rows check_arguments check_hparams "
-        "check_hparam_ranges trace_custom_components check_updates names_read",
+        "checks": "as_callbacks as_data as_hparams as_rows check_arguments "
+        "check_hparams check_hparam_ranges trace_custom_components check_updates "
+        "names_read",
         "config": "settings",
         "diagnostics": "as_metrics evaluate evaluate_block names_of_step probe remarks "
         "sum_blocks",
-        "run": "PreparedRun advice all_steps_skipped status_of",
+        "run": "PreparedRun RunState advice all_steps_skipped status_of warnings_of",
         "train_step": "INIT_SCALE INIT_SCALES Means TrainState data_key_of init_means "
         "init_state initial_params run_steps",
         "trainer": "execute open_checkpoints prepare start",
