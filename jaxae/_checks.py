@@ -300,7 +300,8 @@ def _as_array(name: str, value: Any) -> Any:
                 name,
                 "must be dense",
                 f"a sparse {type(value).__name__}",
-                f"give X.{to_dense}(), or Rows whose X[rows] are dense",
+                f"give X.{to_dense}(), or jaxae.data.View(X), which makes rows of "
+                "scipy's matrices dense as they are read",
             )
     if is_table(value):
         return _of_table(name, value)

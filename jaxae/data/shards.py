@@ -1,12 +1,14 @@
 """Arrays in several files, read by rows: `Shards`; and activations of a model."""
 
 import glob
+import itertools
 import json
 import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,16 +35,24 @@ class StoredArray(NamedTuple):
     shape: tuple[int, ...]
     offset: int  # of its first value in the file, in bytes
 
-    def map(self) -> np.memmap:
-        """The array as a memory map; an error if the file was truncated."""
-        end = self.offset + math.prod(self.shape) * self.dtype.itemsize
-        if (size := os.path.getsize(self.path)) < end:
+    def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Entries first, ..., last - 1 of the first axis; by default all."""
+        last = self.shape[0] if last is None else last
+        length = math.prod(self.shape[1:])
+        offset = self.offset + first * length * self.dtype.itemsize
+        count = (last - first) * length
+        values = np.fromfile(self.path, self.dtype, count, offset=offset)
+        if len(values) < count:
             raise _checks.ArgumentError(
                 "data",
-                f"lie in the first {end} bytes of {self.path}, which now has {size}: "
-                "the file was truncated or replaced; load it again",
+                f"are in {self.path}, which was truncated or replaced; load it again",
             )
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return values.reshape(-1, *self.shape[1:])
+
+    def as_rows(self) -> "StoredArray":
+        """The same values as `[N, D]`, D the last axis."""
+        width = self.shape[-1]
+        return self._replace(shape=(math.prod(self.shape[:-1]), width))
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
@@ -118,61 +128,73 @@ _READERS = dict(zip(SUFFIXES, (_read_npy, _read_npz, _read_safetensors), strict=
 # ---- the rows of several arrays ------------------------------------------------------
 
 
+_CHUNK_BYTES = 2**20  # read at once
+_GAP_BYTES = 2**16  # between rows that are read at once
+_MAX_THREADS = 8  # that read; a fast disk needs several requests at a time
+
+
 class Shards:
-    """The rows of stored arrays, one array after the other; they are `Rows`.
+    """The rows of stored arrays, one array after the other, in float32: `Rows`.
 
     An array `[N, T, D]` has N T rows. A file is open only while rows of it are read.
     """
 
+    dtype = np.dtype(np.float32)
+
     def __init__(self, arrays: Sequence[StoredArray], block_shuffle: BlockShuffle):
         self.arrays, self.block_shuffle = tuple(arrays), block_shuffle
-        lengths = [math.prod(array.shape[:-1]) for array in self.arrays]
-        self._starts = np.cumsum([0, *lengths])
-        self.dtype = self.arrays[0].dtype
-        self.shape = (int(self._starts[-1]), self.arrays[0].shape[-1])
+        self._rows = [array.as_rows() for array in arrays]
+        self._starts = np.cumsum([0, *(rows.shape[0] for rows in self._rows)])
+        self.shape = (int(self._starts[-1]), arrays[0].shape[-1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """The rows `[n, D]` of a slice or of increasing row numbers, as stored."""
-        if isinstance(rows, slice) and rows.step not in (None, 1):
-            rows = np.arange(len(self))[rows]
-        blocks = [_read(self.arrays[i], local) for i, local in self._by_array(rows)]
-        if not blocks:
-            return np.empty((0, self.shape[1]), self.dtype)
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-    def _by_array(self, rows: Any) -> Iterator[tuple[int, slice | np.ndarray]]:
-        """The number of each array that has some of the rows, and these in it."""
-        starts = self._starts
+        """The rows `[n, D]` of a slice or of increasing row numbers."""
         if isinstance(rows, slice):
-            first, last, _ = rows.indices(len(self))
-            cuts = np.clip(starts, first, max(first, last))
-        else:
-            cuts = np.searchsorted(rows, starts)
-        for i in map(int, np.flatnonzero(cuts[1:] > cuts[:-1])):
-            cut = slice(cuts[i], cuts[i + 1])
-            if isinstance(rows, slice):
-                yield i, slice(cut.start - starts[i], cut.stop - starts[i])
-            else:
-                yield i, rows[cut] - starts[i]
+            rows = np.arange(*rows.indices(len(self)))
+        values = np.empty((len(rows), self.shape[1]), self.dtype)
 
+        def read(chunk: slice) -> None:
+            values[chunk] = self._read(rows[chunk])
 
-def _read(array: StoredArray, rows: slice | np.ndarray) -> np.ndarray:
-    """Rows `[n, D]` of an array, after a check that they are finite."""
-    block = array.map().reshape(-1, array.shape[-1])[rows]
-    if "float" in array.dtype.name and not np.isfinite(block).all():
-        row, column = np.argwhere(~np.isfinite(block))[0]
-        numbers = np.arange(math.prod(array.shape[:-1]))[rows]
-        place = *np.unravel_index(numbers[row], array.shape[:-1]), column
-        raise _checks.ArgumentError(
-            "data",
-            f"must be finite, but {list(map(int, place))} of {array.path} is "
-            f"{block[row, column]}",
-            advice="drop or fill it, or leave it out by a mask",
-        )
-    return block
+        with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
+            list(threads.map(read, self._chunks(rows)))
+        return values
+
+    def _chunks(self, rows: np.ndarray) -> list[slice]:
+        """Slices of row numbers whose rows are read at once, each from one array."""
+        row_bytes = self.shape[1] * self.arrays[0].dtype.itemsize
+        is_cut = np.diff(rows) * row_bytes > _GAP_BYTES
+        for part in (self._array_of(rows), rows * row_bytes // _CHUNK_BYTES):
+            is_cut |= np.diff(part) > 0
+        cuts = sorted({0, *(np.flatnonzero(is_cut) + 1).tolist(), len(rows)})
+        return [slice(*pair) for pair in itertools.pairwise(cuts)]
+
+    def _array_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Finite rows `[n, D]` of one array."""
+        i = int(self._array_of(rows[:1])[0])
+        local = rows - self._starts[i]
+        block = self._rows[i].read(int(local[0]), int(local[-1]) + 1)
+        if len(block) > len(local):
+            block = block[local - local[0]]
+        with np.errstate(over="ignore"):
+            x = block.astype(self.dtype)
+        if not np.isfinite(x).all():
+            row, column = np.argwhere(~np.isfinite(x))[0]
+            array = self.arrays[i]
+            place = *np.unravel_index(local[row], array.shape[:-1]), column
+            raise _checks.ArgumentError(
+                "data",
+                f"must be finite in float32, but {list(map(int, place))} of "
+                f"{array.path} is {block[row, column]}",
+                advice="drop or fill it, or leave it out by a mask",
+            )
+        return x
 
 
 # ---- activations of a model ----------------------------------------------------------
@@ -335,7 +357,7 @@ def _is_kept(
     """Whether each row `[N]` or `[N T]` is true in the mask and not dropped."""
     is_kept = np.ones(array.shape[:-1], bool)
     if mask is not None:
-        values = mask.map()
+        values = mask.read()
         if not np.isin(values, (0, 1)).all():
             raise _checks.ArgumentError(
                 "mask", f"of {array.path} must be booleans, or 0 and 1"

@@ -239,8 +239,10 @@ def _read(data, order: np.ndarray, start: int, length: int, config: TrainConfig)
     numbers = order[start * size : (start + num_batches) * size]
 
     def read(rows):
-        block = np.zeros((length * size, rows.shape[1]), rows.dtype)
-        block[: len(numbers)] = data_module.take(rows, numbers)
+        block = data_module.take(rows, numbers)
+        if num_batches < length:
+            padding = np.zeros((length * size - len(block), rows.shape[1]), rows.dtype)
+            block = np.concatenate([block, padding])
         return jnp.asarray(block.reshape(length, size, -1))
 
     return jax.tree.map(read, data)
