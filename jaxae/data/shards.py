@@ -166,7 +166,7 @@ class Shards:
     def _chunks(self, rows: np.ndarray) -> list[slice]:
         """Slices of row numbers whose rows are read at once, each from one array."""
         row_bytes = self.shape[1] * self.arrays[0].dtype.itemsize
-        is_cut = np.diff(rows) * row_bytes > _GAP_BYTES
+        is_cut = (np.diff(rows) - 1) * row_bytes > _GAP_BYTES
         for part in (self._array_of(rows), rows * row_bytes // _CHUNK_BYTES):
             is_cut |= np.diff(part) > 0
         cuts = sorted({0, *(np.flatnonzero(is_cut) + 1).tolist(), len(rows)})
