@@ -587,7 +587,7 @@ def reading(path: Path, advice: str) -> Iterator[None]:
     """Raise any error inside as one sentence: the file, the cause, and the advice."""
     try:
         yield
-    except ArgumentError:  # names its argument and what to do
+    except (ArgumentError, ImportError):  # they say what to do
         raise
     except Exception as error:  # broken bytes raise a dozen types; the user needs one
         message = f"Cannot read {path}: {first_line(error)}; {advice}."

@@ -11,6 +11,7 @@ from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
+from jaxae.data.files import may_have_names
 from jaxae.data.statistics import ColumnStats, integer_advice
 from jaxae.objective import Objective
 from jaxae.observations import Observation
@@ -74,7 +75,7 @@ def load_rows(
     options: TrainOptions,
 ) -> Any:
     """All rows of a user's file, with the scaling of the run."""
-    if array is None and Path(path).suffix.lower() == ".npz":
+    if array is None and may_have_names(Path(path)):
         array = options.array
     rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
@@ -154,7 +155,7 @@ def _check_finite(rows: Any) -> None:
 def describe(splits: Splits) -> dict[str, Any]:
     """The entry "data" of `config.json`."""
     info = splits.info
-    is_file = Path(info.source).is_file()
+    is_file = info.licence == "yours"
     return {
         "name": info.name,
         "source": str(Path(info.source).absolute()) if is_file else info.source,

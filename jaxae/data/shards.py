@@ -2,150 +2,63 @@
 
 import glob
 import itertools
-import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import safetensors
 
 from jaxae import _checks
 from jaxae._files import expanded
-from jaxae.data.files import MAX_HEADER_SIZE, PathLike, parse_header
 from jaxae.data.rows import BlockShuffle
+from jaxae.data.stored import (
+    SUFFIXES,
+    PathLike,
+    StoredArray,
+    named_one,
+    stored_arrays,
+)
 from jaxae.data.views import View
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
-MASK = "mask"
-
-# ---- arrays in files -----------------------------------------------------------------
-
-
-class StoredArray(NamedTuple):
-    """An array in a file, known by the file's header."""
-
-    path: Path
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    offset: int  # of its first value in the file, in bytes
-
-    def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Entries first, ..., last - 1 of the first axis; by default all."""
-        last = self.shape[0] if last is None else last
-        length = math.prod(self.shape[1:])
-        offset = self.offset + first * length * self.dtype.itemsize
-        count = (last - first) * length
-        values = np.fromfile(self.path, self.dtype, count, offset=offset)
-        if len(values) < count:
-            raise _checks.ArgumentError(
-                "data",
-                f"are in {self.path}, which was truncated or replaced; load it again",
-            )
-        return values.reshape(-1, *self.shape[1:])
-
-    def as_rows(self) -> "StoredArray":
-        """The same values as `[N, D]`, D the last axis."""
-        width = self.shape[-1]
-        return self._replace(shape=(math.prod(self.shape[:-1]), width))
-
-
-def stored_arrays(path: Path) -> dict[str, StoredArray]:
-    """The arrays of an `.npy`, `.npz` or `.safetensors` file, by name.
-
-    Only headers are read. The array of an `.npy` file has the name "".
-    """
-    advice = "store real numbers by np.save or safetensors"
-    with _checks.reading(path, advice):
-        return _READERS[path.suffix.lower()](path)
-
-
-def _read_npy(path: Path) -> dict[str, StoredArray]:
-    with path.open("rb") as file:
-        return {"": _npy_at(path, file, 0, os.path.getsize(path))}
-
-
-def _npy_at(path: Path, file: Any, start: int, num_bytes: int) -> StoredArray:
-    """The array in `.npy` format in `num_bytes` of the file from `start` on."""
-    file.seek(start)
-    head = file.read(min(MAX_HEADER_SIZE, num_bytes))
-    header = parse_header(head, num_bytes)
-    if header.order == "F" and len(header.shape) > 1:
-        raise ValueError("it is in Fortran order: store np.ascontiguousarray(X)")
-    return StoredArray(path, header.dtype, header.shape, start + header.offset)
-
-
-def _read_npz(path: Path) -> dict[str, StoredArray]:
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
-                    "it is compressed, so its rows cannot be read from the disk: store "
-                    "it by np.savez"
-                )
-            # The local header may have another extra field than the directory.
-            file.seek(member.header_offset + 26)
-            lengths = np.frombuffer(file.read(4), "<u2")
-            start = member.header_offset + 30 + int(lengths.sum())
-            name = member.filename.removesuffix(".npy")
-            arrays[name] = _npy_at(path, file, start, member.file_size)
-    return arrays
-
-
-_SAFETENSORS_DTYPES = {
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
-    **{f"{k}{8 * n}": f"{k.lower()}{n}" for k in "IU" for n in (1, 2, 4, 8)},
-    "BOOL": "bool",
-}
-
-
-def _read_safetensors(path: Path) -> dict[str, StoredArray]:
-    with safetensors.safe_open(path, framework="numpy"):
-        pass  # it checks the header
-    arrays = {}
-    with path.open("rb") as file:
-        # https://github.com/huggingface/safetensors#format
-        num_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(num_bytes))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        if entry["dtype"] not in _SAFETENSORS_DTYPES:
-            continue  # of 8 bits, for instance, which `activations` does not read
-        dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
-        offset = 8 + num_bytes + entry["data_offsets"][0]
-        arrays[name] = StoredArray(path, dtype, tuple(entry["shape"]), offset)
-    return arrays
-
-
-_READERS = dict(zip(SUFFIXES, (_read_npy, _read_npz, _read_safetensors), strict=True))
-
 # ---- the rows of several arrays ------------------------------------------------------
-
 
 _CHUNK_BYTES = 2**20  # read at once
 _GAP_BYTES = 2**16  # between rows that are read at once
 _MAX_THREADS = 8  # that read; a fast disk needs several requests at a time
+_BLOCK_BYTES = 2**20  # of the blocks of an epoch, by default
+_BUFFER_BYTES = 2**27  # of its buffer
 
 
 class Shards:
-    """The rows of stored arrays, one array after the other, in float32: `Rows`.
+    """The rows of stored arrays `[N, ...]`, one array after the other: `Rows`.
 
-    An array `[N, T, D]` has N T rows. A file is open only while rows of it are read.
+    Args:
+      arrays: `StoredArray`s or `StoredDataset`s of one width and dtype; a file is open
+        only while rows of it are read.
+      dtype: of the rows that are given.
+      block_rows, buffer_rows: of the `BlockShuffle`; None for the default.
     """
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, arrays: Sequence[StoredArray], block_shuffle: BlockShuffle):
-        self.arrays, self.block_shuffle = tuple(arrays), block_shuffle
-        self._rows = [array.as_rows() for array in arrays]
-        self._starts = np.cumsum([0, *(rows.shape[0] for rows in self._rows)])
-        self.shape = (int(self._starts[-1]), arrays[0].shape[-1])
+    def __init__(
+        self,
+        arrays: Sequence[Any],
+        dtype: Any,
+        block_rows: int | None = None,
+        buffer_rows: int | None = None,
+    ):
+        self.arrays, self.dtype = tuple(arrays), np.dtype(dtype)
+        self._starts = np.cumsum([0, *(array.shape[0] for array in arrays)])
+        width = math.prod(arrays[0].shape[1:])
+        self.shape = (int(self._starts[-1]), width)
+        self._row_bytes = width * arrays[0].dtype.itemsize
+        self.block_shuffle = BlockShuffle(
+            block_rows or max(1, _BLOCK_BYTES // self._row_bytes),
+            buffer_rows or max(1, _BUFFER_BYTES // (width * self.dtype.itemsize)),
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -165,9 +78,8 @@ class Shards:
 
     def _chunks(self, rows: np.ndarray) -> list[slice]:
         """Slices of row numbers whose rows are read at once, each from one array."""
-        row_bytes = self.shape[1] * self.arrays[0].dtype.itemsize
-        is_cut = (np.diff(rows) - 1) * row_bytes > _GAP_BYTES
-        for part in (self._array_of(rows), rows * row_bytes // _CHUNK_BYTES):
+        is_cut = (np.diff(rows) - 1) * self._row_bytes > _GAP_BYTES
+        for part in (self._array_of(rows), rows * self._row_bytes // _CHUNK_BYTES):
             is_cut |= np.diff(part) > 0
         cuts = sorted({0, *(np.flatnonzero(is_cut) + 1).tolist(), len(rows)})
         return [slice(*pair) for pair in itertools.pairwise(cuts)]
@@ -178,29 +90,27 @@ class Shards:
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """Finite rows `[n, D]` of one array."""
         i = int(self._array_of(rows[:1])[0])
-        local = rows - self._starts[i]
-        block = self._rows[i].read(int(local[0]), int(local[-1]) + 1)
-        if len(block) > len(local):
-            block = block[local - local[0]]
+        array, numbers = self.arrays[i], rows - self._starts[i]
+        first, last = int(numbers[0]), int(numbers[-1]) + 1
+        block = array.read(first, last).reshape(last - first, -1)
+        if len(block) > len(numbers):
+            block = block[numbers - first]
         with np.errstate(over="ignore"):
-            x = block.astype(self.dtype)
+            x = block.astype(self.dtype, copy=False)
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
-            array = self.arrays[i]
-            place = *np.unravel_index(local[row], array.shape[:-1]), column
             raise _checks.ArgumentError(
                 "data",
-                f"must be finite in float32, but {list(map(int, place))} of "
-                f"{array.path} is {block[row, column]}",
-                advice="drop or fill it, or leave it out by a mask",
+                f"must be finite in {self.dtype}, but row {numbers[row]}, column "
+                f"{column} (from 0) of {array.path} is {block[row, column]}",
+                advice="drop or fill them",
             )
         return x
 
 
 # ---- activations of a model ----------------------------------------------------------
 
-_BLOCK_BYTES = 2**20  # of a block, as stored
-_BUFFER_BYTES = 2**27  # of a buffer, in float32
+MASK = "mask"  # the name of the array
 
 
 def activations(
@@ -250,15 +160,21 @@ def activations(
         drop_first = _checks.positive_int("drop_first", drop_first)
     if max_norm is not None:
         max_norm = _checks.number("max_norm", max_norm, _checks.POSITIVE)
+    sizes = {"block_rows": block_rows, "buffer_rows": buffer_rows}
+    sizes = {
+        name: _checks.positive_int(name, size)
+        for name, size in sizes.items()
+        if size is not None
+    }
     pairs = [_activations_and_mask(path, array) for path in shard_paths(source)]
     arrays = [array for array, _ in pairs]
     _check_alike(arrays)
-    D, itemsize = arrays[0].shape[-1], arrays[0].dtype.itemsize
-    shuffle = BlockShuffle(
-        _rows_of("block_rows", block_rows, _BLOCK_BYTES // (D * itemsize)),
-        _rows_of("buffer_rows", buffer_rows, _BUFFER_BYTES // (D * 4)),
+    rows = Shards(
+        [a._replace(shape=(math.prod(a.shape[:-1]), a.shape[-1])) for a in arrays],
+        np.float32,
+        **sizes,
     )
-    rows, index = Shards(arrays, shuffle), None
+    index = None
     if drop_first or any(mask is not None for _, mask in pairs):
         kept = [_is_kept(array, mask, drop_first) for array, mask in pairs]
         index = _nonempty(np.flatnonzero(np.concatenate(kept)))
@@ -274,19 +190,27 @@ def shard_paths(source: PathLike) -> list[Path]:
     path = expanded(source)
     if path.is_dir():
         paths = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
-    elif path.is_file():
-        paths = [path]
     else:
-        paths = [Path(name) for name in glob.glob(str(path))]
-    paths = [p for p in paths if not (_is_mask(p) or p.name.startswith("."))]
+        paths = list(map(Path, glob.glob(str(path)))) or [path]
+    paths = [p for p in paths if p.is_file() and not _is_mask(p)]
     if not paths:
         raise FileNotFoundError(
             f"There are no shards {path}: give a folder with {', '.join(SUFFIXES)} "
             "files, or a pattern such as 'acts/*.npy'."
         )
     for path in paths:
-        _checks.lookup(f"suffix of {path.name}", _READERS, path.suffix.lower())
+        if path.suffix.lower() not in SUFFIXES:
+            raise _checks.ArgumentError(
+                "source",
+                f"must have shards {', '.join(SUFFIXES)}",
+                str(path),
+            )
     return sorted(paths, key=_natural)
+
+
+def is_of_shards(path: Path) -> bool:
+    """Whether this is a folder or a pattern, and not a file."""
+    return path.is_dir() or (not path.exists() and glob.has_magic(str(path)))
 
 
 def _natural(path: Path) -> list[Any]:
@@ -307,14 +231,9 @@ def _activations_and_mask(
     beside = path.with_suffix(f".{MASK}.npy")
     if path.suffix.lower() == ".npy" and beside.is_file():
         mask = stored_arrays(beside)[""]
-    names = list(arrays) if name is None or path.suffix == ".npy" else [name]
-    if len(names) != 1 or names[0] not in arrays:
-        raise _checks.ArgumentError(
-            "array",
-            f"must name one array of {path}, which holds {', '.join(arrays) or 'none'}",
-            repr(name),
-        )
-    array = arrays[names[0]]
+    if path.suffix.lower() == ".npy":
+        name = None  # it holds one array, without a name
+    array = arrays[named_one(arrays, name, path)]
     if len(array.shape) not in (2, 3) or 0 in array.shape:
         raise _checks.ArgumentError(
             "source", f"must hold [N, D] or [N, T, D], but {path} has {array.shape}"
@@ -345,10 +264,6 @@ def _check_alike(arrays: Sequence[StoredArray]) -> None:
                 f"{array.dtype}{list(array.shape)}",
                 advice="convert all shards to one of them",
             )
-
-
-def _rows_of(name: str, value: int | None, default: int) -> int:
-    return max(1, default) if value is None else _checks.positive_int(name, value)
 
 
 def _is_kept(
