@@ -20,7 +20,6 @@ from jaxae.data.scaling import (
     save_scaling,
     scaled,
 )
-from jaxae.data.shards import activations
 from jaxae.data.statistics import (
     ColumnStats,
     check_array,
@@ -28,6 +27,7 @@ from jaxae.data.statistics import (
     geometric_median,
 )
 from jaxae.data.stored import PathLike
+from jaxae.data.stored_activations import activations
 from jaxae.data.synth_sae_bench import load_synthsaebench, synthsaebench
 from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split

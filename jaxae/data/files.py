@@ -14,7 +14,7 @@ import numpy as np
 from jaxae import _checks
 from jaxae.data import tables
 from jaxae.data.hdf5 import stored_dataset
-from jaxae.data.shards import Shards, activations, is_of_shards, shard_paths
+from jaxae.data.shards import Shards
 from jaxae.data.stored import (
     MAX_HEADER_SIZE,
     Header,
@@ -23,6 +23,7 @@ from jaxae.data.stored import (
     parse_header,
     stored_arrays,
 )
+from jaxae.data.stored_activations import activations, is_of_shards, shard_paths
 
 
 class Dataset(NamedTuple):

@@ -19,8 +19,8 @@ from jaxae.data.files import (
     load_shards,
     may_have_names,
 )
-from jaxae.data.shards import is_of_shards
 from jaxae.data.stored import PathLike
+from jaxae.data.stored_activations import is_of_shards
 
 NAMES = ("digits", "mnist", "fashion_mnist")
 
