@@ -227,3 +227,34 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'jaxae\[files\]'"):
         data.load(tmp_path / name)
+
+
+# ---- activations on the command line -------------------------------------------------
+
+
+def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reporting, "draw", lambda *_: None)
+    tokens = np.random.default_rng(1).random((10, 5, 6)).astype(np.float16)
+    tokens[3, 2] *= 1000
+    (tmp_path / "acts").mkdir()
+    np.save(tmp_path / "acts" / "0.npy", tokens)
+    options = ["--latent-dim", "2", "--epochs", "1", "--batch-size", "8"]
+    options += ["--observation", "gaussian", "--test-fraction", "0"]
+    select = ["--drop-first", "1", "--max-row-norm", "10"]
+    out, acts = tmp_path / "run", str(tmp_path / "acts")
+    assert (
+        cli.main(["train", "--data", acts, *options, *select, "--out", str(out)]) == 0
+    )
+    described = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert described["num_train"] + described["num_validation"] == 39
+    assert cli.main(["evaluate", out]) == 0
+    for data_option, changed, message in (
+        ("digits", select, "need --data to be a folder or a pattern of activations"),
+        (acts, ["--max-row-norm", "-1"], "--max-row-norm must be finite and positive"),
+        (acts, ["--drop-first", "-1"], "--drop-first must be an integer of at least 1"),
+        (acts, ["--drop-first", "5"], "must have rows that are not left out"),
+    ):
+        arguments = ["train", "--data", data_option, *options, *changed]
+        assert cli.main([*arguments, "--out", str(tmp_path / "other")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -57,9 +57,11 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
 
 
-def load_shards(path: Path, array: str | None, memory_budget: int) -> Dataset:
+def load_shards(
+    path: Path, array: str | None, memory_budget: int, **selection: Any
+) -> Dataset:
     """The activations in a folder or of a pattern; see `activations`."""
-    rows: Any = activations(path, array=array)
+    rows: Any = activations(path, array=array, **selection)
     digest = hashlib.sha256()
     for shard in shard_paths(path):
         with shard.open("rb") as file:
