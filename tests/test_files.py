@@ -247,7 +247,7 @@ def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
     )
     described = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert described["num_train"] + described["num_validation"] == 39
-    assert cli.main(["evaluate", out]) == 0
+    assert cli.main(["evaluate", str(out)]) == 0
     for data_option, changed, message in (
         ("digits", select, "need --data to be a folder or a pattern of activations"),
         (acts, ["--max-row-norm", "-1"], "--max-row-norm must be finite and positive"),

@@ -23,7 +23,7 @@ from jaxae.data.stored import (
     parse_header,
     stored_arrays,
 )
-from jaxae.data.stored_activations import activations, is_of_shards, shard_paths
+from jaxae.data.stored_activations import activations, files_of, is_of_shards
 
 
 class Dataset(NamedTuple):
@@ -63,13 +63,17 @@ def load_shards(
     """The activations in a folder or of a pattern; see `activations`."""
     rows: Any = activations(path, array=array, **selection)
     digest = hashlib.sha256()
-    for shard in shard_paths(path):
-        with shard.open("rb") as file:
+    for file_path in files_of(path):
+        with file_path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    if math.prod(rows.shape) * rows.dtype.itemsize <= memory_budget:
+    if _num_bytes(rows) <= memory_budget:
         rows = np.asarray(rows)
     sha256 = digest.hexdigest()
     return Dataset(path.name, rows, None, 1.0, None, str(path), "yours", sha256)
+
+
+def _num_bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 _SPARSE_MEMBERS = {"format", "shape", "data"}  # of scipy.sparse.save_npz, any format
@@ -124,7 +128,7 @@ def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.nd
     arrays = stored_arrays(Path(file.name))
     stored = arrays[named_one(arrays, array, file.name)]
     check_stored(stored.dtype, stored.shape)
-    if stored.num_bytes <= memory_budget:
+    if _num_bytes(stored) <= memory_budget:
         return stored.read()
     return np.memmap(file, stored.dtype, "r", stored.offset, stored.shape)
 
@@ -132,7 +136,7 @@ def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.nd
 def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Any:
     stored = stored_dataset(Path(file.name), array)
     check_stored(stored.dtype, stored.shape)
-    if stored.num_bytes <= memory_budget:
+    if _num_bytes(stored) <= memory_budget:
         return stored.read()
     return Shards([stored], stored.dtype)
 

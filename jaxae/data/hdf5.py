@@ -1,6 +1,5 @@
 """Datasets in HDF5 files, read by rows."""
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,6 @@ class StoredDataset(NamedTuple):
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of the dataset."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Entries first, ..., last - 1 of the first axis; by default all."""

@@ -82,11 +82,6 @@ class StoredArray(NamedTuple):
     shape: tuple[int, ...]
     offset: int  # of its first value in the file, in bytes
 
-    @property
-    def num_bytes(self) -> int:
-        """The size of the array."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Entries first, ..., last - 1 of the first axis; by default all."""
         last = self.shape[0] if last is None else last

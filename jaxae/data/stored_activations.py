@@ -2,6 +2,7 @@
 
 import glob
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxae.data.stored import (
 )
 from jaxae.data.views import View
 
-MASK = "mask"  # the name of the array
+_MASK, _MASK_SUFFIX = "mask", ".mask.npy"
 
 
 def activations(
@@ -98,11 +99,13 @@ def activations(
 def shard_paths(source: PathLike) -> list[Path]:
     """The files of a folder or a pattern, or the one file, in natural order."""
     path = expanded(_checks.folder("source", source))
-    if path.is_dir():
+    if os.path.isdir(path):
         paths = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     else:
         paths = list(map(Path, glob.glob(str(path)))) or [path]
-    paths = [p for p in paths if p.is_file() and not _is_mask(p)]
+    paths = [
+        p for p in paths if os.path.isfile(p) and not p.name.endswith(_MASK_SUFFIX)
+    ]
     if not paths:
         raise FileNotFoundError(
             f"There are no shards {path}: give a folder with {', '.join(SUFFIXES)} "
@@ -118,9 +121,17 @@ def shard_paths(source: PathLike) -> list[Path]:
     return sorted(paths, key=_natural)
 
 
+def files_of(source: PathLike) -> list[Path]:
+    """The shards, and the files of their masks."""
+    paths = shard_paths(source)
+    return [*paths, *filter(os.path.isfile, map(_mask_beside, paths))]
+
+
 def is_of_shards(path: Path) -> bool:
     """Whether this is a folder or a pattern, and not a file."""
-    return path.is_dir() or (not path.exists() and glob.has_magic(str(path)))
+    # os.path, because a Path raises an error for a name that is too long.
+    is_pattern = glob.has_magic(str(path)) and not os.path.exists(path)
+    return os.path.isdir(path) or is_pattern
 
 
 def _natural(path: Path) -> list[Any]:
@@ -129,18 +140,18 @@ def _natural(path: Path) -> list[Any]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _is_mask(path: Path) -> bool:
-    return path.name.endswith(f".{MASK}.npy")
+def _mask_beside(path: Path) -> Path:
+    return path.with_suffix(_MASK_SUFFIX)
 
 
 def _activations_and_mask(
     path: Path, name: str | None
 ) -> tuple[StoredArray, StoredArray | None]:
     arrays = stored_arrays(path)
-    mask = arrays.pop(MASK, None)
+    mask = arrays.pop(_MASK, None)
     if path.suffix.lower() == ".npy":
-        name, beside = None, path.with_suffix(f".{MASK}.npy")
-        mask = stored_arrays(beside)[""] if beside.is_file() else None
+        name, beside = None, _mask_beside(path)
+        mask = stored_arrays(beside)[""] if os.path.isfile(beside) else None
     array = arrays[named_one(arrays, name, path)]
     if len(array.shape) not in (2, 3) or 0 in array.shape:
         raise _checks.ArgumentError(
