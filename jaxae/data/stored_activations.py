@@ -147,11 +147,14 @@ def _mask_beside(path: Path) -> Path:
 def _activations_and_mask(
     path: Path, name: str | None
 ) -> tuple[StoredArray, StoredArray | None]:
-    arrays = stored_arrays(path)
+    with _checks.reading(path, "store real numbers by np.save or safetensors"):
+        arrays = stored_arrays(path)
     mask = arrays.pop(_MASK, None)
     if path.suffix.lower() == ".npy":
         name, beside = None, _mask_beside(path)
-        mask = stored_arrays(beside)[""] if os.path.isfile(beside) else None
+        if os.path.isfile(beside):
+            with _checks.reading(beside, "store booleans by np.save"):
+                mask = stored_arrays(beside)[""]
     array = arrays[named_one(arrays, name, path)]
     if len(array.shape) not in (2, 3) or 0 in array.shape:
         raise _checks.ArgumentError(
