@@ -101,8 +101,10 @@ def epoch_order(num_rows, block_rows, buffer_rows, epoch=0):
     return batches._order(jax.random.key(3), epoch, num_rows, shuffle)
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 40))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@given(  # few shapes, because each is compiled
+    st.sampled_from([1, 7, 60]), st.sampled_from([1, 4, 25]), st.integers(1, 40)
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_an_epoch_has_every_row_once_and_buffers_of_whole_blocks(
     num_rows, block_rows, buffer_rows
 ):
