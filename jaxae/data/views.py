@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.rows import as_rows, check_rows, is_rows, read, row_numbers, take
+from jaxae.data.rows import (
+    BlockShuffle,
+    as_rows,
+    block_shuffle_of,
+    check_rows,
+    check_shape,
+    is_rows,
+    read,
+    row_numbers,
+    take,
+)
 from jaxae.data.scaling import Scaling, real
 
 
@@ -23,6 +33,28 @@ class _WithLength:
         return self.array[rows]
 
 
+class _Dense:
+    """The rows of a sparse matrix of scipy, dense as they are read."""
+
+    def __init__(self, matrix: Any):
+        check_shape("rows", matrix.shape)
+        self.matrix = matrix.tocsr()
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.matrix[rows].toarray()
+
+
+def _as_rows(rows: Any) -> Any:
+    if hasattr(type(rows), "tocsr"):
+        return _Dense(rows)
+    rows = _checks.as_array("rows", rows)
+    has_length = hasattr(rows, "__len__") or not hasattr(rows, "shape")
+    return rows if has_length else _WithLength(rows)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class View:
     """Selected rows of an array or Rows, scaled as they are read. A View is Rows.
@@ -30,8 +62,8 @@ class View:
     `view[rows]` reads those rows only; `np.asarray(view)` reads all rows.
 
     Attributes:
-      rows: an array, data frame, tensor or Rows `[N, D]`, or an array without a length,
-        such as zarr's.
+      rows: an array, data frame, tensor or Rows `[N, D]`, a sparse matrix of scipy,
+        which becomes dense as it is read, or an array without a length, such as zarr's.
       index: row numbers `[n]` in any order; None for all.
       scaling: applied to the rows that are read; None for none.
       dtype: of the rows that the view gives; None for the dtype of `rows`.
@@ -53,23 +85,22 @@ class View:
     __no_type_check__ = True
 
     def __post_init__(self):
-        rows = _checks.as_array("rows", self.rows)
-        if hasattr(rows, "shape") and not hasattr(rows, "__len__"):
-            rows = _WithLength(rows)
+        rows = _as_rows(self.rows)
         object.__setattr__(self, "rows", rows)
-        num_rows = check_rows(rows, "rows")
-        first = read(self.rows, slice(0, 1), "rows")
-        dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
-        if dtype != first.dtype:
-            real("rows", first)
-        if self.scaling is not None:
-            _check_scaling(self.scaling, first, dtype)
+        num_rows, start = check_rows(rows, "rows"), 0
         if self.index is not None:
             # A copy, so that a change of the caller's array does not change the view.
             index = row_numbers(self.index, num_rows).copy()
             index.flags.writeable = False
             num_rows = len(index)
             object.__setattr__(self, "index", index)
+            start = int(index[0]) if num_rows else 0  # other rows may be invalid
+        first = read(rows, slice(start, start + 1), "rows")
+        dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
+        if dtype != first.dtype:
+            real("rows", first)
+        if self.scaling is not None:
+            _check_scaling(self.scaling, first, dtype)
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "shape", (num_rows, first.shape[1]))
 
@@ -77,6 +108,13 @@ class View:
     def ndim(self) -> int:
         """2, as for an array `[n, D]`."""
         return 2
+
+    @property
+    def block_shuffle(self) -> BlockShuffle | None:
+        """That of `rows`; None if the index is not increasing."""
+        if self.index is None or (self.index[1:] > self.index[:-1]).all():
+            return block_shuffle_of(self.rows)
+        return None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -154,6 +192,8 @@ def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
         )
     rows = np.random.default_rng(seed).permutation(num_rows)
     *subsets, remainder = np.split(rows, np.cumsum(sizes, dtype=int))
+    if block_shuffle_of(X) is not None:  # blocks of a subset are blocks of X
+        subsets, remainder = [np.sort(s) for s in subsets], np.sort(remainder)
     return tuple(
         View(X, index, dtype=None) if is_rows(X) else X[index]
         for index in (remainder, *subsets)
