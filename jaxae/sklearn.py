@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.autoencoder import Autoencoder
+from jaxae.data import View
 from jaxae.objective import Objective
 from jaxae.training import TrainConfig, TrainState, checks, trainer
 from jaxae.training.run import PreparedRun, RunState, warnings_of
@@ -192,7 +193,7 @@ class AutoencoderTransformer(
             hparams["learning_rate"] = self.learning_rate
         return trainer.prepare(
             objective,
-            X if isinstance(X, np.ndarray) else _SparseRows(X),
+            X if isinstance(X, np.ndarray) else View(X),
             hparams=_merged(hparams, _as_dict("hparams", self.hparams)),
             key=self._key(num_epochs_before=0 if before is None else self.n_iter_),
             config=TrainConfig(
@@ -296,19 +297,6 @@ def _of_rows(params, rows, *, ae: Autoencoder, method: Callable):
 
 def _dense(rows) -> np.ndarray:
     return rows if isinstance(rows, np.ndarray) else rows.toarray()
-
-
-class _SparseRows:
-    """A sparse matrix as `jaxae.data.Rows`, which training reads by blocks."""
-
-    def __init__(self, matrix: Any):
-        self.matrix = matrix
-
-    def __len__(self) -> int:
-        return self.matrix.shape[0]
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self.matrix[rows].toarray()
 
 
 # ---- arguments -----------------------------------------------------------------------
