@@ -439,9 +439,14 @@ def test_a_loaded_model_is_trained_swept_and_saved(tmp_path):
     losses = run.metrics["train/loss"]
     assert losses[-1] < losses[0]
     sweep = jaxae.sweep(
-        objective, X, {"learning_rate": [1e-3, 1e-2]}, key=key, config=config
+        *(objective, X, {"learning_rate": [0.0, 1e-2]}),
+        key=key,
+        config=config,
+        params=params,
+        lanes_at_once=1,
     )
-    assert sweep.params(1).W_enc.shape == params.W_enc.shape
+    assert_same_bits(sweep.params(0), params)
+    assert not np.array_equal(sweep.params(1).W_enc, params.W_enc)
     jaxae.save(tmp_path / "tuned", *run.model)
     assert_same_bits(jaxae.load(tmp_path / "tuned")[1], run.params)
     ae, tuned = formats.load(
