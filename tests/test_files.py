@@ -115,6 +115,19 @@ def test_images_of_any_file_become_rows(tmp_path):
     np.testing.assert_array_equal(rows[3:9], X[3:9])
 
 
+def test_large_hdf5_files_of_integers_are_scaled_as_they_are_read(tmp_path):
+    pixels = (X * 255).astype(np.uint8)
+    save_hdf5(tmp_path / "X.h5", pixels)
+    rows = data.load(tmp_path / "X.h5", memory_budget=1).train
+    assert rows.dtype == np.uint8 and rows.block_shuffle is not None
+    train, _ = data.split(rows, 0.5, seed=1)
+    view = data.View(train, scaling=data.divide(255))
+    assert view.block_shuffle == rows.block_shuffle
+    np.testing.assert_array_equal(view[:], data.scaled(pixels[train.index], 255))
+    with pytest.raises(ValueError, match=r"uint8; convert it: View\(X, scaling=divide"):
+        data.column_stats(rows)
+
+
 def test_an_array_is_chosen_by_its_name(tmp_path):
     arrays = {"a": X, "b": 2 * X}
     np.savez(tmp_path / "X.npz", **arrays)
