@@ -38,6 +38,7 @@ LAYERS = [
     "manual",
     "optimizers",
     "data",
+    "features",
     "_orbax",
     "checkpoints",
     "training",
