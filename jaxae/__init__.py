@@ -13,6 +13,7 @@ from jaxae import (
     corruptions,
     data,
     dead_latents,
+    features,
     manual,
     metrics,
     observations,
@@ -38,7 +39,7 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import gradcheck, plots
+    from jaxae import gradcheck, plots, report, tokens
 
 __all__ = [
     "ArgumentError",
@@ -52,6 +53,7 @@ __all__ = [
     "corruptions",
     "data",
     "dead_latents",
+    "features",
     "gradcheck",
     "load",
     "manual",
@@ -61,10 +63,12 @@ __all__ = [
     "penalties",
     "plots",
     "recovery",
+    "report",
     "save",
     "schedules",
     "sweep",
     "sweeps",
+    "tokens",
     "train",
     "training",
     "untie",
@@ -73,7 +77,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Imported when first used: nothing that trains needs them.
-    if name in ("gradcheck", "plots"):
+    if name in ("gradcheck", "plots", "report", "tokens"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

@@ -24,10 +24,12 @@ from jaxae.cli.options import (
     GradcheckOptions,
     PlotOptions,
     ReconstructOptions,
+    ReportOptions,
     SweepOptions,
     TrainOptions,
     argument_names,
 )
+from jaxae.cli.report import report
 from jaxae.cli.signals import INTERRUPTED
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import train
@@ -56,6 +58,7 @@ SUBCOMMANDS = {
     "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
     "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
     "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
+    "report": Subcommand(ReportOptions, report, ("tyro",)),
     "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 

@@ -349,6 +349,32 @@ class PlotOptions:
     """The run folder, or RUN/best for its best epoch."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one HTML page of a run or a sweep: curves, latents, reconstructions."""
+
+    run: Annotated[str, conf.Positional, conf.arg(metavar="RUN_OR_SWEEP")]
+    """The folder of a run or a sweep, or RUN/best for its best epoch."""
+    data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
+    """A .npy or .npz file of [N, D] on which latents are measured. None: the run's."""
+    output: Annotated[str | None, conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """The .html file to write. None: report.html in the folder."""
+    array: str | None = None
+    """The array to take from an .npz that holds several. None: the run's."""
+    tokens: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The token of each row: a .json of texts, or an .npy of texts or ids."""
+    vocabulary: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The text of each id of --tokens: a .json list, or an object from text to id."""
+    context: int = 10
+    """Tokens shown before and after a row."""
+    latents: str | None = None
+    """The latents with details: 3,17,40. None: those of largest use."""
+    max_latents: int = 200
+    """How many latents have details."""
+    max_rows: int = 100_000
+    """Latents are measured on the first rows of the data, at most so many."""
+
+
 # ---- names ---------------------------------------------------------------------------
 
 # The hyperparameters that options set.
