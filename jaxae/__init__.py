@@ -39,7 +39,7 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import gradcheck, plots, report, tokens
+    from jaxae import dashboards, gradcheck, plots, report, tokens
 
 __all__ = [
     "ArgumentError",
@@ -51,6 +51,7 @@ __all__ = [
     "__version__",
     "activations",
     "corruptions",
+    "dashboards",
     "data",
     "dead_latents",
     "features",
@@ -77,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str):
     # Imported when first used: nothing that trains needs them.
-    if name in ("gradcheck", "plots", "report", "tokens"):
+    if name in ("dashboards", "gradcheck", "plots", "report", "tokens"):
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

@@ -5,6 +5,7 @@ A latent is active on a row if it is not 0 there, as in `metrics.l0`. Its streng
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,25 +142,31 @@ def measure(
     )
 
 
-def values_at(ae: Autoencoder, params: Any, X: Any, rows: Any, latents: Any):
-    """z_j of row i, `[n]`, for n pairs of a row i and a latent j.
+def values_in(
+    ae: Autoencoder, params: Any, X: Any, latents: Any, windows: Sequence[slice]
+) -> list[np.ndarray]:
+    """The values of one latent on the rows of each window.
 
     Args:
       ae: the model.
       params: its parameters.
       X: `[N, D]`, an array or Rows.
-      rows: `[n]`, row numbers, in any order.
-      latents: `[n]`, latents.
+      latents: `[n]`, the latent of each window.
+      windows: n slices of rows, with a start and a stop.
     """
-    X, latents = check_data(ae, X), np.asarray(latents)
-    unique, inverse = np.unique(np.asarray(rows), return_inverse=True)
-    values, block_rows = np.zeros(len(inverse), np.float32), _block_rows(ae)
+    if not windows:
+        return []
+    X, sizes = check_data(ae, X), [window.stop - window.start for window in windows]
+    latents = np.repeat(np.asarray(latents), sizes)
+    rows = np.concatenate([np.arange(w.start, w.stop) for w in windows])
+    unique, inverse = np.unique(rows, return_inverse=True)
+    values, block_rows = np.zeros(len(rows), np.float32), _block_rows(ae)
     for start in range(0, len(unique), block_rows):
         block = data_rows.take(X, unique[start : start + block_rows])
         is_here = (inverse >= start) & (inverse < start + block_rows)
         Z = np.asarray(_encode(params, block, ae=ae))
         values[is_here] = Z[inverse[is_here] - start, latents[is_here]]
-    return values
+    return np.split(values, np.cumsum(sizes)[:-1])
 
 
 def quantiles(examples: Examples, latent: int, num_bins: int, per_bin: int):

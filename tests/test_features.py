@@ -100,15 +100,16 @@ def test_rows_on_disk_are_read_by_blocks(tmp_path, small_blocks):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_values_at_are_those_of_the_latents_in_any_order(small_blocks):
+def test_values_in_windows_are_those_of_the_latents(small_blocks):
     ae, params = passing("tanh")
     X = draws(30)
     Z = np.asarray(jax.vmap(ae.encode, (None, 0))(params, X))
-    random = np.random.default_rng(1)
-    rows, latents = random.integers(0, 30, 80), random.integers(0, H, 80)
-    values = features.values_at(ae, params, X, rows, latents)
-    np.testing.assert_allclose(values, Z[rows, latents], rtol=1e-6)
-    assert features.values_at(ae, params, X, [], []).shape == (0,)
+    windows = [slice(20, 30), slice(3, 4), slice(0, 12), slice(2, 9)]
+    latents = [4, 1, 1, 5]
+    values = features.values_in(ae, params, X, latents, windows)
+    for found, j, window in zip(values, latents, windows, strict=True):
+        np.testing.assert_allclose(found, Z[window, j], rtol=1e-6)
+    assert features.values_in(ae, params, X, [], []) == []
 
 
 def test_nearest_latents_have_the_largest_cosines():

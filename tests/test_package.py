@@ -40,6 +40,7 @@ LAYERS = [
     "data",
     "features",
     "tokens",
+    "dashboards",
     "_orbax",
     "checkpoints",
     "training",

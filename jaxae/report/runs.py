@@ -318,15 +318,11 @@ def _contexts(data: _Data, pairs: list[tuple[int, int]]) -> list[Block]:
     if data.tokens is not None:
         windows = [data.tokens.window(row, data.context) for _, row in pairs]
         windows = [slice(w.start, min(w.stop, len(data.X))) for w in windows]
-    rows = [i for window in windows for i in range(window.start, window.stop)]
-    lengths = [window.stop - window.start for window in windows]
-    latents = np.repeat([j for j, _ in pairs], lengths).astype(int)
-    values = features.values_at(
-        data.ae, data.params, data.X, np.array(rows, int), latents
+    values = features.values_in(
+        data.ae, data.params, data.X, [j for j, _ in pairs], windows
     )
-    of_windows = np.split(values, np.cumsum(lengths)[:-1])
     examples = []
-    for (_, row), window, z in zip(pairs, windows, of_windows, strict=False):
+    for (_, row), window, z in zip(pairs, windows, values, strict=True):
         example = {"row": row, "value": z[row - window.start]}
         if data.tokens is not None:
             example["tokens"] = data.tokens.texts(window)
