@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae import dashboards
+from jaxae import cli, dashboards
+from jaxae.cli import reporting
 from jaxae.tokens import Tokens
 
 N, D, H, V = 80, 6, 10, 30
@@ -266,3 +267,100 @@ def test_a_folder_with_files_is_not_written_to(model, tmp_path):
     with pytest.raises(ValueError, match="directory must be a new or an empty folder"):
         dashboards.write_saedashboard(tmp_path / "mine", SOURCE, *model)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+# ---- the command line ----------------------------------------------------------------
+
+
+def main(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+TOML = 'model = "toy"\nlayer = 3\nsource_set = "res-mine"\ncreator_id = "c1"\n'
+
+
+@pytest.fixture(scope="module")
+def home(model, tmp_path_factory):
+    """A run on the data of the model, their tokens as ids, and a source."""
+    _, _, X, _ = model
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setattr(reporting, "draw", lambda *_: None)
+        np.save("X.npy", X)
+        np.save("ids.npy", np.arange(N) % V)
+        np.save("unembedding.npy", np.ones((D, V), "f4"))
+        np.save("integers.npy", np.ones((D, V), int))
+        vocabulary = [f"v{i}" for i in range(V)]
+        (home / "vocabulary.json").write_text(json.dumps(vocabulary))
+        (home / "texts.json").write_text(json.dumps(vocabulary * 2 + vocabulary[:20]))
+        sources = {
+            "source": TOML,
+            "broken": "model =",
+            "unknown": TOML + "sets = 1",
+            "wrong": TOML.replace("3", "'3'"),
+            "partial": "layer = 3",
+        }
+        for name, text in sources.items():
+            (home / f"{name}.toml").write_text(text)
+        options = ("--observation", "gaussian", "--epochs", "1", "--batch-size", "8")
+        run = ("train", "--data", "X.npy", "--latent-dim", "4", "--out", "run")
+        assert main(*run, *options, "--no-diagnostics") == 0
+    return home
+
+
+@pytest.fixture
+def workdir(home, monkeypatch):
+    monkeypatch.chdir(home)
+    return home
+
+
+IDS = ("--tokens", "ids.npy", "--vocabulary", "vocabulary.json")
+NAMED = ("--source", "source.toml")
+
+
+@pytest.mark.parametrize("to", ["saedashboard", "neuronpedia"])
+def test_a_run_is_exported(workdir, tmp_path, capsys, to):
+    out = ("-o", tmp_path / "out", "--unembedding", "unembedding.npy")
+    assert main("export", "run", "--to", to, *NAMED, *IDS, *out) == 0
+    folder = tmp_path / "out"
+    if to == "neuronpedia":
+        folder = folder / "v1" / "toy" / "3-res-mine"
+        assert {r["index"] for r in read(folder / "features" / "batch-0.jsonl.gz")}
+    else:
+        assert json.loads((folder / "batch-0.json").read_text())["features"]
+    assert capsys.readouterr().out == f"wrote {folder}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--to", "saelens", *NAMED, *IDS), "--to must be one of neuronpedia, saedash"),
+        (("--to", "neuronpedia", *NAMED, "--tokens", "ids.npy"), "--vocabulary"),
+        (("--to", "neuronpedia", "--source", "none.toml", *IDS), "none.toml"),
+        (
+            ("--to", "neuronpedia", "--source", "broken.toml", *IDS),
+            "Cannot read broken",
+        ),
+        (("--to", "neuronpedia", "--source", "unknown.toml", *IDS), "'sets'"),
+        (("--to", "neuronpedia", "--source", "wrong.toml", *IDS), "layer must not be"),
+        (("--to", "neuronpedia", "--source", "partial.toml", *IDS), "must give model"),
+    ]
+    + [
+        (("--to", "saedashboard", *NAMED, *tokens, "--unembedding", name), words)
+        for tokens, name, words in [
+            (("--tokens", "texts.json"), "unembedding.npy", "needs --vocabulary"),
+            (IDS, "none.npy", "none.npy does not exist"),
+            (IDS, "integers.npy", "Cannot read integers.npy: its dtype is int64"),
+            (IDS, "X.npy", "must be [6, 30], one column for each text"),
+        ]
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_sentence(
+    workdir, tmp_path, capsys, options, words
+):
+    assert main("export", "run", *options, "-o", tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("jaxae: error: ") and words in captured.err
+    assert not (tmp_path / "out").exists()

@@ -16,11 +16,13 @@ import jaxae
 from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.cli import config_file
+from jaxae.cli.export import export
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import (
     CommandError,
     EncodeOptions,
     EvaluateOptions,
+    ExportOptions,
     GradcheckOptions,
     PlotOptions,
     ReconstructOptions,
@@ -59,6 +61,7 @@ SUBCOMMANDS = {
     "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
     "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
     "report": Subcommand(ReportOptions, report, ("tyro",)),
+    "export": Subcommand(ExportOptions, export, ("tyro",)),
     "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }
 

@@ -375,6 +375,34 @@ class ReportOptions:
     """Latents are measured on the first rows of the data, at most so many."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write the latents of a run for SAEDashboard or Neuronpedia."""
+
+    run: _Run
+    """The run folder, or RUN/best for its best epoch."""
+    data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
+    """A .npy or .npz file of [N, D] on which latents are measured. None: the run's."""
+    to: str
+    """saedashboard or neuronpedia."""
+    source: Annotated[str, conf.arg(metavar="SOURCE.toml")]
+    """What the dashboards are called: model, layer, source_set, ...; docs/how_to."""
+    tokens: Annotated[str, conf.arg(metavar="FILE")]
+    """The token of each row: a .json of texts, or an .npy of texts or ids."""
+    vocabulary: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The text of each id of --tokens: a .json list, or an object from text to id."""
+    unembedding: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """An .npy of [D, V], from the decoder's output to the logits of the vocabulary."""
+    vectors: bool = False
+    """Write the decoder weights of each latent too."""
+    context: int = 64
+    """Tokens before and after each example."""
+    array: str | None = None
+    """The array to take from an .npz that holds several. None: the run's."""
+    output: Annotated[str, conf.arg(aliases=["-o"], metavar="DIR")]
+    """The folder to write, new or empty."""
+
+
 # ---- names ---------------------------------------------------------------------------
 
 # The hyperparameters that options set.

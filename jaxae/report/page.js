@@ -46,11 +46,12 @@ function scale(values, size, { log = false, limits = null, flip = false, margin 
     const part = (map(x) - low) / (high - low);
     return size * (flip ? 1 - part : part);
   };
-  return { at, ticks: log ? decades(low, high) : roundNumbers(low, high, size) };
+  return { at, ticks: log ? decades(low, high) : roundNumbers(low, high, size / (flip ? 40 : 60)) };
 }
 
-function roundNumbers(low, high, size) {
-  const rough = (high - low) / Math.max(2, Math.min(6, size / 60));
+// About `count` round numbers, from 2 to 6.
+function roundNumbers(low, high, count) {
+  const rough = (high - low) / Math.max(2, Math.min(6, count));
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
   const ticks = [];
@@ -67,7 +68,7 @@ function decades(low, high) {
   const tens = all([1]);
   if (tens.length >= 2) return tens.filter((_, i) => i % Math.ceil(tens.length / 6) === 0);
   const finer = all([1, 2, 5]);
-  return finer.length >= 2 ? finer : roundNumbers(10 ** low, 10 ** high, 240);
+  return finer.length >= 2 ? finer : roundNumbers(10 ** low, 10 ** high, 4);
 }
 
 function spansDecade(values) {
