@@ -17,6 +17,7 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.autoencoder import Autoencoder
 from jaxae.data import rows as data_rows
+from jaxae.recovery import cosine_similarities
 
 _BLOCK_ENTRIES = 2**24  # latents of a block of rows, on the device at once
 _MAX_BLOCK_ROWS = 4096
@@ -126,6 +127,7 @@ def measure(
         num_active += of_block.num_active
         total += of_block.total
     top, sample, strongest, exponent, counts = jax.device_get(state)
+    W_dec = jnp.asarray(W_dec, jnp.float32)
     nearest, cosines = _nearest(W_dec, min(num_nearest, ae.latent_dim - 1))
     return Features(
         num_rows=len(X),
@@ -136,9 +138,9 @@ def measure(
         sample=_sorted(Examples(sample.rows, sample.values)),
         counts=counts,
         limit=np.where(num_active > 0, np.ldexp(1.0, exponent), 0.0),
-        decoder_norm=np.linalg.norm(np.asarray(W_dec, np.float32), axis=1),
-        nearest=np.asarray(nearest),
-        cosines=np.asarray(cosines),
+        decoder_norm=np.linalg.norm(np.asarray(W_dec, np.float64), axis=1),
+        nearest=nearest,
+        cosines=cosines,
     )
 
 
@@ -316,17 +318,21 @@ def _sorted(examples: Examples) -> Examples:
 # ---- nearest latents -----------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames="num_nearest")
-def _nearest(W_dec, num_nearest: int):
+def _nearest(W_dec, num_nearest: int) -> tuple[np.ndarray, np.ndarray]:
     """The other latents with the largest cosines, and the cosines, `[H, n]`."""
-    W_dec = W_dec.astype(jnp.float32)
-    norms = jnp.linalg.norm(W_dec, axis=1, keepdims=True)
-    unit = W_dec / jnp.where(norms == 0, 1, norms)
-
-    def of_latent(latent):
-        cosines = jnp.matmul(unit, unit[latent], precision="highest")
-        return jax.lax.top_k(cosines.at[latent].set(-jnp.inf), num_nearest)
-
-    size = max(1, _BLOCK_ENTRIES // len(unit))  # not all pairs at once
-    cosines, nearest = jax.lax.map(of_latent, jnp.arange(len(unit)), batch_size=size)
+    size = max(1, _BLOCK_ENTRIES // len(W_dec))  # not all pairs at once
+    blocks = [
+        jax.device_get(
+            _nearest_of(W_dec, W_dec[start : start + size], start, num_nearest)
+        )
+        for start in range(0, len(W_dec), size)
+    ]
+    cosines, nearest = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return nearest, cosines
+
+
+@functools.partial(jax.jit, static_argnames="num_nearest")
+def _nearest_of(W_dec, rows, start, num_nearest: int):
+    cosines = cosine_similarities(rows, W_dec)
+    own = jnp.arange(len(rows))
+    return jax.lax.top_k(cosines.at[own, start + own].set(-jnp.inf), num_nearest)

@@ -242,6 +242,15 @@ def test_images_are_png_files_of_the_right_grey_levels_and_colours():
     assert blue[2] > blue[0] and red[0] > red[2] and np.ptp(white) == 0
     assert red[0] < light[0] < white[0] and red[2] < light[2] < white[2]
     images.diverging(np.zeros((2, 2)))  # without a division by 0
+    images.diverging(np.array([[np.inf, np.nan]]))  # nor a warning
+
+
+def test_a_model_of_huge_weights_is_shown_without_warnings(model, tmp_path):
+    ae, params, X = model
+    params = params._replace(W_dec=1e30 * params.W_dec)
+    content = read(report.write_run(ae, params, X, tmp_path / "page.html"))
+    items = block(content, "Reconstructions", "reconstructions")["items"]
+    assert any(item["error"] > 1e50 for item in items)
 
 
 def test_numbers_are_rounded_and_those_that_are_not_finite_are_null():
@@ -354,6 +363,12 @@ def test_bad_arguments_of_a_sweep_are_named(tmp_path, sweep, metric, words):
     with pytest.raises(ValueError, match=words):
         report.write_sweep(sweep, tmp_path / "page.html", metric=metric)
     assert not list(tmp_path.iterdir())
+
+
+def test_curves_of_other_lanes_are_refused(tmp_path):
+    curves = {"validation/loss": np.zeros((3, 2))}
+    with pytest.raises(ValueError, match="must be .16, num_epochs.*got shape .3, 2"):
+        report.write_sweep(lanes(), tmp_path / "page.html", curves=curves)
 
 
 # ---- the command line ----------------------------------------------------------------

@@ -35,6 +35,7 @@ def diverging(image: np.ndarray) -> str:
 
 def _shrink(image: np.ndarray) -> np.ndarray:
     """The means of blocks of pixels, so that no side is longer than MAX_SIDE."""
+    image = np.nan_to_num(np.asarray(image, np.float64))  # of a diverged run
     factor = math.ceil(max(image.shape) / MAX_SIDE)
     if factor == 1:
         return image

@@ -193,7 +193,7 @@ def _filters_section(ae: Autoencoder, params: Any, image_shape: Any) -> Block | 
     shape = image_shape or square_shape(ae.output_dim)
     if shape is None or math.prod(shape) != ae.output_dim:
         return None
-    W_dec = np.asarray(ae.expand(params).W_dec, np.float32)
+    W_dec = np.asarray(ae.expand(params).W_dec, np.float64)
     order = np.argsort(-np.linalg.norm(W_dec, axis=1), kind="stable")[:_MAX_FILTERS]
     items = [
         {
@@ -384,7 +384,7 @@ def _reconstructions_section(data: _Data, held_out: Any) -> Block | None:
     X = _as_floats(block)
     X_hat = _as_floats(jax.vmap(ae.reconstruct, (None, 0))(data.params, block))
     inputs, outputs = (_draw(data, rows, X) for rows in (X, X_hat))
-    errors = np.sum((X_hat - X) ** 2, axis=1)
+    errors = np.sum((X_hat - X.astype(np.float64)) ** 2, axis=1)
     items = [
         {"error": error, "input": before, "output": after}
         for error, before, after in zip(errors, inputs, outputs, strict=True)

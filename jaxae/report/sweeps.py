@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxae._checks import ArgumentError
 from jaxae.plots.sweep_table import SweepTable, read_table
 from jaxae.report import page
 from jaxae.report.page import Block
@@ -45,6 +46,12 @@ def write_sweep(
     table = read_table(sweep, metric)
     frame = getattr(sweep, "table", sweep)
     curves = getattr(sweep, "metrics", {}) if curves is None else curves
+    for name, values in curves.items():
+        if np.ndim(values) != 2 or len(values) != len(frame):
+            problem = f"must be [{len(frame)}, num_epochs], a row for each lane"
+            raise ArgumentError(
+                f"curves[{name!r}]", problem, f"shape {np.shape(values)}"
+            )
     columns = {str(name): frame[name].to_numpy() for name in frame.columns}
     columns.pop("lane", None)
     columns = {"lane": np.arange(len(frame)), **columns}
