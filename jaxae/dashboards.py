@@ -22,6 +22,7 @@ from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder import Autoencoder
 from jaxae.features import Features
 from jaxae.tokens import Tokens
+from jaxae.tokens import check as check_tokens
 
 _NUM_TOP, _NUM_QUANTILES, _PER_QUANTILE = 20, 5, 5  # SAEDashboard's numbers
 _NUM_ALIGNED, _NUM_LOGITS, _NUM_LOGIT_BINS = 3, 10, 50
@@ -67,12 +68,8 @@ class Source:
     def __post_init__(self):
         for name in ("model", "source_set", "suffix"):
             value = getattr(self, name)
-            is_optional = name == "suffix"
-            if (
-                set("/\\\0") & {*value}
-                or value in (".", "..")
-                or not (value or is_optional)
-            ):
+            is_missing = not value and name != "suffix"
+            if is_missing or value in (".", "..") or set("/\\\0") & {*value}:
                 problem = "must be a name that a folder can have"
                 raise ArgumentError(f"source.{name}", problem, repr(value))
 
@@ -131,7 +128,8 @@ def write_saedashboard(
     Raises:
       ValueError: if the folder is not empty, or an argument does not fit the model.
     """
-    pass_ = _measure(directory, ae, params, X, tokens, unembedding, context, vectors)
+    directory = _new_folder(directory)
+    measured = _measure(ae, params, X, tokens, unembedding, context, vectors)
     settings = {
         "sae_set": source.source_set,
         "sae_path": source.weights_folder,
@@ -139,7 +137,7 @@ def write_saedashboard(
         "np_set_name": source.source_set,
         "np_sae_id_suffix": source.suffix or None,
         "huggingface_dataset_path": source.dataset,
-        **pass_.prompts("n_prompts_total", "n_tokens_in_prompt"),
+        **measured.prompts("n_prompts_total", "n_tokens_in_prompt"),
         "n_features_at_a_time": _BATCH,
         "n_quantiles": _NUM_QUANTILES,
         "top_acts_group_size": _NUM_TOP,
@@ -151,12 +149,12 @@ def write_saedashboard(
         "model_id": source.model,
         "layer": str(source.layer),
         "sae_set": source.source_set,
-        "skipped_indexes": np.flatnonzero(pass_.found.is_dead).tolist(),
+        "skipped_indexes": np.flatnonzero(measured.found.is_dead).tolist(),
     }
     files = {"run_settings.json": settings, "skipped_indexes.json": skipped}
     for name, content in files.items():
-        _write(pass_.directory / name, json.dumps(content, indent=2))
-    for i, dashboards in enumerate(pass_.batches()):
+        _write(directory / name, json.dumps(content, indent=2))
+    for i, dashboards in enumerate(measured.batches()):
         batch = {
             "model_id": source.model,
             "layer": source.layer,
@@ -164,8 +162,8 @@ def write_saedashboard(
             "sae_id_suffix": source.suffix or None,
             "features": [{**d, "dataset": source.dataset} for d in dashboards],
         }
-        _write(pass_.directory / f"batch-{i}.json", json.dumps(batch))
-    return pass_.directory
+        _write(directory / f"batch-{i}.json", json.dumps(batch))
+    return directory
 
 
 # ---- Neuronpedia ---------------------------------------------------------------------
@@ -209,7 +207,8 @@ def write_neuronpedia(
     if unknown:
         problem = f"must have latents from 0 to {ae.latent_dim - 1}"
         raise ArgumentError("explanations", problem, str(unknown))
-    pass_ = _measure(directory, ae, params, X, tokens, unembedding, context, vectors)
+    directory = _new_folder(directory)
+    measured = _measure(ae, params, X, tokens, unembedding, context, vectors)
     now = created_at or datetime.datetime.now(datetime.UTC)
     shared = {
         "creatorId": source.creator_id,
@@ -217,13 +216,13 @@ def write_neuronpedia(
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z"),
     }
-    folder = pass_.directory / "v1" / source.model / source.id
-    for name, row in _about(source, pass_).items():
+    folder = directory / "v1" / source.model / source.id
+    for name, row in _about(source, measured).items():
         _write(folder / f"{name}.jsonl", _as_lines([{**row, **shared}]))
     of_source = {"modelId": source.model, "layer": source.id}
-    for i, dashboards in enumerate(pass_.batches()):
+    for i, dashboards in enumerate(measured.batches()):
         rows = {
-            "features": [_feature(source, pass_.found, d) for d in dashboards],
+            "features": [_feature(source, measured.found, d) for d in dashboards],
             "activations": [a for d in dashboards for a in _activations(source, d)],
         }
         for kind, of_kind in rows.items():
@@ -246,7 +245,7 @@ def write_neuronpedia(
     return folder
 
 
-def _about(source: Source, pass_: "_Pass") -> dict[str, dict[str, Any]]:
+def _about(source: Source, measured: "_Measured") -> dict[str, dict[str, Any]]:
     """The rows of the files beside the batches, without creator and time."""
     urls = [source.url] if source.url else []
     return {
@@ -288,7 +287,7 @@ def _about(source: Source, pass_: "_Pass") -> dict[str, dict[str, Any]]:
             "dataset": source.dataset,
             "hfRepoId": source.weights_repo,
             "hfFolderId": source.weights_folder,
-            **pass_.prompts("num_prompts", "num_tokens_in_prompt"),
+            **measured.prompts("num_prompts", "num_tokens_in_prompt"),
             "visibility": "PUBLIC",
         },
     }
@@ -357,10 +356,9 @@ def _row_id(source: Source, *names: Any) -> str:
 # ---- the dashboards of both ----------------------------------------------------------
 
 
-class _Pass(NamedTuple):
+class _Measured(NamedTuple):
     """The measured latents, and all that their dashboards need."""
 
-    directory: Path
     ae: Autoencoder
     params: Any
     X: Any
@@ -384,8 +382,15 @@ class _Pass(NamedTuple):
             yield _dashboards(self, alive[start : start + _BATCH])
 
 
+def _new_folder(directory: Any) -> Path:
+    directory = expanded(_checks.folder("directory", directory))
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        problem = "must be a new or an empty folder"
+        raise ArgumentError("directory", problem, str(directory))
+    return directory
+
+
 def _measure(
-    directory: Any,
     ae: Autoencoder,
     params: Any,
     X: Any,
@@ -393,18 +398,10 @@ def _measure(
     unembedding: Unembedding | None,
     context: int,
     vectors: bool,
-) -> _Pass:
+) -> _Measured:
     """Check the arguments, and measure the latents."""
-    directory = expanded(_checks.folder("directory", directory))
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        problem = "must be a new or an empty folder"
-        raise ArgumentError("directory", problem, str(directory))
     X = features.check_data(ae, X)
-    if len(tokens.values) != len(X):
-        problem = f"must be one for each of the {len(X)} rows"
-        raise ArgumentError("tokens", problem, str(len(tokens.values)))
-    if context < 0:
-        raise ArgumentError("context", "must be at least 0", str(context))
+    check_tokens(tokens, len(X), context)
     if unembedding is not None:
         shape, V = np.shape(unembedding.weights), len(unembedding.texts)
         if shape != (ae.output_dim, V):
@@ -412,34 +409,32 @@ def _measure(
             raise ArgumentError("unembedding.weights", problem, f"shape {shape}")
     W_dec = np.asarray(ae.expand(params).W_dec).astype(np.float32)
     found = features.measure(ae, params, X, num_top=_NUM_TOP)
-    return _Pass(
-        directory, ae, params, X, tokens, unembedding, context, vectors, found, W_dec
-    )
+    return _Measured(ae, params, X, tokens, unembedding, context, vectors, found, W_dec)
 
 
-def _dashboards(pass_: _Pass, latents: list[int]) -> list[dict[str, Any]]:
+def _dashboards(measured: _Measured, latents: list[int]) -> list[dict[str, Any]]:
     """The fields of SAEDashboard for each latent, but for the name of the dataset."""
-    prompts = pass_.prompts("n_prompts_total", "n_tokens_in_prompt")
-    activations = _examples(pass_, latents)
+    prompts = measured.prompts("n_prompts_total", "n_tokens_in_prompt")
+    activations = _examples(measured, latents)
     return [
         {
             "feature_index": j,
-            **_weights(pass_, j),
-            **_logits(pass_, j),
-            **_histogram(pass_.found, j),
-            "frac_nonzero": _rounded(pass_.found.density[j]),
+            **_weights(measured, j),
+            **_logits(measured, j),
+            **_histogram(measured.found, j),
+            "frac_nonzero": _rounded(measured.found.density[j]),
             **prompts,
             "decoder_weights_dist": [],
-            "vector": _rounded(pass_.W_dec[j]) if pass_.vectors else [],
+            "vector": _rounded(measured.W_dec[j]) if measured.vectors else [],
             "activations": activations[j],
         }
         for j in latents
     ]
 
 
-def _weights(pass_: _Pass, j: int) -> dict[str, Any]:
+def _weights(measured: _Measured, j: int) -> dict[str, Any]:
     """The outputs with which the decoder weights align."""
-    weights = pass_.W_dec[j]
+    weights = measured.W_dec[j]
     aligned = np.argsort(-weights, kind="stable")[:_NUM_ALIGNED]
     shares = np.abs(weights[aligned]) / (np.abs(weights).sum() or 1.0)
     return {
@@ -452,14 +447,14 @@ def _weights(pass_: _Pass, j: int) -> dict[str, Any]:
     }
 
 
-def _logits(pass_: _Pass, j: int) -> dict[str, Any]:
+def _logits(measured: _Measured, j: int) -> dict[str, Any]:
     """The tokens whose logits the latent lowers and raises most, and a histogram."""
     names = ("neg_str", "neg_values", "pos_str", "pos_values")
     histogram = ("logits_hist_data_bar_heights", "logits_hist_data_bar_values")
-    if pass_.unembedding is None:
+    if measured.unembedding is None:
         return {name: [] for name in (*names, *histogram)}
-    weights, texts = pass_.unembedding
-    logits = pass_.W_dec[j] @ np.asarray(weights, np.float32)
+    weights, texts = measured.unembedding
+    logits = measured.W_dec[j] @ np.asarray(weights, np.float32)
     order = np.argsort(logits, kind="stable")
     lowest, highest = order[:_NUM_LOGITS], order[::-1][:_NUM_LOGITS]
     heights, edges = np.histogram(logits, _NUM_LOGIT_BINS)
@@ -481,13 +476,15 @@ def _histogram(found: Features, j: int) -> dict[str, Any]:
     }
 
 
-def _examples(pass_: _Pass, latents: list[int]) -> dict[int, list[dict[str, Any]]]:
+def _examples(
+    measured: _Measured, latents: list[int]
+) -> dict[int, list[dict[str, Any]]]:
     """The examples of each latent, with the tokens around them."""
-    tokens = pass_.tokens
-    places = [(j, *place) for j in latents for place in _places(pass_.found, j)]
-    windows = [tokens.window(row, pass_.context) for _, row, _ in places]
+    tokens = measured.tokens
+    places = [(j, *place) for j in latents for place in _places(measured.found, j)]
+    windows = [tokens.window(row, measured.context) for _, row, _ in places]
     values = features.values_in(
-        pass_.ae, pass_.params, pass_.X, [j for j, _, _ in places], windows
+        measured.ae, measured.params, measured.X, [j for j, _, _ in places], windows
     )
     examples: dict[int, list[dict[str, Any]]] = {j: [] for j in latents}
     for (j, row, of_bin), window, z in zip(places, windows, values, strict=True):

@@ -196,13 +196,13 @@ def log_density_histogram(density: np.ndarray, num_bins: int = 40):
     return np.histogram(np.log10(alive), num_bins, (min(lowest, -0.1), 0.0))
 
 
-def check_data(ae: Autoencoder, X: Any) -> Any:
+def check_data(ae: Autoencoder, X: Any, name: str = "X") -> Any:
     """X as an array or Rows whose rows fit the model."""
-    X = data_rows.as_rows(X, "X")
-    width = data_rows.read(X, slice(0, 1), "X").shape[1] if len(X) else None
+    X = data_rows.as_rows(X, name)
+    width = data_rows.read(X, slice(0, 1), name).shape[1] if len(X) else None
     if width != ae.input_dim:
         raise ArgumentError(
-            "X",
+            name,
             f"must be [N, {ae.input_dim}] for this model, N >= 1",
             "no rows" if width is None else f"{width} columns",
         )

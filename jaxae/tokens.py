@@ -79,6 +79,15 @@ def load(path: Any, vocabulary: Any = None) -> Tokens:
     return Tokens(values, starts, texts)
 
 
+def check(tokens: Tokens, num_rows: int, context: int) -> None:
+    """Raise if tokens are not those of so many rows, or the context is negative."""
+    if len(tokens.values) != num_rows:
+        problem = f"must be one for each of the {num_rows} rows"
+        raise ArgumentError("tokens", problem, str(len(tokens.values)))
+    if context < 0:
+        raise ArgumentError("context", "must be at least 0", str(context))
+
+
 _FORM = (
     "must be a .json file with a list of texts or of lists of texts, or a .npy file "
     "with texts or integer ids, [N] or [documents, tokens]"

@@ -264,11 +264,14 @@ def test_long_lines_keep_their_ends():
     np.testing.assert_array_equal(line["x"], line["y"] + 1)
 
 
+ONE_TOKEN_A_ROW = Tokens(np.array(["a"] * N), np.array([0]))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"X": np.zeros((3, D + 1), "f4")}, "X must be [N, 16]"),
-        ({"held_out": np.zeros((3, 2), "f4")}, "X must be [N, 16]"),
+        ({"held_out": np.zeros((3, 2), "f4")}, "held_out must be [N, 16]"),
         (
             {"tokens": Tokens(np.array(["a"]), np.array([0]))},
             "each of the 90 rows, got 1",
@@ -279,7 +282,8 @@ def test_long_lines_keep_their_ends():
         ({"latents": []}, "latents must be"),
         ({"max_latents": 0}, "max_latents must be"),
         ({"max_rows": 0}, "max_rows must be"),
-        ({"context": -1}, "context must be at least 0"),
+        ({"context": -1, "tokens": ONE_TOKEN_A_ROW}, "context must be at least 0"),
+        ({"path": "."}, "path must be a file, got the folder ."),
         ({"params": None}, "params must be UntiedParams"),
     ],
 )
@@ -292,6 +296,11 @@ def test_bad_arguments_of_a_run_are_named_and_nothing_is_written(
         report.write_run(ae, **arguments)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_needs_an_existing_folder(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        report.write_run(*model, tmp_path / "none" / "page.html")
 
 
 # ---- a sweep -------------------------------------------------------------------------
@@ -471,7 +480,10 @@ def test_a_sweep_folder_is_reported_and_its_best_lane(workdir):
         (("report", "run", "--latents", "6"), "--latents must be from 0 to 5"),
         (("report", "run", "--max-latents", "0"), "--max-latents must be"),
         (("report", "run", "--max-rows", "0"), "--max-rows must be"),
-        (("report", "run", "--context", "-1"), "--context must be"),
+        (
+            ("report", "run", "X.npy", "--tokens", "tokens.json", "--context", "-1"),
+            "--context must be",
+        ),
         (("report", "run", "-o", "page.txt"), "must name an .html file"),
         (("report", "run", "-o", "none/page.html"), "there is no folder none"),
         (("report", "sweep", "X.npy"), "DATA is for the report of a run"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import jaxae
-from jaxae import _checks, plots
+from jaxae import _checks
 from jaxae._files import expanded
 from jaxae.autoencoder.files import BEST, CONFIG_FILE, is_sweep
 from jaxae.cli import config_file, run_folder
@@ -69,7 +69,7 @@ def _write_run(options: ReportOptions, folder: Path, path: Path) -> None:
             results=_results(folder),
             held_out=held_out,
             tokens=tokens,
-            image_shape=image_shape or plots.square_shape(model.ae.input_dim),
+            image_shape=image_shape,
             latents=latents,
             max_latents=options.max_latents,
             context=options.context,

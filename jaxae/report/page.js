@@ -456,7 +456,6 @@ function colours(values) {
 
 const BLOCKS = {
   facts: ({ items }) => element("dl", {}, ...items.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
-  text: ({ text }) => element("p", {}, text),
   code: ({ text }) => element("pre", {}, text),
   table: (block) => table(block),
   lines, bars, images, reconstructions, latents, explorer,

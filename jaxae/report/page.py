@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxae._checks import ArgumentError
 from jaxae._files import expanded, write_atomically
 
 Block = dict[str, Any]
@@ -30,7 +32,17 @@ def section(title: str, *blocks: Block | None, text: str = "") -> Block | None:
     return {"title": title, "text": text, "blocks": present} if present else None
 
 
-def write(path: Any, title: str, lead: str, sections: Sequence[Block | None]) -> Path:
+def as_file(path: Any) -> Path:
+    """The path of a page, which must be a file in a folder that exists."""
+    path = expanded(path)
+    if path.is_dir() or not path.name:
+        raise ArgumentError("path", "must be a file", f"the folder {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}.")
+    return path
+
+
+def write(path: Path, title: str, lead: str, sections: Sequence[Block | None]) -> Path:
     """Write a page of these sections, atomically; return its path."""
     present = [section for section in sections if section is not None]
     page = {"title": title, "lead": lead, "sections": present}
@@ -46,7 +58,6 @@ def write(path: Any, title: str, lead: str, sections: Sequence[Block | None]) ->
         script_hash=f"sha256-{digest}",
         data=data,
     )
-    path = expanded(path)
     write_atomically(path, content.encode(errors="replace"))
     return path
 
@@ -60,12 +71,10 @@ def _clean(value: Any) -> Any:
     """JSON values: floats to a few digits, null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(name): _clean(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value).tolist()
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return value
@@ -78,11 +87,6 @@ def facts(items: Mapping[str, Any]) -> Block | None:
     """Names with values, in words."""
     pairs = [[name, str(value)] for name, value in items.items()]
     return {"type": "facts", "items": pairs} if pairs else None
-
-
-def text(sentence: str) -> Block:
-    """A sentence."""
-    return {"type": "text", "text": sentence}
 
 
 def code(content: str | None) -> Block | None:

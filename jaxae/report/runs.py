@@ -19,6 +19,7 @@ from jaxae.plots.runs import Panel, curve_panels
 from jaxae.report import images, page
 from jaxae.report.page import Block
 from jaxae.tokens import Tokens
+from jaxae.tokens import check as check_tokens
 
 _NUM_TOP = 12  # strongest rows of a latent
 _NUM_QUANTILES, _PER_QUANTILE = 4, 3  # other rows of a latent
@@ -75,21 +76,17 @@ def write_run(
     Raises:
       ValueError: if an argument does not fit the model or the data.
     """
-    X = features.check_data(ae, X)
-    held_out = X if held_out is None else features.check_data(ae, held_out)
-    if tokens is not None and len(tokens.values) != len(X):
-        raise ArgumentError(
-            "tokens",
-            f"must be one for each of the {len(X)} rows",
-            str(len(tokens.values)),
-        )
+    path, X = page.as_file(path), features.check_data(ae, X)
+    if held_out is None:
+        held_out = X
+    features.check_data(ae, held_out, "held_out")
+    if tokens is not None:
+        check_tokens(tokens, len(X), context)
     if image_shape is not None and math.prod(image_shape) != ae.input_dim:
         problem = f"must be that of {ae.input_dim} inputs"
         raise ArgumentError("image_shape", problem, str(image_shape))
     for name, number in {"max_latents": max_latents, "max_rows": max_rows}.items():
         _checks.positive_int(name, number)
-    if context < 0:
-        raise ArgumentError("context", "must be at least 0", str(context))
     chosen = None if latents is None else _check_latents(latents, ae.latent_dim)
     measured = X
     if len(X) > max_rows:
@@ -97,10 +94,9 @@ def write_run(
     found = features.measure(ae, params, measured, num_top=_NUM_TOP)
     if chosen is None:
         chosen = _most_used(found)[:max_latents]
-    shape = None
-    if tokens is None:
-        shape = image_shape or square_shape(ae.input_dim)
-    data = _Data(ae, params, measured, shape, tokens, context)
+    if tokens is None and image_shape is None:
+        image_shape = square_shape(ae.input_dim)
+    data = _Data(ae, params, measured, image_shape, tokens, context)
     return page.write(
         path,
         title,
@@ -110,7 +106,7 @@ def write_run(
             page.section("What was run", page.facts(about or {}), page.code(command)),
             _results_section(results or {}),
             _curves_section(metrics or {}),
-            _filters_section(ae, params, image_shape),
+            _filters_section(data),
             _latents_section(data, found, chosen),
             _reconstructions_section(data, held_out),
             _paths_section(metrics or {}),
@@ -127,6 +123,12 @@ class _Data(NamedTuple):
     image_shape: tuple[int, int] | None
     tokens: Tokens | None
     context: int
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether the decoder weights of a latent are an image, as the inputs are."""
+        shape = self.image_shape
+        return shape is not None and math.prod(shape) == self.ae.output_dim
 
 
 def _of_all(X: Any, found: Features) -> str:
@@ -189,15 +191,14 @@ def _lines(panel: Panel) -> Block | None:
 # ---- filters -------------------------------------------------------------------------
 
 
-def _filters_section(ae: Autoencoder, params: Any, image_shape: Any) -> Block | None:
-    shape = image_shape or square_shape(ae.output_dim)
-    if shape is None or math.prod(shape) != ae.output_dim:
+def _filters_section(data: _Data) -> Block | None:
+    if not data.has_filters:
         return None
-    W_dec = np.asarray(ae.expand(params).W_dec, np.float64)
+    W_dec = np.asarray(data.ae.expand(data.params).W_dec, np.float64)
     order = np.argsort(-np.linalg.norm(W_dec, axis=1), kind="stable")[:_MAX_FILTERS]
     items = [
         {
-            "src": images.diverging(W_dec[j].reshape(shape)),
+            "src": images.diverging(W_dec[j].reshape(data.image_shape)),
             "alt": f"decoder weights of latent {j}",
             "caption": str(j),
             "latent": int(j),
@@ -209,12 +210,12 @@ def _filters_section(ae: Autoencoder, params: Any, image_shape: Any) -> Block | 
         {"type": "images", "items": items},
         text=f"The decoder weights of {len(order)} of {len(W_dec):,} latents, largest "
         "norm first. Blue is negative, red is positive; each image is scaled by its "
-        f"own largest weight.{_shrunk(shape)}",
+        f"own largest weight.{_shrunk(data.image_shape)}",
     )
 
 
-def _shrunk(shape: tuple[int, int]) -> str:
-    if max(shape) <= images.MAX_SIDE:
+def _shrunk(shape: tuple[int, int] | None) -> str:
+    if shape is None or max(shape) <= images.MAX_SIDE:
         return ""
     return f" Images are shrunk to at most {images.MAX_SIDE} pixels a side."
 
@@ -332,11 +333,10 @@ def _contexts(data: _Data, pairs: list[tuple[int, int]]) -> list[Block]:
 
 
 def _filter(data: _Data, j: int) -> str | None:
-    shape = data.image_shape
-    if shape is None or math.prod(shape) != data.ae.output_dim:
+    if not data.has_filters:
         return None
-    W_dec = np.asarray(data.ae.expand(data.params).W_dec[j], np.float32)
-    return images.diverging(W_dec.reshape(shape))
+    W_dec = data.ae.expand(data.params).W_dec
+    return images.diverging(_as_floats(W_dec[j]).reshape(data.image_shape))
 
 
 def _inputs(data: _Data, details: Block) -> Block:

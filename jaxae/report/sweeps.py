@@ -43,7 +43,7 @@ def write_sweep(
     Raises:
       ValueError: if this is no sweep, or the metric is unknown.
     """
-    table = read_table(sweep, metric)
+    path, table = page.as_file(path), read_table(sweep, metric)
     frame = getattr(sweep, "table", sweep)
     curves = getattr(sweep, "metrics", {}) if curves is None else curves
     for name, values in curves.items():
