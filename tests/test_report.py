@@ -18,7 +18,8 @@ import pytest
 import jaxae
 from jaxae import cli, report
 from jaxae.cli import reporting
-from jaxae.report import images, page, runs, sweeps
+from jaxae.report import images, page, sweeps
+from jaxae.report import latents as latents_of_page
 from jaxae.tokens import Tokens
 
 HOSTILE = ["</script>", "<script>hacked = 1</script>", "<img src=x onerror=hacked=1>"]
@@ -197,14 +198,14 @@ def test_wide_rows_without_tokens_have_numbers_only(tmp_path):
 
 
 def test_the_page_says_what_is_left_out(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_MAX_TABLE_ROWS", 5)
+    monkeypatch.setattr(latents_of_page, "_MAX_TABLE_ROWS", 5)
     path = tmp_path / "page.html"
     content = read(report.write_run(*model, path, max_latents=3, max_rows=40))
     assert f"40 of {N} rows" in content["lead"]
     found = block(content, "Latents", "latents")
     assert len(found["details"]) == 3 and len(found["rows"]) == 5
     text = sections(content)["Latents"]["text"]
-    assert "7 latents of little use are not in the table" in text
+    assert "The table leaves out 7 latents of little use" in text
     assert "7 latents that are not dead have no details" in text
     examples = [g["examples"] for d in found["details"].values() for g in d["groups"]]
     assert max(e["row"] for group in examples for e in group) < 40
@@ -218,7 +219,7 @@ def test_the_largest_page_is_bounded_whatever_the_size_of_an_image(tmp_path):
     params = ae.init(jax.random.key(0))
     shape = {"image_shape": (96, 64)}
     content = read(report.write_run(ae, params, X, tmp_path / "page.html", **shape))
-    assert "shrunk to at most 32 pixels" in sections(content)["Filters"]["text"]
+    assert "shrunk if a side exceeds 32 pixels" in sections(content)["Filters"]["text"]
     source = block(content, "Latents", "latents")["inputs"].popitem()[1]["src"]
     found = decode(source)
     assert found.shape[:2] == (32, 22)
@@ -335,7 +336,7 @@ def test_the_page_of_a_sweep_ranks_its_lanes_and_names_failures(tmp_path):
     assert best["columns"] == [
         *("lane", "learning_rate", "activation", "seed", "validation/loss")
     ]
-    assert [row[0] for row in best["rows"]] == list(range(3, 13))
+    assert [row[0] for row in best["rows"]] == list(range(3, 11))
     chart = block(content, "Best lanes", "lines")["lines"]
     assert (chart[0]["label"], chart[0]["y"]) == ("lane 3", [6, 7])
     failures = block(content, "Failures", "table")

@@ -208,6 +208,9 @@ def _draw_frequency(axes: Any, frequency: np.ndarray, dead: np.ndarray) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
+GRADIENT_NORM = "norm of the gradient"  # label of the panel of gradients by path
+
+
 class Line(NamedTuple):
     """A line of a panel."""
 
@@ -235,7 +238,7 @@ def curve_panels(metrics: Mapping[str, Any]) -> list[Panel]:
     return [
         Panel("loss", _lines_by_split(metrics, "loss")),
         Panel("fraction of variance unexplained", _lines_by_split(metrics, "fvu")),
-        Panel("norm of the gradient", _lines_by_leaf(metrics), is_log=True),
+        Panel(GRADIENT_NORM, _lines_by_leaf(metrics), is_log=True),
         Panel("fraction of latents", saturated + dead, is_log=False, limits=limits),
     ]
 

@@ -261,12 +261,10 @@ function picture(input, name) {
     shape("polyline", { class: "line", points: points.join(" "), stroke: "var(--line-0)" }));
 }
 
-function images({ items }) {
-  return element("div", { class: "images" }, ...items.map(({ src, alt, caption, latent }) => {
-    const image = element("img", { src, alt });
-    const link = latent === undefined ? image : element("button", { type: "button", "aria-label": `show latent ${latent}`, onclick: () => showLatent?.(latent, true) }, image);
-    return element("figure", {}, link, element("figcaption", {}, caption));
-  }));
+function filters({ items }) {
+  return element("div", { class: "images" }, ...items.map(({ src, alt, latent }) => element("figure", {},
+    element("button", { type: "button", "aria-label": `show latent ${latent}`, onclick: () => showLatent(latent, true) }, element("img", { src, alt })),
+    element("figcaption", {}, String(latent)))));
 }
 
 function reconstructions({ items }) {
@@ -300,7 +298,7 @@ function latents({ columns, rows, details, inputs, first }) {
     const row = byNumber.get(number), found = details[number];
     const nodes = [element("h3", {}, `Latent ${number}`)];
     if (row) nodes.push(element("p", {}, columns.slice(1, 5).map((name, j) => `${name} ${format(row[j + 1])}`).join(", ")));
-    if (!found) {
+    if (!found?.groups.length) {
       const reason = row && row[1] === 0 ? "It is 0 on every row." : "It has no details on this page.";
       return [...nodes, element("p", {}, reason)];
     }
@@ -458,7 +456,7 @@ const BLOCKS = {
   facts: ({ items }) => element("dl", {}, ...items.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
   code: ({ text }) => element("pre", {}, text),
   table: (block) => table(block),
-  lines, bars, images, reconstructions, latents, explorer,
+  lines, bars, filters, reconstructions, latents, explorer,
 };
 
 function section({ title, text, blocks }, i) {

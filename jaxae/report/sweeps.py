@@ -11,7 +11,7 @@ from jaxae.plots.sweep_table import SweepTable, read_table
 from jaxae.report import page
 from jaxae.report.page import Block
 
-_NUM_BEST = 10
+_NUM_BEST = 8  # as many as there are colours
 _MAX_TABLE_ROWS = 5_000
 
 
