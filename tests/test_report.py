@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import re
+import shlex
 import shutil
 
 import browser
@@ -18,6 +19,8 @@ import pytest
 import jaxae
 from jaxae import cli, report
 from jaxae.cli import reporting
+from jaxae.cli.options import TrainOptions
+from jaxae.cli.report import _command
 from jaxae.report import images, page, sweeps
 from jaxae.report import latents as latents_of_page
 from jaxae.tokens import Tokens
@@ -463,6 +466,8 @@ def test_a_sweep_folder_is_reported_and_its_best_lane(workdir):
     assert block(content, "Best lanes", "lines")["lines"][0]["x"] == [1, 2]
     assert main("report", "sweep/best") == 0
     content = read(workdir / "sweep" / "best" / "report.html")
+    blocks = sections(content)["What was run"]["blocks"]
+    assert [b["type"] for b in blocks] == ["facts"]  # no command repeats a lane
     assert (
         "learning_rate"
         in dict(block(content, "What was run", "facts")["items"])["lane"]
@@ -513,6 +518,28 @@ def test_a_damaged_table_is_named(workdir, capsys, tmp_path):
     (tmp_path / "sweep" / "table.csv").unlink()
     assert main("report", tmp_path / "sweep") == 2
     assert "no table of its lanes" in capsys.readouterr().err
+
+
+def test_damaged_descriptions_are_left_out(workdir, tmp_path):
+    shutil.copytree(workdir / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"data": 3, "versions": "x", "trial": {"values": 4}}
+    path.write_text(json.dumps(config))
+    (tmp_path / "run" / "results.json").write_text("[1")
+    assert main("report", tmp_path / "run", "X.npy", "-o", tmp_path / "page.html") == 0
+    facts = dict(block(read(tmp_path / "page.html"), "What was run", "facts")["items"])
+    assert [*facts][:2] == ["model", "latents measured on"]
+    assert facts["status"] == "unfinished" and facts["lane"] == "None"
+
+
+def test_a_command_can_be_typed_again():
+    options = TrainOptions(data="my data.npy", untied=True, checkpoint_minutes=None)
+    command = _command(["jaxae", "train"], options, TrainOptions())
+    assert shlex.split(command) == [
+        *("jaxae", "train", "--data", "my data.npy", "--untied"),
+        *("--checkpoint-minutes", "None"),
+    ]
 
 
 # ---- in a browser --------------------------------------------------------------------

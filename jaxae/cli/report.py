@@ -76,8 +76,15 @@ def _write_run(options: ReportOptions, folder: Path, path: Path) -> None:
             max_rows=options.max_rows,
             title=f"Run {folder.resolve().name}",
             about=_about_run(model, config, folder, options),
-            command=_command("jaxae train", model.options, TrainOptions()),
+            command=_train_command(model, config),
         )
+
+
+def _train_command(model: Trained, config: dict[str, Any]) -> str | None:
+    """The command that repeats a run; None for a lane, whose key no option sets."""
+    if "trial" in config:
+        return None
+    return _command(["jaxae", "train"], model.options, TrainOptions())
 
 
 def _parse_latents(text: str) -> list[int]:
@@ -110,7 +117,7 @@ def _about_run(
         "model": f"{ae.input_dim} inputs, {ae.latent_dim} latents, {weights} weights, "
         f"activation {chosen.activation}, observation {chosen.observation}",
         **_about_data(config),
-        "latents measured on": options.data or "all rows of the data",
+        "latents measured on": options.data or "the data of the run",
         "training": f"{chosen.epochs} epochs in batches of {chosen.batch_size}, "
         f"{chosen.optimizer} with learning rate {chosen.learning_rate:g}, "
         f"seed {chosen.seed}",
@@ -119,9 +126,10 @@ def _about_run(
     if "best_epoch" in results:
         facts["best epoch"] = f"{results['best_epoch']}, by {chosen.monitor}"
     if isinstance(trial := config.get("trial"), dict):
-        values = trial.get("values") or {}
+        values = trial.get("values")
+        axes = values.items() if isinstance(values, dict) else ()
         facts["lane"] = ", ".join(
-            [str(trial.get("lane")), *(f"{n} {v}" for n, v in values.items())]
+            [str(trial.get("lane")), *(f"{n} {v}" for n, v in axes)]
         )
     return facts | _versions(config)
 
@@ -143,9 +151,8 @@ def _versions(config: dict[str, Any]) -> dict[str, str]:
     return {"versions": f"{names}; {config.get('device')}"}
 
 
-def _command(program: str, options: Any, defaults: Any) -> str:
-    """The command that sets the options that differ from their defaults."""
-    words = program.split()
+def _command(words: list[str], options: Any, defaults: Any) -> str:
+    """The command of these words, and of the options that are not at their defaults."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value == getattr(defaults, field.name) or field.name in _NOT_SHOWN:
@@ -213,5 +220,5 @@ def _sweep_command(config: dict[str, Any]) -> str | None:
     if not isinstance(saved, dict) or not saved.keys() <= names:
         return None
     options = SweepOptions(**{"space": SPACE_FILE, **saved})
-    program = f"jaxae sweep {shlex.quote(str(options.space))}"
-    return _command(program, options, SweepOptions(space=options.space))
+    words = ["jaxae", "sweep", str(options.space)]
+    return _command(words, options, SweepOptions(space=options.space))
