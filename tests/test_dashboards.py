@@ -16,6 +16,7 @@ import pytest
 import jaxae
 from jaxae import cli, dashboards
 from jaxae.cli import reporting
+from jaxae.dashboards import latents, neuronpedia
 from jaxae.tokens import Tokens
 
 N, D, H, V = 80, 6, 10, 30
@@ -72,7 +73,8 @@ def unembedding():
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(dashboards, "_BATCH", 5)
+    for module in (latents, neuronpedia):
+        monkeypatch.setattr(module, "BATCH", 5)
 
 
 def read(path):
