@@ -21,9 +21,6 @@ from jaxae.dashboards.latents import (
 from jaxae.tokens import Tokens
 
 
-_NO_THRESHOLD = -100  # log10 of a density; only dead latents are below
-
-
 def write_saedashboard(
     directory: Any,
     source: Source,
@@ -78,7 +75,6 @@ def write_saedashboard(
         "model_id": source.model,
         "layer": str(source.layer),
         "sae_set": source.source_set,
-        "log_sparsity": _NO_THRESHOLD,
         "skipped_indexes": np.flatnonzero(measured.found.is_dead).tolist(),
     }
     files = {"run_settings.json": settings, "skipped_indexes.json": skipped}
