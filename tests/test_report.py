@@ -320,11 +320,8 @@ def lanes(num_rates=4, num_seeds=2):
     ]
     frame = pd.DataFrame(rows)
     frame["train/loss"] = frame["validation/loss"] = np.arange(len(frame)) + 1.0
-    frame["status"], frame["stopped_at"] = (
-        "finished",
-        pd.array([None] * len(frame), "Int64"),
-    )
-    frame.loc[:1, ["status", "stopped_at"]] = ["diverged", 17]
+    frame["status"] = ["diverged"] * 2 + ["finished"] * (len(frame) - 2)
+    frame["stopped_at"] = pd.array([17, 17] + [None] * (len(frame) - 2), "Int64")
     frame.loc[2, "status"] = "halved"
     return frame.rename_axis("lane")
 
@@ -346,6 +343,7 @@ def test_the_page_of_a_sweep_ranks_its_lanes_and_names_failures(tmp_path):
     assert [(row[0], row[-1]) for row in failures["rows"]] == [(0, 17), (1, 17)]
     every = block(content, "All lanes", "table")
     assert [row[0] for row in every["rows"]] == [*range(3, 16), 2, 0, 1]
+    assert [row[-1] for row in every["rows"]] == [None] * 14 + [17, 17]
     explorer = block(content, "Metric against axes", "explorer")
     assert [*explorer["axes"]] == ["learning_rate", "activation"]
     assert explorer["status"][-3:] == ["halved", "diverged", "diverged"]

@@ -44,7 +44,8 @@ def write_sweep(
       ValueError: if this is no sweep, or the metric is unknown.
     """
     path, table = page.as_file(path), read_table(sweep, metric)
-    frame = getattr(sweep, "table", sweep)
+    # A table from a file has the lanes as a column, one of `jaxae.sweep` as its index.
+    frame = getattr(sweep, "table", sweep).drop(columns="lane", errors="ignore")
     curves = getattr(sweep, "metrics", {}) if curves is None else curves
     for name, values in curves.items():
         if np.ndim(values) != 2 or len(values) != len(frame):
@@ -52,9 +53,12 @@ def write_sweep(
             raise ArgumentError(
                 f"curves[{name!r}]", problem, f"shape {np.shape(values)}"
             )
-    columns = {str(name): frame[name].to_numpy() for name in frame.columns}
-    columns.pop("lane", None)
-    columns = {"lane": np.arange(len(frame)), **columns}
+    # Each missing value, of which pandas has several kinds, is None.
+    objects = frame.astype(object).where(frame.notna(), None)
+    columns = {
+        "lane": np.arange(len(frame)),
+        **{str(name): objects[name].to_numpy() for name in frame.columns},
+    }
     order = _ranked(table)
     shown = order[:_MAX_TABLE_ROWS]
     left_out = len(order) - len(shown)
@@ -90,19 +94,13 @@ def _counts(table: SweepTable) -> str:
 
 def _table(columns: Mapping[str, np.ndarray], lanes: np.ndarray) -> Block | None:
     rows = zip(*(_values(column[lanes]) for column in columns.values()), strict=True)
-    return page.table(list(columns), [list(row) for row in rows], search="lanes")
+    return page.table(list(columns), list(rows), search="lanes")
 
 
 def _values(column: np.ndarray) -> list:
-    """JSON values: None for what is missing."""
-    values = [None if value is None or value != value else value for value in column]
-    return [
-        v if isinstance(v, int | float | None) else str(v) for v in map(_item, values)
-    ]
-
-
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    """Numbers and texts; None for what is missing."""
+    is_json = (bool, int, float, str, type(None))
+    return [v if isinstance(v, is_json) else str(v) for v in column.tolist()]
 
 
 def _best_section(
