@@ -19,16 +19,9 @@ PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
     None,
 )
-_FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update"),
-    *(
-        "--disable-sync",
-        "--disable-quic",
-        "--hide-scrollbars",
-        "--remote-debugging-pipe",
-    ),
-)
+_FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars
+--disable-dev-shm-usage --disable-background-networking --disable-component-update
+--disable-sync --disable-quic --remote-debugging-pipe""".split()
 _SECONDS = 60  # for one answer; a page takes less than one
 
 

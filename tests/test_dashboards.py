@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import jaxae
-from jaxae import cli, dashboards
-from jaxae.cli import reporting
+from jaxae import cli, dashboards, data
+from jaxae.cli import config_file, run_folder
+from jaxae.cli.options import TrainOptions
 from jaxae.dashboards import latents, neuronpedia
 from jaxae.tokens import Tokens
 
@@ -283,12 +284,16 @@ TOML = 'model = "toy"\nlayer = 3\nsource_set = "res-mine"\ncreator_id = "c1"\n'
 
 @pytest.fixture(scope="module")
 def home(model, tmp_path_factory):
-    """A run on the data of the model, their tokens as ids, and a source."""
-    _, _, X, _ = model
+    """A run folder of the model, its data, their tokens as ids, and a source."""
+    ae, params, X, _ = model
+    options = TrainOptions(
+        latent_dim=H, activation="relu", observation="gaussian", untied=True
+    )
+    description = {"options": config_file.saved_options(options)}
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr(reporting, "draw", lambda *_: None)
+        run_folder.save_model(home / "run", ae, params, data.divide(1.0), description)
         np.save("X.npy", X)
         np.save("ids.npy", np.arange(N) % V)
         np.save("unembedding.npy", np.ones((D, V), "f4"))
@@ -305,9 +310,6 @@ def home(model, tmp_path_factory):
         }
         for name, text in sources.items():
             (home / f"{name}.toml").write_text(text)
-        options = ("--observation", "gaussian", "--epochs", "1", "--batch-size", "8")
-        run = ("train", "--data", "X.npy", "--latent-dim", "4", "--out", "run")
-        assert main(*run, *options, "--no-diagnostics") == 0
     return home
 
 
@@ -324,7 +326,7 @@ NAMED = ("--source", "source.toml")
 @pytest.mark.parametrize("to", ["saedashboard", "neuronpedia"])
 def test_a_run_is_exported(workdir, tmp_path, capsys, to):
     out = ("-o", tmp_path / "out", "--unembedding", "unembedding.npy")
-    assert main("export", "run", "--to", to, *NAMED, *IDS, *out) == 0
+    assert main("export", "run", "X.npy", "--to", to, *NAMED, *IDS, *out) == 0
     folder = tmp_path / "out"
     if to == "neuronpedia":
         folder = folder / "v1" / "toy" / "3-res-mine"
@@ -361,7 +363,7 @@ def test_a_run_is_exported(workdir, tmp_path, capsys, to):
 def test_mistakes_on_the_command_line_are_one_sentence(
     workdir, tmp_path, capsys, options, words
 ):
-    assert main("export", "run", *options, "-o", tmp_path / "out") == 2
+    assert main("export", "run", "X.npy", *options, "-o", tmp_path / "out") == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("jaxae: error: ") and words in captured.err

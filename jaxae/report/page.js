@@ -409,8 +409,8 @@ function explorer({ lanes, axes: of, metrics, metric, status }) {
       const value = means[r][c], indices = members[r][c];
       const failed = indices.filter((i) => status[i] === "diverged").length;
       const label = `${xName} ${columns.labels[c]}, ${yName} ${rows.labels[r]}: ${format(value)}; ${indices.length} lane${indices.length === 1 ? "" : "s"}${failed ? `, ${failed} diverged` : ""}`;
-      const text = value !== null ? Number(value.toPrecision(3)) : !indices.length ? "" : failed === indices.length ? "✕" : "–";
-      const td = element("td", { tabindex: 0, title: label, class: value !== null && value === least ? "best" : null }, String(text));
+      const text = value !== null ? format(Number(value.toPrecision(3))) : !indices.length ? "" : failed === indices.length ? "✕" : "–";
+      const td = element("td", { tabindex: 0, title: label, class: value !== null && value === least ? "best" : null }, text);
       if (value !== null) [td.style.backgroundColor, td.style.color] = colour(value);
       for (const event of ["pointerenter", "focus"]) td.addEventListener(event, () => { readout.textContent = label; });
       return td;
@@ -446,7 +446,7 @@ function colours(values) {
   const at = scale(values, 1, { log: spansDecade(values) }).at;
   return (value) => {
     const part = Math.max(0, Math.min(1, at(value))), lightness = 26 + 66 * part;
-    return [`hsl(${215 - 165 * part} ${55 - 5 * part}% ${lightness}%)`, lightness < 56 ? "#ffffff" : "#111111"];
+    return [`hsl(${215 - 165 * part} ${55 - 5 * part}% ${lightness}%)`, lightness < 36 ? "#ffffff" : "#111111"];
   };
 }
 
