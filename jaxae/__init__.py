@@ -13,6 +13,7 @@ from jaxae import (
     corruptions,
     data,
     dead_latents,
+    features,
     manual,
     metrics,
     observations,
@@ -38,7 +39,16 @@ from jaxae.sweeps import sweep
 from jaxae.training import TrainConfig, train
 
 if TYPE_CHECKING:
-    from jaxae import formats, gradcheck, loggers, plots, sklearn
+    from jaxae import (
+        dashboards,
+        formats,
+        gradcheck,
+        loggers,
+        plots,
+        report,
+        sklearn,
+        tokens,
+    )
 
 __all__ = [
     "ArgumentError",
@@ -50,8 +60,10 @@ __all__ = [
     "__version__",
     "activations",
     "corruptions",
+    "dashboards",
     "data",
     "dead_latents",
+    "features",
     "formats",
     "gradcheck",
     "load",
@@ -63,20 +75,34 @@ __all__ = [
     "penalties",
     "plots",
     "recovery",
+    "report",
     "save",
     "schedules",
     "sklearn",
     "sweep",
     "sweeps",
+    "tokens",
     "train",
     "training",
     "untie",
 ]
 
 
+# Nothing that trains needs these.
+_IMPORTED_WHEN_USED = (
+    "dashboards",
+    "formats",
+    "gradcheck",
+    "loggers",
+    "plots",
+    "report",
+    "sklearn",
+    "tokens",
+)
+
+
 def __getattr__(name: str):
-    # Imported when first used: nothing that trains needs them.
-    if name in ("formats", "gradcheck", "loggers", "plots", "sklearn"):
+    if name in _IMPORTED_WHEN_USED:
         return importlib.import_module(f"jaxae.{name}")
     raise AttributeError(f"module 'jaxae' has no attribute {name!r}")
 

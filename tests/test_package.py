@@ -43,6 +43,9 @@ LAYERS = [
     "optimizers",
     "data",
     "formats",
+    "features",
+    "tokens",
+    "dashboards",
     "_orbax",
     "checkpoints",
     "training",
@@ -51,6 +54,7 @@ LAYERS = [
     "plots",
     "loggers",
     "sklearn",
+    "report",
     "__init__",
     "cli",
 ]

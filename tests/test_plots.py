@@ -164,7 +164,7 @@ def test_curves_have_a_panel_for_each_kind_of_metric(tmp_path):
 def test_panels_show_the_available_metrics_and_both_paths_of_a_leaf():
     labels = {
         panel.ylabel: [label for label, *_ in panel.lines]
-        for panel in runs._panels(ALL_METRICS)
+        for panel in runs.curve_panels(ALL_METRICS)
     }
     assert labels == {
         "loss": ["train", "validation"],
@@ -178,7 +178,7 @@ def test_panels_show_the_available_metrics_and_both_paths_of_a_leaf():
         ],
         "fraction of latents": ["train saturated", "train dead", "validation dead"],
     }
-    by_losses = runs._panels({"train/loss": [1.0]})
+    by_losses = runs.curve_panels({"train/loss": [1.0]})
     assert [len(panel.lines) for panel in by_losses] == [1, 0, 0, 0]
 
 

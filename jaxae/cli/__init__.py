@@ -17,19 +17,23 @@ from jaxae import _checks
 from jaxae._checks import ArgumentError
 from jaxae.cli import config_file
 from jaxae.cli.convert import convert
+from jaxae.cli.export import export
 from jaxae.cli.gradcheck import gradcheck
 from jaxae.cli.options import (
     CommandError,
     ConvertOptions,
     EncodeOptions,
     EvaluateOptions,
+    ExportOptions,
     GradcheckOptions,
     PlotOptions,
     ReconstructOptions,
+    ReportOptions,
     SweepOptions,
     TrainOptions,
     argument_names,
 )
+from jaxae.cli.report import report
 from jaxae.cli.signals import INTERRUPTED
 from jaxae.cli.sweep import sweep
 from jaxae.cli.train import train
@@ -58,6 +62,8 @@ SUBCOMMANDS = {
     "reconstruct": Subcommand(ReconstructOptions, reconstruct, ("tyro",)),
     "evaluate": Subcommand(EvaluateOptions, evaluate, ("tyro", "rich", "sklearn")),
     "plot": Subcommand(PlotOptions, plot, ("tyro", "matplotlib")),
+    "report": Subcommand(ReportOptions, report, ("tyro",)),
+    "export": Subcommand(ExportOptions, export, ("tyro",)),
     "convert": Subcommand(ConvertOptions, convert, ("tyro",)),
     "gradcheck": Subcommand(GradcheckOptions, gradcheck, ("tyro", "rich")),
 }

@@ -35,6 +35,11 @@ class Splits(NamedTuple):
         return self.validation if len(self.validation) else None
 
     @property
+    def all_rows(self) -> Any:
+        """All rows of the file, scaled, in the order of the file."""
+        return _scaled(self.info.train, self.scaling, self.train.dtype)
+
+    @property
     def shown(self) -> tuple[Any, Any]:
         """The rows that pictures show, and the shape of an image in a row, if known."""
         return self.test if len(self.test) else self.train, self.info.image_shape

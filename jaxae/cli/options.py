@@ -374,6 +374,60 @@ class ConvertOptions:
     """Replace the model that DIR holds."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one HTML page of a run or a sweep: curves, latents, reconstructions."""
+
+    run: Annotated[str, conf.Positional, conf.arg(metavar="RUN_OR_SWEEP")]
+    """The folder of a run or a sweep, or RUN/best for its best epoch."""
+    data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
+    """A file or folder of [N, D] on which latents are measured. None: the run's."""
+    output: Annotated[str | None, conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """The .html file to write. None: report.html in the folder."""
+    array: str | None = None
+    """The array to take from files that hold several. None: the run's."""
+    tokens: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The token of each row: a .json of texts, or an .npy of texts or ids."""
+    vocabulary: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The text of each id of --tokens: a .json list, or an object from text to id."""
+    context: int = 10
+    """Tokens shown before and after a row."""
+    latents: str | None = None
+    """The latents with details: 3,17,40. None: those of largest use."""
+    max_latents: int = 200
+    """How many latents have details."""
+    max_rows: int = 100_000
+    """Latents are measured on the first rows of the data, at most so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write the latents of a run for SAEDashboard or Neuronpedia."""
+
+    run: _Run
+    """The run folder, or RUN/best for its best epoch."""
+    data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
+    """A file or folder of [N, D] on which latents are measured. None: the run's."""
+    to: str
+    """saedashboard or neuronpedia."""
+    source: Annotated[str, conf.arg(metavar="SOURCE.toml")]
+    """What the dashboards are called: model, layer, source_set, ...; docs/how_to."""
+    tokens: Annotated[str, conf.arg(metavar="FILE")]
+    """The token of each row: a .json of texts, or an .npy of texts or ids."""
+    vocabulary: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """The text of each id of --tokens: a .json list, or an object from text to id."""
+    unembedding: Annotated[str | None, conf.arg(metavar="FILE")] = None
+    """An .npy of [D, V], from the decoder's output to the logits of the vocabulary."""
+    vectors: bool = False
+    """Write the decoder weights of each latent too."""
+    context: int = 64
+    """Tokens before and after each example."""
+    array: str | None = None
+    """The array to take from files that hold several. None: the run's."""
+    output: Annotated[str, conf.arg(aliases=["-o"], metavar="DIR")]
+    """The folder to write, new or empty."""
+
+
 # ---- names ---------------------------------------------------------------------------
 
 # The hyperparameters that options set.

@@ -37,6 +37,7 @@ REPORT_FILE = "report.json"  # of gradcheck
 FILTERS, DECODER_FILTERS = "filters.png", "decoder_filters.png"
 RECONSTRUCTIONS, CURVES, USAGE = "reconstructions.png", "curves.png", "latents.png"
 PICTURES = (FILTERS, DECODER_FILTERS, RECONSTRUCTIONS, CURVES, USAGE)
+PAGE = "report.html"  # of a run or a sweep
 CHECKPOINTS = "checkpoints"
 # Of a sweep.
 SPACE_FILE, CURVES_FILE = "space.toml", "metrics.npz"
@@ -60,14 +61,14 @@ _MODEL_FILES = (CONFIG_FILE, PARAMS_FILE, SCALING_FILE)
 RUN = Contents(  # of train or of gradcheck
     files=(
         *(*_MODEL_FILES, METRICS_FILE, TIMING_FILE, RESULTS_FILE, SUMS_FILE),
-        *(REPORT_FILE, CSV_FILE, *PICTURES),
+        *(REPORT_FILE, CSV_FILE, *PICTURES, PAGE),
     ),
     folders=(CHECKPOINTS, BEST, LOGGERS),
 )
 SWEEP = Contents(
     files=(
         *(CONFIG_FILE, TIMING_FILE, SPACE_FILE, CURVES_FILE, *TABLES.values()),
-        *(MAP, PARALLEL, *(f"by_{name}.png" for name in AXES)),
+        *(MAP, PARALLEL, *(f"by_{name}.png" for name in AXES), PAGE),
     ),
     folders=(LANES, BEST, TOP),
 )

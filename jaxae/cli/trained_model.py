@@ -204,16 +204,20 @@ def _hparams(model: Trained, rows: Any) -> dict[str, Any]:
 def plot(options: PlotOptions) -> int:
     """`jaxae plot RUN`: draws the pictures of a run again."""
     with load_trained(options.run) as model:
-        rows = run_folder.read_rows(model.path / run_folder.METRICS_FILE)
-        names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
-        history = {
-            name: np.array([_number(model.path, row.get(name)) for row in rows])
-            for name in names
-        }
+        history = read_history(model.path)
         shown = model.load_splits().shown
         reporting.draw(model.path, model.ae, model.params, history, *shown)
     reporting.print_folder(model.path)
     return 0
+
+
+def read_history(run: Path) -> dict[str, np.ndarray]:
+    """The metrics of a run, one an epoch, by name."""
+    rows = run_folder.read_rows(run / run_folder.METRICS_FILE)
+    names = [name for name in (rows[0] if rows else ()) if name != "epoch"]
+    return {
+        name: np.array([_number(run, row.get(name)) for row in rows]) for name in names
+    }
 
 
 def _number(run: Path, value: Any) -> float:

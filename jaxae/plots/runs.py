@@ -133,7 +133,7 @@ def curves(metrics: Mapping[str, Any], path: PathLike) -> Path:
     if not any(f"{split}/loss" in metrics for split in _SPLIT_COLOURS):
         needed = "needs 'train/loss' or 'validation/loss' to draw curves, and has "
         raise ArgumentError("metrics", f"{needed}{sorted(metrics)}")
-    panels = [panel for panel in _panels(metrics) if panel.lines]
+    panels = [panel for panel in curve_panels(metrics) if panel.lines]
     num_columns = min(len(panels), 2)
     num_rows = math.ceil(len(panels) / num_columns)
     figure = drawing.figure((5.5, 3.4) if len(panels) == 1 else (9.6, 3.2 * num_rows))
@@ -208,38 +208,44 @@ def _draw_frequency(axes: Any, frequency: np.ndarray, dead: np.ndarray) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-class _Line(NamedTuple):
+GRADIENT_NORM = "norm of the gradient"  # label of the panel of gradients by path
+
+
+class Line(NamedTuple):
+    """A line of a panel."""
+
     label: str
     values: np.ndarray  # one an epoch
     style: dict[str, Any]
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """The lines on one pair of axes."""
 
     ylabel: str
-    lines: list[_Line]
+    lines: list[Line]
     is_log: bool | None = None  # None: if the values span more than a decade
     limits: tuple[float, float] | None = None
 
 
-def _panels(metrics: Mapping[str, Any]) -> list[_Panel]:
+def curve_panels(metrics: Mapping[str, Any]) -> list[Panel]:
+    """The panels of `curves`; without lines where there are no such metrics."""
     saturated = _lines_by_split(
         metrics, "saturated_fraction", " saturated", **_BACKGROUND_STYLE
     )
     dead = _lines_by_split(metrics, "dead_fraction", " dead")
     limits = (-0.03, 1.03)
     return [
-        _Panel("loss", _lines_by_split(metrics, "loss")),
-        _Panel("fraction of variance unexplained", _lines_by_split(metrics, "fvu")),
-        _Panel("norm of the gradient", _lines_by_leaf(metrics), is_log=True),
-        _Panel("fraction of latents", saturated + dead, is_log=False, limits=limits),
+        Panel("loss", _lines_by_split(metrics, "loss")),
+        Panel("fraction of variance unexplained", _lines_by_split(metrics, "fvu")),
+        Panel(GRADIENT_NORM, _lines_by_leaf(metrics), is_log=True),
+        Panel("fraction of latents", saturated + dead, is_log=False, limits=limits),
     ]
 
 
-def _lines_by_split(metrics, name: str, suffix: str = "", **style: Any) -> list[_Line]:
+def _lines_by_split(metrics, name: str, suffix: str = "", **style: Any) -> list[Line]:
     return [
-        _Line(
+        Line(
             f"{split}{suffix}",
             _values(metrics[f"{split}/{name}"]),
             {"color": colour, **style},
@@ -249,23 +255,23 @@ def _lines_by_split(metrics, name: str, suffix: str = "", **style: Any) -> list[
     ]
 
 
-def _lines_by_leaf(metrics) -> list[_Line]:
+def _lines_by_leaf(metrics) -> list[Line]:
     paths = ("encoder", "decoder")
     names = [name.split("/") for name in metrics if name.startswith("gradient/")]
     leaves = ["/".join(leaf) for _, *leaf in names if leaf[0] not in paths]
     lines = []
     for leaf, colour in zip(leaves, itertools.cycle(_LEAF_COLOURS)):
         norms = _values(metrics[f"gradient/{leaf}"])
-        lines.append(_Line(leaf, norms, {"color": colour}))
+        lines.append(Line(leaf, norms, {"color": colour}))
         by_path = [_values(metrics.get(f"gradient/{p}/{leaf}", 0.0)) for p in paths]
         if all(norms.any() for norms in by_path):
             for path, norms, linestyle in zip(paths, by_path, ("--", ":"), strict=True):
                 style = {"color": colour, "linestyle": linestyle}
-                lines.append(_Line(f"{leaf}, {path} path", norms, style))
+                lines.append(Line(f"{leaf}, {path} path", norms, style))
     return lines
 
 
-def _draw_curves(axes: Any, panel: _Panel) -> None:
+def _draw_curves(axes: Any, panel: Panel) -> None:
     for label, values, style in panel.lines:
         epochs = np.arange(1, len(values) + 1)
         marker = "o" if len(values) <= 30 else None
