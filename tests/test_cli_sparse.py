@@ -347,6 +347,13 @@ def test_a_mean_that_is_smaller_than_the_spread_is_not_noted(workdir, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("dead_after", ["1", "1000"])
+def test_a_window_that_is_longer_than_training_is_noted(workdir, capsys, dead_after):
+    assert train(*TOPK, "--aux-k", "2", "--dead-after", dead_after) == 0
+    is_noted = "no latent will count as dead in " in capsys.readouterr().err
+    assert is_noted == (dead_after == "1000")
+
+
 # ---- sweeps --------------------------------------------------------------------------
 
 

@@ -199,7 +199,9 @@ def group_of(objective=OBJECTIVE, data=X, generator="rbg", optimizer=None, **spa
     optimizer = optimizer or jaxae.optimizers.adam
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     lanes = sweeps.spaces.lanes_of(space, {}, 4, key)
-    (group,) = groups.groups_of(objective, config, lanes, {"l1": 0.1}, data, key)
+    (group,) = groups.groups_of(
+        *(objective, config, lanes, {"l1": 0.1}, data, key), params=None
+    )
     return group
 
 

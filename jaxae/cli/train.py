@@ -57,6 +57,7 @@ def _train(options: TrainOptions, out: Path, interrupt: Interrupt) -> int:
     prepared = _prepare(options, splits)
     _check_repetition(options, splits, prepared)
     _note_mean(options, prepared.objective.ae, splits)
+    _note_dead_after(prepared)
     interrupt.raise_if_requested()
     with run_folder.make_and_lock(out):
         # Writing begins: only whether the folder holds this run is still to check.
@@ -385,6 +386,17 @@ def _note_mean(options: TrainOptions, ae: jaxae.Autoencoder, splits: Splits) -> 
             f"the mean of the data is {ratio:.3g} times their spread, so many latents "
             "may be dead from the start; centre the data with --scaling center or "
             "standardize, or give --pre-bias --bias-from-mean."
+        )
+
+
+def _note_dead_after(prepared: PreparedRun) -> None:
+    """Print a note if training ends before a latent can count as dead."""
+    dead_after = prepared.objective.dead_after
+    num_steps = prepared.steps_per_epoch * prepared.config.num_epochs
+    if dead_after is not None and num_steps <= dead_after:
+        note(
+            f"no latent will count as dead in {num_steps} steps, because --dead-after "
+            f"is {dead_after}; lower it, or train longer."
         )
 
 

@@ -103,12 +103,6 @@ def warnings_of(prepared: PreparedRun, run: Run) -> list[str]:
         ]
     skipped = all_steps_skipped(prepared, run)
     sentences = [] if skipped is None else [skipped]
-    dead_after, num_steps = prepared.objective.dead_after, int(run.state.step)
-    if dead_after is not None and num_steps <= dead_after:
-        sentences.append(
-            f"no latent counted as dead: dead_after is {dead_after}, and training took "
-            f"{num_steps} steps. Make dead_after smaller, or train longer."
-        )
     for split in ("train", "validation"):
         remarks = diagnostics.remarks(_last_metrics(run, split))
         sentences += [f"{split} data: {remark}" for remark in remarks]
