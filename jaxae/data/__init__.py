@@ -10,7 +10,7 @@ known dictionary (`dictionaries`), or your own. Nothing is unpickled.
 from jaxae.data import dictionaries
 from jaxae.data.files import Dataset, PathLike
 from jaxae.data.named import NAMES, digits, fashion_mnist, load, mnist
-from jaxae.data.rows import Rows, is_rows, take
+from jaxae.data.rows import BlockShuffle, Rows, is_rows, take
 from jaxae.data.scaling import (
     SCALINGS,
     Scaling,
@@ -20,6 +20,7 @@ from jaxae.data.scaling import (
     save_scaling,
     scaled,
 )
+from jaxae.data.shards import activations
 from jaxae.data.statistics import (
     ColumnStats,
     check_array,
@@ -33,12 +34,14 @@ from jaxae.data.views import View, split
 __all__ = [
     "NAMES",
     "SCALINGS",
+    "BlockShuffle",
     "ColumnStats",
     "Dataset",
     "PathLike",
     "Rows",
     "Scaling",
     "View",
+    "activations",
     "check_array",
     "column_stats",
     "dictionaries",

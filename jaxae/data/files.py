@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks
@@ -51,20 +52,22 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """The header of an `.npy` file."""
+
     shape: tuple[int, ...]
     dtype: np.dtype
     order: Literal["C", "F"]
     offset: int  # of the first value in the file
 
 
-_MAX_HEADER_SIZE = 2**16  # bytes; NumPy rejects headers of over 10,000 characters
+MAX_HEADER_SIZE = 2**16  # bytes; NumPy rejects headers of over 10,000 characters
 _SPARSE_MEMBERS = {"format", "shape", "data"}  # of scipy.sparse.save_npz, any format
 
 
 def _read_npy(file: Any, memory_budget: int) -> np.ndarray:
     num_bytes = os.fstat(file.fileno()).st_size
-    header = _parse_header(file.read(_MAX_HEADER_SIZE), num_bytes)
+    header = _header_of_rows(file.read(MAX_HEADER_SIZE), num_bytes)
     if num_bytes - header.offset <= memory_budget:
         file.seek(0)
         return _to_array(file.read(), header)
@@ -97,7 +100,7 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
         member = members[names[0]]
         _check_budget(f"array {names[0]}", member.file_size, memory_budget)
         raw = archive.read(member)
-    return _to_array(raw, _parse_header(raw[:_MAX_HEADER_SIZE], len(raw)))
+    return _to_array(raw, _header_of_rows(raw[:MAX_HEADER_SIZE], len(raw)))
 
 
 def _check_budget(subject: str, num_bytes: int, memory_budget: int) -> None:
@@ -108,28 +111,34 @@ def _check_budget(subject: str, num_bytes: int, memory_budget: int) -> None:
         )
 
 
-def _parse_header(head: bytes, num_bytes: int) -> _Header:
-    """The header, checked before memory is allocated."""
+def parse_header(head: bytes, num_bytes: int) -> Header:
+    """The header of real numbers, checked before memory is allocated."""
     file = io.BytesIO(head)
     version = "_".join(map(str, np.lib.format.read_magic(file)))
     # NumPy has no public reader for version 3.0, which only named fields need.
     read_header = getattr(np.lib.format, f"read_array_header_{version}")
     shape, is_fortran, dtype = read_header(file)
-    if dtype == np.dtype("V2"):  # or another type of two bytes that NumPy lacks
-        raise ValueError(
-            "its dtype is |V2, as which NumPy stores bfloat16: convert it by "
-            "np.load(path).view(jax.numpy.bfloat16).astype('float32')"
-        )
-    if dtype.kind not in "biuf":
+    if dtype == np.dtype(
+        "V2"
+    ):  # as which NumPy stores JAX's only other type of 2 bytes
+        dtype = np.dtype(jnp.bfloat16)
+    elif dtype.kind not in "biuf":
         raise ValueError(f"its dtype is {dtype}")
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"its shape is {shape}: {reshape_advice(shape)}")
     declared, actual = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
     if declared != actual:
         raise ValueError(f"it declares {declared} bytes of data and holds {actual}")
-    return _Header(shape, dtype, "F" if is_fortran else "C", file.tell())
+    return Header(shape, dtype, "F" if is_fortran else "C", file.tell())
 
 
-def _to_array(raw: bytes, header: _Header) -> np.ndarray:
+def _header_of_rows(head: bytes, num_bytes: int) -> Header:
+    """The header of an array `[N, D]`, or of images `[N, h, w]`."""
+    header = parse_header(head, num_bytes)
+    if len(header.shape) not in (2, 3) or min(header.shape) < 1:
+        advice = reshape_advice(header.shape)
+        raise ValueError(f"its shape is {header.shape}: {advice}")
+    return header
+
+
+def _to_array(raw: bytes, header: Header) -> np.ndarray:
     X = np.frombuffer(raw, header.dtype, offset=header.offset)
     return np.ascontiguousarray(X.reshape(header.shape, order=header.order))

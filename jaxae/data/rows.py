@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,11 +17,36 @@ class Rows(Protocol):
     `__getitem__` takes a slice or a strictly increasing int array of n row numbers and
     returns `[n, D]`. If that raises an error, rows are read one by one, which is
     slower: `__getitem__` then takes a Python int and returns `[D]`.
+
+    Rows that are slow to read in random order have an attribute `block_shuffle`, a
+    `BlockShuffle`.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class BlockShuffle(NamedTuple):
+    """The row order of an epoch, for Rows that are slow to read in random order.
+
+    The blocks of `block_rows` consecutive rows are read in random order. Of the rows in
+    that order, each `buffer_rows` successive ones are shuffled.
+
+    Attributes:
+      block_rows: the number of rows that are read at once.
+      buffer_rows: the number of rows that are in memory. Training rounds it down to
+        whole batches; it holds two buffers, one of which is being read.
+    """
+
+    block_rows: int
+    buffer_rows: int
+
+
+def block_shuffle_of(X: Any) -> BlockShuffle | None:
+    """How the Rows X ask to be shuffled; None for rows in any order."""
+    shuffle = getattr(X, "block_shuffle", None)
+    return shuffle if isinstance(shuffle, BlockShuffle) else None
 
 
 def is_rows(X: Any) -> bool:

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.rows import as_rows, check_rows, is_rows, read, row_numbers, take
+from jaxae.data.rows import (
+    BlockShuffle,
+    as_rows,
+    block_shuffle_of,
+    check_rows,
+    is_rows,
+    read,
+    row_numbers,
+    take,
+)
 from jaxae.data.scaling import Scaling, real
 
 
@@ -77,6 +86,13 @@ class View:
     def ndim(self) -> int:
         """2, as for an array `[n, D]`."""
         return 2
+
+    @property
+    def block_shuffle(self) -> BlockShuffle | None:
+        """That of `rows`; None if the index is not increasing."""
+        if self.index is None or (np.diff(self.index) > 0).all():
+            return block_shuffle_of(self.rows)
+        return None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -154,6 +170,8 @@ def split(X: Any, *fractions: float | int, seed: int = 0) -> tuple[Any, ...]:
         )
     rows = np.random.default_rng(seed).permutation(num_rows)
     *subsets, remainder = np.split(rows, np.cumsum(sizes, dtype=int))
+    if block_shuffle_of(X) is not None:  # blocks of a subset are blocks of X
+        subsets, remainder = [np.sort(s) for s in subsets], np.sort(remainder)
     return tuple(
         View(X, index, dtype=None) if is_rows(X) else X[index]
         for index in (remainder, *subsets)

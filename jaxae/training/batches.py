@@ -8,6 +8,7 @@ block by block, ahead of the training.
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Int32, UInt32
 
 from jaxae import data as data_module
 from jaxae._checks import ArgumentError
+from jaxae.data.rows import BlockShuffle, block_shuffle_of
 from jaxae.training.config import TrainConfig
 
 Data = Any  # [N, D], a pair of such arrays, or a pure source (key, hparams) -> batch
@@ -99,6 +101,22 @@ def fast_argsort(bits) -> Any:
     return (pairs & np.uint64(2**32 - 1)).astype(np.int32)
 
 
+def _order(key, epoch_start, num_rows: int, shuffle: BlockShuffle | None) -> Any:
+    """The order of an epoch, outside jit; `shuffle` is that of rows on the host."""
+    if shuffle is None:
+        return fast_argsort(_order_bits(key, epoch_start, num_rows=num_rows))
+    num_blocks = math.ceil(num_rows / shuffle.block_rows)
+    bits = _order_bits(key, epoch_start, num_rows=num_blocks + num_rows)
+    of_blocks, of_rows = np.split(np.asarray(bits), [num_blocks])
+    starts = np.asarray(fast_argsort(of_blocks)) * shuffle.block_rows
+    order = (starts[:, None] + np.arange(shuffle.block_rows, dtype=np.int32)).ravel()
+    order = order[order < num_rows]  # the last block may be shorter
+    for start in range(0, num_rows, shuffle.buffer_rows):
+        buffer = slice(start, start + shuffle.buffer_rows)
+        order[buffer] = order[buffer][fast_argsort(of_rows[buffer])]
+    return order
+
+
 _argsort = jax.jit(argsort)
 _order_bits = jax.jit(order_bits, static_argnames="num_rows")
 
@@ -165,30 +183,49 @@ def blocks(
     """Yield the blocks of the epoch that begins at `epoch_start`, from step `first`."""
     order = None
     if not callable(data):
-        bits = _order_bits(key, epoch_start, num_rows=num_rows(data))
-        order = jnp.asarray(fast_argsort(bits))
+        shuffle = _shuffle_of(data, config)
+        order = jnp.asarray(_order(key, epoch_start, num_rows(data), shuffle))
         if not all(isinstance(rows, jax.Array) for rows in jax.tree.leaves(data)):
-            yield from _read_ahead(data, np.asarray(order), first, config)
+            yield from _read_ahead(data, np.asarray(order), shuffle, first, config)
             return
     batch_at = batches_of(key, epoch_start, hparams, data, order, config)
     yield Block(first, num_steps(data, config), batch_at, order)
 
 
-def _read_ahead(data, order: np.ndarray, first: int, config: TrainConfig):
+def _shuffle_of(data, config: TrainConfig) -> BlockShuffle | None:
+    """How rows on the host are shuffled, with a buffer of whole batches."""
+    shuffles = map(block_shuffle_of, jax.tree.leaves(data))
+    shuffle = next(filter(None, shuffles), None)  # one for both arrays of a pair
+    if shuffle is None:
+        return None
+    num_batches = max(1, shuffle.buffer_rows // config.batch_size)
+    return shuffle._replace(buffer_rows=num_batches * config.batch_size)
+
+
+def _read_ahead(
+    data,
+    order: np.ndarray,
+    shuffle: BlockShuffle | None,
+    first: int,
+    config: TrainConfig,
+):
     """Yield blocks; a thread reads the next one while training uses this one."""
     arrays, end = jax.tree.leaves(data), num_steps(data, config)
     row_bytes = sum(rows.shape[1] * np.dtype(rows.dtype).itemsize for rows in arrays)
-    length = max(1, min(end, _BLOCK_BYTES // (config.batch_size * row_bytes)))
-    starts = range(first, end, length)
+    block_rows = _BLOCK_BYTES // row_bytes if shuffle is None else shuffle.buffer_rows
+    length = max(1, min(end, block_rows // config.batch_size))
+    # From the beginning of a buffer, so that a resumed run reads whole buffers too.
+    starts = range(first - first % length, end, length)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
         read = functools.partial(_read, data, order, length=length, config=config)
-        ahead = reader.submit(read, first)
+        ahead = reader.submit(read, starts[0])
         for start in starts:
             block = ahead.result()
             if start != starts[-1]:
                 ahead = reader.submit(read, start + length)
             batch_at = jax.tree_util.Partial(_batch_of_block, block, np.int32(start))
-            yield Block(start, min(start + length, end), batch_at, order)
+            last = min(start + length, end)
+            yield Block(max(first, start), last, batch_at, order)
 
 
 def _read(data, order: np.ndarray, start: int, length: int, config: TrainConfig):

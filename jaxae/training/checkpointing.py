@@ -19,6 +19,7 @@ from jaxae._version import __version__
 from jaxae.autoencoder.files import describe
 from jaxae.checkpoints import Checkpoints
 from jaxae.data import column_stats
+from jaxae.data.rows import block_shuffle_of
 from jaxae.training.config import TrainConfig, settings
 from jaxae.training.run import Best, RunState
 
@@ -181,11 +182,12 @@ def _data(data: Any) -> Any:
         return _name(data)
     if isinstance(data, tuple):
         return [_data(array) for array in data]
-    stats = column_stats(data)
+    stats, shuffle = column_stats(data), block_shuffle_of(data)
     return {
         "shape": [stats.num_rows, stats.num_columns],
         "dtype": str(stats.dtype),
         "sha256": stats.sha256,
+        **({} if shuffle is None else {"block_shuffle": list(shuffle)}),
     }
 
 
