@@ -159,51 +159,36 @@ def settings_of(args) -> Settings:
 
 
 def study(model, addresses, settings: Settings, folder: Path) -> dict:
-    """The results of one language model, whose activations are kept in the folder."""
-    contexts = cut(model.tokenizer, addresses, settings.num_tokens)
-    is_held_out = contexts.address % NUM_FOLDS == 0
-    parts = {"train": contexts.at(~is_held_out), "held_out": contexts.at(is_held_out)}
-    for name, part in parts.items():
-        extract(model, LAYERS[model.name], part, folder / name)
-    train, held_out = (rows_of(model.name, folder / name) for name in parts)
-    scaling = jaxae.data.fit_scaling("center", train)
-    train, held_out = (
-        View(rows.rows, rows.index, scaling) for rows in (train, held_out)
-    )
-    print(f"{model.name}: {len(train)} + {len(held_out)} tokens", flush=True)
+    """The results of one language model; its files are in the folder."""
+    train, held_out = activations_of(model, addresses, settings, folder)
+    print(f"{model.name}: {len(train.rows)} + {len(held_out.rows)} tokens", flush=True)
     runs = {
         (kind, width, seed): train_autoencoder(
-            kind, width, seed, train, held_out, settings
+            kind, width, seed, train.rows, held_out.rows, settings, folder
         )
         for width in settings.widths
         for kind in KINDS
         for seed in range(settings.num_seeds)
     }
-    rows = [
-        {"kind": kind, "width": width, "seed": seed, **measures(run)}
-        for (kind, width, seed), run in runs.items()
-    ]
-    result = {
-        "rows": rows,
-        "widths": settings.widths,
-        "tokens": {"train": len(train), "held_out": len(held_out)},
-    }
+    models = {key: run.model for key, run in runs.items()}
+    losses = {}
     if model.name == "smollm2":
-        models = {key: run.model for key, run in runs.items()}
-        losses = prediction_losses(
-            model.params, models, scaling, parts["held_out"], held_out, settings
-        )
-        for row, key in zip(rows, runs, strict=True):
-            row["loss"] = losses[key]
-            row["recovered"] = recovered(losses, key)
-        result["losses"] = {n: losses[n] for n in ("clean", "mean", "zero")}
-    widest = {kind: runs[kind, settings.widths[-1], 0].model for kind in KINDS}
-    data = {"train": train, "held_out": held_out}
-    features = top_contexts(widest["BatchTopK"], train, parts["train"], addresses)
-    write_features(features, model.name, folder.parent / f"features_{model.name}.html")
-    result["features"] = features
-    result["probes"] = probes(widest, data, parts, addresses)
-    return result
+        losses = prediction_losses(model.params, models, held_out, settings.num_losses)
+    widest = {kind: models[kind, settings.widths[-1], 0] for kind in KINDS}
+    features = top_contexts(widest["BatchTopK"], train, addresses)
+    write_features(features, model.name, folder / "features.html")
+    return {
+        "widths": settings.widths,
+        "tokens": {"train": len(train.rows), "held_out": len(held_out.rows)},
+        "rows": [
+            {"kind": kind, "width": width, "seed": seed, **measures(run)}
+            | prediction_scores(losses, (kind, width, seed))
+            for (kind, width, seed), run in runs.items()
+        ],
+        "losses": {name: losses[name] for name in ABLATIONS if losses},
+        "features": features,
+        "probes": probes(widest, (train, held_out), addresses),
+    }
 
 
 # ---- texts ---------------------------------------------------------------------------
@@ -278,6 +263,39 @@ def cut(tokenizer, addresses, num_tokens: int, length: int = CONTEXT) -> Context
 # ---- activations ---------------------------------------------------------------------
 
 
+class Activations(NamedTuple):
+    """The scaled activations of those tokens of some contexts that are kept."""
+
+    contexts: Contexts
+    rows: View
+
+    @property
+    def position(self) -> Int[np.ndarray, "n"]:
+        """Of each row, the number of its token, counted through all contexts."""
+        num_tokens, index = self.contexts.ids.size, self.rows.index
+        return np.arange(num_tokens) if index is None else index
+
+
+def activations_of(model, addresses, settings: Settings, folder: Path):
+    """The activations of the addresses for training, and of those held out.
+
+    Left out are the first token of a context, where the model gives it a far larger
+    activation than others, and tokens whose norm is over three times the median. The
+    mean of the training rows is subtracted, and one number divides all columns.
+    """
+    contexts = cut(model.tokenizer, addresses, settings.num_tokens)
+    is_held_out = contexts.address % NUM_FOLDS == 0
+    parts = {"train": contexts.at(~is_held_out), "held_out": contexts.at(is_held_out)}
+    for name, part in parts.items():
+        extract(model, LAYERS[model.name], part, folder / name)
+    rows = [rows_of(model.name, folder / name) for name in parts]
+    scaling = jaxae.data.fit_scaling("center", rows[0])
+    return [
+        Activations(part, View(kept.rows, kept.index, scaling))
+        for part, kept in zip(parts.values(), rows, strict=True)
+    ]
+
+
 def extract(model, layer: int, contexts: Contexts, folder: Path) -> None:
     """Write the states after `layer` blocks as shards `[n, T, D]`, unless they exist.
 
@@ -328,16 +346,11 @@ def rows_of(name: str, folder: Path) -> View:
     )
 
 
-def positions_of(rows: View, contexts: Contexts) -> np.ndarray:
-    """Of each row, the number of its token in all contexts, counted through."""
-    return np.arange(contexts.ids.size) if rows.index is None else rows.index
-
-
 # ---- autoencoders --------------------------------------------------------------------
 
 
-def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings):
-    """The run of one autoencoder; evaluated on the held-out rows at the end."""
+def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings, folder):
+    """The run of one autoencoder, evaluated on the held-out rows after each epoch."""
     D = rows.shape[1]
     ae = jaxae.Autoencoder(
         input_dim=D,
@@ -349,7 +362,7 @@ def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings):
     )
     objective = jaxae.Objective(
         ae,
-        penalties=(penalties.aux_k(D // 2),),
+        penalties=(penalties.aux_k(min(D // 2, width)),),
         prefixes=(width // 16, width // 4, width) if kind == "Matryoshka" else None,
         dead_after=settings.dead_after,
     )
@@ -365,9 +378,11 @@ def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings):
             batch_size=settings.batch_size,
             optimizer=optimizers.build("adam", unit_norm=True),
             diagnostics=False,
+            checkpoint_minutes=1.0,
         ),
         validation=held_out,
         params=ae.init(init_key, data_mean=centre),
+        checkpoint_dir=folder / f"{kind}-{width}-{seed}",
     )
     scores = {name: f"{value:.4g}" for name, value in measures(run).items()}
     print(f"{kind}, {width} latents, seed {seed}: {scores}", flush=True)
@@ -401,19 +416,20 @@ def blocks_of(rows: View):
 # ---- prediction ----------------------------------------------------------------------
 
 
-def prediction_losses(params, models, scaling, contexts, rows, settings) -> dict:
+def prediction_losses(params, models, held_out: Activations, num_contexts) -> dict:
     """The mean loss of the next token, in nats, for each replacement of activations."""
     _, upper = _language_models.split(params, LAYERS["smollm2"])
+    contexts, rows = held_out
     num, length = contexts.ids.shape
     is_kept = np.zeros((num, length), bool)
-    is_kept.ravel()[positions_of(rows, contexts)] = True
-    num_chosen = min(settings.num_losses, num)
+    is_kept.ravel()[held_out.position] = True
+    num_chosen = min(num_contexts, num)
     chosen = np.arange(num_chosen) * num // num_chosen
     tokens = chosen[:, None] * length + np.arange(length)[None]
     states = rows.rows[tokens.ravel()].reshape(*tokens.shape, -1)
     return {
         name: mean_loss(upper, states, contexts.ids[chosen], is_kept[chosen], replace)
-        for name, replace in replacements_of(models, scaling).items()
+        for name, replace in replacements_of(models, rows.scaling).items()
     }
 
 
@@ -461,31 +477,35 @@ def _losses(upper, states, ids, *, head_dim: int) -> Float[Array, "N T-1"]:
     return jax.vmap(loss, (None, 0, 0))(upper, states, ids)
 
 
-def recovered(losses, key) -> float:
-    """The fraction of the loss of zero ablation, above the clean one, that is saved."""
-    return (losses["zero"] - losses[key]) / (losses["zero"] - losses["clean"])
+ABLATIONS = ("clean", "mean", "zero")
+
+
+def prediction_scores(losses: dict, key) -> dict[str, float]:
+    """The loss with an autoencoder, and what fraction of that of ablation it saves."""
+    if not losses:
+        return {}
+    saved, lost = losses["zero"] - losses[key], losses["zero"] - losses["clean"]
+    return {"loss": losses[key], "recovered": saved / lost}
 
 
 # ---- features ------------------------------------------------------------------------
 
 
-def top_contexts(model, rows, contexts: Contexts, addresses) -> list[dict]:
+def top_contexts(model, data: Activations, addresses) -> list[dict]:
     """Twenty latents drawn at random, each with the tokens that activate it most.
 
-    One token for each address. Latents that are active on fewer than as many tokens as
-    are shown are not drawn.
+    They are drawn from those that are active on at least as many tokens as are shown.
     """
-    counts = sum(np.sum(Z > 0, axis=0) for _, Z in encoded(model, rows))
+    counts = sum(np.sum(Z > 0, axis=0) for _, Z in encoded(model, data.rows))
     alive = np.flatnonzero(counts >= NUM_EXAMPLES)
     num = min(NUM_FEATURES, len(alive))
     latents = np.sort(np.random.default_rng(0).choice(alive, num, replace=False))
-    Z = np.concatenate([Z[:, latents] for _, Z in encoded(model, rows)])
-    position = positions_of(rows, contexts)
+    Z = np.concatenate([Z[:, latents] for _, Z in encoded(model, data.rows)])
     return [
         {
             "latent": int(latent),
-            "density": float(counts[latent] / len(rows)),
-            "examples": examples(z, position, contexts, addresses),
+            "density": float(counts[latent] / len(data.rows)),
+            "examples": examples(z, data.position, data.contexts, addresses),
         }
         for latent, z in zip(latents, Z.T, strict=True)
     ]
@@ -560,18 +580,16 @@ mark {{ background: #ffd54a; padding: 0 0.1em }}
 # ---- probes --------------------------------------------------------------------------
 
 
-def probes(models, data, parts, addresses) -> list[dict]:
+def probes(models, parts, addresses) -> list[dict]:
     """How well logistic regression tells the party and the century of a context.
 
     Its inputs are means over the tokens of a context: of raw activations, or of the
     latents of an autoencoder. A fold holds whole addresses, or all addresses of a
     president; each context is predicted by a model that saw none of its fold.
     """
-    address = np.concatenate([part.address for part in parts.values()])
+    address = np.concatenate([part.contexts.address for part in parts])
     inputs = {
-        name: np.concatenate(
-            [context_means(model, data[part], parts[part]) for part in parts]
-        )
+        name: np.concatenate([context_means(model, part) for part in parts])
         for name, model in {"raw activations": None, **models}.items()
     }
     presidents = list(dict.fromkeys(a.president for a in addresses))
@@ -596,16 +614,17 @@ def probes(models, data, parts, addresses) -> list[dict]:
     ]
 
 
-def context_means(model, rows, contexts: Contexts) -> Float[np.ndarray, "N F"]:
+def context_means(model, data: Activations) -> Float[np.ndarray, "N F"]:
     """The mean over the kept tokens of each context, of latents or of activations."""
-    context = positions_of(rows, contexts) // contexts.ids.shape[1]
+    num, length = data.contexts.ids.shape
+    context, rows = data.position // length, data.rows
     sums = None
     for block, values in blocks_of(rows) if model is None else encoded(model, rows):
         if sums is None:
-            sums = np.zeros((len(contexts.ids), values.shape[1]), np.float32)
+            sums = np.zeros((num, values.shape[1]), np.float32)
         found, starts = np.unique(context[block], return_index=True)  # in order
         sums[found] += np.add.reduceat(values, starts)
-    counts = np.bincount(context, minlength=len(contexts.ids))
+    counts = np.bincount(context, minlength=num)
     return sums / np.maximum(counts, 1)[:, None]
 
 

@@ -247,8 +247,12 @@ def test_the_identity_in_place_of_the_states_gives_the_clean_loss():
     replacements = study.replacements_of({"identity": model}, scaling)
     assert spliced_loss(replacements["identity"])[0] == clean
     assert spliced_loss(replacements["clean"])[0] == clean
-    losses = {"clean": clean, "zero": clean + 2, "key": clean + 0.5}
-    assert study.recovered(losses, "key") == pytest.approx(0.75)
+
+
+def test_the_recovered_fraction_is_of_the_loss_of_zero_ablation():
+    losses = {"clean": 3.0, "zero": 5.0, "key": 3.5}
+    assert study.prediction_scores(losses, "key") == {"loss": 3.5, "recovered": 0.75}
+    assert study.prediction_scores({}, "key") == {}
 
 
 def test_zero_and_mean_ablation_replace_the_states():
@@ -412,8 +416,8 @@ def test_extracted_rows_are_the_states_of_the_tokens(name, tmp_path, monkeypatch
     study.extract(model, 2, contexts, tmp_path)
     monkeypatch.setattr(study, "MAX_NORM", max_norm)
     rows = study.rows_of(name, tmp_path)
-    positions = study.positions_of(rows, contexts)
-    np.testing.assert_array_equal(positions, np.flatnonzero(is_kept))
+    kept = study.Activations(contexts, rows)
+    np.testing.assert_array_equal(kept.position, np.flatnonzero(is_kept))
     np.testing.assert_allclose(rows[:], states[is_kept], rtol=1e-4, atol=1e-5)
     # They are read again, unless they are of other contexts.
     monkeypatch.setattr(study, "states_of", None)
@@ -445,11 +449,11 @@ def test_context_means_are_those_of_the_kept_tokens(monkeypatch):
     index = np.array([0, 1, 3, 4, 5, 9, 10, 11, 12, 13])
     rows = jaxae.data.View(X, index)
     expected = [X[[0, 1, 3, 4]].mean(0), X[[5, 9]].mean(0), X[10:14].mean(0)]
-    actual = study.context_means(None, rows, contexts)
+    actual = study.context_means(None, study.Activations(contexts, rows))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_probe_tells_what_the_inputs_hold_and_nothing_else(recwarn):
+def test_a_probe_tells_what_the_inputs_hold_and_nothing_else():
     rng = np.random.default_rng(8)
     group = np.repeat(np.arange(20), 10)
     y = np.repeat(np.arange(20) % 2, 10)
