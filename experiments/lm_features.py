@@ -59,6 +59,7 @@ EXTRACTED_AT_ONCE, LOSSES_AT_ONCE = 32, 8  # contexts
 SHARD = 512  # contexts
 ENCODED_AT_ONCE = 4096  # tokens
 CENTRE_ROWS = 16_384  # of which the geometric median is the first output bias
+MIN_RECOVERED = 0.8  # of the loss, by the widest BatchTopK
 NUM_FEATURES, NUM_EXAMPLES = 20, 6  # in features.html
 NUM_DRAWS = 200  # of a bootstrap
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, chosen by validation
@@ -702,12 +703,16 @@ def judge(results) -> dict[str, bool]:
     """Whether each statement of the claim holds."""
     holds = {}
     for name, result in results.items():
-        fvu = means(result["rows"], "fvu")
-        for kind in KINDS:
-            of_kind = [value for (k, _), value in fvu.items() if k == kind]
-            holds[f"{name}: FVU of {kind} falls with width"] = bool(
-                np.all(np.diff(of_kind) < 0)
-            )
+        fvu, widths = means(result["rows"], "fvu"), result["widths"]
+        by_kind = {kind: np.array([fvu[kind, w] for w in widths]) for kind in KINDS}
+        for kind, values in by_kind.items():
+            falls = bool(np.all(np.diff(values) < 0))
+            holds[f"{name}: FVU of {kind} falls with width"] = falls
+        price = by_kind["Matryoshka"] - by_kind["BatchTopK"]
+        holds[f"{name}: nested prefixes cost variance"] = bool(np.all(price > 0))
+        if result["losses"]:
+            widest = means(result["rows"], "recovered")["BatchTopK", widths[-1]]
+            holds[f"{name}: the loss is recovered"] = widest >= MIN_RECOVERED
     return holds
 
 

@@ -475,6 +475,37 @@ def test_balanced_accuracy_is_the_mean_over_classes():
     assert study.balanced_accuracy(y, predicted, weights) == pytest.approx(1 / 4)
 
 
+# ---- the verdict ---------------------------------------------------------------------
+
+
+def results_of(batch_topk, matryoshka, recovered):
+    widths = (256, 512)
+    rows = [
+        {"kind": kind, "width": width, "fvu": fvu, "recovered": recovered}
+        for kind, values in zip(study.KINDS, (batch_topk, matryoshka))
+        for width, fvu in zip(widths, values)
+    ]
+    return {"smollm2": {"rows": rows, "widths": widths, "losses": {"clean": 3.0}}}
+
+
+@pytest.mark.parametrize(
+    "changed, fails",
+    [
+        ({}, None),
+        ({"batch_topk": (0.3, 0.31)}, "FVU of BatchTopK falls"),
+        ({"matryoshka": (0.35, 0.35)}, "FVU of Matryoshka falls"),
+        ({"matryoshka": (0.29, 0.24)}, "nested prefixes cost"),
+        ({"recovered": 0.5}, "the loss is recovered"),
+    ],
+)
+def test_each_statement_of_the_claim_can_fail(changed, fails):
+    numbers = {"batch_topk": (0.3, 0.2), "matryoshka": (0.35, 0.32), "recovered": 0.95}
+    holds = study.judge(results_of(**(numbers | changed)))
+    assert len(holds) == 4
+    for statement, is_true in holds.items():
+        assert is_true == (fails is None or fails not in statement)
+
+
 # ---- what is missing -----------------------------------------------------------------
 
 
