@@ -300,7 +300,8 @@ def _as_array(name: str, value: Any) -> Any:
                 name,
                 "must be dense",
                 f"a sparse {type(value).__name__}",
-                f"give X.{to_dense}(), or Rows whose X[rows] are dense",
+                f"give X.{to_dense}(), or jaxae.data.View(X), which makes rows of "
+                "scipy's matrices dense as they are read",
             )
     if is_table(value):
         return _of_table(name, value)
@@ -586,7 +587,7 @@ def reading(path: Path, advice: str) -> Iterator[None]:
     """Raise any error inside as one sentence: the file, the cause, and the advice."""
     try:
         yield
-    except ArgumentError:  # names its argument and what to do
+    except (ArgumentError, ImportError):  # they say what to do
         raise
     except Exception as error:  # broken bytes raise a dozen types; the user needs one
         message = f"Cannot read {path}: {first_line(error)}; {advice}."

@@ -63,11 +63,11 @@ class Stop(Exception):
     """Ends training as a crash does."""
 
 
-def crash_at(step, checkpoint_dir, **changes):
+def crash_at(step, checkpoint_dir, data=X, **changes):
     """Train, and raise after the first segment that reaches that step."""
     arguments = {"hparams": HPARAMS, "key": KEY, "config": config(**changes)}
     prepared = trainer.prepare(
-        OBJECTIVE, X, validation=X[:9], has_checkpoints=True, **arguments
+        OBJECTIVE, data, validation=X[:9], has_checkpoints=True, **arguments
     )
 
     def on_segment(at):
@@ -202,6 +202,21 @@ def test_blocks_of_rows_are_read_ahead_and_resumed_inside(
     settings_ = {"memory_budget": 100, "checkpoint_steps": 1}
     crash_at(5, tmp_path / "run", **settings_)
     assert_same(train(tmp_path / "run", config=config(**settings_)), uninterrupted)
+
+
+def test_a_crash_changes_no_result_of_rows_that_are_shuffled_by_blocks(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i in range(2):
+        np.save(shards / f"{i}.npy", X[25 * i : 25 * (i + 1)])
+    rows = jaxae.data.activations(shards, block_rows=3, buffer_rows=17)
+    uninterrupted = train(data=rows)
+    for step in (3, 13):  # an epoch has 6 steps, and a buffer 2
+        crash_at(step, tmp_path / "run", data=rows, checkpoint_steps=1)
+    assert_same(train(tmp_path / "run", data=rows), uninterrupted)
+    other = jaxae.data.activations(shards, block_rows=5, buffer_rows=17)
+    with pytest.raises(ValueError, match=r"block_shuffle.*\[5, 17\]"):
+        train(tmp_path / "run", data=other)
 
 
 def test_pairs_may_be_on_disk(tmp_path):

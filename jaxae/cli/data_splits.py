@@ -11,7 +11,9 @@ from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View
+from jaxae.data.files import load_shards, may_have_names
 from jaxae.data.statistics import ColumnStats, integer_advice
+from jaxae.data.stored_activations import is_of_shards
 from jaxae.objective import Objective
 from jaxae.observations import Observation
 from jaxae.training import diagnostics
@@ -41,7 +43,7 @@ class Splits(NamedTuple):
 def load(options: TrainOptions, observation: Observation) -> Splits:
     """The data of a run, checked; the scaling is fitted to the training rows only."""
     dtype = _checks.floating_dtype(options.dtype)
-    dataset = _load(options.data, options.array, options)
+    dataset = _load_selected(options) or _load(options.data, options.array, options)
     fractions = [options.validation_fraction]
     if dataset.test is None:
         fractions.insert(0, options.test_fraction)
@@ -74,7 +76,7 @@ def load_rows(
     options: TrainOptions,
 ) -> Any:
     """All rows of a user's file, with the scaling of the run."""
-    if array is None and Path(path).suffix.lower() == ".npz":
+    if array is None and may_have_names(Path(path)):
         array = options.array
     rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
@@ -89,13 +91,38 @@ def load_rows(
     return rows
 
 
+def _load_selected(options: TrainOptions) -> Dataset | None:
+    """The activations that options select; None without such options."""
+    if options.drop_first == 0 and options.max_row_norm is None:
+        return None
+    if options.max_row_norm is not None:
+        _checks.number("max_row_norm", options.max_row_norm, _checks.POSITIVE)
+    path = expanded(options.data)
+    if not is_of_shards(path):
+        raise CommandError(
+            "--drop-first and --max-row-norm need --data to be a folder or a pattern "
+            f"of activations, got {options.data}."
+        )
+    return load_shards(
+        path,
+        options.array,
+        _memory_budget(options),
+        drop_first=options.drop_first,
+        max_norm=options.max_row_norm,
+    )
+
+
+def _memory_budget(options: TrainOptions) -> int:
+    return 2**20 * options.memory_budget
+
+
 def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
     """Load a dataset or file; print a note if each of its rows is a user's image."""
     dataset = data.load(
         path,
         root=options.data_root,
         array=array,
-        memory_budget=2**20 * options.memory_budget,
+        memory_budget=_memory_budget(options),
     )
     if dataset.licence == "yours" and dataset.image_shape is not None:
         height, width = dataset.image_shape
@@ -154,7 +181,7 @@ def _check_finite(rows: Any) -> None:
 def describe(splits: Splits) -> dict[str, Any]:
     """The entry "data" of `config.json`."""
     info = splits.info
-    is_file = Path(info.source).is_file()
+    is_file = info.licence == "yours"
     return {
         "name": info.name,
         "source": str(Path(info.source).absolute()) if is_file else info.source,

@@ -55,9 +55,14 @@ class DataOptions:
     """Which data `train` and `sweep` use."""
 
     data: str = "digits"
-    """digits, mnist, fashion_mnist, or a path to your own .npy or .npz of [N, D]."""
+    """digits, mnist, fashion_mnist, or a path to your own [N, D]: .npy, .npz,
+    .safetensors, .csv, .parquet or .h5, or a folder or pattern of activations."""
     array: str | None = None
-    """The array to take from an .npz that holds several."""
+    """The array to take from files that hold several."""
+    drop_first: int = 0
+    """Leave out the first positions of each sequence of activations [N, T, D]."""
+    max_row_norm: float | None = None
+    """Leave out activations whose norm is above this times the median. None: all."""
     data_root: str | None = None
     """A folder to look in first for mnist and fashion_mnist."""
     divide_by: float | None = None
@@ -315,11 +320,11 @@ class EncodeOptions:
     run: _Run
     """The run folder, or RUN/best for its best epoch."""
     data: _Data
-    """A .npy or .npz file of [N, D] in the units of the run's data, or a dataset."""
+    """A file or folder of [N, D] in the units of the run's data, or a dataset."""
     output: _Output
     """The .npy file to write."""
     array: str | None = None
-    """The array to take from an .npz that holds several. None: the run's."""
+    """The array to take from files that hold several. None: the run's."""
 
 
 @dataclass(frozen=True)
@@ -334,11 +339,11 @@ class EvaluateOptions:
     run: _Run
     """The run folder, or RUN/best for its best epoch."""
     data: Annotated[str | None, conf.Positional, conf.arg(metavar="[DATA]")] = None
-    """A path to your .npy or .npz of [N, D]. None: the run's own splits."""
+    """A path to your file or folder of [N, D]. None: the run's own splits."""
     output: Annotated[str | None, conf.arg(aliases=["-o"], metavar="FILE")] = None
     """A JSON file to write the metrics to."""
     array: str | None = None
-    """The array to take from an .npz that holds several. None: the run's."""
+    """The array to take from files that hold several. None: the run's."""
 
 
 @dataclass(frozen=True)
@@ -418,7 +423,7 @@ def argument_names(kind: Any) -> dict[str, str]:
 
 # ---- checks --------------------------------------------------------------------------
 
-_NOT_COUNTS = ("seed", "warmup_steps")
+_NOT_COUNTS = ("seed", "warmup_steps", "drop_first")
 
 
 def validated(options: TrainOptions) -> TrainOptions:

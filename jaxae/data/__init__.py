@@ -8,7 +8,7 @@ known dictionary (`dictionaries`), or your own. Nothing is unpickled.
 """
 
 from jaxae.data import dictionaries
-from jaxae.data.files import Dataset, PathLike
+from jaxae.data.files import Dataset
 from jaxae.data.named import NAMES, digits, fashion_mnist, load, mnist
 from jaxae.data.rows import BlockShuffle, Rows, is_rows, take
 from jaxae.data.scaling import (
@@ -20,13 +20,14 @@ from jaxae.data.scaling import (
     save_scaling,
     scaled,
 )
-from jaxae.data.shards import activations
 from jaxae.data.statistics import (
     ColumnStats,
     check_array,
     column_stats,
     geometric_median,
 )
+from jaxae.data.stored import PathLike
+from jaxae.data.stored_activations import activations
 from jaxae.data.synth_sae_bench import load_synthsaebench, synthsaebench
 from jaxae.data.synthetic import sparse_features
 from jaxae.data.views import View, split

@@ -1,27 +1,36 @@
-"""The user's `.npy` and `.npz` files: read or memory-mapped, never unpickled."""
+"""The user's files of arrays and tables, in memory or on the disk; never unpickled."""
 
 import hashlib
 import io
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxae import _checks
-from jaxae.data.rows import reshape_advice
-
-PathLike = str | os.PathLike[str]
+from jaxae.data import tables
+from jaxae.data.hdf5 import stored_dataset
+from jaxae.data.shards import Shards
+from jaxae.data.stored import (
+    MAX_HEADER_SIZE,
+    Header,
+    check_stored,
+    named_one,
+    parse_header,
+    stored_arrays,
+)
+from jaxae.data.stored_activations import activations, files_of, is_of_shards
 
 
 class Dataset(NamedTuple):
     """A dataset as stored, with its source."""
 
     name: str
-    train: np.ndarray  # [N, D] raw values; np.memmap if they exceed the memory budget
+    train: Any  # [N, D] raw values; np.memmap or Rows if they exceed the memory budget
     test: np.ndarray | None  # [M, D] if the dataset has a test split
     scale: float  # train / scale is in [0, 1]; 1.0 for the user's own files
     image_shape: tuple[int, int] | None  # height and width, if a row is an image
@@ -31,41 +40,46 @@ class Dataset(NamedTuple):
 
 
 def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
-    """The array of a file; a `.npy` of more than `memory_budget` bytes is mapped."""
+    """The array of a file of `SUFFIXES`; above the budget, in bytes, on the disk."""
     if not os.path.isfile(path):
-        is_folder = ", but a folder" if os.path.isdir(path) else ""
-        raise FileNotFoundError(
-            f"There is no file {path}{is_folder}: give the path of an array."
-        )
+        raise FileNotFoundError(f"There is no file {path}: give the path of an array.")
     with _checks.reading(
         path, "store real numbers, [N, D] or images [N, h, w], by np.save"
     ):
         with path.open("rb") as file:
-            if path.suffix.lower() == ".npz":
-                X = _read_npz(file, array, memory_budget)
-            else:
-                X = _read_npy(file, memory_budget)
+            X = _READERS[path.suffix.lower()](file, array, memory_budget)
+            check_stored(X.dtype, X.shape)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    image_shape = (X.shape[1], X.shape[2]) if X.ndim == 3 else None
-    X = X.reshape(len(X), -1)
+    image_shape = None
+    if len(X.shape) == 3:
+        image_shape, X = (X.shape[1], X.shape[2]), X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
 
 
-class Header(NamedTuple):
-    """The header of an `.npy` file."""
+def load_shards(
+    path: Path, array: str | None, memory_budget: int, **selection: Any
+) -> Dataset:
+    """The activations in a folder or of a pattern; see `activations`."""
+    rows: Any = activations(path, array=array, **selection)
+    digest = hashlib.sha256()
+    for file_path in files_of(path):
+        with file_path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    if _num_bytes(rows) <= memory_budget:
+        rows = np.asarray(rows)
+    sha256 = digest.hexdigest()
+    return Dataset(path.name, rows, None, 1.0, None, str(path), "yours", sha256)
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    order: Literal["C", "F"]
-    offset: int  # of the first value in the file
+
+def _num_bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
-MAX_HEADER_SIZE = 2**16  # bytes; NumPy rejects headers of over 10,000 characters
 _SPARSE_MEMBERS = {"format", "shape", "data"}  # of scipy.sparse.save_npz, any format
 
 
-def _read_npy(file: Any, memory_budget: int) -> np.ndarray:
+def _read_npy(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
     num_bytes = os.fstat(file.fileno()).st_size
     header = _header_of_rows(file.read(MAX_HEADER_SIZE), num_bytes)
     if num_bytes - header.offset <= memory_budget:
@@ -89,16 +103,9 @@ def _read_npz(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
                 "it holds a sparse matrix: convert it by "
                 "scipy.sparse.load_npz(path).toarray()"
             )
-        names = list(members) if array is None else [array]
-        if len(names) != 1 or names[0] not in members:
-            available = ", ".join(members) or "no array"
-            raise _checks.ArgumentError(
-                "array",
-                f"must name one array of {file.name}, which holds {available}",
-                repr(array),
-            )
-        member = members[names[0]]
-        _check_budget(f"array {names[0]}", member.file_size, memory_budget)
+        name = named_one(members, array, file.name)
+        member = members[name]
+        _check_budget(f"array {name}", member.file_size, memory_budget)
         raw = archive.read(member)
     return _to_array(raw, _header_of_rows(raw[:MAX_HEADER_SIZE], len(raw)))
 
@@ -107,36 +114,59 @@ def _check_budget(subject: str, num_bytes: int, memory_budget: int) -> None:
     if num_bytes > memory_budget:
         raise ValueError(
             f"{subject} has {num_bytes} bytes, more than memory_budget={memory_budget};"
-            " only a .npy file can be read from the disk by rows"
+            " only .npy, .safetensors and HDF5 files can be read from the disk by rows"
         )
 
 
-def parse_header(head: bytes, num_bytes: int) -> Header:
-    """The header of real numbers, checked before memory is allocated."""
-    file = io.BytesIO(head)
-    version = "_".join(map(str, np.lib.format.read_magic(file)))
-    # NumPy has no public reader for version 3.0, which only named fields need.
-    read_header = getattr(np.lib.format, f"read_array_header_{version}")
-    shape, is_fortran, dtype = read_header(file)
-    if dtype == np.dtype(
-        "V2"
-    ):  # as which NumPy stores JAX's only other type of 2 bytes
-        dtype = np.dtype(jnp.bfloat16)
-    elif dtype.kind not in "biuf":
-        raise ValueError(f"its dtype is {dtype}")
-    declared, actual = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
-    if declared != actual:
-        raise ValueError(f"it declares {declared} bytes of data and holds {actual}")
-    return Header(shape, dtype, "F" if is_fortran else "C", file.tell())
-
-
 def _header_of_rows(head: bytes, num_bytes: int) -> Header:
-    """The header of an array `[N, D]`, or of images `[N, h, w]`."""
     header = parse_header(head, num_bytes)
-    if len(header.shape) not in (2, 3) or min(header.shape) < 1:
-        advice = reshape_advice(header.shape)
-        raise ValueError(f"its shape is {header.shape}: {advice}")
+    check_stored(header.dtype, header.shape)
     return header
+
+
+def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
+    arrays = stored_arrays(Path(file.name))
+    stored = arrays[named_one(arrays, array, file.name)]
+    check_stored(stored.dtype, stored.shape)
+    if _num_bytes(stored) <= memory_budget:
+        return stored.read()
+    return np.memmap(file, stored.dtype, "r", stored.offset, stored.shape)
+
+
+def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Any:
+    stored = stored_dataset(Path(file.name), array)
+    check_stored(stored.dtype, stored.shape)
+    if _num_bytes(stored) <= memory_budget:
+        return stored.read()
+    return Shards([stored], stored.dtype)
+
+
+def _read_csv(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
+    _check_budget("it", os.fstat(file.fileno()).st_size, memory_budget)
+    return tables.read_csv(Path(file.name))
+
+
+def _read_parquet(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
+    _check_budget("it", os.fstat(file.fileno()).st_size, memory_budget)
+    return tables.read_parquet(Path(file.name), array)
+
+
+_READERS: dict[str, Callable[[Any, str | None, int], Any]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+SUFFIXES = tuple(_READERS)
+WITH_NAMES = (".h5", ".hdf5", ".npz", ".parquet", ".safetensors")  # of arrays
+
+
+def may_have_names(path: Path) -> bool:
+    """Whether the arrays of a file, a folder or a pattern may have names."""
+    return path.suffix.lower() in WITH_NAMES or is_of_shards(path)
 
 
 def _to_array(raw: bytes, header: Header) -> np.ndarray:

@@ -11,7 +11,16 @@ import numpy as np
 
 from jaxae import _checks
 from jaxae._files import expanded
-from jaxae.data.files import Dataset, PathLike, load_file
+from jaxae.data.files import (
+    SUFFIXES,
+    WITH_NAMES,
+    Dataset,
+    load_file,
+    load_shards,
+    may_have_names,
+)
+from jaxae.data.stored import PathLike
+from jaxae.data.stored_activations import is_of_shards
 
 NAMES = ("digits", "mnist", "fashion_mnist")
 
@@ -23,23 +32,29 @@ def load(
     array: str | None = None,
     memory_budget: int = 2**30,
 ) -> Dataset:
-    """Load a named dataset, or the user's own `.npy` or `.npz` file.
+    """Load a named dataset, or the user's own file or folder.
 
-    Images `[N, h, w]`, and any other array of three axes, become `[N, h w]`. Store
-    tokens `[N, T, D]` as X.reshape(-1, D).
+    Files are `.npy`, `.npz`, `.safetensors`, `.h5` or `.hdf5`, `.csv` with a line of
+    names and `.parquet`. Images `[N, h, w]`, and any other array of three axes, become
+    `[N, h w]`; store tokens `[N, T, D]` as X.reshape(-1, D). A folder, or a pattern
+    such as "acts/*.npy", is read by `activations`.
 
     Args:
-      name_or_path: a name in `NAMES`, or the path of a file.
+      name_or_path: a name in `NAMES`, or the path of a file or folder.
       root: the folder to search first for `mnist` and `fashion_mnist`.
-      array: the name of the array in an `.npz` file that holds several.
-      memory_budget: a `.npy` file with more bytes of data is not read: `train` is a
-        read-only `np.memmap`.
+      array: the name of the array in a file that may hold several: `.npz`,
+        `.safetensors`, HDF5, or a `.parquet` column of lists.
+      memory_budget: in bytes. Larger arrays are not read: `train` is a read-only
+        `np.memmap` of an `.npy` or `.safetensors` file, or `Rows` of an HDF5 file or a
+        folder.
 
     Raises:
-      ValueError: if the name is unknown, the path is a folder or another kind of file,
-        or the file is corrupt, does not hold numbers `[N, D]`, or exceeds the budget
-        and is an `.npz` file or in Fortran order.
+      ValueError: if the name is unknown or the path another kind of file; if a file is
+        corrupt or does not hold numbers `[N, D]`, or a table has columns without
+        numbers or missing values (which); if a file exceeds the budget and is `.npz`,
+        `.csv`, `.parquet` or in Fortran order.
       FileNotFoundError: if there is no such file; the message says how to get it.
+      ImportError: if the package that reads the file is not installed.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise _checks.ArgumentError(
@@ -50,27 +65,34 @@ def load(
         )
     name, path = os.fspath(name_or_path), expanded(name_or_path)
     suffix = path.suffix.lower()
-    if array is not None and suffix != ".npz":
+    has_shards = bool(name) and name not in NAMES and is_of_shards(path)
+    if array is not None and not may_have_names(path):
         raise _checks.ArgumentError(
-            "array", "is for .npz files", repr(array), f"omit it for {name}"
+            "array",
+            f"is for {', '.join(WITH_NAMES)} files",
+            repr(array),
+            f"omit it for {name}",
         )
-    if suffix in (".npy", ".npz"):
+    if has_shards:
+        return load_shards(path, array, memory_budget)
+    if suffix in SUFFIXES:
         return load_file(path, array, memory_budget)
     if name in _IMAGES:
         return _load_images(name, root)
     if name == "digits":
         return digits()
+    known = ", ".join(SUFFIXES)
     if name and os.path.exists(path):
-        kind = "a folder" if os.path.isdir(path) else "no .npy or .npz file"
         raise _checks.ArgumentError(
             name,
-            f"is {kind}",
+            f"is none of {known}",
             advice="store its numbers, [N, D], by np.save, and give the path of that "
             "file",
         )
     raise _checks.ArgumentError(
         "dataset",
-        f"must be one of {', '.join(NAMES)}, or the path of a .npy or .npz file",
+        f"must be one of {', '.join(NAMES)}, or the path of a folder or of a file: "
+        f"{known}",
         f"{name!r}{_checks.closest(name, NAMES)}",
     )
 

@@ -12,8 +12,8 @@ import safetensors.numpy
 from jaxae import _checks
 from jaxae._files import expanded, write_atomically
 from jaxae.autoencoder.files import add_checksum, verify_checksum
-from jaxae.data.files import PathLike
 from jaxae.data.statistics import ColumnStats, column_stats
+from jaxae.data.stored import PathLike
 
 SCALING_FILE = "scaling.safetensors"
 

@@ -11,6 +11,7 @@ from jaxae.data.rows import (
     as_rows,
     block_shuffle_of,
     check_rows,
+    check_shape,
     is_rows,
     read,
     row_numbers,
@@ -32,6 +33,28 @@ class _WithLength:
         return self.array[rows]
 
 
+class _Dense:
+    """The rows of a sparse matrix of scipy, dense as they are read."""
+
+    def __init__(self, matrix: Any):
+        check_shape("rows", matrix.shape)
+        self.matrix = matrix.tocsr()
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.matrix[rows].toarray()
+
+
+def _as_rows(rows: Any) -> Any:
+    if hasattr(type(rows), "tocsr"):
+        return _Dense(rows)
+    rows = _checks.as_array("rows", rows)
+    has_length = hasattr(rows, "__len__") or not hasattr(rows, "shape")
+    return rows if has_length else _WithLength(rows)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class View:
     """Selected rows of an array or Rows, scaled as they are read. A View is Rows.
@@ -39,8 +62,8 @@ class View:
     `view[rows]` reads those rows only; `np.asarray(view)` reads all rows.
 
     Attributes:
-      rows: an array, data frame, tensor or Rows `[N, D]`, or an array without a length,
-        such as zarr's.
+      rows: an array, data frame, tensor or Rows `[N, D]`, a sparse matrix of scipy,
+        which becomes dense as it is read, or an array without a length, such as zarr's.
       index: row numbers `[n]` in any order; None for all.
       scaling: applied to the rows that are read; None for none.
       dtype: of the rows that the view gives; None for the dtype of `rows`.
@@ -62,23 +85,22 @@ class View:
     __no_type_check__ = True
 
     def __post_init__(self):
-        rows = _checks.as_array("rows", self.rows)
-        if hasattr(rows, "shape") and not hasattr(rows, "__len__"):
-            rows = _WithLength(rows)
+        rows = _as_rows(self.rows)
         object.__setattr__(self, "rows", rows)
-        num_rows = check_rows(rows, "rows")
-        first = read(self.rows, slice(0, 1), "rows")
-        dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
-        if dtype != first.dtype:
-            real("rows", first)
-        if self.scaling is not None:
-            _check_scaling(self.scaling, first, dtype)
+        num_rows, start = check_rows(rows, "rows"), 0
         if self.index is not None:
             # A copy, so that a change of the caller's array does not change the view.
             index = row_numbers(self.index, num_rows).copy()
             index.flags.writeable = False
             num_rows = len(index)
             object.__setattr__(self, "index", index)
+            start = int(index[0]) if num_rows else 0  # other rows may be invalid
+        first = read(rows, slice(start, start + 1), "rows")
+        dtype = np.dtype(first.dtype if self.dtype is None else self.dtype)
+        if dtype != first.dtype:
+            real("rows", first)
+        if self.scaling is not None:
+            _check_scaling(self.scaling, first, dtype)
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "shape", (num_rows, first.shape[1]))
 

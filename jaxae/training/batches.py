@@ -93,8 +93,10 @@ def argsort(bits: UInt32[Array, "*lanes N"]) -> Int32[Array, "*lanes N"]:
 
 def fast_argsort(bits) -> Any:
     """`argsort` outside jit: on a CPU by NumPy, many times faster than XLA."""
-    if jax.default_backend() != "cpu":
-        return _argsort(bits)
+    return _argsort(bits) if jax.default_backend() != "cpu" else _argsort_on_host(bits)
+
+
+def _argsort_on_host(bits) -> np.ndarray:
     rows = np.arange(bits.shape[-1], dtype=np.uint64)
     pairs = (np.asarray(bits).astype(np.uint64) << np.uint64(32)) | rows
     pairs.sort(axis=-1)
@@ -105,15 +107,16 @@ def _order(key, epoch_start, num_rows: int, shuffle: BlockShuffle | None) -> Any
     """The order of an epoch, outside jit; `shuffle` is that of rows on the host."""
     if shuffle is None:
         return fast_argsort(_order_bits(key, epoch_start, num_rows=num_rows))
-    num_blocks = math.ceil(num_rows / shuffle.block_rows)
+    block_rows = min(shuffle.block_rows, num_rows)
+    num_blocks = math.ceil(num_rows / block_rows)
     bits = _order_bits(key, epoch_start, num_rows=num_blocks + num_rows)
     of_blocks, of_rows = np.split(np.asarray(bits), [num_blocks])
-    starts = np.asarray(fast_argsort(of_blocks)) * shuffle.block_rows
-    order = (starts[:, None] + np.arange(shuffle.block_rows, dtype=np.int32)).ravel()
+    starts = _argsort_on_host(of_blocks)[:, None] * block_rows
+    order = (starts + np.arange(block_rows, dtype=np.int32)).ravel()
     order = order[order < num_rows]  # the last block may be shorter
     for start in range(0, num_rows, shuffle.buffer_rows):
         buffer = slice(start, start + shuffle.buffer_rows)
-        order[buffer] = order[buffer][fast_argsort(of_rows[buffer])]
+        order[buffer] = order[buffer][_argsort_on_host(of_rows[buffer])]
     return order
 
 
@@ -239,8 +242,10 @@ def _read(data, order: np.ndarray, start: int, length: int, config: TrainConfig)
     numbers = order[start * size : (start + num_batches) * size]
 
     def read(rows):
-        block = np.zeros((length * size, rows.shape[1]), rows.dtype)
-        block[: len(numbers)] = data_module.take(rows, numbers)
+        block = data_module.take(rows, numbers)
+        if num_batches < length:
+            padding = np.zeros((length * size - len(block), rows.shape[1]), rows.dtype)
+            block = np.concatenate([block, padding])
         return jnp.asarray(block.reshape(length, size, -1))
 
     return jax.tree.map(read, data)
