@@ -662,7 +662,9 @@ def probe(X, y, group, rng_seed: int = 0) -> dict[str, float]:
     predicted = np.empty_like(y)
     for test, validation, train in folds(group):
         fits = [fit_probe(X[train], y[train], C) for C in REGULARISATION]
-        scores = [fit.score(X[validation], y[validation]) for fit in fits]
+        scores = [
+            balanced_accuracy(y[validation], fit.predict(X[validation])) for fit in fits
+        ]
         predicted[test] = fits[int(np.argmax(scores))].predict(X[test])
     rng, num_groups = np.random.default_rng(rng_seed), group.max() + 1
     members = np.unique(group)
@@ -673,8 +675,7 @@ def probe(X, y, group, rng_seed: int = 0) -> dict[str, float]:
     low, high = np.quantile(
         [balanced_accuracy(y, predicted, weights) for weights in draws], [0.025, 0.975]
     )
-    accuracy = balanced_accuracy(y, predicted, np.ones(len(y)))
-    return {"accuracy": accuracy, "low": low, "high": high}
+    return {"accuracy": balanced_accuracy(y, predicted), "low": low, "high": high}
 
 
 def folds(group: Int[np.ndarray, "N"]):
@@ -686,12 +687,13 @@ def folds(group: Int[np.ndarray, "N"]):
 
 
 def fit_probe(X, y, C: float):
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
-    return model.fit(X, y)
+    logistic = LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(), logistic).fit(X, y)
 
 
-def balanced_accuracy(y, predicted, weights) -> float:
+def balanced_accuracy(y, predicted, weights=None) -> float:
     """The mean over classes of the fraction of their rows that are predicted."""
+    weights = np.ones(len(y)) if weights is None else weights
     totals = np.bincount(y, weights)
     hits = np.bincount(y, weights * (predicted == y))
     return float(np.mean(hits[totals > 0] / totals[totals > 0]))
