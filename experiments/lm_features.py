@@ -88,7 +88,7 @@ FULL = Settings(
     num_losses=256,
 )
 QUICK = FULL._replace(
-    num_tokens=60_000, widths=(256, 1024), num_epochs=3, num_losses=16
+    num_tokens=60_000, widths=(256, 512, 1024), num_epochs=3, num_losses=16
 )
 
 
@@ -734,32 +734,39 @@ def means(rows, measure: str) -> dict[tuple[str, int], float]:
 
 
 COLUMNS = {
-    "fvu": ".3f",
-    "l0": ".1f",
-    "dead_fraction": ".3f",
-    "loss": ".3f",
-    "recovered": ".3f",
+    "FVU": ("fvu", ".3f"),
+    "L0": ("l0", ".1f"),
+    "dead": ("dead_fraction", ".3f"),
+    "loss": ("loss", ".3f"),
+    "recovered": ("recovered", ".3f"),
 }
 
 
 def tables_of(result: dict) -> list[list[dict[str, str]]]:
     """The tables of a language model, as text by column."""
-    columns = {n: spec for n, spec in COLUMNS.items() if n in result["rows"][0]}
-    by_column = {n: means(result["rows"], n) for n in columns}
+    columns = {
+        heading: (means(result["rows"], measure), spec)
+        for heading, (measure, spec) in COLUMNS.items()
+        if measure in result["rows"][0]
+    }
     of_width = [
         {
             "autoencoder": kind,
             "latents": str(width),
-            **{n: format(by_column[n][kind, width], columns[n]) for n in columns},
+            **{
+                heading: format(values[kind, width], spec)
+                for heading, (values, spec) in columns.items()
+            },
         }
-        for kind, width in by_column["fvu"]
+        for width in result["widths"]
+        for kind in KINDS
     ]
-    of_probes = {}
+    of_probes: dict[tuple[str, str], dict[str, str]] = {}
     for row in result["probes"]:
         key = row["label"], row["held out"]
         line = of_probes.setdefault(key, {"label": key[0], "held out": key[1]})
         line[row["inputs"]] = (
-            f"{row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            f"{row['accuracy']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         )
     return [of_width, list(of_probes.values())]
 
@@ -771,32 +778,33 @@ def markdown(table: list[dict[str, str]]) -> str:
 
 def draw(results, path) -> None:
     """FVU, L0 and the recovered fraction of the loss, by the number of latents."""
-    panels = {
-        "fvu": "variance unexplained",
-        "l0": "active latents",
+    titles = {
+        "fvu": "fraction of variance unexplained",
+        "l0": "active latents of a token",
         "recovered": "fraction of the loss recovered",
     }
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    grid = figure.subplots(1, len(panels))
-    for axes, (measure, title) in zip(grid, panels.items(), strict=True):
+    measured = {name for result in results.values() for name in result["rows"][0]}
+    titles = {name: title for name, title in titles.items() if name in measured}
+    widths = next(iter(results.values()))["widths"]
+    figure = Figure(figsize=(4.2 * len(titles), 4), layout="constrained")
+    grid = figure.subplots(1, len(titles))
+    for axes, (measure, title) in zip(grid, titles.items(), strict=True):
         for name, result in results.items():
-            if measure not in result["rows"][0]:
-                continue
-            values = means(result["rows"], measure)
-            for kind in KINDS:
-                points = [(w, v) for (k, w), v in values.items() if k == kind]
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker="o",
-                    color=COLOURS[name],
-                    linestyle=STYLES[kind],
-                    label=f"{name}, {kind}",
-                )
+            if measure in result["rows"][0]:
+                values = means(result["rows"], measure)
+                for kind in KINDS:
+                    axes.plot(
+                        widths,
+                        [values[kind, width] for width in widths],
+                        marker="o",
+                        color=COLOURS[name],
+                        linestyle=STYLES[kind],
+                        label=f"{name}, {kind}",
+                    )
         axes.set_xscale("log", base=2)
-        widths = next(iter(results.values()))["widths"]
         axes.set_xticks(widths, map(str, widths))
         axes.minorticks_off()
-        axes.set(title=title, xlabel="latents")
+        axes.set(title=title, xlabel="latents", ylim=(0, 1.05 * axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
