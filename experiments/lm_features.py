@@ -340,17 +340,21 @@ def extract(model, layer: int, contexts: Contexts, folder: Path) -> None:
 def states_of(model, layer: int, ids: Int[np.ndarray, "N T"]) -> np.ndarray:
     """The states `[N, T, D]` of the tokens after `layer` blocks."""
     params, _ = _language_models.split(model.params, layer)
-    states = jax.jit(jax.vmap(model.states, (None, 0)))
-    ends = [np.tile(np.int32(end), (len(ids), 1)) for end in (model.first, model.last)]
-    sequences = np.concatenate([ends[0], ids, ends[1]], axis=1)
-    tokens = slice(len(model.first), len(model.first) + ids.shape[1])
-    blocks = range(0, len(ids), EXTRACTED_AT_ONCE)
-    return np.concatenate(
-        [
-            np.asarray(states(params, sequences[i : i + EXTRACTED_AT_ONCE]))[:, tokens]
-            for i in blocks
-        ]
+    first, last = (
+        np.tile(np.int32(i), (len(ids), 1)) for i in (model.first, model.last)
     )
+    sequences = np.concatenate([first, ids, last], axis=1)
+    tokens = slice(first.shape[1], first.shape[1] + ids.shape[1])
+    blocks = []
+    for start in range(0, len(ids), EXTRACTED_AT_ONCE):
+        block = sequences[start : start + EXTRACTED_AT_ONCE]
+        blocks.append(np.asarray(_states(params, block, model.states))[:, tokens])
+    return np.concatenate(blocks)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _states(params, ids: Int[Array, "N T"], states) -> Float[Array, "N T D"]:
+    return jax.vmap(states, (None, 0))(params, ids)
 
 
 def rows_of(name: str, folder: Path) -> View:

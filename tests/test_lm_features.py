@@ -25,6 +25,11 @@ IDS = np.random.default_rng(1).integers(0, V, T)
 # float32 against float64 after three blocks; entries are of order 1 to 10.
 TOLERANCE = 5e-5
 
+bert_states = jax.jit(lm.bert_states, static_argnums=2)
+llama_states = jax.jit(lm.llama_states, static_argnums=2)
+llama_blocks = jax.jit(lm.llama_blocks, static_argnums=2)
+next_token_loss = jax.jit(lm.next_token_loss, static_argnums=3)
+
 
 def arrays(shapes, seed=0):
     """Random arrays by name, in float64; scales of norms are near 1."""
@@ -168,7 +173,7 @@ def test_bert_follows_its_equations(num_blocks):
     first, _ = lm.split(bert(), num_blocks)
     expected = bert_oracle(bert_arrays(), IDS, num_blocks)
     np.testing.assert_allclose(
-        lm.bert_states(first, IDS, HEAD_DIM), expected, atol=TOLERANCE
+        bert_states(first, IDS, HEAD_DIM), expected, atol=TOLERANCE
     )
 
 
@@ -177,22 +182,22 @@ def test_llama_and_its_loss_follow_their_equations(num_kv_heads):
     params, w = llama(num_kv_heads), llama_arrays(num_kv_heads)
     states, loss = llama_oracle(w, IDS)
     np.testing.assert_allclose(
-        lm.llama_states(params, IDS, HEAD_DIM), states, atol=TOLERANCE
+        llama_states(params, IDS, HEAD_DIM), states, atol=TOLERANCE
     )
     none, all_blocks = lm.split(params, 0)
-    embedded = lm.llama_states(none, IDS, HEAD_DIM)
+    embedded = llama_states(none, IDS, HEAD_DIM)
     np.testing.assert_array_equal(embedded, params.words[IDS])
-    actual = lm.next_token_loss(all_blocks, embedded, IDS, HEAD_DIM)
+    actual = next_token_loss(all_blocks, embedded, IDS, HEAD_DIM)
     np.testing.assert_allclose(actual, loss, atol=TOLERANCE)
 
 
 def test_a_later_token_changes_no_state_of_llama_and_all_of_bert():
     changed = IDS.copy()
     changed[4] = (IDS[4] + 1) % V
-    before, after = (lm.llama_states(llama(), ids, HEAD_DIM) for ids in (IDS, changed))
+    before, after = (llama_states(llama(), ids, HEAD_DIM) for ids in (IDS, changed))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert np.abs(before[4:] - after[4:]).max(axis=1).min() > 1e-3
-    before, after = (lm.bert_states(bert(), ids, HEAD_DIM) for ids in (IDS, changed))
+    before, after = (bert_states(bert(), ids, HEAD_DIM) for ids in (IDS, changed))
     assert np.abs(before - after).max(axis=1).min() > 1e-3
 
 
@@ -211,9 +216,9 @@ def test_rotary_products_depend_on_the_distance_of_positions_alone():
 @pytest.mark.parametrize("num_blocks", [0, 1, NUM_BLOCKS])
 def test_the_two_parts_of_a_model_are_the_model(num_blocks):
     first, others = lm.split(llama(), num_blocks)
-    x = lm.llama_states(first, IDS, HEAD_DIM)
-    expected = lm.llama_states(llama(), IDS, HEAD_DIM)
-    actual = lm.llama_blocks(others.blocks, x, HEAD_DIM)
+    x = llama_states(first, IDS, HEAD_DIM)
+    expected = llama_states(llama(), IDS, HEAD_DIM)
+    actual = llama_blocks(others.blocks, x, HEAD_DIM)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -224,7 +229,7 @@ def spliced_loss(replace, is_kept=None, num_blocks=1):
     """The loss with the states of two contexts replaced, and the parts it is of."""
     first, others = lm.split(llama(), num_blocks)
     ids = np.stack([IDS, IDS[::-1]])
-    states = np.stack([lm.llama_states(first, row, HEAD_DIM) for row in ids])
+    states = np.stack([llama_states(first, row, HEAD_DIM) for row in ids])
     is_kept = np.ones(ids.shape, bool) if is_kept is None else is_kept
     loss = study.mean_loss(others, states, ids, is_kept, replace, HEAD_DIM)
     return loss, others, states, ids
@@ -234,7 +239,7 @@ def test_the_identity_in_place_of_the_states_gives_the_clean_loss():
     clean, _, _, ids = spliced_loss(lambda x: x)
     none, all_blocks = lm.split(llama(), 0)
     expected = [
-        lm.next_token_loss(all_blocks, lm.llama_states(none, row, HEAD_DIM), row, 4)
+        next_token_loss(all_blocks, llama_states(none, row, HEAD_DIM), row, 4)
         for row in ids
     ]
     np.testing.assert_allclose(clean, np.mean(expected), rtol=1e-6)
@@ -262,7 +267,7 @@ def test_zero_and_mean_ablation_replace_the_states():
     for name, value in {"zero": np.zeros(D), "mean": mean}.items():
         loss, others, _, ids = spliced_loss(replacements[name])
         x = jnp.tile(jnp.asarray(value, jnp.float32), (T, 1))
-        expected = [lm.next_token_loss(others, x, row, HEAD_DIM) for row in ids]
+        expected = [next_token_loss(others, x, row, HEAD_DIM) for row in ids]
         np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
 
 
@@ -274,7 +279,7 @@ def test_positions_that_are_left_out_keep_their_states():
     loss, others, states, ids = spliced_loss(jnp.zeros_like, is_kept)
     states[1, 2] = 0
     expected = [
-        lm.next_token_loss(others, x, row, HEAD_DIM)
+        next_token_loss(others, x, row, HEAD_DIM)
         for x, row in zip(states, ids, strict=True)
     ]
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
@@ -383,7 +388,7 @@ def tiny_model(name="minilm"):
         if name == "minilm"
         else (
             llama(),
-            lm.llama_states,
+            llama_states,
         )
     )
     ends = {"first": (1,), "last": (2,)} if name == "minilm" else {}
@@ -400,12 +405,13 @@ def tiny_model(name="minilm"):
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
 def test_extracted_rows_are_the_states_of_the_tokens(name, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SHARD", 4)
-    monkeypatch.setattr(study, "EXTRACTED_AT_ONCE", 3)
+    monkeypatch.setattr(study, "EXTRACTED_AT_ONCE", 2)
     model, texts = tiny_model(name), addresses(3)
     contexts = study.cut(Words(), texts, 10_000, length=5)
     first, _ = lm.split(model.params, 2)
     sequences = [np.array([*model.first, *ids, *model.last]) for ids in contexts.ids]
-    states = np.stack([model.states(first, sequence) for sequence in sequences])
+    states_of = jax.jit(model.states)
+    states = np.stack([states_of(first, sequence) for sequence in sequences])
     states = states[:, len(model.first) : states.shape[1] - len(model.last)]
     norms = np.linalg.norm(states, axis=2)
     is_kept = np.ones(norms.shape, bool)
