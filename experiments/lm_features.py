@@ -465,9 +465,9 @@ def replacements_of(models: dict, scaling) -> dict:
     """By name, functions of activations `[N, T, D]` that return what replaces them."""
     shift, scale = jnp.float32(scaling.shift), jnp.float32(scaling.scale)
     return {
-        "clean": lambda x: x,
-        "mean": lambda x: jnp.broadcast_to(shift, x.shape),
-        "zero": jnp.zeros_like,
+        "themselves": lambda x: x,
+        "their mean": lambda x: jnp.broadcast_to(shift, x.shape),
+        "zeros": jnp.zeros_like,
         **{
             key: functools.partial(reconstruct, *model, shift, scale)
             for key, model in models.items()
@@ -505,15 +505,16 @@ def _losses(upper, states, ids, *, head_dim: int) -> Float[Array, "N T-1"]:
     return jax.vmap(loss, (None, 0, 0))(upper, states, ids)
 
 
-ABLATIONS = ("clean", "mean", "zero")
+ABLATIONS = ("themselves", "their mean", "zeros")
 
 
 def prediction_scores(losses: dict, key) -> dict[str, float]:
-    """The loss with an autoencoder, and what fraction of that of ablation it saves."""
+    """The loss with a replacement, and how much of that of ablation is recovered."""
     if not losses:
         return {}
-    saved, lost = losses["zero"] - losses[key], losses["zero"] - losses["clean"]
-    return {"loss": losses[key], "recovered": saved / lost}
+    clean, ablated = losses["themselves"], losses["zeros"]
+    recovered = (ablated - losses[key]) / (ablated - clean)
+    return {"loss": losses[key], "recovered": recovered}
 
 
 # ---- features ------------------------------------------------------------------------
@@ -748,23 +749,24 @@ COLUMNS = {
 
 def tables_of(result: dict) -> list[list[dict[str, str]]]:
     """The tables of a language model, as text by column."""
-    columns = {
-        heading: (means(result["rows"], measure), spec)
-        for heading, (measure, spec) in COLUMNS.items()
-        if measure in result["rows"][0]
-    }
-    of_width = [
-        {
-            "autoencoder": kind,
-            "latents": str(width),
-            **{
-                heading: format(values[kind, width], spec)
-                for heading, (values, spec) in columns.items()
-            },
+    measured = result["rows"][0]
+    columns = {h: column for h, column in COLUMNS.items() if column[0] in measured}
+    by_measure = {name: means(result["rows"], name) for name, _ in columns.values()}
+
+    def line(name: str, width: str, scores: dict) -> dict[str, str]:
+        cells = {
+            heading: format(scores[measure], spec) if measure in scores else ""
+            for heading, (measure, spec) in columns.items()
         }
+        return {"in place of the activations": name, "latents": width, **cells}
+
+    of_width = [
+        line(kind, str(width), {n: v[kind, width] for n, v in by_measure.items()})
         for width in result["widths"]
         for kind in KINDS
     ]
+    losses = result["losses"]
+    of_width += [line(name, "", prediction_scores(losses, name)) for name in losses]
     of_probes: dict[tuple[str, str], dict[str, str]] = {}
     for row in result["probes"]:
         key = row["label"], row["held out"]

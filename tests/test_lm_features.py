@@ -251,11 +251,11 @@ def test_the_identity_in_place_of_the_states_gives_the_clean_loss():
     scaling = jaxae.data.Scaling("center", np.zeros(D), np.float64(1))
     replacements = study.replacements_of({"identity": model}, scaling)
     assert spliced_loss(replacements["identity"])[0] == clean
-    assert spliced_loss(replacements["clean"])[0] == clean
+    assert spliced_loss(replacements["themselves"])[0] == clean
 
 
 def test_the_recovered_fraction_is_of_the_loss_of_zero_ablation():
-    losses = {"clean": 3.0, "zero": 5.0, "key": 3.5}
+    losses = {"themselves": 3.0, "zeros": 5.0, "key": 3.5}
     assert study.prediction_scores(losses, "key") == {"loss": 3.5, "recovered": 0.75}
     assert study.prediction_scores({}, "key") == {}
 
@@ -264,7 +264,7 @@ def test_zero_and_mean_ablation_replace_the_states():
     mean = np.random.default_rng(3).normal(size=D)
     scaling = jaxae.data.Scaling("center", mean, np.float64(2))
     replacements = study.replacements_of({}, scaling)
-    for name, value in {"zero": np.zeros(D), "mean": mean}.items():
+    for name, value in {"zeros": np.zeros(D), "their mean": mean}.items():
         loss, others, _, ids = spliced_loss(replacements[name])
         x = jnp.tile(jnp.asarray(value, jnp.float32), (T, 1))
         expected = [next_token_loss(others, x, row, HEAD_DIM) for row in ids]
@@ -491,7 +491,7 @@ def results_of(batch_topk, matryoshka, recovered):
         for kind, values in zip(study.KINDS, (batch_topk, matryoshka))
         for width, fvu in zip(widths, values)
     ]
-    return {"smollm2": {"rows": rows, "widths": widths, "losses": {"clean": 3.0}}}
+    return {"smollm2": {"rows": rows, "widths": widths, "losses": {"themselves": 3.0}}}
 
 
 @pytest.mark.parametrize(
@@ -510,6 +510,23 @@ def test_each_statement_of_the_claim_can_fail(changed, fails):
     assert len(holds) == 4
     for statement, is_true in holds.items():
         assert is_true == (fails is None or fails not in statement)
+
+
+def test_the_table_has_a_line_for_each_autoencoder_and_ablation():
+    result = results_of((0.3, 0.2), (0.35, 0.32), 0.95)["smollm2"]
+    losses = {"themselves": 3.0, "their mean": 4.0, "zeros": 5.0}
+    probe = {"label": "party", "held out": "address", "inputs": "raw activations"}
+    probe |= {"accuracy": 0.61, "low": 0.5, "high": 0.7}
+    table, of_probes = study.tables_of(result | {"losses": losses, "probes": [probe]})
+    assert [line["FVU"] for line in table] == ["0.300", "0.350", "0.200", "0.320"] + [
+        ""
+    ] * 3
+    assert [line["recovered"] for line in table[4:]] == ["1.000", "0.500", "0.000"]
+    assert study.markdown(of_probes).splitlines() == [
+        "| label | held out | raw activations |",
+        "| --- | --- | --- |",
+        "| party | address | 0.61 (0.50 to 0.70) |",
+    ]
 
 
 # ---- what is missing -----------------------------------------------------------------
