@@ -1,6 +1,10 @@
 """What do sparse autoencoders find in the activations of language models?
 
-Claim: TODO.
+Claim: for both language models and both kinds of autoencoder, the fraction of variance
+unexplained (FVU) on held-out addresses falls with the number of latents. Matryoshka
+leaves more unexplained than BatchTopK with as many latents. With the widest BatchTopK
+in place of the activations of SmolLM2, at least 80 % of the loss of next tokens between
+zeros and the activations themselves is recovered.
 
 Source: Gao et al., Scaling and evaluating sparse autoencoders, 2024: AuxK, and the loss
 with reconstructions in place of activations. Bussmann, Leask and Nanda, BatchTopK
@@ -13,12 +17,20 @@ pre-encoder bias.
         [--texts DIR] [--language-models NAME ...] [--tokens N] [--widths H ...]
         [--seeds N]
 
-The texts are the 233 State of the Union addresses of 1790 to 2021. They are cut into
-contexts of 128 tokens, each of one address. The activations are those after block 3 of
-MiniLM and block 8 of SmolLM2. MiniLM is an encoder: each state has seen the tokens on
-both sides and comes out of a LayerNorm, so it is no residual stream. The weights of
-SmolLM2 are quantised to 4 bits: its activations are those of the quantised model.
+The texts are the 233 State of the Union addresses of 1790 to 2021, cut into contexts of
+128 tokens, each of one address. Every fifth address is held out of the training of the
+autoencoders. The activations are those after block 3 of MiniLM and block 8 of SmolLM2.
+MiniLM is an encoder: its states have seen the tokens on both sides and come out of a
+LayerNorm, so they are no residual stream. The weights of SmolLM2 are quantised to 4
+bits: its activations are those of the quantised model.
 
+Where a run stops, the same command continues it: activations are read again, and each
+autoencoder has checkpoints. Each language model has a page features.html of contexts
+that activate twenty latents.
+
+The bound of 80 % was chosen before SmolLM2 was run. The full size, 1,000,000 tokens and
+up to 4,096 latents, was not run: by an estimate it takes two hours on two cores. The
+results of the quick run are in experiments/README.md.
 """
 
 import argparse
@@ -293,9 +305,7 @@ class Activations(NamedTuple):
 def activations_of(model, addresses, settings: Settings, folder: Path):
     """The activations of the addresses for training, and of those held out.
 
-    Left out are the first token of a context, where the model gives it a far larger
-    activation than others, and tokens whose norm is over three times the median. The
-    mean of the training rows is subtracted, and one number divides all columns.
+    The mean of the training rows is subtracted, and one number divides all columns.
     """
     contexts = cut(model.tokenizer, addresses, settings.num_tokens)
     is_held_out = contexts.address % NUM_FOLDS == 0
