@@ -1,5 +1,8 @@
 """Activations in shards: formats, masks, filters, and the order of an epoch."""
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +57,23 @@ def test_rows_of_all_shards_in_natural_order_and_float32(save, dtype, tmp_path):
     np.testing.assert_array_equal(view[numbers], expected[numbers].astype(np.float32))
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.data())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_rows_of_any_shards_are_those_of_the_whole_array(sizes, draw):
+    numbers = np.arange(sum(sizes), dtype=np.float32)
+    whole = np.stack([numbers, -numbers], axis=1)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_CHUNK_BYTES", draw.draw(st.integers(1, 40)))
+        patch.setattr(shards, "_GAP_BYTES", draw.draw(st.integers(0, 40)))
+        for i, part in enumerate(np.split(whole, np.cumsum(sizes)[:-1])):
+            np.save(Path(folder, f"{i}.npy"), part)
+        rows = data.activations(folder)
+        index = sorted(draw.draw(st.sets(st.integers(0, len(whole) - 1))))
+        np.testing.assert_array_equal(rows[index], whole[index])
+        start, stop = draw.draw(st.integers(0, 45)), draw.draw(st.integers(0, 45))
+        np.testing.assert_array_equal(rows[start:stop], whole[start:stop])
+
+
 def test_masks_and_first_positions_leave_rows_out(save, tmp_path):
     tokens = X.reshape(2, 3, 4, 5)
     mask = np.random.default_rng(1).random((2, 3, 4)) < 0.7
@@ -81,8 +101,10 @@ def epoch_order(num_rows, block_rows, buffer_rows, epoch=0):
     return batches._order(jax.random.key(3), epoch, num_rows, shuffle)
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 40))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@given(  # few shapes, because each is compiled
+    st.sampled_from([1, 7, 60]), st.sampled_from([1, 4, 25]), st.integers(1, 40)
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_an_epoch_has_every_row_once_and_buffers_of_whole_blocks(
     num_rows, block_rows, buffer_rows
 ):
@@ -275,6 +297,13 @@ def test_shards_of_several_arrays_need_a_name(tmp_path):
         data.activations(tmp_path)
     view = data.activations(tmp_path, array="layer_6")
     np.testing.assert_array_equal(view[:], 2 * X)
+
+
+def test_other_arrays_beside_the_named_one_may_be_anything(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, prompts=np.array(["a", "b"]), ids=np.arange(9))
+    np.testing.assert_array_equal(data.activations(tmp_path, array="x")[:], X)
+    with pytest.raises(ValueError, match=r"Cannot read .*a\.npz: its dtype is <U1"):
+        data.activations(tmp_path, array="prompts")
 
 
 def test_compressed_shards_are_rejected(tmp_path):

@@ -411,6 +411,7 @@ def argument_names(kind: Any) -> dict[str, str]:
     names = {name: option_name(name) for name in (*options, *_RENAMED)}
     names |= {f"config.{name}": option_name(name) for name in settings()}
     names |= {"validation": "--validation-fraction", "checkpoint_dir": "--out"}
+    names |= {"source": "--data"}
     names |= {"data_mean": "--bias-from-mean or --bias-from-median"}
     names |= {"encoder": "--init-encoder", "every": "--resample-every"}
     names |= {"schedules": "--k-start and --k-steps"}

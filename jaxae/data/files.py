@@ -18,10 +18,11 @@ from jaxae.data.shards import Shards
 from jaxae.data.stored import (
     MAX_HEADER_SIZE,
     Header,
+    array_names,
     check_stored,
     named_one,
     parse_header,
-    stored_arrays,
+    stored_array,
 )
 from jaxae.data.stored_activations import activations, files_of, is_of_shards
 
@@ -125,8 +126,8 @@ def _header_of_rows(head: bytes, num_bytes: int) -> Header:
 
 
 def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.ndarray:
-    arrays = stored_arrays(Path(file.name))
-    stored = arrays[named_one(arrays, array, file.name)]
+    path = Path(file.name)
+    stored = stored_array(path, named_one(array_names(path), array, path))
     check_stored(stored.dtype, stored.shape)
     if _num_bytes(stored) <= memory_budget:
         return stored.read()

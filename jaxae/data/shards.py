@@ -53,6 +53,7 @@ class Shards:
         """The rows `[n, D]` of a slice or of increasing row numbers."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
+        rows = np.asarray(rows, np.int64)
         values = np.empty((len(rows), self.shape[1]), self.dtype)
 
         def read(chunk: slice) -> None:

@@ -63,9 +63,7 @@ def parse_header(head: bytes, num_bytes: int) -> Header:
     # NumPy has no public reader for version 3.0, which only named fields need.
     read_header = getattr(np.lib.format, f"read_array_header_{version}")
     shape, is_fortran, dtype = read_header(file)
-    if dtype == np.dtype(
-        "V2"
-    ):  # as which NumPy stores JAX's only other type of 2 bytes
+    if dtype == np.dtype("V2"):  # how NumPy stores bfloat16
         dtype = np.dtype(jnp.bfloat16)
     check_real(dtype)
     declared, actual = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
@@ -97,47 +95,51 @@ class StoredArray(NamedTuple):
         return values.reshape(-1, *self.shape[1:])
 
 
-def stored_arrays(path: Path) -> dict[str, StoredArray]:
-    """The arrays of an `.npy`, `.npz` or `.safetensors` file, by name.
-
-    Only headers are read. The array of an `.npy` file has the name "".
-    """
-    advice = "store real numbers by np.save or safetensors"
-    with _checks.reading(path, advice):
-        return _READERS[path.suffix.lower()](path)
-
-
-def _read_npy(path: Path) -> dict[str, StoredArray]:
-    with path.open("rb") as file:
-        return {"": _npy_at(path, file, 0, os.path.getsize(path))}
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in a file; that of an `.npy` file is ""."""
+    match path.suffix.lower():
+        case ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        case ".safetensors":
+            return list(_safetensors_header(path)[0])
+    return [""]
 
 
-def _npy_at(path: Path, file: Any, start: int, num_bytes: int) -> StoredArray:
+def stored_array(path: Path, name: str) -> StoredArray:
+    """The array of that name in a file, of which only headers are read."""
+    match path.suffix.lower():
+        case ".npz":
+            return _in_npz(path, name)
+        case ".safetensors":
+            return _in_safetensors(path, name)
+    return _npy_at(path, 0, os.path.getsize(path))
+
+
+def _npy_at(path: Path, start: int, num_bytes: int) -> StoredArray:
     """The array in `.npy` format in `num_bytes` of the file from `start` on."""
-    file.seek(start)
-    head = file.read(min(MAX_HEADER_SIZE, num_bytes))
+    with path.open("rb") as file:
+        file.seek(start)
+        head = file.read(min(MAX_HEADER_SIZE, num_bytes))
     header = parse_header(head, num_bytes)
     if header.order == "F" and len(header.shape) > 1:
         raise ValueError("it is in Fortran order: store np.ascontiguousarray(X)")
     return StoredArray(path, header.dtype, header.shape, start + header.offset)
 
 
-def _read_npz(path: Path) -> dict[str, StoredArray]:
-    arrays = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
-                    "it is compressed, so its rows cannot be read from the disk: store "
-                    "it by np.savez"
-                )
-            # The local header may have another extra field than the directory.
-            file.seek(member.header_offset + 26)
-            lengths = np.frombuffer(file.read(4), "<u2")
-            start = member.header_offset + 30 + int(lengths.sum())
-            name = member.filename.removesuffix(".npy")
-            arrays[name] = _npy_at(path, file, start, member.file_size)
-    return arrays
+def _in_npz(path: Path, name: str) -> StoredArray:
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(
+            "it is compressed, so its rows cannot be read from the disk: store it by "
+            "np.savez"
+        )
+    with path.open("rb") as file:  # a local header, a name, an extra field, the array
+        file.seek(member.header_offset + 26)
+        lengths = np.frombuffer(file.read(4), "<u2")
+    start = member.header_offset + 30 + int(lengths.sum())
+    return _npy_at(path, start, member.file_size)
 
 
 _SAFETENSORS_DTYPES = {
@@ -147,22 +149,25 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def _read_safetensors(path: Path) -> dict[str, StoredArray]:
+def _in_safetensors(path: Path, name: str) -> StoredArray:
+    entries, start = _safetensors_header(path)
+    entry = entries[name]
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+        raise ValueError(f"the dtype of {name} is {entry['dtype']}")
+    dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
+    offset = start + entry["data_offsets"][0]
+    return StoredArray(path, dtype, tuple(entry["shape"]), offset)
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries by name, and where the arrays start.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
     with safetensors.safe_open(path, framework="numpy"):
         pass  # it checks the header
-    arrays = {}
     with path.open("rb") as file:
-        # https://github.com/huggingface/safetensors#format
         num_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(num_bytes))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        if entry["dtype"] not in _SAFETENSORS_DTYPES:
-            continue  # of 8 bits, for instance, which `activations` does not read
-        dtype = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]])
-        offset = 8 + num_bytes + entry["data_offsets"][0]
-        arrays[name] = StoredArray(path, dtype, tuple(entry["shape"]), offset)
-    return arrays
-
-
-_READERS = dict(zip(SUFFIXES, (_read_npy, _read_npz, _read_safetensors), strict=True))
+        entries = json.loads(file.read(num_bytes))
+    entries.pop("__metadata__", None)
+    return entries, 8 + num_bytes

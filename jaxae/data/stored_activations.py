@@ -17,8 +17,9 @@ from jaxae.data.stored import (
     SUFFIXES,
     PathLike,
     StoredArray,
+    array_names,
     named_one,
-    stored_arrays,
+    stored_array,
 )
 from jaxae.data.views import View
 
@@ -147,12 +148,19 @@ def _mask_beside(path: Path) -> Path:
 def _activations_and_mask(
     path: Path, name: str | None
 ) -> tuple[StoredArray, StoredArray | None]:
-    arrays = stored_arrays(path)
-    mask = arrays.pop(_MASK, None)
-    if path.suffix.lower() == ".npy":
-        name, beside = None, _mask_beside(path)
-        mask = stored_arrays(beside)[""] if os.path.isfile(beside) else None
-    array = arrays[named_one(arrays, name, path)]
+    mask = None
+    with _checks.reading(path, "store real numbers by np.save or safetensors"):
+        names = array_names(path)
+        if _MASK in names:
+            names.remove(_MASK)
+            mask = stored_array(path, _MASK)
+        if names == [""]:  # of an .npy file
+            name = None
+        array = stored_array(path, named_one(names, name, path))
+    beside = _mask_beside(path)
+    if path.suffix.lower() == ".npy" and os.path.isfile(beside):
+        with _checks.reading(beside, "store booleans by np.save"):
+            mask = stored_array(beside, "")
     if len(array.shape) not in (2, 3) or 0 in array.shape:
         raise _checks.ArgumentError(
             "source", f"must hold [N, D] or [N, T, D], but {path} has {array.shape}"

@@ -18,16 +18,20 @@ def read_csv(path: Path) -> np.ndarray:
         raise _checks.extra("a .csv file", "pandas", "files") from error
     first = pandas.read_csv(path, header=None, nrows=1)
     if all(_is_number(dtype) for dtype in first.dtypes):
-        raise ValueError(
-            "its first line holds numbers: add a line with the names of the columns"
+        raise _checks.ArgumentError(
+            str(path),
+            "has numbers in its first line",
+            advice="add a line with the names of the columns",
         )
     frame = pandas.read_csv(path, low_memory=False)
     if frame.columns[0] == "Unnamed: 0":  # as to_csv writes the labels of rows
-        raise ValueError(
-            "its first column has no name: store it by frame.to_csv(path, index=False)"
+        raise _checks.ArgumentError(
+            str(path),
+            "has a first column without a name",
+            advice="name it, or leave it out by frame.to_csv(path, index=False)",
         )
-    _check_columns(dict(frame.dtypes))
-    _check_complete(dict(frame.isna().sum()))
+    _check_columns(path, dict(frame.dtypes))
+    _check_complete(path, dict(frame.isna().sum()))
     return frame.to_numpy()
 
 
@@ -45,22 +49,26 @@ def read_parquet(path: Path, array: str | None) -> np.ndarray:
         table = table.select([named_one(table.column_names, array, path)])
     # As pandas stores the labels of rows.
     columns = [name for name in table.column_names if name != "__index_level_0__"]
-    _check_complete({name: table[name].null_count for name in columns})
+    _check_complete(path, {name: table[name].null_count for name in columns})
     if len(columns) == 1 and hasattr(table[columns[0]].type, "value_type"):
-        return _of_lists(table[columns[0]])
-    _check_columns({name: table[name].type.to_pandas_dtype() for name in columns})
+        return _of_lists(path, columns[0], table[columns[0]])
+    _check_columns(path, {name: table[name].type.to_pandas_dtype() for name in columns})
     return np.stack([table[name].to_numpy() for name in columns], axis=1)
 
 
-def _of_lists(column: Any) -> np.ndarray:
+def _of_lists(path: Path, name: str, column: Any) -> np.ndarray:
     import pyarrow.compute
 
     lengths = pyarrow.compute.list_value_length(column).unique().to_pylist()
     if len(lengths) != 1:
-        raise ValueError(f"its lists have {len(lengths)} lengths, where one is needed")
+        raise _checks.ArgumentError(
+            str(path),
+            f"must have lists of one length in column {name!r}",
+            f"{len(lengths)} lengths",
+        )
     values = pyarrow.compute.list_flatten(column)
-    _check_columns({"": values.type.to_pandas_dtype()})
-    _check_complete({"": values.null_count})
+    _check_columns(path, {name: values.type.to_pandas_dtype()})
+    _check_complete(path, {name: values.null_count})
     return values.to_numpy().reshape(-1, lengths[0])
 
 
@@ -69,28 +77,29 @@ def _is_number(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype | type) and np.dtype(dtype).kind in "iuf"
 
 
-def _check_columns(dtypes: Mapping[Any, Any]) -> None:
+def _check_columns(path: Path, dtypes: Mapping[Any, Any]) -> None:
     names = [name for name, dtype in dtypes.items() if not _is_number(dtype)]
     if names:
-        raise ValueError(
-            f"{_columns(names)} no numbers: leave out such columns, or encode them as "
-            "numbers"
+        raise _checks.ArgumentError(
+            str(path),
+            f"has no numbers in {_columns(names)}",
+            advice="leave out such columns, or encode them as numbers",
         )
 
 
-def _check_complete(num_missing: Mapping[Any, Any]) -> None:
+def _check_complete(path: Path, num_missing: Mapping[Any, Any]) -> None:
     names = [name for name, count in num_missing.items() if count]
     if names:
-        raise ValueError(
-            f"{_columns(names)} missing values: fill them by frame.fillna(value), or "
-            "drop their rows by frame.dropna()"
+        raise _checks.ArgumentError(
+            str(path),
+            f"has missing values in {_columns(names)}",
+            advice="fill them by frame.fillna(value), or drop their rows by "
+            "frame.dropna()",
         )
 
 
 def _columns(names: list[Any]) -> str:
-    """Such as "column 'city' has", of at most five names."""
+    """Such as "columns 'city', 'land'", at most five names."""
     listed = ", ".join(repr(name) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{'column' if len(names) == 1 else 'columns'} {listed}{more} " + (
-        "has" if len(names) == 1 else "have"
-    )
+    return f"{'column' if len(names) == 1 else 'columns'} {listed}{more}"

@@ -112,7 +112,7 @@ class View:
     @property
     def block_shuffle(self) -> BlockShuffle | None:
         """That of `rows`; None if the index is not increasing."""
-        if self.index is None or (np.diff(self.index) > 0).all():
+        if self.index is None or (self.index[1:] > self.index[:-1]).all():
             return block_shuffle_of(self.rows)
         return None
 
