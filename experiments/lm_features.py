@@ -29,8 +29,8 @@ autoencoder has checkpoints. Each language model has a page features.html of con
 that activate twenty latents.
 
 The bound of 80 % was chosen before SmolLM2 was run. The full size, 1,000,000 tokens and
-up to 4,096 latents, was not run: by an estimate it takes two hours on two cores. The
-results of the quick run are in experiments/README.md.
+up to 4,096 latents, was not run. The results of the quick run are in
+experiments/README.md.
 """
 
 import argparse
@@ -104,7 +104,7 @@ QUICK = FULL._replace(
 )
 
 
-QUICK_HELP = "60,000 tokens and at most 1,024 latents: ten minutes"
+QUICK_HELP = "60,000 tokens and at most 1,024 latents: minutes"
 
 
 def at_least(low: int):
