@@ -224,7 +224,7 @@ def test_an_array_of_several_is_the_runs_or_the_one_that_is_named(workdir, tmp_p
             ("encode", "run", "two.npz", "-o", "z.npy", "--array", "x"),
             ["a, b", "'x'", "--array"],
         ),
-        (("encode", "run", "folder.npy", "-o", "z.npy"), ["no shards folder.npy:"]),
+        (("encode", "run", "folder.npy", "-o", "z.npy"), ["files at folder.npy:"]),
         (("encode", "run", "X.npy", "-o", "X.npy"), ["--output", "the data itself"]),
         (("reconstruct", "run", "X.npy", "-o", "./X.npy"), ["the data itself"]),
         (("encode", "run", "X.npy", "-o", "link.npy"), ["link.npy", "the data itself"]),

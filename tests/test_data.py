@@ -331,7 +331,7 @@ def test_the_error_for_a_path_to_no_array_says_what_is_read(tmp_path, monkeypatc
         data.load("X.txt")
     for name in ("folder", "digits"):
         (tmp_path / name).mkdir()
-    with pytest.raises(FileNotFoundError, match="no shards folder: give a folder with"):
+    with pytest.raises(FileNotFoundError, match="files at folder: give the folder"):
         data.load("folder")
     assert data.load("digits").name == "digits"
 

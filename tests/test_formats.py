@@ -163,7 +163,9 @@ def test_a_path_that_exists_is_taken_before_a_hub_id(hub, tmp_path):
         ("owner/none", ValueError, "repository 'owner/none' of the hub cannot be read"),
         ("owner/repo/none", ValueError, "none of the formats jaxae, saelens"),
         ("hf://owner", ValueError, "such as 'owner/repo/folder', got 'hf://owner'"),
-        ("none", FileNotFoundError, "none does not exist; give a file or a folder"),
+        ("none", FileNotFoundError, "none does not exist; give a file, a folder or a"),
+        ("./owner", FileNotFoundError, "owner does not exist; give a file"),
+        ("https://huggingface.co/owner/repo", FileNotFoundError, "or a hub id such as"),
         ("../owner/repo", FileNotFoundError, "does not exist"),
         ("/owner/repo", FileNotFoundError, "does not exist"),
         (pathlib.Path("owner/repo"), FileNotFoundError, "owner/repo does not exist"),
@@ -205,6 +207,21 @@ def test_the_format_is_found_out_or_given(folder):
     assert formats.load(folder, format="saelens")[0] == AE
     with pytest.raises(ValueError, match="inputs_normalized must be"):
         formats.load(folder, inputs_normalized="yes")
+
+
+def test_save_replaces_no_file_of_a_model_of_another_format(tmp_path):
+    ae = jaxae.Autoencoder(
+        input_dim=3,
+        latent_dim=4,
+        activation="topk(2)",
+        observation="gaussian",
+        tied=False,
+    )
+    formats.save(tmp_path, ae, params_of(ae), format="saelens")
+    message = "directory must not hold a model of saelens, which has a cfg.json"
+    with pytest.raises(ValueError, match=message):
+        formats.save(tmp_path, ae, params_of(ae), format="sparsify")
+    assert formats.load(tmp_path)[0] == ae
 
 
 def test_save_refuses_before_it_writes(tmp_path):

@@ -235,8 +235,8 @@ def write(folder, **files):
 
 F16, TOKENS = X.astype("f2"), X.reshape(2, 3, 4, 5)[0]
 BAD_FOLDERS = {
-    "empty": ({}, {}, "There are no shards"),
-    "other files": ({"notes__txt": b"x"}, {}, "There are no shards"),
+    "empty": ({}, {}, "There are no .npy, .npz, .safetensors files at"),
+    "other files": ({"notes__txt": b"x"}, {}, "There are no .npy, .npz"),
     "widths": (
         {"a__npy": X, "b__npy": X[:, :3]},
         {},
@@ -260,6 +260,11 @@ BAD_FOLDERS = {
         {"a__npy": TOKENS, "a__mask__npy": np.full((3, 4), 2)},
         {},
         r"mask of .*a\.npy must be booleans, or 0 and 1",
+    ),
+    "mask without an array": (
+        {"a__npy": TOKENS, "b__mask__npy": np.ones((3, 4), bool)},
+        {},
+        r"source has the mask .*b\.mask\.npy, but no file b\.npy beside it; name",
     ),
     "mask of nothing": (
         {"a__npy": TOKENS, "a__mask__npy": np.zeros((3, 4), bool)},
@@ -318,10 +323,10 @@ def test_a_pattern_or_a_file_selects_shards(tmp_path):
     view = data.activations(str(tmp_path / "layer6_0.npy"))
     np.testing.assert_array_equal(view[:], 2 * X)
     for missing in ("layer9_*.npy", "layer9_0.npy"):
-        with pytest.raises(FileNotFoundError, match="There are no shards .*layer9_"):
+        with pytest.raises(FileNotFoundError, match="There are no .* at .*layer9_"):
             data.activations(tmp_path / missing)
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match=r"must have shards \.npy, .*a\.txt"):
+    with pytest.raises(ValueError, match=r"must have files \.npy, .*a\.txt"):
         data.activations(tmp_path / "a.txt")
 
 

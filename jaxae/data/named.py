@@ -63,6 +63,7 @@ def load(
             _checks.describe(name_or_path),
             "load several files one by one, and join their rows by np.concatenate",
         )
+    _checks.number("memory_budget", memory_budget, _checks.AT_LEAST_0)
     name, path = os.fspath(name_or_path), expanded(name_or_path)
     suffix = path.suffix.lower()
     has_shards = bool(name) and name not in NAMES and is_of_shards(path)

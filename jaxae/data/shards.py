@@ -50,7 +50,9 @@ class Shards:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """The rows `[n, D]` of a slice or of increasing row numbers."""
+        """The rows `[n, D]` of a slice or of increasing row numbers; one of an int."""
+        if isinstance(rows, int | np.integer):
+            return self[[range(len(self))[rows]]][0]
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows, np.int64)
@@ -62,6 +64,12 @@ class Shards:
         with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
             list(threads.map(read, self._chunks(rows)))
         return values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        return f"Shards({self.dtype}{list(self.shape)})"
 
     def _chunks(self, rows: np.ndarray) -> list[slice]:
         """Slices of row numbers whose rows are read at once, each from one array."""

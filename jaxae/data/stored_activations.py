@@ -93,7 +93,10 @@ def activations(
         norms = _norms(View(rows, index))
         is_kept[index] = norms <= max_norm * np.median(norms)
     if not is_kept.any():
-        raise _checks.ArgumentError("source", "must have rows that are not left out")
+        raise _checks.ArgumentError(
+            "source",
+            "must have rows that are not left out by masks, drop_first or max_norm",
+        )
     return View(rows, None if is_kept.all() else np.flatnonzero(is_kept))
 
 
@@ -104,22 +107,35 @@ def shard_paths(source: PathLike) -> list[Path]:
         paths = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     else:
         paths = list(map(Path, glob.glob(str(path)))) or [path]
-    paths = [
-        p for p in paths if os.path.isfile(p) and not p.name.endswith(_MASK_SUFFIX)
-    ]
+    masks = [p for p in paths if p.name.endswith(_MASK_SUFFIX)]
+    _check_masks(masks)
+    paths = [p for p in paths if os.path.isfile(p) and p not in masks]
     if not paths:
         raise FileNotFoundError(
-            f"There are no shards {path}: give a folder with {', '.join(SUFFIXES)} "
-            "files, or a pattern such as 'acts/*.npy'."
+            f"There are no {', '.join(SUFFIXES)} files at {path}: give the folder that "
+            "holds them, or a pattern such as 'acts/*.npy'."
         )
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:
             raise _checks.ArgumentError(
                 "source",
-                f"must have shards {', '.join(SUFFIXES)}",
+                f"must have files {', '.join(SUFFIXES)}",
                 str(path),
             )
     return sorted(paths, key=_natural)
+
+
+def _check_masks(masks: list[Path]) -> None:
+    """Check that each is beside its array: another mask would be of no effect."""
+    for mask in masks:
+        path = mask.with_name(mask.name.removesuffix(_MASK_SUFFIX) + ".npy")
+        if not os.path.isfile(path):
+            raise _checks.ArgumentError(
+                "source",
+                f"has the mask {mask}, but no file {path.name} beside it",
+                advice="name the mask after its .npy file; in .npz and .safetensors "
+                "files it is the array named 'mask'",
+            )
 
 
 def files_of(source: PathLike) -> list[Path]:
@@ -190,7 +206,8 @@ def _check_alike(arrays: Sequence[StoredArray]) -> None:
                 f"must have one width and one dtype, but {first.path} is "
                 f"{first.dtype}{list(first.shape)} and {array.path} is "
                 f"{array.dtype}{list(array.shape)}",
-                advice="convert all shards to one of them",
+                advice="convert the files, or give a pattern of some, such as "
+                "'acts/layer8_*.npy'",
             )
 
 

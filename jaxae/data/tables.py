@@ -1,6 +1,7 @@
 """Tables in `.csv` and `.parquet` files, as arrays in memory."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,25 @@ def read_csv(path: Path) -> np.ndarray:
             "has numbers in its first line",
             advice="add a line with the names of the columns",
         )
-    frame = pandas.read_csv(path, low_memory=False)
+    _check_separator(path, list(first.iloc[0]))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            # By default, values without a name would become labels of the rows.
+            frame = pandas.read_csv(path, low_memory=False, index_col=False)
+    except pandas.errors.ParserWarning as warning:
+        raise _checks.ArgumentError(
+            str(path),
+            "has more values in a row than names in its first line",
+            advice="name every column, and write decimals with a point",
+        ) from warning
     if frame.columns[0] == "Unnamed: 0":  # as to_csv writes the labels of rows
         raise _checks.ArgumentError(
             str(path),
             "has a first column without a name",
             advice="name it, or leave it out by frame.to_csv(path, index=False)",
         )
+    _check_rows(path, len(frame))
     _check_columns(path, dict(frame.dtypes))
     _check_complete(path, dict(frame.isna().sum()))
     return frame.to_numpy()
@@ -49,10 +62,19 @@ def read_parquet(path: Path, array: str | None) -> np.ndarray:
         table = table.select([named_one(table.column_names, array, path)])
     # As pandas stores the labels of rows.
     columns = [name for name in table.column_names if name != "__index_level_0__"]
+    lists = [name for name in columns if hasattr(table[name].type, "value_type")]
+    if lists and len(columns) > 1:
+        raise _checks.ArgumentError(
+            "array",
+            f"must name the column of {path} to read, since {_columns(lists)} "
+            f"{'holds' if len(lists) == 1 else 'hold'} lists",
+            repr(array),
+        )
+    _check_rows(path, len(table))
     _check_complete(path, {name: table[name].null_count for name in columns})
-    if len(columns) == 1 and hasattr(table[columns[0]].type, "value_type"):
+    if lists:
         return _of_lists(path, columns[0], table[columns[0]])
-    _check_columns(path, {name: table[name].type.to_pandas_dtype() for name in columns})
+    _check_columns(path, {name: _dtype(table[name]) for name in columns})
     return np.stack([table[name].to_numpy() for name in columns], axis=1)
 
 
@@ -67,14 +89,37 @@ def _of_lists(path: Path, name: str, column: Any) -> np.ndarray:
             f"{len(lengths)} lengths",
         )
     values = pyarrow.compute.list_flatten(column)
-    _check_columns(path, {name: values.type.to_pandas_dtype()})
+    _check_columns(path, {name: _dtype(values)})
     _check_complete(path, {name: values.null_count})
     return values.to_numpy().reshape(-1, lengths[0])
+
+
+def _dtype(column: Any) -> Any:
+    """The dtype of a column of pyarrow, which has none for lists in lists."""
+    return object if column.type.num_fields else column.type.to_pandas_dtype()
 
 
 def _is_number(dtype: Any) -> bool:
     """Whether this is a dtype of NumPy for numbers, not one of pandas."""
     return isinstance(dtype, np.dtype | type) and np.dtype(dtype).kind in "iuf"
+
+
+def _check_separator(path: Path, first: Sequence[Any]) -> None:
+    """Check the fields of the first line, which is one if no comma is in it."""
+    for separator in (";", "\t"):
+        if len(first) == 1 and separator in str(first[0]):
+            raise _checks.ArgumentError(
+                str(path),
+                "must have commas between its columns",
+                f"the first line {first[0]!r}",
+                f"convert it: pandas.read_csv(path, sep={separator!r})"
+                ".to_csv(new_path, index=False)",
+            )
+
+
+def _check_rows(path: Path, num_rows: int) -> None:
+    if num_rows == 0:
+        raise _checks.ArgumentError(str(path), "has no rows under its columns")
 
 
 def _check_columns(path: Path, dtypes: Mapping[Any, Any]) -> None:

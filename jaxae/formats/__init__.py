@@ -98,7 +98,8 @@ def save(directory, ae, params, *, format, metadata=None) -> None:
 
     Raises:
       ValueError: if the format cannot hold the model, `params` are not those of the
-        model, `directory` is a file, or `metadata` is not JSON.
+        model, `directory` is a file or holds a model of another format of which this
+        would replace a file, or `metadata` is not JSON.
     """
     chosen = _checks.lookup("format", WRITABLE, format)
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder")
@@ -113,10 +114,25 @@ def save(directory, ae, params, *, format, metadata=None) -> None:
         raise _checks.ArgumentError(
             "directory", f"must be a folder, but {folder} is a file"
         )
+    _check_other_formats(folder, chosen)
     assert chosen.write is not None
     chosen.write(folder, ae, params, metadata)
     if chosen.usage is not None:
         write_card(folder, ae, params, library=chosen.name, usage=chosen.usage)
+
+
+def _check_other_formats(folder: Path, chosen: Format) -> None:
+    """Check that the files of this format replace no file of a model of another."""
+    for other in FORMATS.values():
+        shared = set(chosen.files) & set(other.files)
+        if other is not chosen and shared and other.recognizes(folder):
+            raise _checks.ArgumentError(
+                "directory",
+                f"must not hold a model of {other.name}, which has a "
+                f"{', '.join(sorted(shared))} too",
+                str(folder),
+                "choose another folder",
+            )
 
 
 def _locate(source: Any, format: Format | None) -> Path:
@@ -126,7 +142,10 @@ def _locate(source: Any, format: Format | None) -> Path:
     if path.exists() and not is_explicit:
         return path
     if not is_explicit and (isinstance(source, os.PathLike) or not _hub.parse(source)):
-        raise FileNotFoundError(f"{path} does not exist; give a file or a folder.")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a file, a folder or a hub id such as "
+            "'owner/repo/folder'."
+        )
     formats = FORMATS.values() if format is None else (format,)
     return _hub.download(source, [name for f in formats for name in f.files])
 

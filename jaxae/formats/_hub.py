@@ -10,7 +10,7 @@ from jaxae import _checks
 _PREFIX = "hf://"
 # owner/repo, owner/repo@revision, owner/repo/folder, owner/repo@revision/folder
 _ID = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?"
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?"
 )
 
 
