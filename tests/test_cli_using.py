@@ -262,6 +262,9 @@ def test_a_scaling_that_is_damaged_or_of_another_run_is_rejected(
     shutil.copy("run/scaling.safetensors", path)
     assert main("encode", run, "X.npy", "-o", z) == 2
     assert_rejected(capsys, "the scaling 'divide'", "says 'unit'", "restore")
+    path.unlink()
+    assert main("encode", run, "X.npy", "-o", z) == 2
+    assert_rejected(capsys, "lacks the scaling.safetensors of a run; give a run folder")
     path.write_bytes(complete)
     assert main("encode", run, "X.npy", "-o", z) == 0
 

@@ -279,6 +279,12 @@ def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
     described = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert described["num_train"] + described["num_validation"] == 39
     assert cli.main(["evaluate", str(out)]) == 0
+    np.save(tmp_path / "acts" / "0.mask.npy", np.arange(50).reshape(10, 5) < 7)
+    for source in (acts, f"{acts}/0.npy"):  # one file as the folder, with its mask
+        z = str(tmp_path / "z.npy")
+        assert cli.main(["encode", str(out), source, "-o", z]) == 0
+        assert np.load(z).shape == (7, 2)
+    capsys.readouterr()
     for data_option, changed, message in (
         ("digits", select, "need --data to be a folder or a pattern of activations"),
         (acts, ["--max-row-norm", "-1"], "--max-row-norm must be finite and positive"),

@@ -325,6 +325,8 @@ def test_a_pattern_or_a_file_selects_shards(tmp_path):
     for missing in ("layer9_*.npy", "layer9_0.npy"):
         with pytest.raises(FileNotFoundError, match="There are no .* at .*layer9_"):
             data.activations(tmp_path / missing)
+    with pytest.raises(ValueError, match="must be one folder, pattern or file, su"):
+        data.activations("")
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"must have files \.npy, .*a\.txt"):
         data.activations(tmp_path / "a.txt")

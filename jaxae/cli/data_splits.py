@@ -10,8 +10,8 @@ from jaxae import _checks, data, metrics
 from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
-from jaxae.data import Dataset, Scaling, View
-from jaxae.data.files import load_shards, may_have_names
+from jaxae.data import Dataset, Scaling, View, stored
+from jaxae.data.files import SUFFIXES, load_shards, may_have_names
 from jaxae.data.statistics import ColumnStats, integer_advice
 from jaxae.data.stored_activations import is_of_shards
 from jaxae.objective import Objective
@@ -83,7 +83,11 @@ def load_rows(
     """All rows of a user's file, with the scaling of the run."""
     if array is None and may_have_names(Path(path)):
         array = options.array
-    rows = _load(path, array, options).train
+    if _has_activations(options) and Path(path).suffix.lower() in stored.SUFFIXES:
+        # One file of a folder: [N, T, D] are rows of tokens, not images.
+        rows = load_shards(expanded(path), array, _memory_budget(options)).train
+    else:
+        rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
         raise CommandError(
             f"{path} must have {num_columns} columns for the model of this run, got "
@@ -94,6 +98,13 @@ def load_rows(
     rows = _scaled(rows, scaling, _checks.floating_dtype(options.dtype))
     _check_finite(rows)
     return rows
+
+
+def _has_activations(options: TrainOptions) -> bool:
+    """Whether the run's data are a folder or a pattern, which may be elsewhere now."""
+    path = expanded(options.data)
+    is_other = options.data in data.NAMES or path.suffix.lower() in SUFFIXES
+    return is_of_shards(path) or not is_other
 
 
 def _load_selected(options: TrainOptions) -> Dataset | None:

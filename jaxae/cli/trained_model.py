@@ -80,6 +80,11 @@ def load_trained(path: str) -> Iterator[Trained]:
     options = validated(config_file.parse_options(config, folder / CONFIG_FILE))
     with jax.enable_x64(options.dtype == "float64"):
         ae, params = jaxae.load(folder)
+        if not (folder / SCALING_FILE).is_file():
+            raise CommandError(
+                f"{path} lacks the {SCALING_FILE} of a run; give a run folder, or use "
+                "the model in Python by jaxae.load."
+            )
         scaling = load_scaling(folder)
         name = config_file.data_entry(config, "scaling")
         if name not in (None, scaling.name):

@@ -92,8 +92,8 @@ def load(
         )
     raise _checks.ArgumentError(
         "dataset",
-        f"must be one of {', '.join(NAMES)}, or the path of a folder or of a file: "
-        f"{known}",
+        f"must be one of {', '.join(NAMES)}, or the path of a folder or of a file "
+        f"that exists: {known}",
         f"{name!r}{_checks.closest(name, NAMES)}",
     )
 

@@ -102,7 +102,13 @@ def activations(
 
 def shard_paths(source: PathLike) -> list[Path]:
     """The files of a folder or a pattern, or the one file, in natural order."""
-    path = expanded(_checks.folder("source", source))
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise _checks.ArgumentError(
+            "source",
+            "must be one folder, pattern or file, such as 'acts/*.npy'",
+            _checks.describe(source),
+        )
+    path = expanded(source)
     if os.path.isdir(path):
         paths = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
     else:
