@@ -382,7 +382,7 @@ def test_k_activations_and_aux_k_are_lanes_and_the_best_lane_has_its_own_k(
         assert config["options"]["k"] == values["k"]
         assert config["options"]["aux_k"] == 3
         assert config["options"]["aux_k_coefficient"] == values["aux_k"]
-        assert config["gradient_used"] == "autodiff"
+        assert config["gradient_used"] == "manual"
     assert "aux_k is 0 in these results" in capsys.readouterr().err
     assert main("evaluate", "out/best", "-o", "again.json") == 0
     results = read(workdir / "out/best/results.json")

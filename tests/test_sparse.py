@@ -1,5 +1,6 @@
 """The sparse family: activations, prefixes, and the gradient by codes."""
 
+import dataclasses
 import pickle
 
 import chex
@@ -536,6 +537,10 @@ def test_auto_takes_the_gradient_by_codes_where_latents_are_many():
     for part in (g.topk(5), "relu", g.batch_topk(2)):
         ae = jaxae.Autoencoder(input_dim=D, latent_dim=64, activation=part)
         assert config.gradient_of(jaxae.Objective(ae)) == "autodiff"
+        with_aux_k = jaxae.Objective(
+            dataclasses.replace(ae, observation="gaussian"), penalties=("aux_k(2)",)
+        )
+        assert config.gradient_of(with_aux_k) == "manual"
     chosen = jaxae.TrainConfig(gradient="autodiff")
     assert chosen.gradient_of(jaxae.Objective(wide)) == "autodiff"
 

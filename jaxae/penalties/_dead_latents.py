@@ -8,7 +8,8 @@ References:
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +94,27 @@ def _codes_of(ae: Autoencoder):
     return activations.abs_topk_codes if is_signed else activations.topk_codes
 
 
-def _aux_k_value(k: int, ae: Autoencoder, params, p: Pass):
-    left = _residuals(k, ae, params, p).left
+def _if_any_is_dead(p: Pass, compute: Callable[[], Any]):
+    """compute(), or zeros like its result while no latent is dead, at no cost."""
     assert p.is_dead is not None
-    value = jnp.mean(jnp.sum(left**2, axis=-1)) / 2
-    return jnp.where(jnp.any(p.is_dead), value, 0)
+    result = jax.eval_shape(compute)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+    return jax.lax.cond(jnp.any(p.is_dead), compute, lambda: zeros)
+
+
+def _aux_k_value(k: int, ae: Autoencoder, params, p: Pass):
+    def value():
+        left = _residuals(k, ae, params, p).left
+        return jnp.mean(jnp.sum(left**2, axis=-1)) / 2
+
+    return _if_any_is_dead(p, value)
 
 
 def _aux_k_cotangents(k: int, ae: Autoencoder, params, p: Pass):
+    return _if_any_is_dead(p, lambda: _cotangents_of_dead(k, ae, params, p))
+
+
+def _cotangents_of_dead(k: int, ae: Autoencoder, params, p: Pass) -> Cotangents:
     """By codes: of the size B x H there are only the pre-activations of the dead."""
     codes, W_dec, left = _residuals(k, ae, params, p)
     assert p.levels is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxae import _checks, optimizers
+from jaxae import _checks, optimizers, penalties
 from jaxae._checks import ArgumentError
 from jaxae.objective import Objective
 from jaxae.optimizers import Optimizer
@@ -181,14 +181,19 @@ class TrainConfig:
 
         By hand where the latents have codes, of k entries, and k is small enough that a
         step by codes is faster on a CPU (benchmarks/results/sparse_codes_cpu.json): at
-        most 256, and at most a 16th of the latents. Else by autodiff.
+        most 256, and at most a 16th of the latents. By hand, too, with `aux_k`, whose
+        derivatives take codes for any activation. Else by autodiff.
         """
         if self.gradient != "auto":
             return self.gradient
-        ae = objective.ae
+        ae, made_by = objective.ae, [p.made_by for p in objective.penalties]
         num_active = ae.activation.max_active or ae.latent_dim
         is_sparse = num_active <= min(ae.latent_dim // 16, 256)
-        return "manual" if objective.has_codes and is_sparse else "autodiff"
+        has_aux_k = any(made and made[0] is penalties.aux_k for made in made_by)
+        is_by_hand = (objective.has_codes and is_sparse) or (
+            has_aux_k and (ae.activation.init is None or ae.activation.vjp_theta)
+        )
+        return "manual" if is_by_hand else "autodiff"
 
     def compiled(self) -> "TrainConfig":
         """Return a copy with the fields that the compiled program depends on.
