@@ -183,6 +183,8 @@ class AutoencoderTransformer(
             tied=self.tied,
             pre_bias=self.pre_bias,
         )
+        if before is not None:
+            _check_same_model(ae, before.params)
         penalties = _as_dict("penalties", self.penalties)
         objective = Objective(
             ae, corruption=self.corruption, penalties=tuple(penalties)
@@ -350,6 +352,17 @@ def _merged(own: dict[str, Any], further: Mapping) -> dict[str, Any]:
             advice="give each number once",
         )
     return own | dict(further)
+
+
+def _check_same_model(ae: Autoencoder, params: Any) -> None:
+    try:
+        ae.check_params(params)
+    except ArgumentError as error:
+        raise ArgumentError(
+            "partial_fit",
+            "cannot continue, because the parameters now describe another model",
+            advice="call fit, or restore the parameters",
+        ) from error
 
 
 def _continued(start: RunState, before: TrainState) -> RunState:

@@ -273,6 +273,15 @@ def test_the_scaling_of_a_run_is_folded_into_the_model(name, choices, tmp_path):
     assert_same_bits(same, params)
 
 
+def test_the_options_of_a_run_with_paths_of_its_machine_stay_there(tmp_path):
+    ae = jaxae.Autoencoder(input_dim=3, latent_dim=4, observation="gaussian")
+    run = {"options": {"data": "secret/x.npy"}, "data": {"source": "/secret/x.npy"}}
+    jaxae.save(tmp_path / "run", ae, params_of(ae), run=run)
+    assert formats.metadata(tmp_path / "run") == {}
+    jaxae.save(tmp_path / "model", ae, params_of(ae), run={"note": "mine"})
+    assert formats.metadata(tmp_path / "model") == {"note": "mine"}
+
+
 def test_a_scaling_that_cannot_be_folded_is_refused(folder):
     X = np.arange(6.0).reshape(2, 3)
     jaxae.data.save_scaling(folder, jaxae.data.fit_scaling("none", X))

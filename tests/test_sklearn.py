@@ -360,7 +360,7 @@ def test_what_does_not_fit_the_model_is_refused(X, fitted):
     ("change", "words"),
     [
         ({"optimizer": "sgd"}, "partial_fit cannot continue, because the optimizer"),
-        ({"latent_dim": 3}, "must have shape"),
+        ({"latent_dim": 3}, "describe another model; call fit"),
     ],
     ids=str,
 )

@@ -367,7 +367,7 @@ class ConvertOptions:
     to: str
     """The format to write, such as saelens or jaxae."""
     source_format: str | None = None
-    """The format of SOURCE. None: found out from its files."""
+    """The format of SOURCE. None: detected from its files."""
     inputs_normalized: bool = False
     """You normalize the inputs as SOURCE asks, and undo it on the outputs."""
     overwrite: bool = False

@@ -40,7 +40,7 @@ def load(source, *, format=None, inputs_normalized=False) -> tuple[Autoencoder, 
       source: a folder, a file, or a hub id, such as "owner/repo",
         "owner/repo/folder" or "owner/repo@revision". A file or folder that exists is
         taken before a hub id; "hf://owner/repo" is always one.
-      format: one of FORMATS; by default found out from the files.
+      format: one of FORMATS; by default detected from the files.
       inputs_normalized: whether you normalize the inputs, and undo it on the outputs,
         as the file asks. By default a file that asks for a normalization that an
         `Autoencoder` does not have raises an error.

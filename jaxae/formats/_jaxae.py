@@ -20,8 +20,9 @@ from jaxae.formats._base import Format, Model, has_files, refused
 def _read(path: Path, inputs_normalized: bool) -> Model:
     ae, params = files.load(path)
     config = json.loads((path / files.CONFIG_FILE).read_bytes())
+    is_run = "options" in config  # they have paths of this machine, and stay here
     metadata = {n: v for n, v in config.items() if n not in ("jaxae", "model")}
-    model = Model(ae, params, metadata)
+    model = Model(ae, params, {} if is_run else metadata)
     if inputs_normalized or not (path / SCALING_FILE).exists():
         return model
     scaling = load_scaling(path)
