@@ -1,6 +1,8 @@
 """Shared strictness: types and shapes are checked, silent broadcasts are errors."""
 
 import functools
+import gc
+import inspect
 import os
 import shutil
 import subprocess
@@ -19,11 +21,25 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+
+check_annotations = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker):
+    """Wrap no function without annotations: closures are defined again by each call."""
+
+    def wrapped(f):
+        is_bare = inspect.isfunction(f) and not f.__annotations__
+        return f if is_bare else check_annotations(f, typechecker=typechecker)
+
+    return wrapped
+
 
 # Every shape annotation of the library becomes a runtime check in the tests.
-install_import_hook("jaxae", "beartype.beartype")
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook("jaxae", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -86,6 +102,12 @@ def pytest_configure(config):
     if not are_known(flags):
         flags = [flag for flag in flags if are_known([flag])]
     os.environ.update(environment_with(flags))
+
+
+def pytest_collection_finish():
+    """Collect garbage less often, and not among what was imported: jax is large."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
 
 
 def pytest_unconfigure():
