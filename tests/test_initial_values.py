@@ -164,7 +164,7 @@ def test_scale_multiplies_all_that_is_drawn(activation, is_tied):
 
 def test_init_scale_of_a_run_and_of_a_lane_is_that_scale():
     hparams = {"learning_rate": 0.0, "init_scale": 0.5}
-    config = jaxae.TrainConfig(num_epochs=1, batch_size=4)
+    config = jaxae.TrainConfig(num_epochs=1, batch_size=4, diagnostics=False)
     for ae in (model(sparse), model()):
         objective, X = jaxae.Objective(ae), batch(4, D)
         run = jaxae.train(objective, X, hparams=hparams, key=KEY, config=config)
