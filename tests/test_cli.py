@@ -18,6 +18,8 @@ import jaxae
 from jaxae import cli
 from jaxae.cli import config_file, options, reporting
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
 FILES = [

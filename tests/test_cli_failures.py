@@ -32,6 +32,8 @@ import jaxae
 from jaxae.cli import config_file, data_splits, reporting
 from jaxae.cli.options import TrainOptions
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 FUZZ = settings(
     deadline=None,
     derandomize=True,
