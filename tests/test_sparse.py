@@ -350,8 +350,17 @@ def test_a_cut_between_prefixes_trains_each_level_by_its_own_prefix(x64):
 # ---- codes ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(H,), (2, 5, H)])
-@pytest.mark.parametrize("num_rows", [1, 16, 37])
+@pytest.mark.parametrize(
+    "num_rows, sizes",
+    [
+        (1, (H,)),
+        (16, (2, 5, H)),
+        (37, (H,)),
+        (37, (2, 5, H)),
+        pytest.param(1, (2, 5, H), marks=pytest.mark.slow),
+        pytest.param(16, (H,), marks=pytest.mark.slow),
+    ],
+)
 def test_functions_of_codes_equal_those_of_dense_latents(sizes, num_rows, x64):
     codes = sparse.Codes(
         jnp.asarray(RNG.normal(size=(num_rows, 3))),

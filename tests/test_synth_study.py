@@ -248,6 +248,8 @@ def test_at_full_size_the_models_are_the_published_ones():
     assert study.PAPER.samples // study.PAPER.batch_size == 195_312
 
 
+# In so few steps no latent counts as dead.
+@pytest.mark.filterwarnings("ignore:no latent counted as dead:RuntimeWarning")
 @pytest.mark.parametrize(
     "name",  # of the others, each is a part of one of these
     ["L1", "JumpReLU", "matching pursuit", "Matryoshka, falling k, by frequency"],
