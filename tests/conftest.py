@@ -1,6 +1,8 @@
 """Shared strictness: types and shapes are checked, silent broadcasts are errors."""
 
 import functools
+import gc
+import inspect
 import os
 import shutil
 import subprocess
@@ -19,11 +21,25 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+
+check_annotations = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker):
+    """Wrap no function without annotations: closures are defined again by each call."""
+
+    def wrapped(f):
+        is_bare = inspect.isfunction(f) and not f.__annotations__
+        return f if is_bare else check_annotations(f, typechecker=typechecker)
+
+    return wrapped
+
 
 # Every shape annotation of the library becomes a runtime check in the tests.
-install_import_hook("jaxae", "beartype.beartype")
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook("jaxae", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -88,6 +104,12 @@ def pytest_configure(config):
     os.environ.update(environment_with(flags))
 
 
+def pytest_collection_finish():
+    """Collect garbage less often, and not among what was imported: jax is large."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -105,6 +127,16 @@ def pytest_collection_modifyitems(config, items):
 def x64():
     """Float64 for one test, by a context, as a user would have it."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_step_norms():
+    """Without the norms of steps, which take a quarter of the time of a training."""
+    from jaxae.training import diagnostics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnostics, "step_norms", lambda *_, **settings: {})
         yield
 
 

@@ -345,7 +345,9 @@ def test_learned_parts_train_and_are_saved(tmp_path):
         data,
         hparams={"learning_rate": 0.01},
         key=KEY,
-        config=jaxae.TrainConfig(num_epochs=3, batch_size=16, gradient="manual"),
+        config=jaxae.TrainConfig(
+            num_epochs=3, batch_size=16, gradient="manual", diagnostics=False
+        ),
     )
     assert not np.allclose(run.params.activation[0], 0.25)
     jaxae.save(tmp_path, ae, run.params)

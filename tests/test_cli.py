@@ -18,6 +18,8 @@ import jaxae
 from jaxae import cli
 from jaxae.cli import config_file, options, reporting
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 PICTURES = ["curves.png", "filters.png", "latents.png", "reconstructions.png"]
 FOLDERS = ["best", "checkpoints"]
 FILES = [
@@ -183,7 +185,8 @@ def test_every_option_trains(tmp_path, monkeypatch, arguments):
 def test_gradient_manual_equals_autodiff(tmp_path, no_pictures):
     losses = []
     for gradient in ("manual", "autodiff"):
-        _, out = train(tmp_path, "--gradient", gradient, "--overwrite")
+        arguments = ("--gradient", gradient, "--overwrite", "--no-diagnostics")
+        _, out = train(tmp_path, *arguments)
         losses.append([row["train/loss"] for row in lines(out / "metrics.jsonl")])
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -195,6 +198,7 @@ def test_your_own_data(tmp_path, no_pictures, monkeypatch):
     np.save("bytes.npy", rng.integers(0, 256, size=(200, 5, 5), dtype=np.uint8))
     np.savez("two.npz", a=rng.uniform(size=(200, 3)), b=np.zeros(3))
     complete = ("--test-fraction", "0", "--validation-fraction", "0")
+    complete = (*complete, "--no-diagnostics")  # for speed
     arguments = ("--data", "real.npy", "--observation", "gaussian", *complete)
     status, out = train(tmp_path, *arguments)
     assert status == 0

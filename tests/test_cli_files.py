@@ -28,6 +28,8 @@ from jaxae.cli import reporting
 from jaxae.cli import run_folder as cli_folder
 from jaxae.sweeps import store
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

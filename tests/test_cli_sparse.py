@@ -14,6 +14,8 @@ from jaxae import cli, schedules
 from jaxae.cli import data_splits, options, reporting
 from jaxae.penalties import aux_k
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 train_module = sys.modules["jaxae.cli.train"]  # the names are also the functions'
 sweep_module = sys.modules["jaxae.cli.sweep"]
 

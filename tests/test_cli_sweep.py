@@ -126,7 +126,11 @@ def test_a_sweep_leaves_a_table_the_best_lane_and_pictures(workdir):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_best_lane_is_a_run_that_train_repeats_and_evaluate_reads(workdir, capsys):
+def test_the_best_lane_is_a_run_that_train_repeats_and_evaluate_reads(
+    workdir, monkeypatch, capsys
+):
+    # Without the pictures of the sweep, for speed; `plot` draws those of the lane.
+    monkeypatch.setattr(sweep_module, "_draw", lambda *arguments: [])
     text = RATES + "l1 = [0.0, 0.01]\nseed = [3, 5]\n"
     assert sweep(workdir, text, "--generator", "rbg") == 0
     best, result = workdir / "out" / "best", table(workdir)
@@ -150,7 +154,7 @@ def test_the_best_lane_is_a_run_that_train_repeats_and_evaluate_reads(workdir, c
         train,
         hparams={n: trial["values"][n] for n in ("learning_rate", "l1")},
         key=key,
-        config=jaxae.TrainConfig(num_epochs=2, batch_size=20),
+        config=jaxae.TrainConfig(num_epochs=2, batch_size=20, diagnostics=False),
         validation=validation,
     )
     np.testing.assert_allclose(again.params.W, params.W, rtol=1e-4, atol=1e-5)

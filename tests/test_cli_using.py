@@ -14,6 +14,8 @@ import jaxae
 from jaxae import cli
 from jaxae.cli import config_file, data_splits, reporting, run_folder, trained_model
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 X = np.random.default_rng(0).uniform(size=(60, 6)).astype("f4")
 BIG = np.random.default_rng(1).uniform(size=(50_000, 6)).astype("f4")  # over 1 MiB
 SMALL = ("--data", "X.npy", "--latent-dim", "4", "--batch-size", "8")

@@ -19,6 +19,8 @@ from sklearn.decomposition import PCA
 import jaxae
 from jaxae import cli
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
 demo = importlib.util.module_from_spec(SPEC)

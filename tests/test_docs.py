@@ -14,7 +14,7 @@ import pytest
 
 from jaxae import Autoencoder, activations, cli, manual, observations, penalties
 from jaxae.autoencoder import Parametrization, TiedParams, UntiedParams
-from jaxae.training import diagnostics
+from jaxae.cli import reporting
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -165,13 +165,13 @@ def quick_compilation():
     jax.clear_caches()
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("quick_compilation", "no_step_norms")  # no page has norms
 @pytest.mark.parametrize("page", [as_parameter(p) for p in PAGES if has_programs(p)])
 def test_blocks_of_the_page_run_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # `jaxae gradcheck` adds the folder
-    # A quarter of the time of each training, and no page reads it.
-    monkeypatch.setattr(diagnostics, "step_norms", lambda *_, **settings: {})
+    # For speed; the pictures of a run are tested in test_cli.py.
+    monkeypatch.setattr(reporting, "draw", lambda *arguments: None)
     namespace = {"__name__": page.stem}
     for line, language, block, shown in programs(page.read_text(encoding="utf-8")):
         with contextlib.redirect_stdout(io.StringIO()) as printed:

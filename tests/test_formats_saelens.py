@@ -20,6 +20,8 @@ from test_formats import assert_same_bits, params_of
 import jaxae
 from jaxae import formats, manual
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "formats" / "saelens"
 FOLDERS = sorted(p.name for p in GOLDENS.iterdir())
 LOADED = [name for name in FOLDERS if name != "layer_norm"]

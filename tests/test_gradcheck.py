@@ -581,8 +581,18 @@ def test_beside_a_kink_a_wrong_entry_is_wrong():
     assert leaf.verdict == "wrong" and leaf.worst.index == (2,)
 
 
-@pytest.mark.parametrize("n", [10, 1000, 50000])
-@pytest.mark.parametrize("spacing", [1.0, 0.1])
+@pytest.mark.parametrize(
+    "spacing, n",
+    [
+        (1.0, 10),
+        (1.0, 1000),
+        (0.1, 50_000),
+        *(
+            pytest.param(spacing, n, marks=pytest.mark.slow)
+            for spacing, n in ((0.1, 10), (0.1, 1000), (1.0, 50_000))
+        ),
+    ],
+)
 def test_a_staircase_is_a_surrogate_however_many_steps_are_near(n, spacing):
     def fn(p):
         rounded = spacing * jnp.round(p["w"] / spacing)
@@ -641,7 +651,7 @@ def test_a_declared_surrogate_has_to_follow_autodiff():
     assert gradcheck.check(fn, params, X, grad=attached).ok
 
 
-@pytest.mark.parametrize("n", [30, 200, 5000])
+@pytest.mark.parametrize("n", [30, pytest.param(200, marks=pytest.mark.slow), 5000])
 def test_many_kinks_of_which_few_are_measured(n):
     w = normal(n).at[::3].set(0.0)
 

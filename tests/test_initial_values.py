@@ -124,8 +124,19 @@ def test_aligned_weights_of_unit_norm_start_as_their_own_encoder():
     np.testing.assert_allclose(expanded.W_enc, params.W_dec, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("width", [6, 37, 768])
-@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    "is_tied, width",
+    [
+        (True, 6),
+        (True, 37),
+        (False, 768),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in ((True, 768), (False, 6))
+        ),
+        pytest.param(False, 37, marks=pytest.mark.slow),
+    ],
+)
 def test_jit_vmap_and_eager_start_from_the_same_bits(width, is_tied):
     ae = jaxae.Autoencoder(
         input_dim=width,
@@ -164,7 +175,7 @@ def test_scale_multiplies_all_that_is_drawn(activation, is_tied):
 
 def test_init_scale_of_a_run_and_of_a_lane_is_that_scale():
     hparams = {"learning_rate": 0.0, "init_scale": 0.5}
-    config = jaxae.TrainConfig(num_epochs=1, batch_size=4)
+    config = jaxae.TrainConfig(num_epochs=1, batch_size=4, diagnostics=False)
     for ae in (model(sparse), model()):
         objective, X = jaxae.Objective(ae), batch(4, D)
         run = jaxae.train(objective, X, hparams=hparams, key=KEY, config=config)

@@ -20,6 +20,8 @@ from jaxae.cli.options import TrainOptions
 from jaxae.observations._base import check_values
 from jaxae.training import trainer
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 X = np.random.default_rng(0).uniform(size=(300, 4)).astype(np.float32)
 AE = jaxae.Autoencoder(input_dim=4, latent_dim=3)
 OBJECTIVE = jaxae.Objective(AE)

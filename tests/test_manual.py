@@ -55,7 +55,14 @@ def test_backprop_is_the_derivative_and_equals_the_lecture_and_autodiff(drawn):
     backprop_is_right(drawn)
 
 
-@pytest.mark.parametrize("drawn", lectures(), ids=str)
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        # The first two have each observation, tied and untied.
+        pytest.param(drawn, id=str(drawn), marks=[pytest.mark.slow] * (i >= 2))
+        for i, drawn in enumerate(lectures())
+    ],
+)
 def test_each_path_is_the_derivative_by_its_own_copy_of_the_parameters(drawn):
     paths_are_right(drawn)
 

@@ -142,8 +142,18 @@ LINKS = {
 }
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", activations.CATALOGUE)
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        *((name, WEIGHTS) for name in activations.CATALOGUE),
+        ("identity", None),
+        *(
+            pytest.param(name, None, marks=pytest.mark.slow)
+            for name in activations.CATALOGUE
+            if name != "identity"
+        ),
+    ],
+)
 def test_gaussian_with_equals_numpy(name, weights, x64):
     observation = gaussian_with(activations.get(name), weights)
     o, slope = LINKS[name]

@@ -338,7 +338,7 @@ def decoder_of(params):
     return np.asarray(params.W_dec if "W_dec" in params._fields else params.W)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_lane_with_unit_norm_is_its_single_run(tied):
     settings = {"clip": True, "unit_norm": True, "accumulate": 2}
     sweep = jaxae.sweep(

@@ -418,9 +418,10 @@ def test_a_run_whose_optimizer_draws_from_its_own_key_resumes(tmp_path):
         noise = optax.add_noise(0.1, 0.5, KEY)
         return optax.chain(noise, optimizers.adam(hparams))
 
-    expected = train(config=config(optimizer=noisy))
-    train(tmp_path, config=config(optimizer=noisy, num_epochs=2))
-    resumed = train(tmp_path, config=config(optimizer=noisy))
+    settings_ = config(optimizer=noisy, diagnostics=False)
+    expected = train(config=settings_)
+    train(tmp_path, config=dataclasses.replace(settings_, num_epochs=2))
+    resumed = train(tmp_path, config=settings_)
     chex.assert_trees_all_equal(resumed.params, expected.params)
     for name, values in expected.metrics.items():
         np.testing.assert_array_equal(resumed.metrics[name], values, err_msg=name)
@@ -629,7 +630,8 @@ def interrupted(run, number, handler="default"):
     "handler, number",
     [
         ("default", "SIGINT"),
-        ("handled", "SIGTERM"),
+        # The next test has a handler too, in this process.
+        pytest.param("handled", "SIGTERM", marks=pytest.mark.slow),
         pytest.param("default", "SIGTERM", marks=pytest.mark.slow),
         pytest.param("handled", "SIGINT", marks=pytest.mark.slow),
     ],
@@ -646,6 +648,23 @@ def test_a_signal_waits_until_the_state_is_saved(
         assert "KeyboardInterrupt" in done.stderr
     assert os.listdir(tmp_path / "run") != []
     assert_same(train(tmp_path / "run"), uninterrupted)
+
+
+def test_a_handled_signal_interrupts_the_run_which_resumes(tmp_path, uninterrupted):
+    numbers, epochs = [], []
+
+    def on_epoch(metrics, state):
+        epochs.append(metrics)
+        if len(epochs) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
+    try:
+        run = train(tmp_path, on_epoch=on_epoch)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (numbers, run.status, len(epochs)) == ([signal.SIGTERM], "interrupted", 2)
+    assert_same(train(tmp_path), uninterrupted)
 
 
 @pytest.mark.parametrize("raiser", ["callback", "handler"])

@@ -16,6 +16,8 @@ from jaxae import data
 from jaxae.data import shards, stored
 from jaxae.training import batches
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
 
 

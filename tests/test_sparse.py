@@ -1,6 +1,7 @@
 """The sparse family: activations, prefixes, and the gradient by codes."""
 
 import dataclasses
+import itertools
 import pickle
 
 import chex
@@ -115,7 +116,8 @@ def test_the_threshold_of_batch_topk_is_a_running_mean_of_the_smallest_kept_valu
 
 
 def train(objective, X=X, num_epochs=3, **arguments):
-    settings = arguments.pop("settings", {})
+    # Without diagnostics, which take as long to compile as training itself.
+    settings = {"diagnostics": False} | arguments.pop("settings", {})
     config = jaxae.TrainConfig(num_epochs=num_epochs, batch_size=4, **settings)
     hparams = {"learning_rate": 1e-2} | arguments.pop("hparams", {})
     return jaxae.train(
@@ -173,9 +175,9 @@ def test_matching_pursuit_explains_what_the_steps_before_left(k, x64):
     ae = model(g.matching_pursuit(k))
     params = params_of(ae)
     untied = [np.asarray(getattr(params, n)) for n in ("W_enc", "W_dec", "b_enc")]
-    for x in X:
-        z = numpy_matching_pursuit(x, *untied, k)
-        np.testing.assert_allclose(ae.encode(params, x), z, rtol=1e-10, atol=1e-12)
+    Z = [numpy_matching_pursuit(x, *untied, k) for x in X]
+    encoded = jax.vmap(ae.encode, (None, 0))(params, X)
+    np.testing.assert_allclose(encoded, Z, rtol=1e-10, atol=1e-12)
 
 
 def test_with_orthonormal_rows_matching_pursuit_is_topk(x64):
@@ -193,7 +195,7 @@ def test_with_orthonormal_rows_matching_pursuit_is_topk(x64):
     np.testing.assert_allclose(*codes, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_paths_of_matching_pursuit_are_derivatives_of_the_path_loss(tied, x64):
     """The encoder reads W_dec too."""
     ae = model(g.matching_pursuit(3), tied=tied, pre_bias=True)
@@ -251,12 +253,20 @@ PREFIXES["cut"] = {**PREFIXES["prefixes"], "cut_prefixes": True}
 every_prefix = pytest.mark.parametrize(
     "prefixes", PREFIXES.values(), ids=PREFIXES.keys()
 )
+CASES = list(itertools.product(PARTS, PREFIXES, (True, False)))
+# Each part in turn with each pair of the others.
+IN_TURN = set(zip(PARTS, itertools.cycle(PREFIXES), itertools.cycle((True, False))))
 
 
-@every_part
-@every_prefix
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "part, prefixes, tied",
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in IN_TURN))
+        for case in CASES
+    ],
+)
 def test_by_hand_and_by_autodiff_the_gradient_is_equal(part, prefixes, tied, x64):
+    part, prefixes = PARTS[part], PREFIXES[prefixes]
     ae = model(part, tied=tied, pre_bias=True)
     # l1 has a gradient by all latents; without it the gradient is by codes.
     for penalties, hparams in (((), {"k": 2.0}), (("l1",), {"l1": 0.1})):
@@ -268,7 +278,19 @@ def test_by_hand_and_by_autodiff_the_gradient_is_equal(part, prefixes, tied, x64
         # In float64, the latents that fewer than k positive values leave at 0 included.
 
 
-@every_part
+# Gradcheck calls autodiff right, with which the gradient of the others agrees above.
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(
+            part,
+            id=name,
+            marks=[pytest.mark.slow]
+            * (name in ("topk of all", "abs_topk", "batch_topk")),
+        )
+        for name, part in PARTS.items()
+    ],
+)
 def test_gradcheck_judges_the_parts(part, x64):
     objective = jaxae.Objective(model(part))
     report = gradcheck.check(
@@ -329,8 +351,17 @@ def test_a_cut_between_prefixes_trains_each_level_by_its_own_prefix(x64):
 # ---- codes ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(H,), (2, 5, H)])
-@pytest.mark.parametrize("num_rows", [1, 16, 37])
+@pytest.mark.parametrize(
+    "num_rows, sizes",
+    [
+        (1, (H,)),
+        (16, (2, 5, H)),
+        (37, (H,)),
+        (37, (2, 5, H)),
+        pytest.param(1, (2, 5, H), marks=pytest.mark.slow),
+        pytest.param(16, (H,), marks=pytest.mark.slow),
+    ],
+)
 def test_functions_of_codes_equal_those_of_dense_latents(sizes, num_rows, x64):
     codes = sparse.Codes(
         jnp.asarray(RNG.normal(size=(num_rows, 3))),
@@ -411,10 +442,13 @@ def test_the_steps_since_a_latent_was_active_are_counted():
     assert np.all(np.delete(np.asarray(state["steps_since_active"]), 3) == 0)
 
 
-@pytest.mark.parametrize("part", [g.topk(4), g.abs_topk(4), g.batch_topk(4)])
+@pytest.mark.parametrize(
+    "part",
+    [g.topk(4), pytest.param(g.abs_topk(4), marks=pytest.mark.slow), g.batch_topk(4)],
+)
 def test_a_lane_of_k_is_the_single_run_and_the_run_of_that_activation(part):
     objective = jaxae.Objective(model(part), dead_after=2)
-    config = jaxae.TrainConfig(num_epochs=2, batch_size=3)
+    config = jaxae.TrainConfig(num_epochs=2, batch_size=3, diagnostics=False)
     swept = jaxae.sweep(
         objective,
         X,
@@ -476,7 +510,7 @@ def test_a_lane_that_is_narrower_is_the_single_run(part):
         {"latent_dim": [3, H]},
         hparams={"learning_rate": 1e-2},
         key=KEY,
-        config=jaxae.TrainConfig(num_epochs=2, batch_size=3),
+        config=jaxae.TrainConfig(num_epochs=2, batch_size=3, diagnostics=False),
     )
     for lane in range(2):
         run = jaxae.train(data=X, **swept.trial(lane))
@@ -517,7 +551,7 @@ def test_a_run_is_not_resumed_with_another_objective(changes, tmp_path):
     names = ("k",) if "schedules" not in changes else tuple(hparams)
     ae = model(g.topk(2))
     objective = jaxae.Objective(ae, prefixes=(3, H), dead_after=2)
-    train(objective, hparams={"k": 2}, num_epochs=1, checkpoint_dir=tmp_path)
+    train(objective, hparams={"k": 2}, num_epochs=2, checkpoint_dir=tmp_path)
     other = jaxae.Objective(ae, **{"dead_after": 2} | changes)
     with pytest.raises(ValueError, match=next(reversed(changes))):
         train(

@@ -116,7 +116,9 @@ def test_lanes_resume_if_the_optimizer_draws_from_its_own_key(tmp_path):
         noise = optax.add_noise(0.1, 0.5, jax.random.key(1))
         return optax.chain(noise, optax.sgd(hparams["learning_rate"]))
 
-    config = jaxae.TrainConfig(batch_size=8, optimizer=noisy, num_epochs=4)
+    config = jaxae.TrainConfig(
+        batch_size=8, optimizer=noisy, num_epochs=4, diagnostics=False
+    )
     shorter = dataclasses.replace(config, num_epochs=2)
     arguments = {"lanes_at_once": 1, "space": {"learning_rate": [1e-3, 1e-2]}}
     result = sweep(config=config, **arguments)

@@ -169,7 +169,7 @@ def test_a_padded_lane_starts_from_the_same_bits():
     "generator",
     [
         "rbg",
-        # The other tests of lanes, and of lanes of a source, have these.
+        # The other tests of lanes have the first; that of a source has the second.
         pytest.param("threefry2x32", marks=pytest.mark.slow),
         pytest.param("unsafe_rbg", marks=pytest.mark.slow),
     ],
@@ -407,7 +407,9 @@ def test_a_diverging_lane_stops_alone():
     chex.assert_trees_all_equal(diverging.params(0), stable.params(0))
 
 
-@pytest.mark.parametrize("generator", ["threefry2x32", "unsafe_rbg"])
+@pytest.mark.parametrize(
+    "generator", ["unsafe_rbg", pytest.param("threefry2x32", marks=pytest.mark.slow)]
+)
 def test_a_lane_of_a_source_is_the_single_run(generator):
     """Its batches, and its diagnostics after the last epoch."""
 

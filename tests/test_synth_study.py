@@ -18,6 +18,8 @@ from jaxae import activations, optimizers, training
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 import synthsaebench as study
 
+pytestmark = pytest.mark.usefixtures("no_step_norms")
+
 D, H, K, B = 6, 8, 2, 5
 SETTINGS = study.QUICK._replace(
     scale=1 / 128, num_seeds=1, samples=8 * 64, batch_size=64, num_evaluation=1024

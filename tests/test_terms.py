@@ -180,7 +180,8 @@ def hparams_of(objective):
 def config(**settings):
     # sgd, since adam would follow the rounding errors of gradients that are 0.
     settings = {"num_epochs": 3, "batch_size": 8, "optimizer": "sgd"} | settings
-    return jaxae.TrainConfig(**{"after_update": unit_rows} | settings)
+    settings = {"after_update": unit_rows, "diagnostics": False} | settings
+    return jaxae.TrainConfig(**settings)
 
 
 def train(objective, **arguments):
@@ -402,7 +403,7 @@ def test_saved_choices_of_the_parametrization_are_loaded(tmp_path, choices, is_o
 def test_a_wrong_parametrization_is_an_error_before_any_work(change, sentence):
     ae = model(activation="tanh", parametrization=scaled._replace(**change))
     with pytest.raises(ValueError, match=sentence):
-        train(jaxae.Objective(ae))
+        train(jaxae.Objective(ae), config=config(diagnostics=True))
 
 
 def test_after_update_leaves_the_padding_of_a_narrower_lane_at_0():
