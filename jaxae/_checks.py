@@ -203,12 +203,18 @@ def check_names(what: str, value: Any) -> None:
 
 def positive_int(name: str, value: Any) -> int:
     """`value` as a Python int of at least 1; a bool is not a number here."""
+    return integer(name, value, at_least=1)
+
+
+def integer(name: str, value: Any, at_least: int) -> int:
+    """`value` as a Python int of at least that; a bool is not a number here."""
     try:
         number = operator.index(value)
     except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ArgumentError(name, "must be an integer of at least 1", describe(value))
+        number = at_least - 1
+    if number < at_least or isinstance(value, bool):
+        problem = f"must be an integer of at least {at_least}"
+        raise ArgumentError(name, problem, describe(value))
     return number
 
 

@@ -279,7 +279,11 @@ BAD_FOLDERS = {
         r"drop_first needs shards \[N, T, D\], but .*a\.npy is \[24, 5\]",
     ),
     "all positions": ({"a__npy": TOKENS}, {"drop_first": 4}, "rows that are not left"),
-    "negative": ({"a__npy": TOKENS}, {"drop_first": -1}, "drop_first must be an int"),
+    "negative": (
+        {"a__npy": TOKENS},
+        {"drop_first": -1},
+        "drop_first must be .* at least 0",
+    ),
     "no norm": ({"a__npy": X}, {"max_norm": 0}, "max_norm must be finite and positive"),
     "small norm": ({"a__npy": X}, {"max_norm": 1e-6}, "rows that are not left out"),
     "no block": ({"a__npy": X}, {"block_rows": 0}, "block_rows must be an integer"),

@@ -69,8 +69,7 @@ def activations(
         that is not finite (which file and where).
       FileNotFoundError: if there are no such files.
     """
-    if drop_first != 0:
-        drop_first = _checks.positive_int("drop_first", drop_first)
+    drop_first = _checks.integer("drop_first", drop_first, at_least=0)
     if max_norm is not None:
         max_norm = _checks.number("max_norm", max_norm, _checks.POSITIVE)
     sizes = {"block_rows": block_rows, "buffer_rows": buffer_rows}
