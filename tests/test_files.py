@@ -288,7 +288,7 @@ def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
     for data_option, changed, message in (
         ("digits", select, "need --data to be a folder or a pattern of activations"),
         (acts, ["--max-row-norm", "-1"], "--max-row-norm must be finite and positive"),
-        (acts, ["--drop-first", "-1"], "--drop-first must be an integer of at least 1"),
+        (acts, ["--drop-first", "-1"], "--drop-first must be an integer of at least 0"),
         (acts, ["--drop-first", "5"], "must have rows that are not left out"),
     ):
         arguments = ["train", "--data", data_option, *options, *changed]
