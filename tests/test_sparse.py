@@ -494,7 +494,8 @@ def test_lanes_of_k_at_once_are_the_single_runs_without_a_bias(part):
         {"k": [1, 2]},
         hparams={"learning_rate": 1e-2},
         key=KEY,
-        config=jaxae.TrainConfig(num_epochs=4, batch_size=32, diagnostics=False),
+        # Few steps: where two latents are almost equal, rounding chooses.
+        config=jaxae.TrainConfig(num_epochs=1, batch_size=32, diagnostics=False),
         lanes_at_once=2,
     )
     for lane in range(2):

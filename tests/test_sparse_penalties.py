@@ -1,6 +1,7 @@
 """The penalties of the sparse family: their equations, and what they leave alone."""
 
 import dataclasses
+import functools
 import pickle
 
 import jax
@@ -320,6 +321,17 @@ def test_aux_k_counts_the_bias_once():
     expected = metrics.squared_error(X, x_hat) / 2
     found = term(objective, X, *more)(params)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_aux_k_does_all_its_work_in_a_branch_that_needs_a_dead_latent():
+    objective, params, *arguments = case(penalties.aux_k(2), activations.topk(3))
+    [penalty] = objective.penalties
+    p, _ = pass_and_cotangents(objective, params, *arguments)
+    for part in (penalty.value, penalty.cotangents):
+        jaxpr = jax.make_jaxpr(functools.partial(part, objective.ae, params))(p)
+        names = {equation.primitive.name for equation in jaxpr.eqns}
+        assert "cond" in names and not names & {"top_k", "dot_general", "scan"}
 
 
 @pytest.mark.usefixtures("x64")

@@ -94,7 +94,7 @@ class Measured(NamedTuple):
     unembedding: Unembedding | None
     context: int
     vectors: bool
-    found: Features
+    stats: Features
     W_dec: np.ndarray
 
     def prompts(self, count: str, length: str) -> dict[str, int]:
@@ -105,7 +105,7 @@ class Measured(NamedTuple):
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         """The dashboards of the latents that are not dead, by files."""
-        alive = np.flatnonzero(~self.found.is_dead).tolist()
+        alive = np.flatnonzero(~self.stats.is_dead).tolist()
         for start in range(0, len(alive), BATCH):
             yield _dashboards(self, alive[start : start + BATCH])
 
@@ -128,8 +128,8 @@ def measure(
             problem = f"must be [{ae.output_dim}, {V}], one column for each text"
             raise ArgumentError("unembedding.weights", problem, f"shape {shape}")
     W_dec = np.asarray(ae.expand(params).W_dec).astype(np.float32)
-    found = features.measure(ae, params, X, num_top=NUM_TOP)
-    return Measured(ae, params, X, tokens, unembedding, context, vectors, found, W_dec)
+    stats = features.measure(ae, params, X, num_top=NUM_TOP)
+    return Measured(ae, params, X, tokens, unembedding, context, vectors, stats, W_dec)
 
 
 def _dashboards(measured: Measured, latents: list[int]) -> list[dict[str, Any]]:
@@ -141,8 +141,8 @@ def _dashboards(measured: Measured, latents: list[int]) -> list[dict[str, Any]]:
             "feature_index": j,
             **_weights(measured, j),
             **_logits(measured, j),
-            **_histogram(measured.found, j),
-            "frac_nonzero": rounded(measured.found.density[j]),
+            **_histogram(measured.stats, j),
+            "frac_nonzero": rounded(measured.stats.density[j]),
             **prompts,
             "decoder_weights_dist": [],
             "vector": rounded(measured.W_dec[j]) if measured.vectors else [],
@@ -184,10 +184,10 @@ def _logits(measured: Measured, j: int) -> dict[str, Any]:
     return dict(zip((*names, *histogram), (*tops, *bars), strict=True))
 
 
-def _histogram(found: Features, j: int) -> dict[str, Any]:
+def _histogram(stats: Features, j: int) -> dict[str, Any]:
     """The histogram of |z|, up to the last bin that is not empty."""
-    counts = np.trim_zeros(found.counts[j], "b")
-    width = found.limit[j] / found.counts.shape[1]
+    counts = np.trim_zeros(stats.counts[j], "b")
+    width = stats.limit[j] / stats.counts.shape[1]
     return {
         "freq_hist_data_bar_heights": counts.tolist(),
         "freq_hist_data_bar_values": rounded(width * (np.arange(len(counts)) + 0.5)),
@@ -199,7 +199,7 @@ def _examples(
 ) -> dict[int, list[dict[str, Any]]]:
     """The examples of each latent, with the tokens around them."""
     tokens = measured.tokens
-    places = [(j, *place) for j in latents for place in _places(measured.found, j)]
+    places = [(j, *place) for j in latents for place in _places(measured.stats, j)]
     windows = [tokens.window(row, measured.context) for _, row, _ in places]
     values = features.values_in(
         measured.ae, measured.params, measured.X, [j for j, _, _ in places], windows
@@ -216,15 +216,15 @@ def _examples(
     return examples
 
 
-def _places(found: Features, j: int) -> Iterator[tuple[int, dict[str, float]]]:
+def _places(stats: Features, j: int) -> Iterator[tuple[int, dict[str, float]]]:
     """The rows of a latent's examples, and the bin of each."""
-    largest = rounded(found.max[j])
+    largest = rounded(stats.max[j])
     top = {"bin_min": _TOP_BIN, "bin_max": largest, "bin_contains": _TOP_BIN}
-    yield from ((int(row), top) for row in found.top.rows[j] if row >= 0)
-    contains = rounded(found.density[j] / NUM_QUANTILES)
-    strengths = np.abs(found.sample.values[j])
-    strength_of = dict(zip(found.sample.rows[j], strengths, strict=True))
-    for rows in features.quantiles(found.sample, j, NUM_QUANTILES, PER_QUANTILE):
+    yield from ((int(row), top) for row in stats.top.rows[j] if row >= 0)
+    contains = rounded(stats.density[j] / NUM_QUANTILES)
+    strengths = np.abs(stats.sample.values[j])
+    strength_of = dict(zip(stats.sample.rows[j], strengths, strict=True))
+    for rows in features.quantiles(stats.sample, j, NUM_QUANTILES, PER_QUANTILE):
         if len(rows):  # the largest first
             of_bin = {
                 "bin_min": rounded(strength_of[rows[-1]]),

@@ -82,7 +82,7 @@ def write_neuronpedia(
     of_source = {"modelId": source.model, "layer": source.id}
     for i, dashboards in enumerate(measured.batches()):
         rows = {
-            "features": [_feature(source, measured.found, d) for d in dashboards],
+            "features": [_feature(source, measured.stats, d) for d in dashboards],
             "activations": [a for d in dashboards for a in _activations(source, d)],
         }
         for kind, of_kind in rows.items():
@@ -165,7 +165,7 @@ _SAME_FIELDS = (
 
 
 def _feature(
-    source: Source, found: Features, dashboard: dict[str, Any]
+    source: Source, stats: Features, dashboard: dict[str, Any]
 ) -> dict[str, Any]:
     j = dashboard["feature_index"]
     largest = max(max(a["values"]) for a in dashboard["activations"])
@@ -178,8 +178,8 @@ def _feature(
         "vectorLabel": None,
         "vectorDefaultSteerStrength": largest if has_vector else _DEFAULT_STRENGTH,
         "hookName": f"blocks.{source.layer}.{source.hook}",
-        "topkCosSimIndices": found.nearest[j].tolist(),
-        "topkCosSimValues": rounded(found.cosines[j]),
+        "topkCosSimIndices": stats.nearest[j].tolist(),
+        "topkCosSimValues": rounded(stats.cosines[j]),
         **{name: dashboard[name] for name in _SAME_FIELDS},
     }
 

@@ -75,7 +75,7 @@ def write_saedashboard(
         "model_id": source.model,
         "layer": str(source.layer),
         "sae_set": source.source_set,
-        "skipped_indexes": np.flatnonzero(measured.found.is_dead).tolist(),
+        "skipped_indexes": np.flatnonzero(measured.stats.is_dead).tolist(),
     }
     files = {"run_settings.json": settings, "skipped_indexes.json": skipped}
     for name, content in files.items():

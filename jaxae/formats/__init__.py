@@ -84,7 +84,7 @@ def read(source, *, format=None, inputs_normalized=False) -> Model:
     return model
 
 
-def save(directory, ae, params, *, format, metadata=None) -> None:
+def save(directory, ae, params, *, format="saelens", metadata=None) -> None:
     """Write a model as files of another library, with a model card, `README.md`.
 
     Your own README.md is kept.
@@ -152,11 +152,11 @@ def _locate(source: Any, format: Format | None) -> Path:
 
 def _recognize(path: Path) -> Format:
     files.refuse_sweep(path)
-    found = [f for f in FORMATS.values() if f.recognizes(path)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(f.name for f in found)
+    matching = [f for f in FORMATS.values() if f.recognizes(path)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(f.name for f in matching)
         problem, advice = f"has more than one format: {names}", "give {format}"
     else:
         problem = f"has none of the formats {', '.join(FORMATS)}"

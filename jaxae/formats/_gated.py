@@ -27,15 +27,15 @@ def shift(b_mag: np.ndarray, r_mag: Any, b_gate: Any, repeated: Any) -> np.ndarr
       repeated: the value of the entry; None, or anything else, in a file without one.
     """
     gate_part = _gate_part(r_mag, b_gate)
-    found = b_mag.astype(np.float64) - gate_part
+    shift = b_mag.astype(np.float64) - gate_part
     with contextlib.suppress(TypeError, ValueError):  # of another program
         repeated = np.asarray(repeated, np.float64)
-        if repeated.shape == found.shape:
+        if repeated.shape == shift.shape:
             info = jnp.finfo(b_mag.dtype)
-            error = np.abs(repeated - found)
+            error = np.abs(repeated - shift)
             is_ours = error <= float(info.eps) * np.abs(b_mag) + float(info.tiny)
-            return np.where(is_ours, repeated, found)
-    return found
+            return np.where(is_ours, repeated, shift)
+    return shift
 
 
 def _gate_part(r_mag: Any, b_gate: Any) -> np.ndarray:

@@ -164,12 +164,12 @@ def from_model(
 
 def kind(ae: Autoencoder, format: str, *kinds: str) -> str:
     """The activation's name without its numbers, which must be one of `kinds`."""
-    found = _base.activation_kind(ae)
-    if found not in kinds:
-        is_batch = found == "batch_topk"
+    name = _base.activation_kind(ae)
+    if name not in kinds:
+        is_batch = name == "batch_topk"
         advice = "give the model that training returns, run.model" if is_batch else ""
         raise _base.unsupported(ae, format, f"activation {ae.activation}", advice)
-    return found
+    return name
 
 
 def refuse_normalization(metadata: dict[str, Any], format: str) -> None:

@@ -17,18 +17,18 @@ _MAX_TABLE_ROWS = 10_000
 _NUM_BARS = 40
 
 
-def most_used(found: Features) -> np.ndarray:
+def most_used(stats: Features) -> np.ndarray:
     """The latents that are not dead, by density times mean, the largest first."""
-    order = np.argsort(-found.density * found.mean, kind="stable")
-    return order[~found.is_dead[order]]
+    order = np.argsort(-stats.density * stats.mean, kind="stable")
+    return order[~stats.is_dead[order]]
 
 
-def latents_section(shown: Shown, found: Features, chosen: np.ndarray) -> Block | None:
+def latents_section(shown: Shown, stats: Features, chosen: np.ndarray) -> Block | None:
     """The section of all latents, with details of the chosen ones."""
-    table = _table(found, chosen)
-    details = _details(shown, found, chosen)
-    densities = features.log_density_histogram(found.density, _NUM_BARS)
-    means = np.histogram(found.mean[~found.is_dead], _NUM_BARS)
+    table = _table(stats, chosen)
+    details = _details(shown, stats, chosen)
+    densities = features.log_density_histogram(stats.density, _NUM_BARS)
+    means = np.histogram(stats.mean[~stats.is_dead], _NUM_BARS)
     label = "log10 of the density: the fraction of rows on which a latent is active"
     return page.section(
         "Latents",
@@ -41,12 +41,12 @@ def latents_section(shown: Shown, found: Features, chosen: np.ndarray) -> Block 
             "first": int(chosen[0]) if len(chosen) else 0,
             "inputs": _inputs(shown, details),
         },
-        text=_describe(found, chosen, len(table["rows"])),
+        text=_describe(stats, chosen, len(table["rows"])),
     )
 
 
-def _describe(found: Features, chosen: np.ndarray, num_rows: int) -> str:
-    H, num_dead = len(found.density), int(found.is_dead.sum())
+def _describe(stats: Features, chosen: np.ndarray, num_rows: int) -> str:
+    H, num_dead = len(stats.density), int(stats.is_dead.sum())
     sentences = [
         f"{H - num_dead:,} of {H:,} latents are active, that is not 0, on some row; "
         f"{num_dead:,} are dead.",
@@ -59,43 +59,43 @@ def _describe(found: Features, chosen: np.ndarray, num_rows: int) -> str:
         sentences.append(
             f"The table leaves out {H - num_rows:,} latents of little use."
         )
-    num_without = int(np.isin(most_used(found), chosen, invert=True).sum())
+    num_without = int(np.isin(most_used(stats), chosen, invert=True).sum())
     if num_without:
         sentences.append(f"{num_without:,} latents that are not dead have no details.")
     return " ".join(sentences)
 
 
-def _table(found: Features, chosen: np.ndarray) -> dict[str, Any]:
+def _table(stats: Features, chosen: np.ndarray) -> dict[str, Any]:
     """The columns and rows of the table; of a large model, the most used latents."""
-    latents = np.arange(len(found.density))
+    latents = np.arange(len(stats.density))
     if len(latents) > _MAX_TABLE_ROWS:
-        by_use = [*most_used(found), *np.flatnonzero(found.is_dead)]
+        by_use = [*most_used(stats), *np.flatnonzero(stats.is_dead)]
         latents = np.union1d(by_use[:_MAX_TABLE_ROWS], chosen)
     columns = {
         "latent": latents,
-        "density": found.density[latents],
-        "mean": found.mean[latents],
-        "max": found.max[latents],
-        "norm": found.decoder_norm[latents],
+        "density": stats.density[latents],
+        "mean": stats.mean[latents],
+        "max": stats.max[latents],
+        "norm": stats.decoder_norm[latents],
     }
-    if found.nearest.shape[1]:
-        columns["nearest"] = found.nearest[latents, 0]
-        columns["cosine"] = found.cosines[latents, 0]
+    if stats.nearest.shape[1]:
+        columns["nearest"] = stats.nearest[latents, 0]
+        columns["cosine"] = stats.cosines[latents, 0]
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return {"columns": list(columns), "rows": list(rows)}
 
 
-def _details(shown: Shown, found: Features, chosen: np.ndarray) -> Block:
+def _details(shown: Shown, stats: Features, chosen: np.ndarray) -> Block:
     """What is shown of each chosen latent, by its number."""
-    groups = {int(j): _groups(found, int(j)) for j in chosen}
+    groups = {int(j): _groups(stats, int(j)) for j in chosen}
     pairs = [(j, row) for j in groups for _, rows in groups[j] for row in rows]
     examples = iter(_examples(shown, pairs))
     has_filters = shown.are_filters_drawn
     filters = shown.draw_filters(chosen) if has_filters else [None] * len(chosen)
     return {
         str(j): {
-            "histogram": {"counts": found.counts[j], "limit": found.limit[j]},
-            "nearest": np.stack([found.nearest[j], found.cosines[j]], axis=1),
+            "histogram": {"counts": stats.counts[j], "limit": stats.limit[j]},
+            "nearest": np.stack([stats.nearest[j], stats.cosines[j]], axis=1),
             "filter": image,
             "groups": [
                 {"title": title, "examples": [next(examples) for _ in rows]}
@@ -106,11 +106,11 @@ def _details(shown: Shown, found: Features, chosen: np.ndarray) -> Block:
     }
 
 
-def _groups(found: Features, j: int) -> list[tuple[str, list[int]]]:
+def _groups(stats: Features, j: int) -> list[tuple[str, list[int]]]:
     """Rows of a latent: the strongest ones, and some of each quantile bin."""
-    top = found.top.rows[j]
+    top = stats.top.rows[j]
     groups = [("strongest rows", top[top >= 0].tolist())]
-    bins = features.quantiles(found.sample, j, _NUM_QUANTILES, _PER_QUANTILE)
+    bins = features.quantiles(stats.sample, j, _NUM_QUANTILES, _PER_QUANTILE)
     for i, rows in enumerate(bins):
         high, low = (round(100 * (1 - k / _NUM_QUANTILES)) for k in (i, i + 1))
         groups.append((f"active rows, {low} to {high}% by strength", rows.tolist()))

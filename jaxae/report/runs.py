@@ -88,9 +88,9 @@ def write_run(
     measured = X
     if len(X) > max_rows:
         measured = View(X, np.arange(max_rows), dtype=None)
-    found = features.measure(ae, params, measured, num_top=NUM_TOP)
+    stats = features.measure(ae, params, measured, num_top=NUM_TOP)
     if chosen is None:
-        chosen = most_used(found)[:max_latents]
+        chosen = most_used(stats)[:max_latents]
     if tokens is None and image_shape is None:
         image_shape = square_shape(ae.input_dim)
     shown = Shown(ae, params, measured, image_shape, tokens, context)
@@ -98,21 +98,21 @@ def write_run(
         path,
         title,
         f"{ae.latent_dim:,} latents of a model of {ae.input_dim:,} inputs, measured on "
-        f"{found.num_rows:,}{_of_all(X, found)} rows.",
+        f"{stats.num_rows:,}{_of_all(X, stats)} rows.",
         [
             page.section("What was run", page.facts(about or {}), page.code(command)),
             _results_section(results or {}),
             _curves_section(metrics or {}),
             _filters_section(shown),
-            latents_section(shown, found, chosen),
+            latents_section(shown, stats, chosen),
             _reconstructions_section(shown, held_out),
             _paths_section(metrics or {}),
         ],
     )
 
 
-def _of_all(X: Any, found: Features) -> str:
-    return "" if found.num_rows == len(X) else f" of {len(X):,}"
+def _of_all(X: Any, stats: Features) -> str:
+    return "" if stats.num_rows == len(X) else f" of {len(X):,}"
 
 
 def _check_latents(latents: Iterable[int], H: int) -> np.ndarray:
