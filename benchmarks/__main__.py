@@ -1,0 +1,46 @@
+"""Measure jaxae beside other libraries.
+
+    make bench                                      all suites
+    python -m benchmarks one_model --rounds 3       one suite
+    python -m benchmarks --quick                    small sizes: does everything run?
+
+Each suite writes benchmarks/results/SUITE_cpu.json, or nothing with --quick. The peers
+run in .venv-bench (make bench-env); without it they are left out.
+"""
+
+import argparse
+import importlib
+import sys
+
+from benchmarks import results
+
+SUITES = ("one_model",)
+
+
+def main(argv=None) -> int:
+    """Run the suites that were named, all by default."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if unknown := set(args.suites) - set(SUITES):
+        parser.error(f"there is no suite {unknown.pop()!r}")
+    for name in args.suites or SUITES:
+        suite = importlib.import_module(f"benchmarks.{name}.suite")
+        print(f"{name}: {suite.__doc__.splitlines()[0]}", flush=True)
+        cases = suite.run(1 if args.quick else args.rounds, args.quick)
+        if not args.quick:
+            command = f"python -m benchmarks {name} --rounds {args.rounds}"
+            print(results.write(name, command, cases))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""One model: the training loop of each library, and its floor."""
+
+from typing import Any
+
+from benchmarks.one_model.work import Work
+from benchmarks.results import compared
+from benchmarks.turns import Program, take_turns
+
+REFERENCE = "jaxae, gradient by hand"
+LOSS_TOLERANCE = 0.01  # relative; the orders of rows differ
+LIBRARIES = ("jax", "torch", "numpy")
+
+WORKS = (
+    Work(784, 500),
+    Work(784, 500, optimizer="sgd"),
+    Work(784, 500, tied=False),
+    Work(768, 3072, tied=False, num_rows=2560, num_epochs=2),
+    Work(768, 3072, tied=False, num_rows=2560, num_epochs=2, dtype="bfloat16"),
+)
+QUICK = (Work(20, 10, batch_size=16, num_rows=64, num_epochs=2),)
+
+
+def programs(work: Work) -> dict[str, Program]:
+    """Every contestant of one work."""
+    options = work._asdict()
+
+    def with_jaxae(gradient):
+        return Program("one_model.with_jaxae:train", {"gradient": gradient} | options)
+
+    def with_torch(**more):
+        return Program("one_model.with_torch:train", options | more, is_peer=True)
+
+    def with_keras(backend):
+        environment = {"KERAS_BACKEND": backend}
+        return Program("one_model.with_keras:train", options, True, environment)
+
+    entries = {
+        REFERENCE: with_jaxae("manual"),
+        "jaxae, autodiff": with_jaxae("autodiff"),
+        "PyTorch": with_torch(),
+        "PyTorch, fused optimizer": with_torch(fused=True),
+        "PyTorch, torch.compile": with_torch(compiled=True),
+        "Keras on JAX": with_keras("jax"),
+        "Keras on PyTorch": with_keras("torch"),
+    }
+    if work.dtype != "float32":
+        return entries
+    if not work.tied:
+        entries["scikit-learn"] = Program(
+            "one_model.with_sklearn:train", options, is_peer=True
+        )
+    for kind in ("five_products", "large_product"):
+        for library in LIBRARIES:
+            entries[f"{kind.replace('_', ' ')}, {library}"] = Program(
+                f"one_model.products:{kind}",
+                {"library": library} | options,
+                is_peer=library == "torch",
+            )
+    return entries
+
+
+def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Compare all contestants in every work."""
+    return [compare(work, num_rounds) for work in (QUICK if quick else WORKS)]
+
+
+def compare(work: Work, num_rounds: int) -> dict[str, Any]:
+    """The times of one work, the rates that follow, and a check of the losses."""
+    times = take_turns(programs(work), num_rounds)
+    contestants = compared(times, REFERENCE)
+    for name, entry in contestants.items():
+        if "product" not in name and name != "scikit-learn":
+            check_loss(name, entry["result"], contestants[REFERENCE]["result"])
+    return {
+        "case": work._asdict(),
+        "steps": work.num_steps,
+        "flops of the products": work.num_steps * work.num_flops,
+        "contestants": contestants,
+        "versions": {name: entry.versions for name, entry in times.items()},
+    }
+
+
+def check_loss(name: str, loss: float, reference: float) -> None:
+    """Check that a contestant did the same work."""
+    if not abs(loss / reference - 1) < LOSS_TOLERANCE:
+        raise AssertionError(f"{name} ends at loss {loss}, jaxae at {reference}.")
