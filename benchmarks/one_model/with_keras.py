@@ -14,7 +14,7 @@ class Decoder(keras.layers.Layer):
 
     def __init__(self, work: Work, encoder):
         super().__init__()
-        self.encoder, self.tied = [encoder], work.tied  # in a list: not a sublayer
+        self.encoder, self.tied = encoder, work.tied
         shape = (work.latent_dim, work.input_dim)
         if not work.tied:
             self.kernel = self.add_weight(shape=shape)
@@ -22,7 +22,7 @@ class Decoder(keras.layers.Layer):
 
     def call(self, z):
         """`[B, H]` to `[B, D]`."""
-        W = ops.transpose(self.encoder[0].kernel) if self.tied else self.kernel
+        W = ops.transpose(self.encoder.kernel) if self.tied else self.kernel
         return ops.matmul(z, W) + self.c
 
 
@@ -50,9 +50,11 @@ def train(**options):
 
     def run() -> float:
         encoder.set_weights([weights[0].T, np.zeros(work.latent_dim)])
-        decoder.set_weights([*weights[1:], np.zeros(work.input_dim)])
+        decoder.c.assign(np.zeros(work.input_dim))
+        if not work.tied:
+            decoder.kernel.assign(weights[1])
         for variable in optimizer.variables[2:]:  # after iteration and learning rate
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape))
         optimizer.iterations.assign(0)
         fitted = model.fit(
             X, X, batch_size=work.batch_size, epochs=work.num_epochs, verbose=0
