@@ -3,6 +3,7 @@
 The optimizer is built inside them from traced hyperparameters.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -159,14 +160,17 @@ def run_steps(
 ) -> tuple[TrainState, Means]:
     """Run steps first, ..., last - 1 of an epoch from `state`, which is before `first`.
 
+    If config.on_nonfinite is "stop", the result is the state before the first step that
+    fails.
+
     first and last may be traced: one program then runs any range of steps, and an
     epoch gives bit-identical results however it is divided.
     """
     noise_key = noise_key_of(state.key, state.step - first)
+    limit = jnp.where(state.stopped_at < 0, last, first)  # no step if one failed before
 
-    def body(i, carry):
-        state, means = carry
-        is_logged = i % config.log_every == 0
+    def one_step(carry):
+        i, _, state, means = carry
         state, metrics, is_finite = step(
             state,
             batch_at(i),
@@ -175,9 +179,30 @@ def run_steps(
             objective=objective,
             config=config,
         )
-        return state, means.add(metrics, is_logged & is_finite, ~is_finite)
+        is_logged = i % config.log_every == 0
+        means = means.add(metrics, is_logged & is_finite, ~is_finite)
+        return i + 1, is_finite | (config.on_nonfinite == "skip"), state, means
 
-    return jax.lax.fori_loop(first, last, body, (state, means))
+    def steps_until(carry):
+        """Run the steps before `last` from the start, or up to one that fails."""
+        _, last, *_ = carry
+        i, is_ok, *end = jax.lax.while_loop(
+            lambda carry: (carry[0] < last) & carry[1],
+            one_step,
+            (jnp.int32(first), jnp.bool(True), state, means),
+        )
+        return last, jnp.where(is_ok, last, i - 1), *end
+
+    # A step overwrites the state before it. To undo a failing step, the steps before it
+    # are run again. To keep the old state instead, each step would write every array
+    # twice: 0.2 of 3.4 ms at 784 x 500 with Adam on two CPU cores.
+    _, reached, end, end_means = jax.lax.while_loop(
+        lambda carry: carry[1] < carry[0],
+        steps_until,
+        (limit + 1, limit, state, means),
+    )
+    stopped_at = jnp.where(reached < limit, end.step, end.stopped_at)
+    return end._replace(stopped_at=stopped_at), end_means
 
 
 class Update(NamedTuple):
@@ -212,35 +237,30 @@ def compute_update(
 def step(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
-    """Make one update; if the result is not finite, keep the old state instead.
-
-    With config.on_nonfinite "skip", only this step is undone. With "stop", all later
-    steps are undone as well.
+    """Make one update.
 
     Returns:
-      The new state, the metrics, and whether the step was kept.
+      The new state, the metrics, and whether the loss and the parameters are finite.
+      If they are not and config.on_nonfinite is "skip", the new state has the old
+      parameters.
     """
     update = compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
     new = _after_update(update.state, update.batch, config)
-
-    is_running = state.stopped_at < 0
-    is_finite = all_finite((new.params, update.loss)) & is_running
+    is_finite = all_finite((new.params, update.loss))
     # If gradients are accumulated, the optimizer's state is NaN before the parameters.
     is_finite &= ~_any_nan((new.opt_state, new.state))
-    stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
 
-    def keep(new, old):
-        # Cast, because a traced hyperparameter may promote a half-precision moment.
-        return jnp.where(is_finite, new.astype(old.dtype), old)
+    def kept(new, old):
+        new = new.astype(old.dtype)  # a traced hyperparameter may promote a moment
+        return jnp.where(is_finite, new, old) if config.on_nonfinite == "skip" else new
 
     new = new._replace(
-        params=jax.tree.map(keep, new.params, state.params),
-        opt_state=jax.tree.map(keep, new.opt_state, state.opt_state),
-        state=jax.tree.map(keep, new.state, state.state),
+        params=jax.tree.map(kept, new.params, state.params),
+        opt_state=jax.tree.map(kept, new.opt_state, state.opt_state),
+        state=jax.tree.map(kept, new.state, state.state),
         step=state.step + 1,
-        stopped_at=jnp.where(stops, state.step, state.stopped_at),
     )
     return new, update.metrics, is_finite
 
@@ -270,10 +290,12 @@ def _without_padding(params: Any, mask) -> Any:
 
 def all_finite(tree) -> Bool[Array, ""]:
     """Whether every number of a pytree is finite."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
+    # The maximum is NaN where an element is: one pass, without an array of flags.
+    leaves = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack([leaf < jnp.inf for leaf in leaves]))
 
 
 def _any_nan(tree) -> Bool[Array, ""]:
-    is_nan = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    is_nan = [jnp.isnan(jnp.max(leaf, initial=-jnp.inf)) for leaf in floats]
     return jnp.any(jnp.stack(is_nan)) if is_nan else jnp.bool(False)
