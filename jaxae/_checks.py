@@ -566,6 +566,15 @@ def named(tree: Any) -> list[tuple[str, Any]]:
     return [(name(path), leaf) for path, leaf in leaves]
 
 
+def finite(name: str, tree: Any, advice: str) -> None:
+    """Check that all numbers of a pytree are finite; the error names the leaf."""
+    for path, leaf in named(tree):
+        if not np.isfinite(leaf).all():
+            raise ArgumentError(
+                f"{name}.{path}", "must be finite", "NaN or infinity", advice
+            )
+
+
 def _is_none(leaf: Any) -> bool:
     return leaf is None  # to JAX, None is a pytree without leaves
 

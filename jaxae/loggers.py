@@ -122,7 +122,11 @@ class _CsvFile:
                 "log to another file",
             )
         try:
-            return [row for row in reader if int(row["step"]) < step]
+            rows = list(reader)
+            # The names and numbers that a row lacks are None.
+            if any(None in (*row, *row.values()) for row in rows):
+                raise ValueError(f"a row does not have {len(columns)} columns")
+            return [row for row in rows if int(row["step"]) < step]
         except ValueError as error:
             raise ArgumentError(
                 str(self.path), f"is damaged ({error})", advice="log to another file"

@@ -195,7 +195,7 @@ class AutoencoderTransformer(
             hparams["learning_rate"] = self.learning_rate
         return trainer.prepare(
             objective,
-            X if isinstance(X, np.ndarray) else View(X),
+            _as_rows(X),
             hparams=_merged(hparams, _as_dict("hparams", self.hparams)),
             key=self._key(num_epochs_before=0 if before is None else self.n_iter_),
             config=TrainConfig(
@@ -250,9 +250,14 @@ class AutoencoderTransformer(
 
         This is the mean of log p(x | x_hat) without the terms that do not depend on the
         model, so scores of different observations cannot be compared.
+
+        Raises:
+          ValueError: if the observation has no such data, as in `fit`.
         """
         check_is_fitted(self)
-        losses = self._by_block(Autoencoder.loss, self._validated(X))
+        X, ae = self._validated(X), self.autoencoder_
+        checks.check_rows("X", _as_rows(X), ae.output_dim, ae.observation.validate)
+        losses = self._by_block(Autoencoder.loss, X)
         return -float(np.mean(losses, dtype=np.float64))
 
     def _by_block(self, method: Callable, X) -> np.ndarray:
@@ -295,6 +300,11 @@ _BLOCK_ROWS = 4096
 @functools.partial(jax.jit, static_argnames=("ae", "method"))
 def _of_rows(params, rows, *, ae: Autoencoder, method: Callable):
     return jax.vmap(functools.partial(method, ae), in_axes=(None, 0))(params, rows)
+
+
+def _as_rows(X) -> Any:
+    """The rows of a dense or sparse matrix, which are read by blocks."""
+    return X if isinstance(X, np.ndarray) else View(X)
 
 
 def _dense(rows) -> np.ndarray:

@@ -242,7 +242,28 @@ def test_save_refuses_before_it_writes(tmp_path):
     for name in formats.WRITABLE:
         with pytest.raises(ValueError, match="must be JSON values"):
             formats.save(tmp_path / "a", AE, params, format=name, metadata={"a": {1}})
+    for leaf, value in (("W_dec", np.nan), ("b_enc", np.inf)):
+        broken = params._replace(**{leaf: getattr(params, leaf).at[-1].set(value)})
+        message = f"params.{leaf} must be finite"
+        with pytest.raises(ValueError, match=message):
+            jaxae.save(tmp_path / "a", AE, broken)
+        for name in formats.WRITABLE:
+            with pytest.raises(ValueError, match=message):
+                formats.save(tmp_path / "a", AE, broken, format=name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("format", ["jaxae", "saelens"])
+def test_save_leaves_no_scale_that_would_apply_to_the_new_model(tmp_path, format):
+    formats.save(tmp_path, AE, params_of(AE), format=format)
+    formats.save(tmp_path, AE, params_of(AE, 1), format=format)  # replaces the model
+    assert_same_bits(formats.load(tmp_path)[1], params_of(AE, 1))
+    name = formats.FORMATS[format].scale_file
+    (tmp_path / name).write_text('{"scaling_factor": 2.0}')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"directory must not hold a {name}"):
+        formats.save(tmp_path, AE, params_of(AE), format=format)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 # ---- the scaling of a run ------------------------------------------------------------

@@ -456,6 +456,22 @@ def test_arrays_that_are_not_gemma_scope_s_are_refused(change, message, tmp_path
         formats.load(tmp_path)
 
 
+def test_the_layout_of_gemma_scope_2_is_refused_by_name(tmp_path):
+    arrays = np.load(FOLDERS["gemma_scope/jumprelu"] / "params.npz")
+    # Its files have the names of those of jaxae.
+    lower = {name.replace("W_", "w_"): array for name, array in arrays.items()}
+    file = tmp_path / "params.safetensors"
+    safetensors.numpy.save_file(lower, file)
+    (tmp_path / "config.json").write_text('{"architecture": "jump_relu"}')
+    for source in (tmp_path, file):
+        for format in (None, "jaxae", "gemma_scope"):
+            with pytest.raises(ValueError, match="has the layout of Gemma Scope 2"):
+                formats.load(source, format=format)
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match="is not the config.json of a jaxae model"):
+        formats.load(tmp_path)
+
+
 def dictionary(name, config=None, **changes):
     """`from_state` of a golden with other entries; None removes one."""
     folder = FOLDERS[f"dictionary_learning/{name}"]

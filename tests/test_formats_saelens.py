@@ -252,7 +252,7 @@ def edit(tmp_path):
     [
         (
             "standard",
-            {"architecture": "temporal"},
+            {"architecture": "temporal", "kval_topk": 4},  # an entry of its own
             "architecture must be one of .*'temp",
         ),
         ("standard", {"architecture": ["x"]}, "architecture must be one of"),
@@ -265,6 +265,10 @@ def edit(tmp_path):
         ("standard", {"use_error_term": True}, "use_error_term=True"),
         ("standard", {"reshape_activations": "x"}, "reshape_activations='x'"),
         ("standard", {"normalize_activations": "x"}, "normalize_activations='x'"),
+        (
+            *("standard", {"normalize_activations": "covariance_whitening"}),
+            "normalize_activations='covariance_whitening'",
+        ),
         (
             *("standard", {"normalize_activations": "expected_average_only_in"}),
             "normalize_activations=.expected_average_only_in.*set inputs_normalized",

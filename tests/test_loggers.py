@@ -309,3 +309,11 @@ def test_overwrite_removes_no_folder_of_loggers_of_another_program(command, caps
     assert command("--overwrite") == 2
     assert "has a folder loggers that no run wrote" in capsys.readouterr().err
     assert os.path.isdir("run/loggers")
+
+
+@pytest.mark.parametrize("row", ["1", "1,2,3"])
+def test_a_row_of_another_length_is_named_as_damage(row, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(f"step,loss\n{row}\n")
+    with pytest.raises(ValueError, match="is damaged .a row does not have 2 columns"):
+        jaxae.loggers.csv(path, resume=True).target.log({"loss": 1.0}, step=2)

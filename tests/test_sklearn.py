@@ -356,6 +356,18 @@ def test_what_does_not_fit_the_model_is_refused(X, fitted):
             getattr(small(), method)(X)
 
 
+@pytest.mark.parametrize("as_input", [np.asarray, scipy.sparse.csr_matrix])
+def test_score_refuses_data_that_the_observation_does_not_have(X, as_input):
+    inside = 1 / (1 + np.exp(-X))
+    estimator = small(observation="bernoulli").fit(inside)
+    outside = inside.copy()
+    outside[3, 2] = 3
+    words = r"^X must be in \[0, 1\] for bernoulli, found 3.0 at row 3, column 2"
+    for method in ("fit", "partial_fit", "score"):
+        with pytest.raises(ValueError, match=words):
+            getattr(clone(estimator).fit(inside), method)(as_input(outside))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

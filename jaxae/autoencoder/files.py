@@ -82,12 +82,12 @@ def save(directory, ae, params, *, run: dict | None = None) -> None:
       run: further JSON values for `config.json`, such as the training configuration.
 
     Raises:
-      ValueError: if `params` are not those of this model, `directory` is a file, `run`
-        is not JSON, or a custom activation or observation has the name of one of
-        jaxae's.
+      ValueError: if `params` are not those of this model or not finite, `directory` is
+        a file, `run` is not JSON, or a custom activation or observation has the name of
+        one of jaxae's.
     """
     _check_names(ae)
-    ae.check_params(params)
+    check_params(ae, params)
     directory = expanded(_checks.folder("directory", directory))
     if directory.exists() and not directory.is_dir():
         raise _checks.ArgumentError(
@@ -183,6 +183,16 @@ def _check_names(ae: Any) -> None:
                 "has the name of one of jaxae's, which would be loaded instead",
                 advice="give yours another name",
             )
+
+
+def check_params(ae: Autoencoder, params: Any) -> None:
+    """Check that parameters are those of a model, and finite, before they are saved.
+
+    Raises:
+      ValueError: if they are not; the message names the field.
+    """
+    ae.check_params(params)
+    _checks.finite("params", params, "save those of an earlier step")
 
 
 def to_json(argument: str, config: dict[str, Any]) -> bytes:

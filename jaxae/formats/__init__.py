@@ -73,6 +73,7 @@ def read(source, *, format=None, inputs_normalized=False) -> Model:
     chosen = None if format is None else _checks.lookup("format", FORMATS, format)
     _checks.boolean("inputs_normalized", inputs_normalized)
     path = _locate(source, chosen)
+    _gemma_scope.refuse_second(path)
     if chosen is not None and not chosen.recognizes(path):
         raise _checks.ArgumentError(
             str(path),
@@ -87,7 +88,8 @@ def read(source, *, format=None, inputs_normalized=False) -> Model:
 def save(directory, ae, params, *, format="saelens", metadata=None) -> None:
     """Write a model as files of another library, with a model card, `README.md`.
 
-    Your own README.md is kept.
+    Your own README.md is kept. As in `jaxae.save`, a model of the same format that is
+    already in the folder is replaced.
 
     Args:
       directory: the folder; created if it does not exist.
@@ -98,12 +100,13 @@ def save(directory, ae, params, *, format="saelens", metadata=None) -> None:
 
     Raises:
       ValueError: if the format cannot hold the model, `params` are not those of the
-        model, `directory` is a file or holds a model of another format of which this
-        would replace a file, or `metadata` is not JSON.
+        model or not finite, `directory` is a file, holds a model of another format of
+        which this would replace a file or a scale that would apply to the new model, or
+        `metadata` is not JSON.
     """
     chosen = _checks.lookup("format", WRITABLE, format)
     _checks.instance("ae", ae, Autoencoder, "jaxae.Autoencoder")
-    ae.check_params(params)
+    files.check_params(ae, params)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
         found = _checks.describe(metadata)
@@ -115,6 +118,7 @@ def save(directory, ae, params, *, format="saelens", metadata=None) -> None:
             "directory", f"must be a folder, but {folder} is a file"
         )
     _check_other_formats(folder, chosen)
+    _check_no_scale(folder, chosen)
     assert chosen.write is not None
     chosen.write(folder, ae, params, metadata)
     if chosen.usage is not None:
@@ -133,6 +137,18 @@ def _check_other_formats(folder: Path, chosen: Format) -> None:
                 str(folder),
                 "choose another folder",
             )
+
+
+def _check_no_scale(folder: Path, chosen: Format) -> None:
+    """Check that no file is left there that `read` would fold into the new model."""
+    if chosen.scale_file is not None and (folder / chosen.scale_file).exists():
+        raise _checks.ArgumentError(
+            "directory",
+            f"must not hold a {chosen.scale_file}, which would scale the inputs of the "
+            "new model",
+            str(folder),
+            "choose another folder",
+        )
 
 
 def _locate(source: Any, format: Format | None) -> Path:

@@ -40,6 +40,8 @@ class Format(NamedTuple):
       read: `(path, inputs_normalized) -> Model`.
       write: `(folder, ae, params, metadata) -> None`, which creates the folder; None
         for a format that is only read.
+      scale_file: the file of `files` that holds a scale of the inputs, which `read`
+        folds into the model and `write` never writes; None for a format without one.
       usage: Python code that loads the folder "FOLDER" in the other library, for the
         model card; None if `write` writes the card.
     """
@@ -49,6 +51,7 @@ class Format(NamedTuple):
     recognizes: Callable[[Path], bool]
     read: Callable[[Path, bool], Model]
     write: Callable[[Path, Autoencoder, Any, dict[str, Any]], None] | None = None
+    scale_file: str | None = None
     usage: str | None = None
 
 

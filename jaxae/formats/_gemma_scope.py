@@ -7,17 +7,19 @@ References:
   Gemma 2, 2024.
 """
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from jaxae import activations
 from jaxae._files import write_atomically
 from jaxae.autoencoder import Autoencoder
 from jaxae.formats import _tensors, _weights
-from jaxae.formats._base import Format, Model
+from jaxae.formats._base import Format, Model, refused
 from jaxae.formats._weights import Weights
 
 NAME = "gemma_scope"
@@ -30,6 +32,22 @@ def _file(path: Path) -> Path:
 
 def _recognizes(path: Path) -> bool:
     return _file(path).suffix == ".npz" and _file(path).is_file()
+
+
+def refuse_second(path: Path) -> None:
+    """Check that a file or folder is not of Gemma Scope 2, which has another layout."""
+    file = path / "params.safetensors" if path.is_dir() else path
+    names: Any = ()
+    with contextlib.suppress(safetensors.SafetensorError, OSError):  # `load` names it
+        if file.suffix == ".safetensors":
+            names = safetensors.safe_open(file, framework="np").keys()
+    if "w_enc" in names:
+        raise refused(
+            file,
+            "the layout of Gemma Scope 2, which jaxae does not read",
+            "a model without affine_skip_connection can be written as params.npz: the "
+            "same arrays, with w_enc and w_dec named W_enc and W_dec",
+        )
 
 
 def _read(path: Path, inputs_normalized: bool) -> Model:

@@ -92,4 +92,5 @@ FORMAT = Format(
     recognizes=has_files(files.CONFIG_FILE, files.PARAMS_FILE),
     read=_read,
     write=_write,
+    scale_file=SCALING_FILE,
 )

@@ -332,6 +332,7 @@ FORMAT = Format(
     recognizes=has_files(CONFIG_FILE, WEIGHTS_FILE),
     read=_read,
     write=_write,
+    scale_file=SCALER_FILE,
     usage="""\
 from sae_lens import SAE
 

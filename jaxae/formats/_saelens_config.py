@@ -73,7 +73,10 @@ def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
     metadata = entries.pop("metadata", None)
     if metadata is None:
         entries = _flat(entries)
-    else:
+    # First, since another architecture has entries of its own.
+    architecture = entries.get("architecture", _FUNCTION["architecture"])
+    _checks.lookup(f"{path}: architecture", ACTIVATIONS, architecture)
+    if metadata is not None:
         _check_known(path, entries, metadata)
     config = {name: entries.pop(name, value) for name, value in _FUNCTION.items()}
     entries.pop("device", None)
@@ -120,7 +123,6 @@ def _flat(entries: dict[str, Any]) -> dict[str, Any]:
 def _check_config(path: Path, config: Config) -> None:
     """Check that jaxae represents the function, but for a normalization."""
     architecture = config["architecture"]
-    _checks.lookup(f"{path}: architecture", ACTIVATIONS, architecture)
     _checks.lookup(f"{path}: dtype", DTYPES, config["dtype"])
     for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
         _checks.boolean(f"{path}: {name}", config[name])

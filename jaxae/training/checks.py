@@ -47,14 +47,8 @@ def check_arguments(objective, key, config, params=None) -> None:
     _checks.prng_key(key)
     if params is not None:
         objective.ae.check_params(params)
-        for name, leaf in _checks.named(params):
-            if not np.isfinite(leaf).all():
-                raise ArgumentError(
-                    f"params.{name}",
-                    "must be finite",
-                    "NaN or infinity",
-                    "start from ae.init(key) or a sound checkpoint",
-                )
+        advice = "start from ae.init(key) or a sound checkpoint"
+        _checks.finite("params", params, advice)
 
 
 def as_data(
@@ -92,15 +86,16 @@ def as_rows(name: str, data: Any, objective: Objective, dtype, budget: int) -> A
     inputs, targets = arrays[0], arrays[-1]
     ae = objective.ae
     if inputs is not targets or ae.input_dim != ae.output_dim:
-        _check_rows(name, inputs, ae.input_dim, None)
-    _check_rows(name, targets, ae.output_dim, ae.observation.validate)
+        check_rows(name, inputs, ae.input_dim, None)
+    check_rows(name, targets, ae.output_dim, ae.observation.validate)
     if len(inputs) != len(targets):
         raise ArgumentError(name, "must pair inputs and targets of equal length")
     fits = _num_bytes(arrays, dtype) <= budget
     return map_pair(lambda array: _placed(name, array, dtype, fits), data)
 
 
-def _check_rows(name: str, rows: Any, width: int, validate) -> None:
+def check_rows(name: str, rows: Any, width: int, validate) -> None:
+    """Check rows `[N, width]` in memory or on disk: finite, and as `validate` asks."""
     if hasattr(rows, "dtype") and not data_module.is_rows(rows):
         check_array(rows, name, validate=validate)
         shape = rows.shape
