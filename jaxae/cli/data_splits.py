@@ -85,7 +85,7 @@ def load_rows(
         array = options.array
     if _has_activations(options) and Path(path).suffix.lower() in stored.SUFFIXES:
         # One file of a folder: [N, T, D] are rows of tokens, not images.
-        rows = load_shards(expanded(path), array, _memory_budget(options)).train
+        rows = load_shards(expanded(path), array).train
     else:
         rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
@@ -122,14 +122,9 @@ def _load_selected(options: TrainOptions) -> Dataset | None:
     return load_shards(
         path,
         options.array,
-        _memory_budget(options),
         drop_first=options.drop_first,
         max_norm=options.max_row_norm,
     )
-
-
-def _memory_budget(options: TrainOptions) -> int:
-    return 2**20 * options.memory_budget
 
 
 def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
@@ -138,7 +133,7 @@ def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
         path,
         root=options.data_root,
         array=array,
-        memory_budget=_memory_budget(options),
+        memory_budget=2**20 * options.memory_budget,
     )
     if dataset.licence == "yours" and dataset.image_shape is not None:
         height, width = dataset.image_shape

@@ -209,7 +209,7 @@ class TrainOptions(SharedOptions):
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep."""
     memory_budget: int = 1024
-    """MiB; larger data stay on disk, and batches are read from there."""
+    """MiB; larger .npy and .safetensors files are not read into memory."""
     log: str | None = None
     """Where to log each epoch too: csv, tensorboard, wandb, or several: csv,wandb."""
 

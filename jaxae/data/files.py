@@ -31,7 +31,7 @@ class Dataset(NamedTuple):
     """A dataset as stored, with its source."""
 
     name: str
-    train: Any  # [N, D] raw values; np.memmap or Rows if they exceed the memory budget
+    train: Any  # [N, D] raw values: an array, a memory map, or Rows
     test: np.ndarray | None  # [M, D] if the dataset has a test split
     scale: float  # train / scale is in [0, 1]; 1.0 for the user's own files
     image_shape: tuple[int, int] | None  # height and width, if a row is an image
@@ -49,26 +49,26 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     ):
         with path.open("rb") as file:
             X = _READERS[path.suffix.lower()](file, array, memory_budget)
-            check_stored(X.dtype, X.shape)
+            is_on_disk = isinstance(X, Shards)  # in rows [N, D] already
+            shape = X.arrays[0].shape if is_on_disk else X.shape
+            check_stored(X.dtype, shape)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    image_shape = None
-    if len(X.shape) == 3:
-        image_shape, X = (X.shape[1], X.shape[2]), X.reshape(len(X), -1)
+    image_shape = (shape[1], shape[2]) if len(shape) == 3 else None
+    X = X if is_on_disk else X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
 
 
-def load_shards(
-    path: Path, array: str | None, memory_budget: int, **selection: Any
-) -> Dataset:
-    """The activations in a folder or of a pattern; see `activations`."""
-    rows: Any = activations(path, array=array, **selection)
+def load_shards(path: Path, array: str | None, **selection: Any) -> Dataset:
+    """The activations in a folder or of a pattern; see `activations`.
+
+    They are Rows of any size: an array would be shuffled in another order.
+    """
+    rows = activations(path, array=array, **selection)
     digest = hashlib.sha256()
     for file_path in files_of(path):
         with file_path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    if _num_bytes(rows) <= memory_budget:
-        rows = np.asarray(rows)
     sha256 = digest.hexdigest()
     return Dataset(path.name, rows, None, 1.0, None, str(path), "yours", sha256)
 
@@ -134,11 +134,11 @@ def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.nd
     return np.memmap(file, stored.dtype, "r", stored.offset, stored.shape)
 
 
-def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Any:
+def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Shards:
+    """Rows of any size: an array would be shuffled in another order."""
+    del memory_budget
     stored = stored_dataset(Path(file.name), array)
     check_stored(stored.dtype, stored.shape)
-    if _num_bytes(stored) <= memory_budget:
-        return stored.read()
     return Shards([stored], stored.dtype)
 
 

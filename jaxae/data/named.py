@@ -44,9 +44,8 @@ def load(
       root: the folder to search first for `mnist` and `fashion_mnist`.
       array: the name of the array in a file that may hold several: `.npz`,
         `.safetensors`, HDF5, or a `.parquet` column of lists.
-      memory_budget: in bytes. Larger arrays are not read: `train` is a read-only
-        `np.memmap` of an `.npy` or `.safetensors` file, or `Rows` of an HDF5 file or a
-        folder.
+      memory_budget: in bytes. Of a larger `.npy` or `.safetensors` file, `train` is a
+        read-only `np.memmap`. Of an HDF5 file or a folder, it is `Rows` of any size.
 
     Raises:
       ValueError: if the name is unknown or the path another kind of file; if a file is
@@ -75,7 +74,7 @@ def load(
             f"omit it for {name}",
         )
     if has_shards:
-        return load_shards(path, array, memory_budget)
+        return load_shards(path, array)
     if suffix in SUFFIXES:
         return load_file(path, array, memory_budget)
     if name in _IMAGES:
