@@ -276,7 +276,7 @@ BAD_FOLDERS = {
     "positions": (
         {"a__npy": X},
         {"drop_first": 1},
-        r"drop_first needs shards \[N, T, D\], but .*a\.npy is \[24, 5\]",
+        r"drop_first needs files of \[N, T, D\], but .*a\.npy is \[24, 5\]",
     ),
     "all positions": ({"a__npy": TOKENS}, {"drop_first": 4}, "rows that are not left"),
     "negative": (

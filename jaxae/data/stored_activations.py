@@ -232,7 +232,7 @@ def _is_kept(
         if len(array.shape) == 2:
             raise _checks.ArgumentError(
                 "drop_first",
-                f"needs shards [N, T, D], but {array.path} is {list(array.shape)}",
+                f"needs files of [N, T, D], but {array.path} is {list(array.shape)}",
             )
         is_kept = is_kept & (np.cumsum(is_kept, axis=1) > drop_first)
     return is_kept.ravel()
