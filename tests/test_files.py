@@ -1,6 +1,7 @@
 """Files of every kind, read by `data.load`; those of the command line among them."""
 
 import json
+import re
 import sys
 
 import h5py
@@ -298,11 +299,32 @@ def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
     described = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert described["num_train"] + described["num_validation"] == 39
     assert cli.main(["evaluate", str(out)]) == 0
+
+    def evaluated(*arguments):
+        path = tmp_path / "results.json"
+        assert cli.main(["evaluate", str(out), *arguments, "-o", str(path)]) == 0
+        return json.loads(path.read_text())["data"]["squared_error"]
+
+    # The far token is one of 50 rows, of a norm over 100 times that of the others.
+    assert evaluated(acts, "--all-rows") > 100 * evaluated(acts)
     np.save(tmp_path / "acts" / "0.mask.npy", np.arange(50).reshape(10, 5) < 7)
+    z = str(tmp_path / "z.npy")
     for source in (acts, f"{acts}/0.npy"):  # one file as the folder, with its mask
-        z = str(tmp_path / "z.npy")
-        assert cli.main(["encode", str(out), source, "-o", z]) == 0
-        assert np.load(z).shape == (7, 2)
+        for all_rows, num_rows in (([], 5), (["--all-rows"], 7)):
+            arguments = ["encode", str(out), source, "-o", z, *all_rows]
+            assert cli.main(arguments) == 0
+            assert np.load(z).shape == (num_rows, 2)
+    np.save(tmp_path / "flat.npy", tokens[0])
+    save_csv(tmp_path / "flat.csv", tokens[0])
+    for source, message in (
+        ("flat.npy", r"drop_first needs files of \[N, T, D\], but .*; give --all-rows"),
+        ("flat.csv", "selects activations by --drop-first or .*; give --all-rows"),
+    ):
+        capsys.readouterr()
+        arguments = ["evaluate", str(out), str(tmp_path / source)]
+        assert cli.main(arguments) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert cli.main([*arguments, "--all-rows"]) == 0
     capsys.readouterr()
     for data_option, changed, message in (
         ("digits", select, "need --data to be a folder or a pattern of activations"),
