@@ -47,6 +47,16 @@ def save_shards(path, X):
     safetensors.numpy.save_file({"x": X[:25]}, path / "part_1.safetensors")
 
 
+def save_tables(save, suffix):
+    def save_parts(path, X):
+        path.mkdir()
+        (path / "_SUCCESS").touch()  # as Spark writes it
+        save(path / f"part_10{suffix}", X[25:])
+        save(path / f"part_9{suffix}", X[:25])
+
+    return save_parts
+
+
 SAVE = {
     "X.npy": np.save,
     "X.npz": lambda path, X: np.savez_compressed(path, x=X),
@@ -57,6 +67,9 @@ SAVE = {
     "X.h5": save_hdf5,
     "X.hdf5": save_hdf5,
     "shards": save_shards,
+    "csvs": save_tables(save_csv, ".csv"),
+    "parquets": save_tables(save_parquet, ".parquet"),
+    "lists": save_tables(save_lists, ".parquet"),
 }
 
 
@@ -78,7 +91,8 @@ def test_every_kind_of_file_gives_its_rows(path):
 
 
 def test_large_files_are_read_by_rows_or_rejected(path):
-    if path.name in ("X.npz", "X.csv", "X.parquet", "lists.parquet"):
+    tables = ("csvs", "parquets", "lists")
+    if path.name in ("X.npz", "X.csv", "X.parquet", "lists.parquet", *tables):
         with pytest.raises(ValueError, match="more than memory_budget=1; only .npy"):
             data.load(path, memory_budget=1)
         return
@@ -231,6 +245,68 @@ def test_parquet_files_without_numbers_are_rejected_in_one_sentence(
     with pytest.raises(ValueError, match=f"{path}:? .*{message}") as e:
         data.load(path)
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
+
+
+def swapped(path, X):
+    columns = [f"c{i}" for i in (0, 2, 1, 3, 4, 5)]
+    pd.DataFrame(X, columns=columns).to_parquet(path)
+
+
+TABLES = {
+    "names": (
+        {"a.csv": ("x,y\n1,2\n",), "b.csv": ("x,z\n1,2\n",)},
+        r"b\.csv must have the columns of .*a\.csv, but column 2 is 'z' and not 'y'; w",
+    ),
+    "more columns": (
+        {"a.csv": ("x\n1\n",), "b.csv": ("x,z\n1,2\n",)},
+        "but column 2 is 'z' and not missing",
+    ),
+    "fewer columns": (
+        {"a.csv": ("x,y\n1,2\n",), "b.csv": ("x\n1\n",)},
+        "but column 2 is missing and not 'y'",
+    ),
+    "order": (
+        {"a.parquet": (save_parquet, X), "b.parquet": (swapped, X)},
+        r"b\.parquet must have the columns .* column 2 is 'c2' and not 'c1'",
+    ),
+    "lengths of lists": (
+        {"a.parquet": (save_lists, X), "b.parquet": (save_lists, X[:, :3])},
+        r"lists of one length in all files, got \[3, 6\]",
+    ),
+    "both kinds": (
+        {"a.csv": (save_csv, X), "b.parquet": (save_parquet, X)},
+        r"both \.csv and \.parquet files; write",
+    ),
+    "no names": (
+        {"a.csv": ("1,2\n3,4\n",), "b.csv": ("5,6\n",)},
+        r"a\.csv has numbers in its first line",
+    ),
+    "a broken file": (
+        {"a.csv": (save_csv, X), "b.csv": ("",)},
+        r"Cannot read .*b\.csv: EmptyDataError",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), TABLES.values(), ids=TABLES.keys())
+def test_tables_of_a_folder_that_differ_are_rejected(files, message, tmp_path):
+    for name, (content, *arrays) in files.items():
+        path = tmp_path / name
+        content(path, *arrays) if arrays else path.write_text(content)
+    with pytest.raises(ValueError, match=message) as e:
+        data.load(tmp_path)
+    assert "\n" not in str(e.value) and str(e.value).endswith(".")
+
+
+def test_a_pattern_selects_tables_and_an_array_one_of_their_columns(tmp_path):
+    for name, factor in (("a_1", 1), ("a_2", 2), ("b_1", 3)):
+        table = {"x": list(factor * X), f"text of {name}": ["text"] * 40}
+        pyarrow.parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    dataset = data.load(tmp_path / "a_*.parquet", array="x")
+    np.testing.assert_array_equal(dataset.train, np.concatenate([X, 2 * X]))
+    save_csv(tmp_path / "c.csv", X)
+    with pytest.raises(ValueError, match="array is for"):
+        data.load(tmp_path / "*.csv", array="x")
 
 
 def test_labels_of_rows_in_a_parquet_file_are_no_column(tmp_path):

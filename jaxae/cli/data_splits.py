@@ -11,7 +11,7 @@ from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View, stored
-from jaxae.data.files import SUFFIXES, load_shards, may_have_names
+from jaxae.data.files import SUFFIXES, load_shards, may_have_names, table_paths
 from jaxae.data.statistics import ColumnStats, integer_advice
 from jaxae.data.stored_activations import is_of_shards
 from jaxae.objective import Objective
@@ -90,7 +90,7 @@ def load_rows(
     selection = {} if all_rows else _selection(options)
     # One file of a folder is one of activations: [N, T, D] are tokens, not images.
     is_one_of_folder = Path(path).suffix.lower() in stored.SUFFIXES
-    if _is_folder(path) or (is_one_of_folder and _has_activations(options)):
+    if _is_of_activations(path) or (is_one_of_folder and _has_activations(options)):
         rows = _load_as_in_run(path, array, selection)
     elif selection:
         raise CommandError(
@@ -121,16 +121,19 @@ def _load_as_in_run(path: str, array: str | None, selection: dict[str, Any]) -> 
         raise
 
 
-def _is_folder(path: str) -> bool:
-    """Whether this is a folder or a pattern, and not a file or a named dataset."""
-    return path not in data.NAMES and is_of_shards(expanded(path))
+def _is_of_activations(path: str) -> bool:
+    """Whether this is a folder or a pattern of activations, and not of tables."""
+    if path in data.NAMES or not is_of_shards(expanded(path)):
+        return False
+    return not table_paths(expanded(path))
 
 
 def _has_activations(options: TrainOptions) -> bool:
     """Whether the run's data are a folder or a pattern, which may be elsewhere now."""
     path = options.data
     is_other = path in data.NAMES or expanded(path).suffix.lower() in SUFFIXES
-    return _is_folder(path) or not is_other
+    is_other |= bool(table_paths(expanded(path)))
+    return _is_of_activations(path) or not is_other
 
 
 def _load_selected(options: TrainOptions) -> Dataset | None:
@@ -138,7 +141,7 @@ def _load_selected(options: TrainOptions) -> Dataset | None:
     selection = _selection(options)
     if not selection:
         return None
-    if not _is_folder(options.data):
+    if not _is_of_activations(options.data):
         raise CommandError(
             "--drop-first and --max-row-norm need --data to be a folder or a pattern "
             f"of activations, got {options.data}."

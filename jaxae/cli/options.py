@@ -56,7 +56,7 @@ class DataOptions:
 
     data: str = "digits"
     """digits, mnist, fashion_mnist, or a path to your own [N, D]: .npy, .npz,
-    .safetensors, .csv, .parquet or .h5, or a folder or pattern of activations."""
+    .safetensors, .csv, .parquet or .h5, or a folder or pattern of several."""
     array: str | None = None
     """The array to take from files that hold several."""
     drop_first: int = 0

@@ -24,7 +24,13 @@ from jaxae.data.stored import (
     parse_header,
     stored_array,
 )
-from jaxae.data.stored_activations import activations, files_of, is_of_shards
+from jaxae.data.stored_activations import (
+    activations,
+    files_of,
+    is_of_shards,
+    matching,
+    natural,
+)
 
 
 class Dataset(NamedTuple):
@@ -57,6 +63,48 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     image_shape = (shape[1], shape[2]) if len(shape) == 3 else None
     X = X if is_on_disk else X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
+
+
+def load_folder(path: Path, array: str | None, memory_budget: int) -> Dataset:
+    """The tables, or else the activations, in a folder or of a pattern."""
+    if paths := table_paths(path):
+        return _load_tables(path, paths, array, memory_budget)
+    return load_shards(path, array)
+
+
+def table_paths(path: Path) -> list[Path]:
+    """The files of a folder or a pattern if all are tables, in natural order."""
+    paths = [p for p in matching(path, SUFFIXES) if os.path.isfile(p)]
+    are_tables = all(p.suffix.lower() in tables.SUFFIXES for p in paths)
+    return sorted(paths, key=natural) if are_tables else []
+
+
+def _load_tables(
+    path: Path, paths: list[Path], array: str | None, memory_budget: int
+) -> Dataset:
+    """The rows of tables with the same columns, one after the other."""
+    advice = "write tables with the same columns, all .csv or all .parquet"
+    with _checks.reading(path, advice):
+        if len({p.suffix.lower() for p in paths}) > 1:
+            raise ValueError(f"it has both {' and '.join(tables.SUFFIXES)} files")
+        _check_budget("it", sum(map(os.path.getsize, paths)), memory_budget)
+    if array is None:
+        names = {}
+        for file_path in paths:
+            with _checks.reading(file_path, advice):
+                names[file_path] = tables.column_names(file_path)
+        tables.check_same_columns(names)
+    parts = [load_file(file_path, array, memory_budget) for file_path in paths]
+    widths = sorted({part.train.shape[1] for part in parts})
+    if len(widths) > 1:  # a column of lists in each file
+        raise _checks.ArgumentError(
+            str(path), "must have lists of one length in all files", str(widths)
+        )
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(bytes.fromhex(part.sha256))
+    sha256, X = digest.hexdigest(), np.concatenate([part.train for part in parts])
+    return Dataset(path.name, X, None, 1.0, None, str(path), "yours", sha256)
 
 
 def load_shards(path: Path, array: str | None, **selection: Any) -> Dataset:
@@ -167,7 +215,8 @@ WITH_NAMES = (".h5", ".hdf5", ".npz", ".parquet", ".safetensors")  # of arrays
 
 def may_have_names(path: Path) -> bool:
     """Whether the arrays of a file, a folder or a pattern may have names."""
-    return path.suffix.lower() in WITH_NAMES or is_of_shards(path)
+    paths = table_paths(path) if is_of_shards(path) else [path]
+    return not paths or paths[0].suffix.lower() in WITH_NAMES
 
 
 def _to_array(raw: bytes, header: Header) -> np.ndarray:
