@@ -1,9 +1,11 @@
 """Files of every kind, read by `data.load`; those of the command line among them."""
 
 import json
+import re
 import sys
 
 import h5py
+import jax
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import safetensors.numpy
 
+import jaxae
 from jaxae import cli, data
 from jaxae.cli import reporting
 
@@ -44,6 +47,16 @@ def save_shards(path, X):
     safetensors.numpy.save_file({"x": X[:25]}, path / "part_1.safetensors")
 
 
+def save_tables(save, suffix):
+    def save_parts(path, X):
+        path.mkdir()
+        (path / "_SUCCESS").touch()  # as Spark writes it
+        save(path / f"part_10{suffix}", X[25:])
+        save(path / f"part_9{suffix}", X[:25])
+
+    return save_parts
+
+
 SAVE = {
     "X.npy": np.save,
     "X.npz": lambda path, X: np.savez_compressed(path, x=X),
@@ -54,6 +67,9 @@ SAVE = {
     "X.h5": save_hdf5,
     "X.hdf5": save_hdf5,
     "shards": save_shards,
+    "csvs": save_tables(save_csv, ".csv"),
+    "parquets": save_tables(save_parquet, ".parquet"),
+    "lists": save_tables(save_lists, ".parquet"),
 }
 
 
@@ -66,14 +82,17 @@ def _path(request, tmp_path):
 
 def test_every_kind_of_file_gives_its_rows(path):
     dataset = data.load(path)
-    assert type(dataset.train) is np.ndarray and dataset.train.shape == (40, 6)
-    np.testing.assert_array_equal(dataset.train.astype("f4"), X)
+    is_on_disk = path.name in ("X.h5", "X.hdf5", "shards")
+    assert data.is_rows(dataset.train) == is_on_disk
+    assert dataset.train.shape == (40, 6)
+    np.testing.assert_array_equal(np.asarray(dataset.train).astype("f4"), X)
     assert (dataset.source, dataset.licence) == (str(path), "yours")
     assert dataset.sha256 == data.load(str(path)).sha256
 
 
 def test_large_files_are_read_by_rows_or_rejected(path):
-    if path.name in ("X.npz", "X.csv", "X.parquet", "lists.parquet"):
+    tables = ("csvs", "parquets", "lists")
+    if path.name in ("X.npz", "X.csv", "X.parquet", "lists.parquet", *tables):
         with pytest.raises(ValueError, match="more than memory_budget=1; only .npy"):
             data.load(path, memory_budget=1)
         return
@@ -82,6 +101,21 @@ def test_large_files_are_read_by_rows_or_rejected(path):
     numbers = np.array([0, 3, 24, 25, 39])
     np.testing.assert_array_equal(data.take(rows, numbers), X[numbers])
     assert data.column_stats(rows).sha256 == data.column_stats(X).sha256
+    # Where the rows are does not change the results of training.
+    objective = jaxae.Objective(jaxae.Autoencoder(input_dim=6, latent_dim=2))
+    params = [
+        jaxae.train(
+            objective,
+            data.load(path, memory_budget=budget).train,
+            hparams={"learning_rate": 0.1},
+            key=jax.random.key(0),
+            config=jaxae.TrainConfig(
+                num_epochs=2, batch_size=8, memory_budget=budget, diagnostics=False
+            ),
+        ).params
+        for budget in (1, 2**30)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *params)
 
 
 def test_the_command_line_trains_on_every_kind_of_file(path, tmp_path, monkeypatch):
@@ -110,15 +144,15 @@ def test_images_of_any_file_become_rows(tmp_path):
         SAVE[name](tmp_path / name, images)
         dataset = data.load(tmp_path / name)
         assert dataset.image_shape == (2, 3)
-        np.testing.assert_array_equal(dataset.train, X)
-    rows = data.load(tmp_path / "X.h5", memory_budget=1).train
+        np.testing.assert_array_equal(np.asarray(dataset.train), X)
+    rows = data.load(tmp_path / "X.h5").train
     np.testing.assert_array_equal(rows[3:9], X[3:9])
 
 
-def test_large_hdf5_files_of_integers_are_scaled_as_they_are_read(tmp_path):
+def test_hdf5_files_of_integers_are_scaled_as_they_are_read(tmp_path):
     pixels = (X * 255).astype(np.uint8)
     save_hdf5(tmp_path / "X.h5", pixels)
-    rows = data.load(tmp_path / "X.h5", memory_budget=1).train
+    rows = data.load(tmp_path / "X.h5").train
     assert rows.dtype == np.uint8 and rows.block_shuffle is not None
     np.testing.assert_array_equal(np.asarray(rows), pixels)
     np.testing.assert_array_equal(rows[-1], pixels[-1])
@@ -213,6 +247,68 @@ def test_parquet_files_without_numbers_are_rejected_in_one_sentence(
     assert "\n" not in str(e.value) and str(e.value).endswith(".")
 
 
+def swapped(path, X):
+    columns = [f"c{i}" for i in (0, 2, 1, 3, 4, 5)]
+    pd.DataFrame(X, columns=columns).to_parquet(path)
+
+
+TABLES = {
+    "names": (
+        {"a.csv": ("x,y\n1,2\n",), "b.csv": ("x,z\n1,2\n",)},
+        r"b\.csv must have the columns of .*a\.csv, but column 2 is 'z' and not 'y'; w",
+    ),
+    "more columns": (
+        {"a.csv": ("x\n1\n",), "b.csv": ("x,z\n1,2\n",)},
+        "but column 2 is 'z' and not missing",
+    ),
+    "fewer columns": (
+        {"a.csv": ("x,y\n1,2\n",), "b.csv": ("x\n1\n",)},
+        "but column 2 is missing and not 'y'",
+    ),
+    "order": (
+        {"a.parquet": (save_parquet, X), "b.parquet": (swapped, X)},
+        r"b\.parquet must have the columns .* column 2 is 'c2' and not 'c1'",
+    ),
+    "lengths of lists": (
+        {"a.parquet": (save_lists, X), "b.parquet": (save_lists, X[:, :3])},
+        r"lists of one length in all files, got \[3, 6\]",
+    ),
+    "both kinds": (
+        {"a.csv": (save_csv, X), "b.parquet": (save_parquet, X)},
+        r"both \.csv and \.parquet files; write",
+    ),
+    "no names": (
+        {"a.csv": ("1,2\n3,4\n",), "b.csv": ("5,6\n",)},
+        r"a\.csv has numbers in its first line",
+    ),
+    "a broken file": (
+        {"a.csv": (save_csv, X), "b.csv": ("",)},
+        r"Cannot read .*b\.csv: EmptyDataError",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), TABLES.values(), ids=TABLES.keys())
+def test_tables_of_a_folder_that_differ_are_rejected(files, message, tmp_path):
+    for name, (content, *arrays) in files.items():
+        path = tmp_path / name
+        content(path, *arrays) if arrays else path.write_text(content)
+    with pytest.raises(ValueError, match=message) as e:
+        data.load(tmp_path)
+    assert "\n" not in str(e.value) and str(e.value).endswith(".")
+
+
+def test_a_pattern_selects_tables_and_an_array_one_of_their_columns(tmp_path):
+    for name, factor in (("a_1", 1), ("a_2", 2), ("b_1", 3)):
+        table = {"x": list(factor * X), f"text of {name}": ["text"] * 40}
+        pyarrow.parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    dataset = data.load(tmp_path / "a_*.parquet", array="x")
+    np.testing.assert_array_equal(dataset.train, np.concatenate([X, 2 * X]))
+    save_csv(tmp_path / "c.csv", X)
+    with pytest.raises(ValueError, match="array is for"):
+        data.load(tmp_path / "*.csv", array="x")
+
+
 def test_labels_of_rows_in_a_parquet_file_are_no_column(tmp_path):
     frame = pd.DataFrame(X, index=np.arange(40)[::-1], columns=list("abcdef"))
     frame.to_parquet(tmp_path / "X.parquet")
@@ -279,11 +375,32 @@ def test_the_command_line_selects_activations(tmp_path, monkeypatch, capsys):
     described = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert described["num_train"] + described["num_validation"] == 39
     assert cli.main(["evaluate", str(out)]) == 0
+
+    def evaluated(*arguments):
+        path = tmp_path / "results.json"
+        assert cli.main(["evaluate", str(out), *arguments, "-o", str(path)]) == 0
+        return json.loads(path.read_text())["data"]["squared_error"]
+
+    # The far token is one of 50 rows, of a norm over 100 times that of the others.
+    assert evaluated(acts, "--all-rows") > 100 * evaluated(acts)
     np.save(tmp_path / "acts" / "0.mask.npy", np.arange(50).reshape(10, 5) < 7)
+    z = str(tmp_path / "z.npy")
     for source in (acts, f"{acts}/0.npy"):  # one file as the folder, with its mask
-        z = str(tmp_path / "z.npy")
-        assert cli.main(["encode", str(out), source, "-o", z]) == 0
-        assert np.load(z).shape == (7, 2)
+        for all_rows, num_rows in (([], 5), (["--all-rows"], 7)):
+            arguments = ["encode", str(out), source, "-o", z, *all_rows]
+            assert cli.main(arguments) == 0
+            assert np.load(z).shape == (num_rows, 2)
+    np.save(tmp_path / "flat.npy", tokens[0])
+    save_csv(tmp_path / "flat.csv", tokens[0])
+    for source, message in (
+        ("flat.npy", r"drop_first needs files of \[N, T, D\], but .*; give --all-rows"),
+        ("flat.csv", "selects activations by --drop-first or .*; give --all-rows"),
+    ):
+        capsys.readouterr()
+        arguments = ["evaluate", str(out), str(tmp_path / source)]
+        assert cli.main(arguments) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert cli.main([*arguments, "--all-rows"]) == 0
     capsys.readouterr()
     for data_option, changed, message in (
         ("digits", select, "need --data to be a folder or a pattern of activations"),

@@ -100,7 +100,7 @@ def test_rows_of_large_norm_are_left_out(save, tmp_path):
 
 def epoch_order(num_rows, block_rows, buffer_rows, epoch=0):
     shuffle = data.BlockShuffle(block_rows, buffer_rows)
-    return batches._order(jax.random.key(3), epoch, num_rows, shuffle)
+    return batches.epoch_order(jax.random.key(3), epoch, num_rows, shuffle)
 
 
 @given(  # few shapes, because each is compiled
@@ -276,7 +276,7 @@ BAD_FOLDERS = {
     "positions": (
         {"a__npy": X},
         {"drop_first": 1},
-        r"drop_first needs shards \[N, T, D\], but .*a\.npy is \[24, 5\]",
+        r"drop_first needs files of \[N, T, D\], but .*a\.npy is \[24, 5\]",
     ),
     "all positions": ({"a__npy": TOKENS}, {"drop_first": 4}, "rows that are not left"),
     "negative": (

@@ -304,6 +304,26 @@ def test_rows_on_disk_are_read_into_memory(tmp_path):
     chex.assert_trees_all_equal(result.params(1), expected.params(1))
 
 
+@pytest.mark.parametrize(("lanes_at_once", "rtol"), [(1, 0), (4, 2e-5)])
+def test_lanes_on_shuffled_blocks_are_the_single_runs(lanes_at_once, rtol, tmp_path):
+    for i, part in enumerate(np.array_split(X, 3)):
+        np.save(tmp_path / f"{i}.npy", part)
+    rows = jaxae.data.activations(tmp_path, block_rows=4, buffer_rows=20)
+    # The buffers of 20 rows are of 16 or 20 rows by the batch size, in whole batches.
+    space = {"batch_size": [8, 5], "seed": [0, 3], "learning_rate": [0.1, 0.01]}
+    result = jaxae.sweep(
+        OBJECTIVE,
+        rows,
+        space,
+        hparams={"l1": 0.1},
+        key=KEY,
+        config=CONFIG,
+        lanes_at_once=lanes_at_once,
+    )
+    for lane in range(0, len(result), lanes_at_once):
+        assert_lane_is(single_run(result, lane, rows), result, lane, rtol)
+
+
 def test_lanes_of_one_seed_share_their_start_and_lanes_of_others_do_not():
     still = sweep({"learning_rate": [0.0, 1e-9], "seed": [0, 7]})
     W = [np.asarray(still.params(lane).W) for lane in range(4)]

@@ -11,7 +11,7 @@ from jaxae._files import expanded
 from jaxae.cli.options import CommandError, TrainOptions
 from jaxae.cli.reporting import note
 from jaxae.data import Dataset, Scaling, View, stored
-from jaxae.data.files import SUFFIXES, load_shards, may_have_names
+from jaxae.data.files import SUFFIXES, load_shards, may_have_names, table_paths
 from jaxae.data.statistics import ColumnStats, integer_advice
 from jaxae.data.stored_activations import is_of_shards
 from jaxae.objective import Objective
@@ -79,13 +79,24 @@ def load_rows(
     num_columns: int,
     scaling: Scaling,
     options: TrainOptions,
+    all_rows: bool = False,
 ) -> Any:
-    """All rows of a user's file, with the scaling of the run."""
+    """The rows of a user's file, selected and scaled as in the run of the options.
+
+    With `all_rows`, no row is left out by `drop_first` and `max_row_norm` of the run.
+    """
     if array is None and may_have_names(Path(path)):
         array = options.array
-    if _has_activations(options) and Path(path).suffix.lower() in stored.SUFFIXES:
-        # One file of a folder: [N, T, D] are rows of tokens, not images.
-        rows = load_shards(expanded(path), array, _memory_budget(options)).train
+    selection = {} if all_rows else _selection(options)
+    # One file of a folder is one of activations: [N, T, D] are tokens, not images.
+    is_one_of_folder = Path(path).suffix.lower() in stored.SUFFIXES
+    if _is_of_activations(path) or (is_one_of_folder and _has_activations(options)):
+        rows = _load_as_in_run(path, array, selection)
+    elif selection:
+        raise CommandError(
+            "The run selects activations by --drop-first or --max-row-norm, but "
+            f"{path} holds no activations; give --all-rows to use all of its rows."
+        )
     else:
         rows = _load(path, array, options).train
     if rows.shape[1] != num_columns:
@@ -100,36 +111,51 @@ def load_rows(
     return rows
 
 
+def _load_as_in_run(path: str, array: str | None, selection: dict[str, Any]) -> Any:
+    """The activations that the options of a run select."""
+    try:
+        return load_shards(expanded(path), array, **selection).train
+    except _checks.ArgumentError as error:
+        if error.argument == "drop_first":  # a run's option, which no command changes
+            error.advice = "give --all-rows to use all rows"
+        raise
+
+
+def _is_of_activations(path: str) -> bool:
+    """Whether this is a folder or a pattern of activations, and not of tables."""
+    if path in data.NAMES or not is_of_shards(expanded(path)):
+        return False
+    return not table_paths(expanded(path))
+
+
 def _has_activations(options: TrainOptions) -> bool:
     """Whether the run's data are a folder or a pattern, which may be elsewhere now."""
-    path = expanded(options.data)
-    is_other = options.data in data.NAMES or path.suffix.lower() in SUFFIXES
-    return is_of_shards(path) or not is_other
+    path = options.data
+    is_other = path in data.NAMES or expanded(path).suffix.lower() in SUFFIXES
+    is_other |= bool(table_paths(expanded(path)))
+    return _is_of_activations(path) or not is_other
 
 
 def _load_selected(options: TrainOptions) -> Dataset | None:
     """The activations that options select; None without such options."""
-    if options.drop_first == 0 and options.max_row_norm is None:
+    selection = _selection(options)
+    if not selection:
         return None
-    if options.max_row_norm is not None:
-        _checks.number("max_row_norm", options.max_row_norm, _checks.POSITIVE)
-    path = expanded(options.data)
-    if not is_of_shards(path):
+    if not _is_of_activations(options.data):
         raise CommandError(
             "--drop-first and --max-row-norm need --data to be a folder or a pattern "
             f"of activations, got {options.data}."
         )
-    return load_shards(
-        path,
-        options.array,
-        _memory_budget(options),
-        drop_first=options.drop_first,
-        max_norm=options.max_row_norm,
-    )
+    return load_shards(expanded(options.data), options.array, **selection)
 
 
-def _memory_budget(options: TrainOptions) -> int:
-    return 2**20 * options.memory_budget
+def _selection(options: TrainOptions) -> dict[str, Any]:
+    """The arguments of `data.activations` by which options leave out rows."""
+    max_norm = options.max_row_norm
+    if max_norm is not None:
+        _checks.number("max_row_norm", max_norm, _checks.POSITIVE)
+    selection = {"drop_first": options.drop_first, "max_norm": max_norm}
+    return {name: value for name, value in selection.items() if value}
 
 
 def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
@@ -138,7 +164,7 @@ def _load(path: str, array: str | None, options: TrainOptions) -> Dataset:
         path,
         root=options.data_root,
         array=array,
-        memory_budget=_memory_budget(options),
+        memory_budget=2**20 * options.memory_budget,
     )
     if dataset.licence == "yours" and dataset.image_shape is not None:
         height, width = dataset.image_shape

@@ -27,7 +27,7 @@ def export(options: ExportOptions) -> int:
         if options.data is None:
             X = model.load_splits().all_rows
         else:
-            X = model.load_rows(options.data, options.array)
+            X = model.load_rows(options)
         folder = write(
             options.output,
             source,

@@ -56,7 +56,7 @@ class DataOptions:
 
     data: str = "digits"
     """digits, mnist, fashion_mnist, or a path to your own [N, D]: .npy, .npz,
-    .safetensors, .csv, .parquet or .h5, or a folder or pattern of activations."""
+    .safetensors, .csv, .parquet or .h5, or a folder or pattern of several."""
     array: str | None = None
     """The array to take from files that hold several."""
     drop_first: int = 0
@@ -209,7 +209,7 @@ class TrainOptions(SharedOptions):
     keep_checkpoints: int = 2
     """Number of most recent checkpoints to keep."""
     memory_budget: int = 1024
-    """MiB; larger data stay on disk, and batches are read from there."""
+    """MiB; larger .npy and .safetensors files are not read into memory."""
     log: str | None = None
     """Where to log each epoch too: csv, tensorboard, wandb, or several: csv,wandb."""
 
@@ -327,6 +327,8 @@ class EncodeOptions:
     """The .npy file to write."""
     array: str | None = None
     """The array to take from files that hold several. None: the run's."""
+    all_rows: bool = False
+    """Use also the rows of DATA that the run's --drop-first and --max-row-norm omit."""
 
 
 @dataclass(frozen=True)
@@ -346,6 +348,8 @@ class EvaluateOptions:
     """A JSON file to write the metrics to."""
     array: str | None = None
     """The array to take from files that hold several. None: the run's."""
+    all_rows: bool = False
+    """Use also the rows of DATA that the run's --drop-first and --max-row-norm omit."""
 
 
 @dataclass(frozen=True)
@@ -386,6 +390,8 @@ class ReportOptions:
     """The .html file to write. None: report.html in the folder."""
     array: str | None = None
     """The array to take from files that hold several. None: the run's."""
+    all_rows: bool = False
+    """Use also the rows of DATA that the run's --drop-first and --max-row-norm omit."""
     tokens: Annotated[str | None, conf.arg(metavar="FILE")] = None
     """The token of each row: a .json of texts, or an .npy of texts or ids."""
     vocabulary: Annotated[str | None, conf.arg(metavar="FILE")] = None
@@ -424,6 +430,8 @@ class ExportOptions:
     """Tokens before and after each example."""
     array: str | None = None
     """The array to take from files that hold several. None: the run's."""
+    all_rows: bool = False
+    """Use also the rows of DATA that the run's --drop-first and --max-row-norm omit."""
     output: Annotated[str, conf.arg(aliases=["-o"], metavar="DIR")]
     """The folder to write, new or empty."""
 

@@ -58,7 +58,7 @@ def _write_run(options: ReportOptions, folder: Path, path: Path) -> None:
             splits = model.load_splits()
             X, (held_out, image_shape) = splits.all_rows, splits.shown
         else:
-            X = model.load_rows(options.data, options.array)
+            X = model.load_rows(options)
         config = config_file.read_config(folder / CONFIG_FILE)
         jaxae.report.write_run(
             model.ae,

@@ -50,10 +50,18 @@ class Trained(NamedTuple):
         """That of arrays in files: NumPy has no bfloat16."""
         return np.dtype("float64" if self.options.dtype == "float64" else "float32")
 
-    def load_rows(self, path: str, array: str | None) -> Any:
-        """The rows of another file, scaled like those of the run."""
+    def load_rows(self, options: Any) -> Any:
+        """The rows of DATA, selected and scaled as those of the run.
+
+        `options` are those of a command that has `data`, `array` and `all_rows`.
+        """
         return data_splits.load_rows(
-            path, array, self.ae.input_dim, self.scaling, self.options
+            options.data,
+            options.array,
+            self.ae.input_dim,
+            self.scaling,
+            self.options,
+            options.all_rows,
         )
 
     def load_splits(self) -> data_splits.Splits:
@@ -102,7 +110,7 @@ def encode(options: EncodeOptions) -> int:
     """`jaxae encode RUN DATA -o z.npy`."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows = model.load_rows(options.data, options.array)
+        rows = model.load_rows(options)
         latents = outputs(model, options.data, rows, lambda forward: forward.z)
         _write(path, latents, (len(rows), model.ae.latent_dim), model.dtype)
     return 0
@@ -112,7 +120,7 @@ def reconstruct(options: ReconstructOptions) -> int:
     """`jaxae reconstruct RUN DATA -o x_hat.npy`, in the units of the data."""
     path = check_output(options.output, options.run, ".npy", options.data)
     with load_trained(options.run) as model:
-        rows = model.load_rows(options.data, options.array)
+        rows = model.load_rows(options)
         mean = jax.vmap(model.ae.observation.mean)
         means = outputs(model, options.data, rows, lambda forward: mean(forward.eta))
         blocks = (model.scaling.invert(block, model.dtype) for block in means)
@@ -190,7 +198,7 @@ def evaluate(options: EvaluateOptions) -> int:
             hparams = _hparams(model, splits.train)
             results = data_splits.evaluate(objective, model.params, splits, hparams)
         else:
-            rows = model.load_rows(options.data, options.array)
+            rows = model.load_rows(options)
             data.column_stats(rows, validate=model.ae.observation.validate)
             hparams = _hparams(model, rows)
             of_rows = data_splits.evaluate_rows(objective, model.params, rows, hparams)

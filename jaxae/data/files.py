@@ -24,14 +24,20 @@ from jaxae.data.stored import (
     parse_header,
     stored_array,
 )
-from jaxae.data.stored_activations import activations, files_of, is_of_shards
+from jaxae.data.stored_activations import (
+    activations,
+    files_of,
+    is_of_shards,
+    matching,
+    natural,
+)
 
 
 class Dataset(NamedTuple):
     """A dataset as stored, with its source."""
 
     name: str
-    train: Any  # [N, D] raw values; np.memmap or Rows if they exceed the memory budget
+    train: Any  # [N, D] raw values: an array, a memory map, or Rows
     test: np.ndarray | None  # [M, D] if the dataset has a test split
     scale: float  # train / scale is in [0, 1]; 1.0 for the user's own files
     image_shape: tuple[int, int] | None  # height and width, if a row is an image
@@ -49,26 +55,68 @@ def load_file(path: Path, array: str | None, memory_budget: int) -> Dataset:
     ):
         with path.open("rb") as file:
             X = _READERS[path.suffix.lower()](file, array, memory_budget)
-            check_stored(X.dtype, X.shape)
+            is_on_disk = isinstance(X, Shards)  # in rows [N, D] already
+            shape = X.arrays[0].shape if is_on_disk else X.shape
+            check_stored(X.dtype, shape)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    image_shape = None
-    if len(X.shape) == 3:
-        image_shape, X = (X.shape[1], X.shape[2]), X.reshape(len(X), -1)
+    image_shape = (shape[1], shape[2]) if len(shape) == 3 else None
+    X = X if is_on_disk else X.reshape(len(X), -1)
     return Dataset(path.stem, X, None, 1.0, image_shape, str(path), "yours", sha256)
 
 
-def load_shards(
-    path: Path, array: str | None, memory_budget: int, **selection: Any
+def load_folder(path: Path, array: str | None, memory_budget: int) -> Dataset:
+    """The tables, or else the activations, in a folder or of a pattern."""
+    if paths := table_paths(path):
+        return _load_tables(path, paths, array, memory_budget)
+    return load_shards(path, array)
+
+
+def table_paths(path: Path) -> list[Path]:
+    """The files of a folder or a pattern if all are tables, in natural order."""
+    paths = [p for p in matching(path, SUFFIXES) if os.path.isfile(p)]
+    are_tables = all(p.suffix.lower() in tables.SUFFIXES for p in paths)
+    return sorted(paths, key=natural) if are_tables else []
+
+
+def _load_tables(
+    path: Path, paths: list[Path], array: str | None, memory_budget: int
 ) -> Dataset:
-    """The activations in a folder or of a pattern; see `activations`."""
-    rows: Any = activations(path, array=array, **selection)
+    """The rows of tables with the same columns, one after the other."""
+    advice = "write tables with the same columns, all .csv or all .parquet"
+    with _checks.reading(path, advice):
+        if len({p.suffix.lower() for p in paths}) > 1:
+            raise ValueError(f"it has both {' and '.join(tables.SUFFIXES)} files")
+        _check_budget("it", sum(map(os.path.getsize, paths)), memory_budget)
+    if array is None:
+        names = {}
+        for file_path in paths:
+            with _checks.reading(file_path, advice):
+                names[file_path] = tables.column_names(file_path)
+        tables.check_same_columns(names)
+    parts = [load_file(file_path, array, memory_budget) for file_path in paths]
+    widths = sorted({part.train.shape[1] for part in parts})
+    if len(widths) > 1:  # a column of lists in each file
+        raise _checks.ArgumentError(
+            str(path), "must have lists of one length in all files", str(widths)
+        )
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(bytes.fromhex(part.sha256))
+    sha256, X = digest.hexdigest(), np.concatenate([part.train for part in parts])
+    return Dataset(path.name, X, None, 1.0, None, str(path), "yours", sha256)
+
+
+def load_shards(path: Path, array: str | None, **selection: Any) -> Dataset:
+    """The activations in a folder or of a pattern; see `activations`.
+
+    They are Rows of any size: an array would be shuffled in another order.
+    """
+    rows = activations(path, array=array, **selection)
     digest = hashlib.sha256()
     for file_path in files_of(path):
         with file_path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    if _num_bytes(rows) <= memory_budget:
-        rows = np.asarray(rows)
     sha256 = digest.hexdigest()
     return Dataset(path.name, rows, None, 1.0, None, str(path), "yours", sha256)
 
@@ -134,11 +182,11 @@ def _read_safetensors(file: Any, array: str | None, memory_budget: int) -> np.nd
     return np.memmap(file, stored.dtype, "r", stored.offset, stored.shape)
 
 
-def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Any:
+def _read_hdf5(file: Any, array: str | None, memory_budget: int) -> Shards:
+    """Rows of any size: an array would be shuffled in another order."""
+    del memory_budget
     stored = stored_dataset(Path(file.name), array)
     check_stored(stored.dtype, stored.shape)
-    if _num_bytes(stored) <= memory_budget:
-        return stored.read()
     return Shards([stored], stored.dtype)
 
 
@@ -167,7 +215,8 @@ WITH_NAMES = (".h5", ".hdf5", ".npz", ".parquet", ".safetensors")  # of arrays
 
 def may_have_names(path: Path) -> bool:
     """Whether the arrays of a file, a folder or a pattern may have names."""
-    return path.suffix.lower() in WITH_NAMES or is_of_shards(path)
+    paths = table_paths(path) if is_of_shards(path) else [path]
+    return not paths or paths[0].suffix.lower() in WITH_NAMES
 
 
 def _to_array(raw: bytes, header: Header) -> np.ndarray:

@@ -16,7 +16,7 @@ from jaxae.data.files import (
     WITH_NAMES,
     Dataset,
     load_file,
-    load_shards,
+    load_folder,
     may_have_names,
 )
 from jaxae.data.stored import PathLike
@@ -37,22 +37,22 @@ def load(
     Files are `.npy`, `.npz`, `.safetensors`, `.h5` or `.hdf5`, `.csv` with a line of
     names and `.parquet`. Images `[N, h, w]`, and any other array of three axes, become
     `[N, h w]`; store tokens `[N, T, D]` as X.reshape(-1, D). A folder, or a pattern
-    such as "acts/*.npy", is read by `activations`.
+    such as "acts/*.npy", is read by `activations`. If it holds `.csv` or `.parquet`
+    files instead, their rows are joined, in the order of the files' names.
 
     Args:
       name_or_path: a name in `NAMES`, or the path of a file or folder.
       root: the folder to search first for `mnist` and `fashion_mnist`.
       array: the name of the array in a file that may hold several: `.npz`,
         `.safetensors`, HDF5, or a `.parquet` column of lists.
-      memory_budget: in bytes. Larger arrays are not read: `train` is a read-only
-        `np.memmap` of an `.npy` or `.safetensors` file, or `Rows` of an HDF5 file or a
-        folder.
+      memory_budget: in bytes. Of a larger `.npy` or `.safetensors` file, `train` is a
+        read-only `np.memmap`. Of an HDF5 file or a folder, it is `Rows` of any size.
 
     Raises:
       ValueError: if the name is unknown or the path another kind of file; if a file is
         corrupt or does not hold numbers `[N, D]`, or a table has columns without
-        numbers or missing values (which); if a file exceeds the budget and is `.npz`,
-        `.csv`, `.parquet` or in Fortran order.
+        numbers or missing values (which), or tables of a folder differ in columns; if
+        a file exceeds the budget and is `.npz`, `.csv`, `.parquet` or in Fortran order.
       FileNotFoundError: if there is no such file; the message says how to get it.
       ImportError: if the package that reads the file is not installed.
     """
@@ -75,7 +75,7 @@ def load(
             f"omit it for {name}",
         )
     if has_shards:
-        return load_shards(path, array, memory_budget)
+        return load_folder(path, array, memory_budget)
     if suffix in SUFFIXES:
         return load_file(path, array, memory_budget)
     if name in _IMAGES:

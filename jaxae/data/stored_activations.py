@@ -4,7 +4,7 @@ import glob
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,7 @@ def shard_paths(source: PathLike) -> list[Path]:
             _checks.describe(source),
         )
     path = expanded(source)
-    if os.path.isdir(path):
-        paths = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
-    else:
-        paths = list(map(Path, glob.glob(str(path)))) or [path]
+    paths = matching(path, SUFFIXES) or [path]
     masks = [p for p in paths if p.name.endswith(_MASK_SUFFIX)]
     _check_masks(masks)
     paths = [p for p in paths if os.path.isfile(p) and p not in masks]
@@ -127,7 +124,14 @@ def shard_paths(source: PathLike) -> list[Path]:
                 f"must have files {', '.join(SUFFIXES)}",
                 str(path),
             )
-    return sorted(paths, key=_natural)
+    return sorted(paths, key=natural)
+
+
+def matching(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files of these suffixes in a folder, or all that match a pattern."""
+    if os.path.isdir(path):
+        return [p for p in path.iterdir() if p.suffix.lower() in suffixes]
+    return list(map(Path, glob.glob(str(path))))
 
 
 def _check_masks(masks: list[Path]) -> None:
@@ -156,8 +160,9 @@ def is_of_shards(path: Path) -> bool:
     return os.path.isdir(path) or is_pattern
 
 
-def _natural(path: Path) -> list[Any]:
-    # Odd parts are digits, so that numbers are compared with numbers.
+def natural(path: Path) -> list[Any]:
+    """The key of an order by name in which numbers are compared as numbers."""
+    # Odd parts are digits.
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
@@ -232,7 +237,7 @@ def _is_kept(
         if len(array.shape) == 2:
             raise _checks.ArgumentError(
                 "drop_first",
-                f"needs shards [N, T, D], but {array.path} is {list(array.shape)}",
+                f"needs files of [N, T, D], but {array.path} is {list(array.shape)}",
             )
         is_kept = is_kept & (np.cumsum(is_kept, axis=1) > drop_first)
     return is_kept.ravel()

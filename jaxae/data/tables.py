@@ -1,5 +1,6 @@
 """Tables in `.csv` and `.parquet` files, as arrays in memory."""
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,37 @@ import numpy as np
 from jaxae import _checks
 from jaxae.data.stored import named_one
 
+SUFFIXES = (".csv", ".parquet")
 
-def read_csv(path: Path) -> np.ndarray:
-    """The numbers `[N, D]` of a `.csv` file whose first line names the columns."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise _checks.extra("a .csv file", "pandas", "files") from error
+
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a `.csv` or `.parquet` file."""
+    is_csv = path.suffix.lower() == ".csv"
+    return _csv_names(path) if is_csv else _parquet_names(path)
+
+
+def check_same_columns(names: Mapping[Path, Sequence[str]]) -> None:
+    """Check that these tables have the same columns in the same order."""
+    first, expected = next(iter(names.items()))
+    for path, columns in names.items():
+        pairs = enumerate(itertools.zip_longest(expected, columns), 1)
+        for number, (name, other) in pairs:
+            if name != other:
+                raise _checks.ArgumentError(
+                    str(path),
+                    f"must have the columns of {first}, but column {number} is "
+                    f"{_described(other)} and not {_described(name)}",
+                    advice="write all files with the same columns in the same order",
+                )
+
+
+def _described(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
+
+
+def _csv_names(path: Path) -> list[str]:
+    """The names in the first line, after a check that these are names."""
+    pandas = _pandas()
     first = pandas.read_csv(path, header=None, nrows=1)
     if all(_is_number(dtype) for dtype in first.dtypes):
         raise _checks.ArgumentError(
@@ -24,7 +49,40 @@ def read_csv(path: Path) -> np.ndarray:
             "has numbers in its first line",
             advice="add a line with the names of the columns",
         )
-    _check_separator(path, list(first.iloc[0]))
+    names = [str(name) for name in first.iloc[0]]
+    _check_separator(path, names)
+    return names
+
+
+def _parquet_names(path: Path) -> list[str]:
+    return _without_labels(_parquet().read_schema(path).names)
+
+
+def _without_labels(names: Sequence[str]) -> list[str]:
+    """The names but that of the labels of rows, as pandas stores them."""
+    return [name for name in names if name != "__index_level_0__"]
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise _checks.extra("a .csv file", "pandas", "files") from error
+    return pandas
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise _checks.extra("a .parquet file", "pyarrow", "files") from error
+    return pyarrow.parquet
+
+
+def read_csv(path: Path) -> np.ndarray:
+    """The numbers `[N, D]` of a `.csv` file whose first line names the columns."""
+    pandas = _pandas()
+    _csv_names(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
@@ -53,15 +111,10 @@ def read_parquet(path: Path, array: str | None) -> np.ndarray:
 
     The column `array`, or an only column, may hold lists of D numbers.
     """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise _checks.extra("a .parquet file", "pyarrow", "files") from error
-    table = pyarrow.parquet.read_table(path)
+    table = _parquet().read_table(path)
     if array is not None:
         table = table.select([named_one(table.column_names, array, path)])
-    # As pandas stores the labels of rows.
-    columns = [name for name in table.column_names if name != "__index_level_0__"]
+    columns = _without_labels(table.column_names)
     lists = [name for name in columns if hasattr(table[name].type, "value_type")]
     if lists and len(columns) > 1:
         raise _checks.ArgumentError(
@@ -104,10 +157,10 @@ def _is_number(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype | type) and np.dtype(dtype).kind in "iuf"
 
 
-def _check_separator(path: Path, first: Sequence[Any]) -> None:
+def _check_separator(path: Path, first: Sequence[str]) -> None:
     """Check the fields of the first line, which is one if no comma is in it."""
     for separator in (";", "\t"):
-        if len(first) == 1 and separator in str(first[0]):
+        if len(first) == 1 and separator in first[0]:
             raise _checks.ArgumentError(
                 str(path),
                 "must have commas between its columns",

@@ -196,7 +196,9 @@ class GroupTrainer:
         """What the lanes share in the epoch that begins at that step."""
         step = np.int32(epoch_start)
         size = None if self._rows is None else num_rows(self._rows)
-        keys, orders = program.keys_and_orders(self.key, layout.seeds, step, size)
+        keys, orders = program.keys_and_orders(
+            self.key, layout.seeds, step, size, self.group.shuffle
+        )
         return Shared(keys, orders, self._rows, step)
 
     def _run(self, layout: Layout, state, means, shared, first: int, last: int):

@@ -14,10 +14,11 @@ from jaxae._checks import ArgumentError
 from jaxae.activations import Activation
 from jaxae.autoencoder import Autoencoder
 from jaxae.autoencoder.parametrizations import LATENT_FIELDS
+from jaxae.data import BlockShuffle
 from jaxae.objective import Objective
 from jaxae.sweeps.spaces import LATENT_DIM, Lanes, with_static_values
 from jaxae.training import TrainConfig, checks
-from jaxae.training.batches import Data
+from jaxae.training.batches import Data, shuffle_of
 from jaxae.training.train_step import INIT_SCALE
 
 
@@ -34,6 +35,8 @@ class Group(NamedTuple):
       seeds: `[n]`, the seed of each lane.
       widths: `[n]`, each lane's own latent_dim.
       params: the initial ones of all lanes; None if each lane draws its own.
+      shuffle: the `shuffle_of` the data as the user passed them: a copy on the device
+        is read in the same order. None for rows in any order.
       vmap_scope: which lanes may share a vmap: "any", those of one "seed", or "none".
       generator: the random generator that decides this, by its name in JAX.
     """
@@ -47,6 +50,7 @@ class Group(NamedTuple):
     seeds: np.ndarray
     widths: np.ndarray
     params: Any
+    shuffle: BlockShuffle | None
     vmap_scope: str
     generator: str
 
@@ -192,6 +196,7 @@ def _group(
         seeds=lanes.seeds[indices],
         widths=widths,
         params=None,
+        shuffle=shuffle_of(data, config),
         vmap_scope=vmap_scope,
         generator=generator,
     )

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxae._keys import as_key_data, one_by_one, with_keys
+from jaxae.data import BlockShuffle
 from jaxae.objective import Objective
 from jaxae.training import TrainConfig, diagnostics
-from jaxae.training.batches import batches_of, fast_argsort, order_bits
+from jaxae.training.batches import batches_of, epoch_order, fast_argsort, order_bits
 from jaxae.training.train_step import (
     Means,
     TrainState,
@@ -161,11 +163,17 @@ def keys_of(key, seeds):
     return jax.vmap(one_by_one(jax.random.fold_in), (None, 0))(key, seeds)
 
 
-def keys_and_orders(key, seeds, step, num_rows: int | None):
+def keys_and_orders(
+    key, seeds, step, num_rows: int | None, shuffle: BlockShuffle | None
+):
     """The keys `[U]` and orders `[U, N]` of an epoch, which begins at that step.
 
     The orders are None for a source, which has no rows.
     """
+    if num_rows is not None and shuffle is not None:
+        keys, _ = _keys_and_bits(key, seeds, step, num_rows=None)
+        orders = [epoch_order(own, step, num_rows, shuffle) for own in keys]
+        return keys, np.stack(orders)
     keys, bits = _keys_and_bits(key, seeds, step, num_rows=num_rows)
     return keys, None if bits is None else fast_argsort(bits)
 

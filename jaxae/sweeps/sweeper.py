@@ -61,7 +61,8 @@ def sweep(
 
     Args:
       objective: what is minimised.
-      data: as for `train`, shared by all lanes; rows on disk are read into memory.
+      data: as for `train`, shared by all lanes. Rows on disk are copied to the device,
+        and an epoch has the same order as in `train`.
       space: the values of each axis by name: a list, or `sweeps.uniform` or
         `sweeps.log_uniform`; under a tuple of names, a list of tuples of values that
         change together. All combinations are lanes; the last axis varies fastest.

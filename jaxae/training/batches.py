@@ -103,8 +103,8 @@ def _argsort_on_host(bits) -> np.ndarray:
     return (pairs & np.uint64(2**32 - 1)).astype(np.int32)
 
 
-def _order(key, epoch_start, num_rows: int, shuffle: BlockShuffle | None) -> Any:
-    """The order of an epoch, outside jit; `shuffle` is that of rows on the host."""
+def epoch_order(key, epoch_start, num_rows: int, shuffle: BlockShuffle | None) -> Any:
+    """The order of an epoch, outside jit; `shuffle` is the `shuffle_of` the data."""
     if shuffle is None:
         return fast_argsort(_order_bits(key, epoch_start, num_rows=num_rows))
     block_rows = min(shuffle.block_rows, num_rows)
@@ -186,8 +186,8 @@ def blocks(
     """Yield the blocks of the epoch that begins at `epoch_start`, from step `first`."""
     order = None
     if not callable(data):
-        shuffle = _shuffle_of(data, config)
-        order = jnp.asarray(_order(key, epoch_start, num_rows(data), shuffle))
+        shuffle = shuffle_of(data, config)
+        order = jnp.asarray(epoch_order(key, epoch_start, num_rows(data), shuffle))
         if not all(isinstance(rows, jax.Array) for rows in jax.tree.leaves(data)):
             yield from _read_ahead(data, np.asarray(order), shuffle, first, config)
             return
@@ -195,9 +195,10 @@ def blocks(
     yield Block(first, num_steps(data, config), batch_at, order)
 
 
-def _shuffle_of(data, config: TrainConfig) -> BlockShuffle | None:
+def shuffle_of(data, config: TrainConfig) -> BlockShuffle | None:
     """How rows on the host are shuffled, with a buffer of whole batches."""
-    shuffles = map(block_shuffle_of, jax.tree.leaves(data))
+    arrays = data if isinstance(data, tuple) else (data,)
+    shuffles = map(block_shuffle_of, arrays)
     shuffle = next(filter(None, shuffles), None)  # one for both arrays of a pair
     if shuffle is None:
         return None
