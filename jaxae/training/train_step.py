@@ -3,7 +3,6 @@
 The optimizer is built inside them from traced hyperparameters.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
