@@ -36,7 +36,7 @@ from benchmarks.turns import Program, take_turns
 REFERENCE = "jaxae"
 LOSS_TOLERANCE = 0.01  # relative; the orders of rows differ
 NUM_ASYMPTOTIC = 4  # sizes of the fit of an exponent
-MAX_TORCH_LANES = 256  # more take minutes one after another
+MAX_TORCH_LANES = 64  # more take long one after another
 FLOAT = 4  # bytes
 
 
@@ -72,32 +72,32 @@ def sizes(first: int, last: int, factor: int = 2) -> tuple[int, ...]:
 
 AXES = {
     "D": Axis(
-        sizes(128, 8192),
+        sizes(256, 8192),
         lambda D: Work(D, 256, num_rows=2048, num_epochs=2),
         "data and parameters",
         lambda D, work: FLOAT * (num_params(work) + work.num_rows * D),
     ),
     "H": Axis(
-        sizes(128, 8192),
+        sizes(256, 8192),
         lambda H: Work(512, H, num_rows=2048, num_epochs=2),
         "parameters",
         lambda H, work: FLOAT * num_params(work),
     ),
     "B": Axis(
-        sizes(8, 8192, 4),
+        sizes(32, 8192, 4),
         lambda B: Work(256, 256, batch_size=B, num_rows=16384, num_epochs=1),
         "a batch: inputs, latents and reconstructions",
         lambda B, work: FLOAT * B * (2 * work.input_dim + work.latent_dim),
         expected=0.0,
     ),
     "rows": Axis(
-        sizes(8192, 262144),
+        sizes(8192, 131072),
         lambda N: Work(256, 64, batch_size=256, num_rows=N, num_epochs=1),
         "data",
         lambda N, work: FLOAT * N * work.input_dim,
     ),
     "lanes": Axis(
-        sizes(4, 4096, 4),
+        sizes(4, 1024, 4),
         lambda L: Work(64, 32, num_rows=2048, num_epochs=1),
         "parameters",
         lambda L, work: FLOAT * L * num_params(work),
@@ -148,6 +148,7 @@ def compare(name: str, axis: Axis, size: int, num_rounds: int) -> dict[str, Any]
         ratio = entry["result"] / contestants[REFERENCE]["result"]
         if not abs(ratio - 1) < LOSS_TOLERANCE:
             raise AssertionError(f"the losses at {name} = {size}: {contestants}.")
+    print(f"{name} = {size}", flush=True)
     return {
         "case": {"axis": name, "size": size} | work._asdict(),
         "bytes of one copy": axis.num_bytes(size, work),
