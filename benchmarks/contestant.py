@@ -53,8 +53,12 @@ def elapsed(start: float) -> float:
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far, by the operating system."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The largest resident memory of this process, or of one that it waited for.
+
+    It is the maximum so far, as the operating system counts it.
+    """
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
 
 
 def installed_versions() -> dict[str, str]:

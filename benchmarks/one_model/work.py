@@ -50,7 +50,11 @@ class Work(NamedTuple):
         rng = np.random.default_rng(0)
         factors = rng.standard_normal((self.num_rows, 16), dtype=np.float32)
         loadings = rng.standard_normal((16, self.input_dim), dtype=np.float32)
-        return 1 / (1 + np.exp(-factors @ loadings / 4))
+        X = np.matmul(factors, loadings / -4)
+        # In place, so that the peak memory of a process has one copy.
+        np.exp(X, out=X)
+        X += 1
+        return np.reciprocal(X, out=X)
 
     def weights(self) -> list[np.ndarray]:
         """W, and W* if untied: uniform as Glorot and Bengio (2010), `[H, D]` each."""
