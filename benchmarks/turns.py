@@ -112,19 +112,21 @@ def started(programs: Mapping[str, Program]) -> Iterator[list[Contestant]]:
             contestant.close()
 
 
-def take_turns(programs: Mapping[str, Program], num_rounds: int) -> dict[str, Times]:
-    """Run every program once a round, after one round that is not counted.
+def take_turns(
+    programs: Mapping[str, Program], num_rounds: int, num_uncounted: int = 1
+) -> dict[str, Times]:
+    """Run every program once a round, after rounds that are not counted.
 
     Programs whose environment is not installed are left out.
     """
     available = {n: program for n, program in programs.items() if program.is_available}
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in available}
     with started(available) as contestants:
-        for i in range(num_rounds + 1):
+        for i in range(num_uncounted + num_rounds):
             shift = i % len(contestants)  # one contestant may affect the next
             for contestant in contestants[shift:] + contestants[:shift]:
                 answer = contestant.ask("run")
-                if i > 0:
+                if i >= num_uncounted:
                     answers[contestant.name].append(answer)
         return {
             contestant.name: Times(
