@@ -111,7 +111,9 @@ def digits() -> Dataset:
     if package is None or package.origin is None:
         raise _checks.extra("The dataset digits", "scikit-learn", "data")
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    X, expected = np.loadtxt(path, delimiter=",")[:, :-1].copy(), _DIGITS_SHA256
+    with _checks.reading(path, "reinstall scikit-learn"):
+        X = np.loadtxt(path, delimiter=",")[:, :-1].copy()  # without the labels
+    expected = _DIGITS_SHA256
     if (sha256 := _sha256(X.tobytes())) != expected:
         message = f"its digits have SHA-256 {sha256}, expected {expected}"
         raise ValueError(f"Reinstall scikit-learn: {message}.")

@@ -177,7 +177,7 @@ def _initial_state(prepared: PreparedRun) -> RunState:
     key, config, params = prepared.key, prepared.config, prepared.params
     is_sharded = any(isinstance(s, NamedSharding) for s in _shardings(params))
     init_state = _init_state if is_sharded else _compiled_init_state
-    state = init_state(objective, hparams, key, config=config, params=params)
+    state = init_state(objective, hparams, key, config=config.compiled(), params=params)
     batch = batches.batch_shape(data, key, hparams, config)
     means = train_step.init_means(state, batch, hparams, objective=objective)
     state, means = _on_one_mesh((state, means))
@@ -200,7 +200,8 @@ _compiled_init_state = jax.jit(_init_state, static_argnames=("objective", "confi
 
 
 def _shardings(tree: Any) -> list:
-    return [leaf.sharding for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(tree)
+    return [leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)]
 
 
 def _on_one_mesh(tree: Any) -> Any:
