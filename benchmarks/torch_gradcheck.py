@@ -1,6 +1,6 @@
 """The outcomes of torch's `gradcheck` for `experiments/_gradient_cases`.
 
-    make bench-env && .venv-bench/bin/python benchmarks/torch_gradcheck.py
+    make bench-env && PYTHONPATH=. .venv-bench/bin/python benchmarks/torch_gradcheck.py
 
 Function and claim are the same JAX functions, in float64, wrapped into a
 `torch.autograd.Function` whose backward pass is the claim times the cotangent, with one

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sklearn.decomposition import PCA
 
 import jaxae
 
@@ -65,6 +63,8 @@ def main(out=Path("runs/demo"), settings=SETTINGS) -> None:
             out / name, ae, params, run={**run, "data": {"sha256": digits.sha256}}
         )
         jaxae.data.save_scaling(out / name, jaxae.data.divide(digits.scale))
+    from sklearn.decomposition import PCA  # here, for it delays the first step
+
     pca = PCA(settings["latent_dim"]).fit(X_train)
     X_hat["PCA"] = pca.inverse_transform(pca.transform(X_test))
     X_hat["PCA, clipped"] = X_hat["PCA"].clip(0, 1)  # where Bernoulli means are
@@ -154,6 +154,8 @@ def table(X, X_hat, errors, details) -> Table:
 
 def draw(path, models, X, X_hat, errors, gradients, verdicts) -> None:
     """One picture: reconstructions, filters, and the two paths of a gradient."""
+    from matplotlib.figure import Figure  # here, for it delays the first step
+
     figure = Figure(figsize=(10.7, 10.2), dpi=150, layout="constrained")
     figure.suptitle("\n".join(verdicts), fontsize=13, weight="bold")
     top, bottom = figure.subfigures(2, 1, height_ratios=[5, 4.2])

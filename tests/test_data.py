@@ -76,7 +76,7 @@ def test_digits_with_another_hash_are_rejected(monkeypatch):
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(named.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'jaxae\[data\]'"):
         data.digits()
 

@@ -13,6 +13,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+import sklearn.decomposition
 import tyro
 from sklearn.decomposition import PCA
 
@@ -42,7 +43,7 @@ def outputs(out):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         pca_wins = printed(out, {**SETTINGS, "seed": 2})
-        patch.setattr(demo, "PCA", lambda num_components: PCA(1))
+        patch.setattr(sklearn.decomposition, "PCA", lambda num_components: PCA(1))
         return {"pca_wins": pca_wins, "pca_loses": printed(out, SETTINGS)}
 
 

@@ -1,4 +1,5 @@
 import pathlib
+import re
 import traceback
 import warnings
 
@@ -230,6 +231,30 @@ def test_one_trace_for_any_hparams_key_and_number_of_epochs(monkeypatch):
     train(config=config(batch_size=9))
     train(config=config(optimizer=optimizers.sgd))
     assert len(traces) == 3
+
+
+def test_few_programs_are_compiled_before_the_first_step(monkeypatch, caplog):
+    """Each takes as long as thousands of steps; operations outside jit are programs.
+
+    No other test has these sizes, so only scalars may be compiled already.
+    """
+
+    class FirstStep(Exception):
+        pass
+
+    def run_steps(*arguments, **keywords):
+        raise FirstStep
+
+    monkeypatch.setattr(trainer, "_run_steps", run_steps)
+    ae = jaxae.Autoencoder(input_dim=13, latent_dim=17)
+    data = np.random.default_rng(1).uniform(size=(19, 13)).astype("f4")
+    with jax.log_compiles(), pytest.raises(FirstStep):
+        train(jaxae.Objective(ae), data, config=config(diagnostics=True))
+    programs = re.findall(r"XLA compilation of jit\((\w+)\)", caplog.text)
+    # The initial state, the bits of the order, and what moves scalars to the device.
+    assert {"_init_state", "order_bits"} <= set(programs) and len(programs) <= 8, (
+        programs
+    )
 
 
 @pytest.mark.parametrize("gradient", ["autodiff", "manual"])

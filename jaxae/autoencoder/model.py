@@ -244,29 +244,14 @@ class Autoencoder:
         if decoder_norm is None and self.activation.is_sparse:
             decoder_norm = 1.0
         _check_positive(decoder_norm=decoder_norm, scale=scale)
-        limit = (self.init_limit if limit is None else limit) * scale
-        encoder_key, decoder_key = _keys.one_by_one(jax.random.split)(key)
-        if self.tied:
-            decoder_key = encoder_key
-        if decoder_norm is None:
-            W_dec = self._draw_weights(decoder_key, limit, self.output_dim)
-        else:
-            directions = self._draw_weights(decoder_key, 1.0, self.output_dim)
-            W_dec = decoder_norm * scale * _unit_rows(directions)
-        if is_copy:  # an array of its own, so that both may be donated
-            W_enc = jnp.array(W_dec, copy=True)
-        else:
-            W_enc = self._draw_weights(encoder_key, limit, self.input_dim)
-        params = UntiedParams(
-            W_enc=W_enc,
-            W_dec=W_dec,
-            b_enc=jnp.zeros(self.latent_dim),
-            b_dec=self._output_bias(data_mean),
-            activation=_theta("activation", self.activation, self.latent_dim),
-            observation=_theta("observation", self.observation, self.output_dim),
+        return self._draw(
+            key,
+            self._check_data_mean(data_mean),
+            (self.init_limit if limit is None else limit) * scale,
+            None if decoder_norm is None else decoder_norm * scale,
+            dtype=dtype,
+            is_copy=is_copy,
         )
-        params = self.parametrization.from_untied(params)
-        return parametrizations.as_dtype(params, dtype)
 
     def encoder_pre_acts(self, params, x) -> Float[Array, "H"]:
         """a(x) = b_enc + W_enc x, `[D] -> [H]`; the lecture's a."""
@@ -414,6 +399,32 @@ class Autoencoder:
             return self.tied or (self.activation.is_sparse and is_autoencoder)
         return encoder == "decoder"
 
+    # Compiled as one program: each of the operations by itself would be another one.
+    @functools.partial(jax.jit, static_argnames=("self", "dtype", "is_copy"))
+    def _draw(self, key, data_mean, limit, decoder_norm, *, dtype, is_copy) -> Params:
+        encoder_key, decoder_key = _keys.one_by_one(jax.random.split)(key)
+        if self.tied:
+            decoder_key = encoder_key
+        if decoder_norm is None:
+            W_dec = self._draw_weights(decoder_key, limit, self.output_dim)
+        else:
+            directions = self._draw_weights(decoder_key, 1.0, self.output_dim)
+            W_dec = decoder_norm * _unit_rows(directions)
+        if is_copy:  # an array of its own, so that both may be donated
+            W_enc = jnp.array(W_dec, copy=True)
+        else:
+            W_enc = self._draw_weights(encoder_key, limit, self.input_dim)
+        params = UntiedParams(
+            W_enc=W_enc,
+            W_dec=W_dec,
+            b_enc=jnp.zeros(self.latent_dim),
+            b_dec=self._output_bias(data_mean),
+            activation=_theta("activation", self.activation, self.latent_dim),
+            observation=_theta("observation", self.observation, self.output_dim),
+        )
+        params = self.parametrization.from_untied(params)
+        return parametrizations.as_dtype(params, dtype)
+
     def _draw_weights(self, key, limit, width: int) -> Float[Array, "H width"]:
         def row(key, i):
             key = jax.random.fold_in(key, i)
@@ -422,9 +433,9 @@ class Autoencoder:
         rows = jax.vmap(_keys.one_by_one(row), in_axes=(None, 0))
         return limit * rows(key, jnp.arange(self.latent_dim))
 
-    def _output_bias(self, data_mean) -> Float[Array, "O"]:
+    def _check_data_mean(self, data_mean) -> Float[Array, "O"] | None:
         if data_mean is None:
-            return jnp.zeros(self.output_dim)
+            return None
         if self.observation.eta_of_mean is None:
             raise _checks.ArgumentError(
                 "data_mean",
@@ -441,6 +452,12 @@ class Autoencoder:
             )
         if not isinstance(data_mean, jax.core.Tracer):
             self.observation.validate(data_mean)
+        return data_mean
+
+    def _output_bias(self, data_mean) -> Float[Array, "O"]:
+        if data_mean is None:
+            return jnp.zeros(self.output_dim)
+        assert self.observation.eta_of_mean is not None  # _check_data_mean
         eta = self.observation.eta_of_mean(data_mean)
         what = f"observation {self.observation}: eta_of_mean"
         return _checks.returned(what, eta, data_mean.shape)
@@ -539,14 +556,18 @@ def _composed(base: Any, choices: dict[str, Any]) -> Parametrization:
 @functools.cache
 def _param_shapes(ae: Autoencoder) -> Any:
     """The shapes of the model's parameters, without those of its parts."""
-    H = ae.latent_dim
-    untied = UntiedParams(
-        W_enc=jnp.zeros((H, ae.input_dim)),
-        W_dec=jnp.zeros((H, ae.output_dim)),
-        b_enc=jnp.zeros(H),
-        b_dec=jnp.zeros(ae.output_dim),
-    )
-    return jax.eval_shape(ae.parametrization.from_untied, untied)
+
+    def params():
+        H = ae.latent_dim
+        untied = UntiedParams(
+            W_enc=jnp.zeros((H, ae.input_dim)),
+            W_dec=jnp.zeros((H, ae.output_dim)),
+            b_enc=jnp.zeros(H),
+            b_dec=jnp.zeros(ae.output_dim),
+        )
+        return ae.parametrization.from_untied(untied)
+
+    return jax.eval_shape(params)
 
 
 def example_pair(ae: Autoencoder, x, target, method: str, in_axes="(None, 0)"):

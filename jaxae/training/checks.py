@@ -118,13 +118,14 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
     placed: Any
     with np.errstate(over="ignore"):  # an overflow raises below
         if fits:
-            extremes = placed = jnp.asarray(np.asarray(rows).astype(dtype))
+            extremes = np.asarray(rows).astype(dtype)
+            placed = jnp.asarray(extremes)
         else:
             placed = data_module.View(rows, dtype=dtype)
             # A cast is monotonic, so an overflow occurs at the minimum or maximum.
             stats = data_module.column_stats(rows, name)
-            extremes = jnp.asarray(np.stack([stats.low, stats.high]).astype(dtype))
-    if not bool(jnp.isfinite(extremes).all()):
+            extremes = np.stack([stats.low, stats.high]).astype(dtype)
+    if not np.isfinite(extremes).all():
         problem = f"overflows {jnp.dtype(dtype)}, the parameters' dtype"
         raise ArgumentError(name, problem, advice="scale it")
     return placed
@@ -224,6 +225,7 @@ def check_hparams(
     params=None,
 ) -> None:
     """Reject hyperparameters that nothing reads, that are missing or out of range."""
+    hparams = jax.device_get(hparams)  # their checks on the device would be compiled
     needed = names_read(objective, config, data, hparams, key)
     missing = [name for name in needed if name not in hparams]
     optional = list(objective.optional_hparam_names)

@@ -261,12 +261,12 @@ def probe(data: Any, key, hparams) -> Any:
     if callable(data):
         return _draw_probe(key, hparams, source=data)
     size = num_rows(data)
-    numbers = np.arange(0, size, math.ceil(size / PROBE_ROWS))
+    step = math.ceil(size / PROBE_ROWS)
 
     def take(rows):
         if isinstance(rows, jax.Array):
-            return rows[numbers]
-        return jnp.asarray(data_module.take(rows, numbers))
+            return rows if step == 1 else rows[::step]
+        return jnp.asarray(data_module.take(rows, np.arange(0, size, step)))
 
     return jax.tree.map(take, data)
 

@@ -175,14 +175,33 @@ def start(prepared: PreparedRun, checkpoints: Checkpoints | None) -> RunState:
 def _initial_state(prepared: PreparedRun) -> RunState:
     objective, data, hparams = prepared.objective, prepared.data, prepared.hparams
     key, config, params = prepared.key, prepared.config, prepared.params
-    state = train_step.init_state(objective, hparams, key, config=config, params=params)
-    # Training donates its state: neither the arrays of the caller, nor an array twice,
-    # such as the params that the state of optax.contrib.prodigy holds too.
-    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    is_sharded = any(isinstance(s, NamedSharding) for s in _shardings(params))
+    init_state = _init_state if is_sharded else _compiled_init_state
+    state = init_state(objective, hparams, key, config=config.compiled(), params=params)
     batch = batches.batch_shape(data, key, hparams, config)
     means = train_step.init_means(state, batch, hparams, objective=objective)
     state, means = _on_one_mesh((state, means))
     return RunState(state, means, history=())
+
+
+def _init_state(objective, hparams, key, *, config, params) -> train_step.TrainState:
+    """The initial state in arrays of its own.
+
+    Training donates its state: neither the arrays of the caller, nor an array twice,
+    such as the params that the state of optax.contrib.prodigy holds too.
+    """
+    state = train_step.init_state(objective, hparams, key, config=config, params=params)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+
+# One program instead of one for each shape. Of sharded params, the optimizer's state
+# would not be sharded.
+_compiled_init_state = jax.jit(_init_state, static_argnames=("objective", "config"))
+
+
+def _shardings(tree: Any) -> list:
+    leaves = jax.tree.leaves(tree)
+    return [leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)]
 
 
 def _on_one_mesh(tree: Any) -> Any:
@@ -190,8 +209,7 @@ def _on_one_mesh(tree: Any) -> Any:
 
     JAX allows no scalar that is committed to one device beside sharded params.
     """
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree)]
-    named = [s for s in shardings if isinstance(s, NamedSharding)]
+    named = [s for s in _shardings(tree) if isinstance(s, NamedSharding)]
     if not named:
         return tree
     everywhere = NamedSharding(named[0].mesh, PartitionSpec())
