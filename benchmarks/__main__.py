@@ -14,7 +14,7 @@ import sys
 
 from benchmarks import results
 
-SUITES = ("one_model",)
+SUITES = ("one_model", "sparse")
 
 
 def main(argv=None) -> int:

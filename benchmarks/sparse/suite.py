@@ -1,0 +1,143 @@
+"""Sparse autoencoders: training steps with TopK, and the parts of a step.
+
+Timed are training steps with D = 768, k = 32 and 512 rows, by the trainers of four
+libraries as they are installed: `Trainer.fit` of eai-sparsify, `TopKTrainer.update` of
+dictionary-learning, `SAETrainer.step` of sae-lens and `train_sae` of overcomplete;
+beside `jaxae`, by codes and by dense autodiff. Each has the same data in the same
+order, the same initial parameters, k, and Adam with the same learning rate. After each
+run, the fraction of variance unexplained (FVU) of other rows is computed, outside of
+the time; after equal steps it must agree. "FVU at equal time" is that of each library
+when jaxae has finished, by interpolation.
+
+The libraries differ where they leave no choice. dictionary-learning keeps decoder rows
+at norm 1. dictionary-learning and sae-lens clip gradients; the data are scaled so that
+this changes nothing. eai-sparsify divides the loss of a batch by the variance of the
+batch. overcomplete has no decoder bias; the data are centered. Default options that
+differ from the others are turned off where they can be. PyTorch's fused Adam, which no
+trainer offers, is used for all, since it is faster; eai-sparsify is also measured
+without.
+
+A second kind of case measures the parts of a step of jaxae: the product of the encoder;
+the floor, which is the product and `top_k`; loss and gradient, and steps, by codes and
+by dense autodiff.
+
+Not measured: the quality of trained models, since the runs have few steps; logging,
+checkpoints and the reading of data; dead latents, of which none are declared dead.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import compared, versions_of
+from benchmarks.sparse.work import Work
+from benchmarks.turns import Program, Times, take_turns
+
+REFERENCE = "jaxae"
+FVU_TOLERANCE = 0.03  # relative; see above in which way the libraries differ
+AT_ONCE = 4  # processes, beside the reference: their memory at 65,536 latents
+
+WORKS = (
+    Work(8192, num_steps=8),
+    Work(16384, num_steps=4),
+    Work(65536, num_steps=2),
+)
+PARTS = (
+    Work(8192, num_steps=4),
+    Work(16384, num_steps=2),
+    Work(16384, k=256, num_steps=2),
+    Work(65536, num_steps=1),
+    Work(65536, k=256, num_steps=1),
+)
+QUICK = Work(256, k=4, input_dim=32, batch_size=64, num_steps=2)
+
+
+def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Compare all contestants in every work."""
+    works, parts = ((QUICK,), (QUICK,)) if quick else (WORKS, PARTS)
+    cases = [compare_trainers(work, num_rounds) for work in works]
+    return cases + [compare_parts(work, num_rounds) for work in parts]
+
+
+def trainers(work: Work) -> dict[str, Program]:
+    """The training steps of every library."""
+    options = work._asdict()
+
+    def peer(name, **more):
+        function = f"sparse.with_peers:{name}"
+        return Program(function, {"fused": True} | more | options, is_peer=True)
+
+    return {
+        "eai-sparsify": peer("sparsify"),
+        "eai-sparsify, its own Adam": peer("sparsify", fused=False),
+        "sae-lens": peer("sae_lens", use_sparse_activations=True),
+        "dictionary-learning": peer("dictionary_learning"),
+        "overcomplete": peer("overcomplete"),
+        "jaxae, dense autodiff": with_jaxae("train", work, gradient="autodiff"),
+    }
+
+
+def with_jaxae(function: str, work: Work, **more) -> Program:
+    """A program of jaxae."""
+    return Program(f"sparse.with_jaxae:{function}", more | work._asdict())
+
+
+def compare_trainers(work: Work, num_rounds: int) -> dict[str, Any]:
+    """The times of one work, the FVU after equal steps and at equal time."""
+    reference = {REFERENCE: with_jaxae("train", work, gradient="manual")}
+    others = list(trainers(work).items())
+    contestants: dict[str, Any] = {}
+    versions: dict[str, dict[str, str]] = {}
+    for i in range(0, len(others), AT_ONCE):
+        group = reference | dict(others[i : i + AT_ONCE])
+        times = take_turns(group, num_rounds)
+        new = compared(times, REFERENCE)
+        for name, entry in new.items():
+            entry["fvu"] = times[name].results
+            entry["fvu at equal time"] = fvu_at_equal_time(times[name], times[REFERENCE])
+            check_fvu(name, times[name], times[REFERENCE])
+        contestants = new | contestants  # the first of the two times of the reference
+        versions |= versions_of(times)
+    return {
+        "case": work._asdict(),
+        "steps": work.num_steps,
+        "contestants": contestants,
+        "versions": versions,
+    }
+
+
+def fvu_at_equal_time(times: Times, reference: Times) -> float:
+    """The FVU when the reference has finished, linear between the ends of runs."""
+    ends = np.cumsum([0.0, *times.seconds])
+    fvus = [times.first_result, *times.results]
+    return float(np.interp(sum(reference.seconds), ends, fvus))
+
+
+def check_fvu(name: str, times: Times, reference: Times) -> None:
+    """Check that a contestant did the same work."""
+    for fvu, expected in zip(times.results, reference.results, strict=True):
+        if not abs(fvu / expected - 1) < FVU_TOLERANCE:
+            raise AssertionError(f"{name} has FVU {fvu}, jaxae {expected}.")
+
+
+def compare_parts(work: Work, num_rounds: int) -> dict[str, Any]:
+    """The times of the parts of one step, as ratios to the floor."""
+    programs = {
+        "floor": with_jaxae("floor", work),
+        "encoder's product": with_jaxae("product", work),
+        "loss and gradient, codes": with_jaxae(
+            "loss_and_gradient", work, gradient="manual"
+        ),
+        "loss and gradient, dense": with_jaxae(
+            "loss_and_gradient", work, gradient="autodiff"
+        ),
+        "step, codes": with_jaxae("train", work, gradient="manual"),
+        "step, dense": with_jaxae("train", work, gradient="autodiff"),
+    }
+    times = take_turns(programs, num_rounds)
+    return {
+        "case": {"parts of a step": True} | work._asdict(),
+        "steps": work.num_steps,
+        "contestants": compared(times, "floor"),
+        "versions": versions_of(times),
+    }
