@@ -101,9 +101,7 @@ def product(**options):
     """The product of the encoder alone."""
     work = Work(**options)
     _, params = objective_and_params(work)
-    return repeated(
-        jax.jit(lambda params, batch: batch @ params.W_enc.T), params, work
-    )
+    return repeated(jax.jit(lambda params, batch: batch @ params.W_enc.T), params, work)
 
 
 def repeated(function, params, work: Work):

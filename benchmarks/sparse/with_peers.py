@@ -24,7 +24,9 @@ def sparsify(fused: bool = False, **options):
     work = Work(**options)
     batches, other_rows = tensors(work)
     config = TrainConfig(
-        SparseCoderConfig(num_latents=work.latent_dim, k=work.k, normalize_decoder=False),
+        SparseCoderConfig(
+            num_latents=work.latent_dim, k=work.k, normalize_decoder=False
+        ),
         batch_size=1,  # of sequences; a batch is one
         optimizer="adam",
         lr=work.learning_rate,
@@ -166,9 +168,7 @@ def overcomplete(fused: bool = False, **options):
         dictionary_params={"normalization": "identity"},
     ).untied(bias=True)
     set_weights(work, model.encoder.weight, model.dictionary._weights)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=work.learning_rate, fused=fused
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=work.learning_rate, fused=fused)
     steps = Steps(work, batches)
 
     def loss(x, x_hat, pre_codes, codes, dictionary):
@@ -184,7 +184,7 @@ def overcomplete(fused: bool = False, **options):
 
 
 def without(*packages: str) -> None:
-    """Let a library import packages that are missing and that its trainer never uses."""
+    """Replace packages that are missing, and that the trainers never use."""
     for name in packages:
         try:
             importlib.import_module(name)
