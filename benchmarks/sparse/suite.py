@@ -47,9 +47,11 @@ QUICK = Work(256, k=4, input_dim=32, batch_size=64, num_steps=2)
 
 def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Compare all contestants in every work."""
-    works, parts = ((QUICK,), (QUICK,)) if quick else (WORKS, PARTS)
-    cases = [compare_trainers(work, num_rounds) for work in works]
-    return cases + [compare_parts(work, num_rounds) for work in parts]
+    if quick:
+        few = {"floor", "loss and gradient, codes"}
+        return [compare_trainers(QUICK, 1), compare_parts(QUICK, 1, few)]
+    cases = [compare_trainers(work, num_rounds) for work in WORKS]
+    return cases + [compare_parts(work, num_rounds) for work in PARTS]
 
 
 def trainers(work: Work) -> dict[str, Program]:
@@ -114,19 +116,25 @@ def check_fvu(name: str, times: Times, reference: Times) -> None:
             raise AssertionError(f"{name} has FVU {fvu}, jaxae {expected}.")
 
 
-def compare_parts(work: Work, num_rounds: int) -> dict[str, Any]:
-    """The times of the parts of one step, as ratios to the floor."""
+def parts(work: Work) -> dict[str, Program]:
+    """The parts of one step."""
     programs = {
         "floor": with_jaxae("floor", work),
         "encoder's product": with_jaxae("product", work),
     }
+    functions = {"loss and gradient": "loss_and_gradient", "step": "train"}
     for name, gradient in {"codes": "manual", "dense": "autodiff"}.items():
-        for part, function in {
-            "loss and gradient": "loss_and_gradient",
-            "step": "train",
-        }.items():
-            program = with_jaxae(function, work, gradient=gradient)
-            programs[f"{part}, {name}"] = program
+        for part, function in functions.items():
+            programs[f"{part}, {name}"] = with_jaxae(function, work, gradient=gradient)
+    return programs
+
+
+def compare_parts(work: Work, num_rounds: int, names=None) -> dict[str, Any]:
+    """The times of the parts of one step, as ratios to the floor; all parts by default.
+
+    A run of a part has as many repetitions as a run of the trainers has steps.
+    """
+    programs = {n: p for n, p in parts(work).items() if names is None or n in names}
     times = take_turns(programs, num_rounds)
     return {
         "case": {"parts of a step": True} | work._asdict(),
