@@ -14,7 +14,7 @@ import sys
 
 from benchmarks import results
 
-SUITES = ("one_model", "gradcheck", "startup", "growth", "real_work")
+SUITES = ("one_model", "sparse", "gradcheck", "startup", "growth", "real_work")
 
 
 def main(argv=None) -> int:

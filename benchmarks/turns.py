@@ -47,6 +47,7 @@ class Times(NamedTuple):
 
     Attributes:
       seconds, results: of each round.
+      first_result: of the round that is not counted.
       setting: what the program chose for itself.
       prepared_in: seconds before the first round: imports, compilation, tuning.
       peak_mib: the largest resident memory of the process.
@@ -55,6 +56,7 @@ class Times(NamedTuple):
 
     seconds: list[float]
     results: list[Any]
+    first_result: Any
     setting: str
     prepared_in: float
     peak_mib: float
@@ -127,13 +129,13 @@ def take_turns(
         for i in range(num_uncounted + num_rounds):
             shift = i % len(contestants)  # one contestant may affect the next
             for contestant in contestants[shift:] + contestants[:shift]:
-                answer = contestant.ask("run")
-                if i >= num_uncounted:
-                    answers[contestant.name].append(answer)
+                answers[contestant.name].append(contestant.ask("run"))
+        counted = {name: all_[num_uncounted:] for name, all_ in answers.items()}
         return {
             contestant.name: Times(
-                seconds=[answer["seconds"] for answer in answers[contestant.name]],
-                results=[answer["result"] for answer in answers[contestant.name]],
+                seconds=[answer["seconds"] for answer in counted[contestant.name]],
+                results=[answer["result"] for answer in counted[contestant.name]],
+                first_result=answers[contestant.name][0]["result"],
                 peak_mib=answers[contestant.name][-1]["peak_mib"],
                 versions=contestant.ask("describe"),
                 **contestant.prepared,

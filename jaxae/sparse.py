@@ -94,7 +94,11 @@ def sum_of_outer(codes: Codes, V, W, sizes: tuple[int, ...]) -> Float[Array, "H 
         return total.at[indices].add(values[:, None] * of_level), None
 
     entries = codes.values.T, codes.indices.T, levels.T
-    zeros = jnp.zeros((W.shape[0], V.shape[-1]), V.dtype)
+    # XLA shares constant zeros between the sums of a step, and copies them for each. A
+    # zero that depends on the indices is written in place: on two CPU cores, two sums
+    # of 65,536 x 768 then take 2/3 of the time.
+    zero = jnp.min(codes.indices, initial=0).astype(V.dtype)
+    zeros = jnp.full((W.shape[0], V.shape[-1]), zero)
     return jax.lax.scan(add_entry, zeros, entries)[0]
 
 

@@ -74,6 +74,13 @@ def test_abs_topk_keeps_the_largest_magnitudes_with_their_signs(a, k):
     np.testing.assert_array_equal(g.abs_topk(k).apply(a), z)
 
 
+@pytest.mark.parametrize("num_latents", [512, 500])  # in blocks, and not
+def test_topk_of_long_rows_keeps_the_first_of_equal_ones(num_latents):
+    A = RNG.integers(-9, 9, size=(B, num_latents)).astype(np.float32)
+    Z = jax.vmap(g.topk(5).apply)(jnp.asarray(A))
+    np.testing.assert_array_equal(Z, [numpy_topk(a, 5) for a in A])
+
+
 def test_topk_of_all_latents_is_relu():
     A = jnp.asarray(RNG.normal(size=(B, H)), jnp.float32)
     Z = jax.vmap(g.topk(H).apply)(A)

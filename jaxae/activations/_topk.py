@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxae import _checks
 from jaxae.activations import _jumprelu
@@ -20,6 +20,10 @@ from jaxae.activations._base import SPARSE, Activation
 from jaxae.sparse import Codes, dense
 
 DECAY = 0.99  # of the running threshold of batch_topk
+# Entries of a block of `largest`. On two CPU cores with 512 rows and k = 32, it takes
+# 17 ms instead of 54 for 65,536 entries a row, and 8 instead of 11 for 8,192; blocks of
+# 8 to 64 entries differ by less than a fifth at the first size.
+BLOCK = 32
 
 
 def topk_codes(A: Float[Array, "B H"], k: int, count=None) -> Codes:
@@ -30,15 +34,33 @@ def topk_codes(A: Float[Array, "B H"], k: int, count=None) -> Codes:
       k: at most H.
       count: how many of the k are kept, which may be traced; by default all.
     """
-    values, indices = jax.lax.top_k(A, k)
+    indices = largest(A, k)
+    values = jnp.take_along_axis(A, indices, axis=1)
     return Codes(_first(count, jnp.where(values <= 0, 0, values)), indices)
 
 
 def abs_topk_codes(A: Float[Array, "B H"], k: int, count=None) -> Codes:
     """The k entries of each row of largest magnitude, with their signs."""
-    _, indices = jax.lax.top_k(jnp.abs(A), k)
+    indices = largest(jnp.abs(A), k)
     values = jnp.take_along_axis(A, indices, axis=1)
     return Codes(_first(count, values), indices)
+
+
+def largest(A: Float[Array, "B H"], k: int) -> Int[Array, "B k"]:
+    """The indices of the k largest entries of each row, as those of `jax.lax.top_k`.
+
+    Long rows are divided into blocks. The k largest entries are in the k blocks of
+    largest maximum, of equal ones the first: any other block is preceded by k maxima.
+    """
+    num_rows, H = A.shape
+    if H % BLOCK or k * BLOCK > H // 2:
+        return jax.lax.top_k(A, k)[1]
+    blocks = jax.lax.stop_gradient(A).reshape(num_rows, -1, BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(blocks, axis=2), k)[1], axis=1)
+    entries = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
+    places = jax.lax.top_k(entries.reshape(num_rows, -1), k)[1]
+    of_places = jnp.take_along_axis(chosen, places // BLOCK, axis=1)
+    return of_places * BLOCK + places % BLOCK
 
 
 def _first(count, values):
