@@ -14,7 +14,7 @@ import sys
 
 from benchmarks import results
 
-SUITES = ("one_model",)
+SUITES = ("one_model", "sweeps")
 
 
 def main(argv=None) -> int:
