@@ -168,13 +168,22 @@ class Clock:
 
     def reset(self) -> None:
         """Count from 0."""
-        self.compilation = self.program = 0.0
+        self.program = 0.0
+        self._compilations: list[tuple[float, float]] = []  # start, seconds
 
     def add_compilation(self, event: str, seconds: float, **details) -> None:
-        """Count a duration that JAX reports."""
+        """Count a duration that JAX reports when it ends, instead of those within."""
         del details
         if event in COMPILATION:
-            self.compilation += seconds
+            start = time.perf_counter() - seconds
+            while self._compilations and self._compilations[-1][0] >= start:
+                self._compilations.pop()
+            self._compilations.append((start, seconds))
+
+    @property
+    def compilation(self) -> float:
+        """The seconds of tracing and compilation."""
+        return sum(seconds for _, seconds in self._compilations)
 
     def timed(self, function):
         """The function, which waits for its results and counts their time."""
