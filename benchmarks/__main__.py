@@ -14,7 +14,15 @@ import sys
 
 from benchmarks import results
 
-SUITES = ("one_model", "sparse", "gradcheck", "startup", "growth", "real_work")
+SUITES = (
+    "one_model",
+    "sweeps",
+    "sparse",
+    "gradcheck",
+    "startup",
+    "growth",
+    "real_work",
+)
 
 
 def main(argv=None) -> int:

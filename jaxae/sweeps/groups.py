@@ -184,7 +184,8 @@ def _group(
         columns[LATENT_DIM] = widths.astype(np.int32)
     first = indices[0]
     labels = [f"{name} {lanes.axes[name][first]}" for name, _ in lanes.static[first]]
-    limits = [with_width(objective, int(width)).ae.init_limit for width in widths]
+    distinct, width_of = np.unique(widths, return_inverse=True)
+    limits = [with_width(objective, int(width)).ae.init_limit for width in distinct]
     vmap_scope, generator = _vmap_scope(objective, config, hparams, data, key)
     return Group(
         name=", ".join(labels),
@@ -192,7 +193,7 @@ def _group(
         config=config,
         lanes=indices,
         hparams=columns,
-        init_limits=np.array(limits, np.float32),
+        init_limits=np.array(limits, np.float32)[width_of],
         seeds=lanes.seeds[indices],
         widths=widths,
         params=None,
@@ -260,7 +261,9 @@ def _ignores_padding(activation: Activation) -> bool:
 
 
 def _check_values(group: Group, data: Data) -> None:
-    for i in range(len(group.lanes)):
+    lanes = range(len(group.lanes))
+    rows = zip(lanes, *group.hparams.values(), strict=True)
+    for i in {tuple(values): i for i, *values in rows}.values():  # thousands may agree
         hparams = group.hparams_of(i)
         for name, value in hparams.items():
             if not np.isfinite(value):

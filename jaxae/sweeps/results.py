@@ -235,10 +235,8 @@ class Sweep:
         frame = pd.DataFrame({**self.axes, **self.final})
         frame["epochs"] = self._gather("num_epochs")
         frame["status"] = self.status
-        frame["stopped_at"] = pd.array(
-            [None if step < 0 else int(step) for step in self._gather("stopped_at")],
-            dtype="Int64",
-        )
+        stopped_at = self._gather("stopped_at")
+        frame["stopped_at"] = pd.arrays.IntegerArray(stopped_at, mask=stopped_at < 0)
         return frame.rename_axis("lane")
 
     @property

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import numbers
-from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -168,10 +167,16 @@ def lanes_of(
         )
         advice = "take shorter lists, or num_samples of ranges"
         raise ArgumentError("space", f"{problem}a sweep", advice=advice)
-    rows = [dict(ChainMap(*entries)) for entries in itertools.product(*columns)]
-    values = {name: [row[name] for row in rows] for name in names_of(space)}
+    rows = list(itertools.product(*columns))
+    by_name = {
+        name: [row[j][name] for row in rows]
+        for j, column in enumerate(columns)
+        for name in column[0]
+    }
+    values = {name: by_name[name] for name in names_of(space)}
     static_names = [name for name in values if name in STATIC_AXES]
     labels = {n: [STATIC_AXES[n].label(v) for v in values[n]] for n in static_names}
+    static = [[(name, value) for value in values[name]] for name in static_names]
     return Lanes(
         axes={n: np.array(column) for n, column in (values | labels).items()},
         hparams={
@@ -181,7 +186,7 @@ def lanes_of(
         },
         seeds=np.asarray(values.get(SEED, np.zeros(num_lanes)), np.uint32),
         widths=np.asarray(values.get(LATENT_DIM, np.full(num_lanes, latent_dim)), int),
-        static=[tuple((n, row[n]) for n in static_names) for row in rows],
+        static=list(zip(*static, strict=True)) if static else [()] * num_lanes,
     )
 
 
