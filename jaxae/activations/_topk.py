@@ -59,8 +59,8 @@ def largest(A: Float[Array, "B H"], k: int) -> Int[Array, "B k"]:
     chosen = jnp.sort(jax.lax.top_k(jnp.max(blocks, axis=2), k)[1], axis=1)
     entries = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
     places = jax.lax.top_k(entries.reshape(num_rows, -1), k)[1]
-    of_places = jnp.take_along_axis(chosen, places // BLOCK, axis=1)
-    return of_places * BLOCK + places % BLOCK
+    block = jnp.take_along_axis(chosen, places // BLOCK, axis=1)
+    return block * BLOCK + places % BLOCK
 
 
 def _first(count, values):
