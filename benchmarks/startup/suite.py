@@ -23,7 +23,7 @@ from benchmarks.results import compared
 from benchmarks.turns import Program, take_turns
 
 MODELS = ((20, 5), (784, 500), (784, 4096))
-LANES = (1, 32, 512)
+LANES = (1, 512)
 
 
 def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
