@@ -20,8 +20,11 @@ from benchmarks.turns import ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "benchmarks"
 MISSING = "Not yet measured."
+UNSTEADY = (
+    1.5  # the upper quartile over the lower one, from which no conclusion is drawn
+)
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 <!-- Written by `python -m benchmarks.page`; edit the docstrings of the suites. -->
 
 # Benchmarks
@@ -34,8 +37,10 @@ Each contestant is a process that lives as long as the comparison. In every roun
 contestant runs once, one after the other, in an order that rotates. The first round is
 not counted. *Time* is the median over rounds. *Ratio* is the time over that of jaxae in
 the same round: the median of the rounds, and in brackets their quartiles. A ratio of 2
-means that jaxae takes half the time. *Faster* names the faster one of the two. It names
-neither if the quartiles lie on both sides of 1.
+means that jaxae takes half the time. An asterisk marks an unsteady ratio, whose upper
+quartile is more than {UNSTEADY} times the lower one; draw no conclusion from it.
+*Faster* names the faster one of the two. It names neither if the ratio is unsteady, or
+if the quartiles lie on both sides of 1.
 
 ## What is not claimed
 
@@ -161,16 +166,25 @@ def time(seconds: float) -> str:
 
 
 def ratio(values: list[float]) -> str:
-    """A median and its quartiles."""
+    """A median and its quartiles, marked if unsteady."""
     median, low, high = values
-    return f"{median:.2f} [{low:.2f}, {high:.2f}]"
+    mark = " \\*" if is_unsteady(values) else ""
+    return f"{median:.2f} [{low:.2f}, {high:.2f}]{mark}"
+
+
+def is_unsteady(values: list[float]) -> bool:
+    """Whether the quartiles of a ratio are too far apart to compare."""
+    _, low, high = values
+    return high > UNSTEADY * low
 
 
 def faster(name: str, reference: str, values: list[float]) -> str:
-    """Which of the two is faster, if the quartiles lie on one side of 1."""
+    """Which of the two is faster, if the ratio is steady and on one side of 1."""
     _, low, high = values
     if name == reference:
         return ""
+    if is_unsteady(values):
+        return "neither"
     return reference if low > 1 else name if high < 1 else "neither"
 
 

@@ -79,6 +79,8 @@ def test_the_faster_one_is_named_only_outside_the_quartiles():
     assert page.faster("peer", "jaxae", [1.2, 1.1, 1.3]) == "jaxae"
     assert page.faster("peer", "jaxae", [0.8, 0.7, 0.9]) == "peer"
     assert page.faster("peer", "jaxae", [1.0, 0.9, 1.1]) == "neither"
+    assert page.faster("peer", "jaxae", [3.0, 2.0, 9.0]) == "neither"  # unsteady
+    assert page.ratio([3.0, 2.0, 9.0]).endswith("\\*")
 
 
 def test_the_fit_of_a_line():

@@ -13,11 +13,20 @@ operating system counts it. It includes the interpreter, the libraries and compi
 
 The suite checks that the losses agree to one percent; the orders of rows differ.
 
-The exponent p of time ~ size^p is the slope of a straight line through the logarithms,
-at the largest four sizes. Its standard error is that of the line, from two degrees of
-freedom. Fixed costs of a step make an exponent smaller than that of the arithmetic.
+The exponent p of time ~ size^p is the slope of a straight line through the logarithms
+of the medians, at the largest four sizes, or at all where there are only three. Its
+standard error is that of the line. Fixed costs of a step make an exponent smaller than
+that of the arithmetic. Against B, the number of rows is fixed, so the arithmetic is
+too.
+
 Memory is fitted to a line at all sizes: peak = fixed + copies x bytes, where the bytes
-are those of one copy, in float32, of what grows.
+are those of one copy, in float32, of what grows. With lanes, each lane also has a batch
+of its own, which is larger than its parameters; the copies count both.
+
+Two things may surprise a user. `jaxae.train` holds the data several times: the array of
+the caller, the one on the device, and for a moment the temporaries of the checks before
+training. And a block has 64 MiB whatever the `memory_budget`, with several blocks in
+memory at once. The largest data here are two blocks, too few to save memory.
 
 Not measured: sparse models, sources of data other than arrays, several devices.
 """
@@ -28,10 +37,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import page
 from benchmarks.one_model.work import Work
 from benchmarks.results import compared, versions_of
-from benchmarks.turns import Program, take_turns
+from benchmarks.turns import Program, spread, take_turns
 
 REFERENCE = "jaxae"
 LOSS_TOLERANCE = 0.01  # relative; the orders of rows differ
@@ -180,12 +191,14 @@ class Growth(NamedTuple):
 
     Attributes:
       sizes, seconds, peak_mib: of each point; seconds are medians.
+      quartiles: of the seconds, `[points, 2]`.
       exponent: of time, at the largest sizes.
       memory: peak MiB against MiB of one copy of what grows.
     """
 
     sizes: list[int]
-    seconds: list[float]
+    seconds: np.ndarray
+    quartiles: np.ndarray
     peak_mib: list[float]
     exponent: Line
     memory: Line
@@ -196,13 +209,14 @@ def growth(cases: list[dict[str, Any]], contestant: str) -> Growth:
     cases = [case for case in cases if contestant in case["contestants"]]
     entries = [case["contestants"][contestant] for case in cases]
     sizes = [case["case"]["size"] for case in cases]
-    seconds = [statistics.median(entry["seconds"]) for entry in entries]
+    times = np.array([spread(entry["seconds"]) for entry in entries])
+    seconds, quartiles = times[:, 0], times[:, 1:]
     peaks = [entry["peak_mib"] for entry in entries]
     logs = [
         [math.log(v) for v in values[-NUM_ASYMPTOTIC:]] for values in (sizes, seconds)
     ]
     copies = [case["bytes of one copy"] / 2**20 for case in cases]
-    return Growth(sizes, seconds, peaks, fit(*logs), fit(copies, peaks))
+    return Growth(sizes, seconds, quartiles, peaks, fit(*logs), fit(copies, peaks))
 
 
 def by_axis(result: dict[str, Any]) -> dict[str, dict[str, Growth]]:
@@ -226,7 +240,7 @@ def by_axis(result: dict[str, Any]) -> dict[str, dict[str, Growth]]:
 
 def markdown(result: dict[str, Any]) -> str:
     """A table of the fits, and one of the ratios at the ends of each axis."""
-    fits, ratios = {}, {}
+    fits, ratios, unsteady = {}, {}, []
     for name, contestants in by_axis(result).items():
         axis = AXES[name]
         points = [case for case in result["cases"] if case["case"]["axis"] == name]
@@ -240,12 +254,15 @@ def markdown(result: dict[str, Any]) -> str:
             )
             if contestant != REFERENCE:
                 ratios[f"{name}, {contestant}"] = ratios_at_ends(points, contestant)
+                unsteady += unsteady_points(points, contestant)
     header = ("", "exponent of time", "of the arithmetic", "fixed", "copies", "of what")
     return "\n\n".join(
         (
             page.markdown_table(header, fits),
             "The time of the others over that of jaxae, at the ends of each axis:",
             page.markdown_table(("", "smallest", "ratio", "largest", "ratio"), ratios),
+            f"Unsteady points: {', '.join(unsteady) or 'none'}. They are in the figure "
+            "and in the fits.",
         )
     )
 
@@ -260,22 +277,40 @@ def ratios_at_ends(cases: list[dict[str, Any]], name: str) -> tuple[str, ...]:
     return tuple(cells)
 
 
+def unsteady_points(cases: list[dict[str, Any]], name: str) -> list[str]:
+    """The points where the ratios of a contestant differ too much between rounds."""
+    return [
+        f"{case['case']['axis']} = {case['case']['size']} ({name})"
+        for case in cases
+        if name in case["contestants"]
+        and page.is_unsteady(case["contestants"][name][f"over {REFERENCE}"])
+    ]
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Time and peak memory against each size, with logarithmic axes."""
+    """Medians and quartiles of time, and peak memory, with logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     grown = by_axis(result)
     figure = Figure(figsize=(15, 6), layout="constrained")
-    rows = figure.subplots(2, len(grown), sharey="row")
+    rows = figure.subplots(2, len(grown), sharey="row", sharex="col")
     for j, (axis, contestants) in enumerate(grown.items()):
         for name, points in contestants.items():
-            for plot, values in zip(
-                rows[:, j], (points.seconds, points.peak_mib), strict=True
-            ):
-                plot.loglog(points.sizes, values, "o-", markersize=4, label=name)
+            errors = abs(points.quartiles - points.seconds[:, None]).T
+            rows[0, j].errorbar(
+                points.sizes, points.seconds, errors, fmt="o-", markersize=4, label=name
+            )
+            rows[1, j].plot(points.sizes, points.peak_mib, "o-", markersize=4)
         rows[0, j].set_title(axis)
+        rows[1, j].set_xscale("log", base=2)
         rows[1, j].set_xlabel(axis)
+    rows[0, 0].set_yscale("log")
     rows[0, 0].set_ylabel("time, s")
+    rows[1, 0].set_yscale("log", base=2)
+    rows[1, 0].yaxis.set_major_formatter("{x:g}")
+    rows[1, 0].yaxis.set_minor_formatter("{x:.0f}")
+    rows[1, 0].yaxis.set_minor_locator(LogLocator(base=2, subs=(1.25, 1.5, 1.75)))
     rows[1, 0].set_ylabel("peak memory, MiB")
     rows[0, list(grown).index("rows")].legend()
     for plot in rows.ravel():
