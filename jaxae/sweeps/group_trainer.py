@@ -1,6 +1,8 @@
 """The training of one group of lanes, in this process or on a Ray cluster."""
 
+import concurrent.futures
 import functools
+import itertools
 import os
 import time
 import uuid
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxae import _checks
 from jaxae._keys import generator_of
-from jaxae.sweeps import program
+from jaxae.sweeps import plans, program
 from jaxae.sweeps.groups import Group, Layout
 from jaxae.sweeps.program import Program, Shared
 from jaxae.sweeps.results import LaneBlock, LaneResults
@@ -39,10 +41,12 @@ class GroupTrainer:
       data, validation: arrays on the device; data may be a source.
       key: the key of the sweep.
       num_steps: the steps of an epoch.
+      num_threads: the threads that run chunks side by side.
     """
 
-    def __init__(self, group: Group, data, validation, key, devices):
+    def __init__(self, group: Group, data, validation, key, devices, num_threads=1):
         self.group, self.data, self.validation = group, data, validation
+        self._num_threads, self._compiled = num_threads, set[tuple[int, ...]]()
         self.key, self.num_steps = key, num_steps(data, group.config)
         self._num_devices = len(devices)
         self._source = data if callable(data) else None
@@ -86,7 +90,8 @@ class GroupTrainer:
         if not len(lanes):
             return []
         layout = self._layout(lanes, lanes_at_once)
-        return layout.blocks(min(most_chunks, len(layout.slots)))
+        num_chunks = plans.even_threads(len(layout.slots), self._num_threads)
+        return layout.blocks(min(most_chunks, num_chunks))
 
     def _layout(self, lanes, lanes_at_once: int) -> Layout:
         return self.group.layout(lanes_at_once, self._num_devices, lanes)
@@ -202,9 +207,31 @@ class GroupTrainer:
         return Shared(keys, orders, self._rows, step)
 
     def _run(self, layout: Layout, state, means, shared, first: int, last: int):
+        """Run steps of every lane; several threads each run some of the chunks.
+
+        On a CPU, a call of the program leaves cores idle between its operations. On two
+        cores, two threads with 25 lanes each took 0.53 and 0.68 of the time of a call
+        with 100 (64x32, batch 128, and 20x5, batch 1024). Two loops in one program
+        took no less than one loop.
+        """
         lanes = state, means, self._hparams(layout), layout.seed_of
         steps = np.int32(first), np.int32(last)
-        return program.run(*lanes, shared, *steps, program=self._program)
+
+        def run(lanes):
+            results = program.run(*lanes, shared, *steps, program=self._program)
+            return jax.block_until_ready(results)
+
+        num_parts = min(self._num_threads, len(layout.slots))
+        if num_parts == 1:
+            return run(lanes)
+        parts = _parts(lanes, len(layout.slots), num_parts)
+        shapes = [part[-1].shape + layout.slots.shape for part in parts]
+        # Otherwise two threads that need the same program would compile it twice.
+        num_workers = num_parts if self._compiled.issuperset(shapes) else 1
+        self._compiled.update(shapes)
+        with concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
+            results = list(threads.map(run, parts))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
     def _epoch_metrics(self, layout: Layout, state, means: Means) -> dict:
         """The metrics of an epoch that has ended, `[n]` by name."""
@@ -264,6 +291,15 @@ def _carry(state: Any, means: Means) -> tuple:
 def _by_lane(layout: Layout, tree) -> Any:
     """`[C, S, M, ...]` to `[n, ...]`, in the order of `layout.lanes()`."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[layout.is_first], tree)
+
+
+def _parts(lanes, num_chunks: int, num_parts: int) -> list:
+    """Pytrees `[C, ...]` as several ones on the host, of about equal size."""
+    ends = [num_chunks * i // num_parts for i in range(num_parts + 1)]
+    return [
+        jax.tree.map(lambda leaf: np.asarray(leaf)[start:end], lanes)  # noqa: B023
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def _resumed(results: LaneResults, layout: Layout) -> tuple[TrainState, Means]:

@@ -95,10 +95,20 @@ def _duration(seconds: float) -> str:
 
 
 class Machine(NamedTuple):
-    """The devices of a sweep, and the bytes that it may use on each."""
+    """The devices of a sweep, the bytes that it may use on each, and its threads."""
 
     num_devices: int
     memory_budget: int
+    num_threads: int = 1  # that run chunks side by side
+
+
+def num_threads_of(devices) -> int:
+    """One a core on a CPU; elsewhere one, since a call keeps the device busy."""
+    if len(devices) > 1 or devices[0].platform != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def budget_of(device: jax.Device) -> int:
@@ -157,11 +167,21 @@ def _plan(group: Group, machine: Machine, at_once: int) -> GroupPlan:
     layout = group.layout(at_once, machine.num_devices)
     state, working = bytes_of_lane(group)
     at_once = layout.lanes_at_once
-    free = machine.memory_budget - at_once * working
+    threads = machine.num_threads
+    free = machine.memory_budget - threads * at_once * working
     most_chunks = max(1, free // max(1, 2 * state * at_once)) * machine.num_devices
+    most_chunks -= most_chunks % min(most_chunks, threads)
     num_chunks = _even(len(layout.slots), most_chunks, machine.num_devices)
-    used = num_chunks // machine.num_devices * at_once * 2 * state + at_once * working
+    num_chunks = even_threads(num_chunks, threads)
+    chunks_of_device = num_chunks // machine.num_devices
+    used = chunks_of_device * at_once * 2 * state
+    used += min(threads, chunks_of_device) * at_once * working
     return GroupPlan(group.name, len(group.lanes), at_once, num_chunks, int(used))
+
+
+def even_threads(num_chunks: int, num_threads: int) -> int:
+    """The chunks of a block, filled up so that threads share one compiled program."""
+    return _multiple(num_chunks, min(num_chunks, num_threads))
 
 
 def _even(num_chunks: int, most: int, num_devices: int) -> int:
@@ -195,7 +215,7 @@ def fastest_plan(
     number of lanes at once is timed, because speed depends on sizes much more than on
     the parts of the model.
     """
-    most = max_lanes_at_once(group, machine)
+    most = math.ceil(max_lanes_at_once(group, machine) / machine.num_threads)
     candidates = _candidates(most)
     if same_size is not None:
         candidates = [min(same_size.lanes_at_once, most)]
@@ -204,9 +224,10 @@ def fastest_plan(
     plan, num_devices = _plan(group, machine, best), machine.num_devices
     chunk_seconds = timings[best] * best * num_devices * num_steps
     chunks_in_time = num_devices * block_seconds / max(chunk_seconds, 1e-9)
-    most_chunks = max(1, int(min(plan.num_chunks, chunks_in_time)))
+    most_chunks = int(min(plan.num_chunks, max(chunks_in_time, machine.num_threads)))
+    num_chunks = _even(plan.num_chunks, most_chunks, num_devices)
     return plan._replace(
-        num_chunks=_even(plan.num_chunks, most_chunks, num_devices),
+        num_chunks=even_threads(num_chunks, machine.num_threads),
         seconds=timings[best] * len(group.lanes) * num_steps,
         timings=tuple(timings.items()) if len(timings) > 1 else (),
         reason=_reason(group, machine, plan.lanes_at_once),

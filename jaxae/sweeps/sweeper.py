@@ -200,7 +200,11 @@ def prepare(
         )
         store = Store(out, fingerprint)
     data, validation = _checked_data(groups, data, validation)
-    trainers = [GroupTrainer(group, data, validation, key, devices) for group in groups]
+    num_threads = plans.num_threads_of(devices) if engine is None else 1
+    trainers = [
+        GroupTrainer(group, data, validation, key, devices, num_threads)
+        for group in groups
+    ]
     if halving is not None:
         for trainer in trainers:
             known = dict.fromkeys(trainer.metric_names())
@@ -210,7 +214,7 @@ def prepare(
         trainers=tuple(trainers),
         lanes=lanes,
         rungs=rungs,
-        machine=Machine(len(devices), budget),
+        machine=Machine(len(devices), budget, num_threads),
         halving=halving,
         lanes_at_once=lanes_at_once,
         engine=engine,
