@@ -103,4 +103,4 @@ def fake(name, folder, is_peer=False):
 
 
 def times_of(seconds):
-    return Times(seconds, [None] * 3, "", 0.0, 0.0, {})
+    return Times(seconds, [None] * 3, None, "", 0.0, 0.0, {})
