@@ -1,7 +1,8 @@
 """The script in PyTorch as its quickstart tutorial writes one.
 
-A Dataset of single examples, a DataLoader, a module, a loop that prints the loss of
-every 100th batch, and a loop over the test batches after every epoch.
+A Dataset of single images as torchvision's FashionMNIST with ToTensor, a DataLoader, a
+module, a loop that prints the loss of every 100th batch, and a loop over the test
+batches after every epoch.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +18,7 @@ from benchmarks.real_work import images
 
 
 class Images(Dataset):
-    """Images as vectors in [0, 1]."""
+    """Images as tensors `[1, h, w]` in [0, 1], by way of PIL as torchvision."""
 
     def __init__(self, images):
         self.images = torch.from_numpy(images.copy())
@@ -25,8 +27,9 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, i):
-        """What torchvision's ToTensor computes, without the image of PIL."""
-        return self.images[i].flatten().float().div(255)
+        """One image."""
+        image = Image.fromarray(self.images[i].numpy())
+        return torch.from_numpy(np.array(image)).unsqueeze(0).float().div(255)
 
 
 class Autoencoder(nn.Module):
@@ -34,19 +37,22 @@ class Autoencoder(nn.Module):
 
     def __init__(self, input_dim=784, latent_dim=500):
         super().__init__()
+        self.flatten = nn.Flatten()
         self.W = nn.Parameter(torch.empty(latent_dim, input_dim))
         self.b = nn.Parameter(torch.zeros(latent_dim))
         self.c = nn.Parameter(torch.zeros(input_dim))
         nn.init.xavier_uniform_(self.W, gain=4.0)
 
     def forward(self, x):
-        """`[B, D]` to `[B, D]`."""
+        """`[B, 1, h, w]` to `[B, D]`."""
+        x = self.flatten(x)
         z = torch.sigmoid(nn.functional.linear(x, self.W, self.b))
         return nn.functional.linear(z, self.W.T, self.c)
 
 
 def loss_fn(eta, x):
     """Cross-entropy, summed over inputs, a mean over the batch."""
+    x = x.flatten(1)
     loss = nn.functional.binary_cross_entropy_with_logits(eta, x, reduction="sum")
     return loss / len(x)
 

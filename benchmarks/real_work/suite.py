@@ -8,8 +8,8 @@ first epoch with a test loss of at most the target.
 
 - `jaxae`: `jaxae.train` with a callback that stops it. Nothing is compiled beforehand.
 - `PyTorch, tutorial`: written as PyTorch's quickstart tutorial: a `Dataset` of single
-  images, a `DataLoader`, a loop that prints every hundredth loss. The `Dataset` gives
-  tensors, which is less work than the PIL images of torchvision.
+  images, a `DataLoader`, a loop that prints every hundredth loss. The `Dataset` makes
+  a tensor from a PIL image, as torchvision's FashionMNIST with `ToTensor` does.
 - `PyTorch, tuned`: batches by indexing one tensor, the fused Adam, no losses printed.
 
 Equal are the model, the loss, the optimizer and its settings, the batch size, the

@@ -118,8 +118,8 @@ def _placed(name: str, rows: Any, dtype, fits: bool) -> Any:
     placed: Any
     with np.errstate(over="ignore"):  # an overflow raises below
         if fits:
-            extremes = np.asarray(rows).astype(dtype)
-            placed = jnp.asarray(extremes)
+            extremes = np.asarray(rows).astype(dtype, copy=False)
+            placed = jnp.array(extremes)  # a copy, since the caller may change the rows
         else:
             placed = data_module.View(rows, dtype=dtype)
             # A cast is monotonic, so an overflow occurs at the minimum or maximum.
