@@ -2,10 +2,11 @@
 
     make bench                                      all suites
     python -m benchmarks one_model --rounds 3       one suite
+    python -m benchmarks accelerator                on a machine with a GPU
     python -m benchmarks --quick                    small sizes: does everything run?
 
-Each suite writes benchmarks/results/SUITE_cpu.json, or nothing with --quick. The peers
-run in .venv-bench (make bench-env); without it they are left out.
+Each suite writes benchmarks/results/SUITE_DEVICE.json, or nothing with --quick. The
+peers run in .venv-bench (make bench-env); without it they are left out.
 """
 
 import argparse
@@ -23,6 +24,7 @@ SUITES = (
     "growth",
     "real_work",
 )
+ACCELERATOR = "accelerator"  # runs only if it is named
 
 
 def main(argv=None) -> int:
@@ -33,12 +35,12 @@ def main(argv=None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}"
+        "suites", nargs="*", metavar="SUITE", help=", ".join((*SUITES, ACCELERATOR))
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     args = parser.parse_args(argv)
-    if unknown := set(args.suites) - set(SUITES):
+    if unknown := set(args.suites) - {*SUITES, ACCELERATOR}:
         parser.error(f"there is no suite {unknown.pop()!r}")
     for name in args.suites or SUITES:
         suite = importlib.import_module(f"benchmarks.{name}.suite")
@@ -46,7 +48,8 @@ def main(argv=None) -> int:
         cases = suite.run(1 if args.quick else args.rounds, args.quick)
         if not args.quick:
             command = f"python -m benchmarks {name} --rounds {args.rounds}"
-            print(results.write(name, command, cases))
+            device = getattr(suite, "DEVICE", "cpu")
+            print(results.write(name, command, cases, device))
     return 0
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks import results
-from benchmarks.__main__ import SUITES
+from benchmarks.__main__ import ACCELERATOR, SUITES
 from benchmarks.turns import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -65,17 +65,11 @@ python -m benchmarks.page                   # this page from the results
 `make bench-env` installs the other libraries in an environment of their own.
 """
 
-GPU = f"""\
-## GPU
-
-{MISSING}
-"""
-
 
 def page() -> str:
     """The whole page, in Markdown."""
-    sections = [section(name) for name in SUITES]
-    return "\n".join([INTRODUCTION, *sections, GPU])
+    sections = [section(name) for name in (*SUITES, ACCELERATOR)]
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def section(name: str) -> str:
@@ -84,7 +78,7 @@ def section(name: str) -> str:
     title, _, text = (suite.__doc__ or "").partition("\n")
     heading, _, subject = title.rstrip(".").partition(": ")
     first = subject[:1].upper() + subject[1:] + "."
-    result = results.read(name)
+    result = results.read(name, getattr(suite, "DEVICE", "cpu"))
     blocks = [f"## {heading}", first, text.strip()]
     blocks += [MISSING] if result is None else measured(suite, result)
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -170,6 +164,11 @@ def ratio(values: list[float]) -> str:
     median, low, high = values
     mark = " \\*" if is_unsteady(values) else ""
     return f"{median:.2f} [{low:.2f}, {high:.2f}]{mark}"
+
+
+def rate(entry: dict[str, Any]) -> float:
+    """The amount of work a second, of a contestant that has an amount."""
+    return entry["amount"] / statistics.median(entry["seconds"])
 
 
 def is_unsteady(values: list[float]) -> bool:

@@ -52,25 +52,31 @@ def versions_of(times: dict[str, Times]) -> dict[str, dict[str, str]]:
     return {name: entry.versions for name, entry in times.items()}
 
 
-def write(suite: str, command: str, cases: list[dict[str, Any]], **more: Any) -> Path:
-    """Write benchmarks/results/SUITE_cpu.json; return its path."""
+def path_of(suite: str, device: str) -> Path:
+    """The file of a suite's results on a kind of device."""
+    return RESULTS / f"{suite}_{device}.json"
+
+
+def write(
+    suite: str, command: str, cases: list[dict[str, Any]], device: str = "cpu"
+) -> Path:
+    """Write benchmarks/results/SUITE_DEVICE.json; return its path."""
     result = {
         "suite": suite,
         "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
-        **more,
         "cases": cases,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{suite}_cpu.json"
+    path = path_of(suite, device)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(path)
     return path
 
 
-def read(suite: str) -> dict[str, Any] | None:
+def read(suite: str, device: str = "cpu") -> dict[str, Any] | None:
     """The results of a suite; None if it was not run."""
-    path = RESULTS / f"{suite}_cpu.json"
+    path = path_of(suite, device)
     return json.loads(path.read_text()) if path.exists() else None

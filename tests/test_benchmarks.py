@@ -23,7 +23,7 @@ def program(name, path):
 """
 
 
-@pytest.mark.parametrize("suite", command.SUITES)
+@pytest.mark.parametrize("suite", [*command.SUITES, command.ACCELERATOR])
 def test_every_suite_runs_quickly(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     # Without peers, also where they are installed: their imports take most of a minute.

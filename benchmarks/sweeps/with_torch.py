@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ ADAMS = {
 }
 TRIAL_STEPS = 4  # steps of a trial of a setting
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+DEVICE = os.environ.get("BENCHMARK_DEVICE", "cpu")
 
 
 def loss_of(W, b, c, x):
@@ -35,8 +37,8 @@ class Loop:
     """Trains one lane; `adam` is a name in ADAMS."""
 
     def __init__(self, work: Work):
-        self.work, self.X = work, torch.from_numpy(work.data())
-        self.initial = [torch.from_numpy(leaf) for leaf in work.params()]
+        self.work, self.X = work, torch.tensor(work.data(), device=DEVICE)
+        self.initial = [torch.tensor(leaf, device=DEVICE) for leaf in work.params()]
 
     def train(self, rate: float, seed: int, adam: str, num_steps=None) -> float:
         """The mean loss of the last epoch; num_steps shortens it to a trial."""
@@ -45,8 +47,8 @@ class Loop:
         optimizer = torch.optim.Adam(params, lr=rate, **ADAMS[adam])
         means = []
         for _ in range(1 if num_steps else self.work.num_epochs):
-            total = torch.zeros(())
-            order = torch.randperm(len(self.X))
+            total = torch.zeros((), device=DEVICE)
+            order = torch.randperm(len(self.X), device=DEVICE)
             batches = order.split(self.work.batch_size)[:num_steps]
             for rows in batches:
                 optimizer.zero_grad()
@@ -121,7 +123,7 @@ def ensembles(**options):
     are the fastest.
     """
     work = Work(**options)
-    X = torch.from_numpy(work.data())
+    X = torch.tensor(work.data(), device=DEVICE)
     gradient = torch.func.vmap(
         torch.func.grad_and_value(loss_of, argnums=(0, 1, 2)), in_dims=(0, 0, 0, None)
     )
@@ -129,13 +131,14 @@ def ensembles(**options):
     def train(rates, num_steps=None):
         """The mean loss of the last epoch of each lane."""
         torch.manual_seed(0)
-        params = [torch.from_numpy(leaf) for leaf in work.params()]
+        params = [torch.tensor(leaf, device=DEVICE) for leaf in work.params()]
         params = [leaf.repeat(len(rates), *[1] * leaf.dim()) for leaf in params]
         first, second = (list(map(torch.zeros_like, params)) for _ in range(2))
         count, means = itertools.count(1), []
         for _ in range(1 if num_steps else work.num_epochs):
-            total = torch.zeros(len(rates))
-            batches = torch.randperm(len(X)).split(work.batch_size)[:num_steps]
+            total = torch.zeros(len(rates), device=DEVICE)
+            order = torch.randperm(len(X), device=DEVICE)
+            batches = order.split(work.batch_size)[:num_steps]
             for rows in batches:
                 grads, loss = gradient(*params, X[rows])
                 adam(params, list(grads), first, second, rates, next(count))
@@ -143,7 +146,7 @@ def ensembles(**options):
             means.append(total / len(batches))
         return torch.stack(means)[-1]
 
-    rates = torch.tensor([rate for rate, _ in work.lanes])
+    rates = torch.tensor([rate for rate, _ in work.lanes], device=DEVICE)
 
     def trial(size, threads):
         torch.set_num_threads(threads)
