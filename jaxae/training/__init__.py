@@ -19,10 +19,11 @@ __all__ = ["Run", "TrainConfig", "TrainState", "epoch", "init_state", "step", "t
 KERNEL = {
     module: set(names.split())
     for module, names in {
-        "batches": "Data fast_argsort batches_of num_rows num_steps order_bits",
+        "batches": "Data batches_of epoch_order fast_argsort num_rows num_steps "
+        "order_bits shuffle_of",
         "checkpointing": "Pace fingerprint",
         "checks": "as_callbacks as_data as_hparams as_rows check_arguments "
-        "check_hparams check_hparam_ranges trace_custom_components check_updates "
+        "check_hparams check_hparam_ranges check_rows trace_custom_components check_updates "
         "names_read",
         "config": "settings",
         "diagnostics": "as_metrics evaluate evaluate_block names_of_step probe remarks "
