@@ -12,7 +12,7 @@ def train(**options):
     work = Work(**options)
     X = work.data()
     model = MLPRegressor(
-        (work.latent_dim,),
+        hidden_layer_sizes=(work.latent_dim,),
         activation="logistic",
         solver=work.optimizer,
         alpha=0.0,
