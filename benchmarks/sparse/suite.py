@@ -24,6 +24,7 @@ Not measured: the quality of trained models, since the runs have few steps; logg
 checkpoints and the reading of data; dead latents, of which none are declared dead.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,17 @@ PARTS = (Work(16384, num_steps=2), Work(16384, k=256, num_steps=2))
 QUICK = Work(256, k=4, input_dim=32, batch_size=64, num_steps=2)
 
 
-def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+def run(num_rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Compare all contestants in every work."""
     if quick:
         few = {"floor", "loss and gradient, codes"}
-        return [compare_trainers(QUICK, 1), compare_parts(QUICK, 1, few)]
-    cases = [compare_trainers(work, num_rounds) for work in WORKS]
-    return cases + [compare_parts(work, num_rounds) for work in PARTS]
+        yield compare_trainers(QUICK, 1)
+        yield compare_parts(QUICK, 1, few)
+        return
+    for work in WORKS:
+        yield compare_trainers(work, num_rounds)
+    for work in PARTS:
+        yield compare_parts(work, num_rounds)
 
 
 def trainers(work: Work) -> dict[str, Program]:

@@ -18,6 +18,7 @@ Not measured: larger models, sources of data, several devices, a GPU. `peak_mib`
 of the parent process of a pool.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.results import compared, versions_of
@@ -65,14 +66,15 @@ def programs_of_many(work: Work) -> dict[str, Program]:
     }
 
 
-def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
+def run(num_rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """Compare all contestants at every size; if quick, without what starts slowly."""
     works, many = ((QUICK,), QUICK) if quick else (WORKS, MANY)
     cases = [(work, programs(work)) for work in works]
     cases.append((many, programs_of_many(many)))
     if quick:
         cases = [(work, quick_ones(entries)) for work, entries in cases]
-    return [compare(work, entries, num_rounds) for work, entries in cases]
+    for work, entries in cases:
+        yield compare(work, entries, num_rounds)
 
 
 def quick_ones(entries: dict[str, Program]) -> dict[str, Program]:
