@@ -28,9 +28,9 @@ Where a run stops, the same command continues it: activations are read again, an
 autoencoder has checkpoints. Each language model has a page features.html of contexts
 that activate twenty latents.
 
-The bound of 80 % was chosen before SmolLM2 was run. The full size is 2,000,000 tokens in
-one pass and up to 4,096 latents. experiments/README.md has the results of the quick run,
-and those of MiniLM at the full size as far as it was run.
+The bound of 80 % was chosen before SmolLM2 was run. The full size is 2,000,000 tokens
+in one pass and up to 4,096 latents. experiments/README.md has the results of the quick
+run, and those of MiniLM at the full size as far as it was run.
 """
 
 import argparse

@@ -20,9 +20,9 @@ Two cases measure the parts of a step of jaxae, at k = 32 and 256: the product o
 encoder; the floor, which is the product and `jax.lax.top_k`; loss and gradient, and
 steps, by codes and by dense autodiff.
 
-A run has two to four steps. jaxae checks after each step that parameters and moments are
-finite, and copies the state once a run, so that it can undo a step that fails; longer
-runs copy it as rarely as once an epoch. No step can be faster than the encoder's
+A run has two to four steps. jaxae checks after each step that parameters and moments
+are finite, and copies the state once a run, so that it can undo a step that fails;
+longer runs copy it as rarely as once an epoch. No step can be faster than the encoder's
 product, which is about a third of the time of the fastest step here.
 
 Not measured: the quality of trained models, since the runs have few steps; logging,

@@ -14,8 +14,8 @@ there trains only. The result of the sweep divides its time into compilation, th
 compiled program, and the rest, which is Python. Python's share is measured with a wait
 after each call of the program, so nothing overlaps.
 
-The larger a model, the less of a step is overhead that a sweep can share. At 784x500 the
-matrix products fill two cores, and a process a core is as fast or faster.
+The larger a model, the less of a step is overhead that a sweep can share. At 784x500
+the matrix products fill two cores, and a process a core is as fast or faster.
 
 Not measured: larger models, sources of data, several devices, a GPU. `peak_mib` is that
 of the parent process of a pool.

@@ -23,8 +23,8 @@ KERNEL = {
         "order_bits shuffle_of",
         "checkpointing": "Pace fingerprint",
         "checks": "as_callbacks as_data as_hparams as_rows check_arguments "
-        "check_hparams check_hparam_ranges check_rows trace_custom_components check_updates "
-        "names_read",
+        "check_hparams check_hparam_ranges check_rows check_updates names_read "
+        "trace_custom_components",
         "config": "settings",
         "diagnostics": "as_metrics evaluate evaluate_block names_of_step probe remarks "
         "sum_blocks",
