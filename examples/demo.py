@@ -63,7 +63,8 @@ def main(out=Path("runs/demo"), settings=SETTINGS) -> None:
             out / name, ae, params, run={**run, "data": {"sha256": digits.sha256}}
         )
         jaxae.data.save_scaling(out / name, jaxae.data.divide(digits.scale))
-    from sklearn.decomposition import PCA  # here, for it delays the first step
+    # Imported here, because the import would delay the first training step.
+    from sklearn.decomposition import PCA
 
     pca = PCA(settings["latent_dim"]).fit(X_train)
     X_hat["PCA"] = pca.inverse_transform(pca.transform(X_test))
@@ -154,7 +155,8 @@ def table(X, X_hat, errors, details) -> Table:
 
 def draw(path, models, X, X_hat, errors, gradients, verdicts) -> None:
     """One picture: reconstructions, filters, and the two paths of a gradient."""
-    from matplotlib.figure import Figure  # here, for it delays the first step
+    # Imported here, because the import would delay the first training step.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.7, 10.2), dpi=150, layout="constrained")
     figure.suptitle("\n".join(verdicts), fontsize=13, weight="bold")

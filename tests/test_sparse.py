@@ -395,7 +395,7 @@ def test_functions_of_codes_equal_those_of_dense_latents(sizes, num_rows, x64):
 
 
 def test_the_gradient_by_codes_makes_no_array_of_batch_by_latents():
-    """Beyond the pre-activations, for which the compiler makes two: W x, and a.
+    """Beyond the pre-activations: none but theirs, which the compiler removes.
 
     Counted in the compiled program: an elementwise use of dense latents would make one.
     """
@@ -412,7 +412,7 @@ def test_the_gradient_by_codes_makes_no_array_of_batch_by_latents():
     compiled = gradient.lower(wide.init(KEY), batch, None, {}).compile()
     # Peak temporary memory, against a dense pre-activation array of 32 x 512 floats.
     dense_size = 32 * 512 * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * dense_size
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * dense_size
 
 
 # ---- state, training, sweeps ---------------------------------------------------------

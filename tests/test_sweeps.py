@@ -415,9 +415,9 @@ def test_one_compilation_a_group_whatever_the_values():
 
 def test_a_step_is_traced_once(monkeypatch):
     traces = []
-    step = train_step.step
+    checked = train_step._checked
     monkeypatch.setattr(
-        train_step, "step", lambda *a, **k: traces.append(1) or step(*a, **k)
+        train_step, "_checked", lambda *a: traces.append(1) or checked(*a)
     )
     program.run.clear_cache()
     sweep({"learning_rate": np.geomspace(1e-4, 1, 40), "seed": range(2)})
@@ -849,9 +849,12 @@ def test_a_block_may_be_kept_each_minute_after_another_one_has_finished(monkeypa
         chex.assert_trees_all_equal(result.params(lane), expected.params(lane))
 
 
-def test_chunks_respect_the_memory_budget():
+@pytest.mark.parametrize(("num_threads", "lanes_at_once"), [(1, 6), (2, 3)])
+def test_chunks_respect_the_memory_budget(num_threads, lanes_at_once, monkeypatch):
+    monkeypatch.setattr(plans, "num_threads_of", lambda devices: num_threads)
     group = sweep().plan.groups[0]
     small = sweep(memory_budget=10_000).plan.groups[0]
+    assert small.lanes_at_once < group.lanes_at_once == lanes_at_once
     assert small.bytes <= 10_000 < group.bytes
 
 

@@ -40,6 +40,6 @@ def train(gradient: str, **options):
             config=config,
             params=params,
         )
-        return float(trained.metrics["train/loss"][-1])
+        return float(trained.metrics["train/loss"].mean())
 
     return run

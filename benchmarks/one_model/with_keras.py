@@ -59,6 +59,6 @@ def train(**options):
         fitted = model.fit(
             X, X, batch_size=work.batch_size, epochs=work.num_epochs, verbose=0
         )
-        return float(fitted.history["loss"][-1])
+        return float(np.mean(fitted.history["loss"]))
 
     return run

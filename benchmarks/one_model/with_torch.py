@@ -47,14 +47,14 @@ def train(compiled: bool = False, fused: bool = False, **options):
         optimizer = OPTIMIZERS[work.optimizer](
             model.parameters(), lr=work.learning_rate, fused=fused
         )
+        total = torch.zeros(())
         for _ in range(work.num_epochs):
-            total = torch.zeros(())
             for rows in torch.randperm(len(X)).split(work.batch_size):
                 optimizer.zero_grad()
                 loss = loss_fn(X[rows])
                 loss.backward()
                 optimizer.step()
                 total += loss.detach()
-        return float(total) / (len(X) // work.batch_size)
+        return float(total) / work.num_steps
 
     return run

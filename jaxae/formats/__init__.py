@@ -73,7 +73,7 @@ def read(source, *, format=None, inputs_normalized=False) -> Model:
     chosen = None if format is None else _checks.lookup("format", FORMATS, format)
     _checks.boolean("inputs_normalized", inputs_normalized)
     path = _locate(source, chosen)
-    _gemma_scope.refuse_second(path)
+    _gemma_scope.refuse_gemma_scope_2(path)
     if chosen is not None and not chosen.recognizes(path):
         raise _checks.ArgumentError(
             str(path),

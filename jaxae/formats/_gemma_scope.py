@@ -34,13 +34,14 @@ def _recognizes(path: Path) -> bool:
     return _file(path).suffix == ".npz" and _file(path).is_file()
 
 
-def refuse_second(path: Path) -> None:
+def refuse_gemma_scope_2(path: Path) -> None:
     """Check that a file or folder is not of Gemma Scope 2, which has another layout."""
     file = path / "params.safetensors" if path.is_dir() else path
     names: Any = ()
     with contextlib.suppress(safetensors.SafetensorError, OSError):  # `load` names it
         if file.suffix == ".safetensors":
-            names = safetensors.safe_open(file, framework="np").keys()
+            with safetensors.safe_open(file, framework="np") as arrays:
+                names = arrays.keys()
     if "w_enc" in names:
         raise refused(
             file,

@@ -41,12 +41,12 @@ class GroupTrainer:
       data, validation: arrays on the device; data may be a source.
       key: the key of the sweep.
       num_steps: the steps of an epoch.
-      num_threads: the threads that run chunks side by side.
     """
 
     def __init__(self, group: Group, data, validation, key, devices, num_threads=1):
         self.group, self.data, self.validation = group, data, validation
-        self._num_threads, self._compiled = num_threads, set[tuple[int, ...]]()
+        self._num_threads = num_threads  # that run chunks side by side
+        self._compiled = set[tuple[int, ...]]()  # shapes of chunks
         self.key, self.num_steps = key, num_steps(data, group.config)
         self._num_devices = len(devices)
         self._source = data if callable(data) else None
@@ -90,7 +90,7 @@ class GroupTrainer:
         if not len(lanes):
             return []
         layout = self._layout(lanes, lanes_at_once)
-        num_chunks = plans.even_threads(len(layout.slots), self._num_threads)
+        num_chunks = plans.padded_num_chunks(len(layout.slots), self._num_threads)
         return layout.blocks(min(most_chunks, num_chunks))
 
     def _layout(self, lanes, lanes_at_once: int) -> Layout:

@@ -172,15 +172,15 @@ def _plan(group: Group, machine: Machine, at_once: int) -> GroupPlan:
     most_chunks = max(1, free // max(1, 2 * state * at_once)) * machine.num_devices
     most_chunks -= most_chunks % min(most_chunks, threads)
     num_chunks = _even(len(layout.slots), most_chunks, machine.num_devices)
-    num_chunks = even_threads(num_chunks, threads)
+    num_chunks = padded_num_chunks(num_chunks, threads)
     chunks_of_device = num_chunks // machine.num_devices
     used = chunks_of_device * at_once * 2 * state
     used += min(threads, chunks_of_device) * at_once * working
     return GroupPlan(group.name, len(group.lanes), at_once, num_chunks, int(used))
 
 
-def even_threads(num_chunks: int, num_threads: int) -> int:
-    """The chunks of a block, filled up so that threads share one compiled program."""
+def padded_num_chunks(num_chunks: int, num_threads: int) -> int:
+    """The number of chunks of a block, padded so that threads share one program."""
     return _multiple(num_chunks, min(num_chunks, num_threads))
 
 
@@ -227,7 +227,7 @@ def fastest_plan(
     most_chunks = int(min(plan.num_chunks, max(chunks_in_time, machine.num_threads)))
     num_chunks = _even(plan.num_chunks, most_chunks, num_devices)
     return plan._replace(
-        num_chunks=even_threads(num_chunks, machine.num_threads),
+        num_chunks=padded_num_chunks(num_chunks, machine.num_threads),
         seconds=timings[best] * len(group.lanes) * num_steps,
         timings=tuple(timings.items()) if len(timings) > 1 else (),
         reason=_reason(group, machine, plan.lanes_at_once),

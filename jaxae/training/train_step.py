@@ -165,22 +165,21 @@ def run_steps(
     first and last may be traced: one program then runs any range of steps, and an
     epoch gives bit-identical results however it is divided.
     """
+    static: dict[str, Any] = {"objective": objective, "config": config}
+    stops = config.on_nonfinite == "stop"
     noise_key = noise_key_of(state.key, state.step - first)
     limit = jnp.where(state.stopped_at < 0, last, first)  # no step if one failed before
 
     def one_step(carry):
         i, _, state, means = carry
-        state, metrics, is_finite = step(
-            state,
-            batch_at(i),
-            jax.random.fold_in(noise_key, i),
-            hparams,
-            objective=objective,
-            config=config,
-        )
+        key = jax.random.fold_in(noise_key, i)
+        update = compute_update(state, batch_at(i), key, hparams, **static)
+        new, is_finite = _checked(update, state, config)
+        if not stops:
+            new = _kept_if(is_finite, new, state)
         is_logged = i % config.log_every == 0
-        means = means.add(metrics, is_logged & is_finite, ~is_finite)
-        return i + 1, is_finite | (config.on_nonfinite == "skip"), state, means
+        means = means.add(update.metrics, is_logged & is_finite, ~is_finite)
+        return i + 1, is_finite | (not stops), new, means
 
     def steps_until(carry):
         """Run the steps before `last` from the start, or up to one that fails."""
@@ -236,32 +235,58 @@ def compute_update(
 def step(
     state: TrainState, batch, key, hparams, *, objective: Objective, config: TrainConfig
 ) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
-    """Make one update.
+    """Make one update; if the result is not finite, keep the old state instead.
+
+    With config.on_nonfinite "skip", only this step is undone. With "stop", all later
+    steps are undone as well.
 
     Returns:
-      The new state, the metrics, and whether the loss and the parameters are finite.
-      If they are not and config.on_nonfinite is "skip", the new state has the old
-      parameters.
+      The new state, the metrics, and whether the step was kept.
     """
     update = compute_update(
         state, batch, key, hparams, objective=objective, config=config
     )
+    new, is_finite = _checked(update, state, config)
+    is_running = state.stopped_at < 0
+    stops = is_running & ~is_finite & (config.on_nonfinite == "stop")
+    new = _kept_if(is_finite & is_running, new, state)
+    new = new._replace(stopped_at=jnp.where(stops, state.step, state.stopped_at))
+    return new, update.metrics, is_finite & is_running
+
+
+def _checked(
+    update: Update, state: TrainState, config: TrainConfig
+) -> tuple[TrainState, Bool[Array, ""]]:
+    """The state after an update of `state`, and whether it and the loss are finite."""
     new = _after_update(update.state, update.batch, config)
     is_finite = all_finite((new.params, update.loss))
     # If gradients are accumulated, the optimizer's state is NaN before the parameters.
     is_finite &= ~_any_nan((new.opt_state, new.state))
 
-    def kept(new, old):
-        new = new.astype(old.dtype)  # a traced hyperparameter may promote a moment
-        return jnp.where(is_finite, new, old) if config.on_nonfinite == "skip" else new
+    def of_old_dtype(new, old):
+        # A traced hyperparameter may promote a half-precision moment.
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
     new = new._replace(
-        params=jax.tree.map(kept, new.params, state.params),
-        opt_state=jax.tree.map(kept, new.opt_state, state.opt_state),
-        state=jax.tree.map(kept, new.state, state.state),
+        params=of_old_dtype(new.params, state.params),
+        opt_state=of_old_dtype(new.opt_state, state.opt_state),
+        state=of_old_dtype(new.state, state.state),
         step=state.step + 1,
     )
-    return new, update.metrics, is_finite
+    return new, is_finite
+
+
+def _kept_if(is_kept, new: TrainState, old: TrainState) -> TrainState:
+    """The new state if `is_kept`, else the old one with the new count of steps."""
+
+    def kept(new, old):
+        return jax.tree.map(lambda new, old: jnp.where(is_kept, new, old), new, old)
+
+    return new._replace(
+        params=kept(new.params, old.params),
+        opt_state=kept(new.opt_state, old.opt_state),
+        state=kept(new.state, old.state),
+    )
 
 
 def _after_update(state: TrainState, p: Pass, config: TrainConfig) -> TrainState:
