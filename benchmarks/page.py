@@ -118,7 +118,9 @@ def settings(cases: list[dict[str, Any]]) -> tuple[str, list[str]]:
     }
 
     def label(case, names):
-        return ", ".join(f"{n} {v}" for n, v in case.items() if n in names)
+        values = {name: v for name, v in case.items() if name in names}
+        part = [values.pop("part")] if "part" in values else []
+        return ", ".join([*part, *(f"{name} {v}" for name, v in values.items())])
 
     others = [label(case, case.keys() - shared) for case in cases]
     return label(cases[0], shared), others

@@ -849,13 +849,14 @@ def test_a_block_may_be_kept_each_minute_after_another_one_has_finished(monkeypa
         chex.assert_trees_all_equal(result.params(lane), expected.params(lane))
 
 
-@pytest.mark.parametrize(("num_threads", "lanes_at_once"), [(1, 6), (2, 3)])
-def test_chunks_respect_the_memory_budget(num_threads, lanes_at_once, monkeypatch):
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_chunks_respect_the_memory_budget(num_threads, monkeypatch):
     monkeypatch.setattr(plans, "num_threads_of", lambda devices: num_threads)
     group = sweep().plan.groups[0]
     small = sweep(memory_budget=10_000).plan.groups[0]
-    assert small.lanes_at_once < group.lanes_at_once == lanes_at_once
     assert small.bytes <= 10_000 < group.bytes
+    if num_threads == 1:  # several may have shorter blocks of as many lanes at once
+        assert small.lanes_at_once < group.lanes_at_once == 6
 
 
 @pytest.mark.parametrize("saved_on, resumed_on", [(1, 2), (4, 3), (8, 1)])

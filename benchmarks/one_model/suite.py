@@ -1,4 +1,4 @@
-"""The training loop of each library, and the matrix products that it needs.
+"""One model: the training loop of each library, and the products that it needs.
 
 A run trains one autoencoder with sigmoid latents for a few hundred steps, from the same
 initial parameters. Tied weights have a Bernoulli cross-entropy, untied weights half the
@@ -16,8 +16,9 @@ epoch, after a first call that compiled. Divide by the steps for the time of a s
   2048 x 2048 matrices.
 
 The suite checks that the mean losses agree to one percent, except for scikit-learn; the
-orders of rows differ. In bfloat16, parameters, moments and
-data are rounded; Keras is left out, because it rounds the mean of the losses.
+orders of rows differ. In bfloat16, parameters, moments and data are rounded; Keras is
+left out, because it rounds the mean of the losses. Large products in bfloat16 are
+faster than in float32 in PyTorch on this machine, and slower in XLA.
 
 Not measured: several models at once (the suite of sweeps), sparse activations.
 """

@@ -147,7 +147,7 @@ def compare_parts(work: Work, num_rounds: int, names=None) -> dict[str, Any]:
     programs = {n: p for n, p in parts(work).items() if names is None or n in names}
     times = take_turns(programs, num_rounds)
     return {
-        "case": {"parts of a step": True} | work._asdict(),
+        "case": {"part": "parts of a step"} | work._asdict(),
         "steps": work.num_steps,
         "contestants": compared(times, "floor"),
         "versions": versions_of(times),

@@ -33,14 +33,14 @@ def run(num_rounds: int, quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         steps = first_steps(folder)
         cases = [
-            compare({"what": "import"}, "import jax, optax", imports(), num_rounds),
-            compare({"what": "first step"}, "the demo", steps, num_rounds),
+            compare({"part": "import"}, "import jax, optax", imports(), num_rounds),
+            compare({"part": "first step"}, "the demo", steps, num_rounds),
         ]
     for input_dim, latent_dim in MODELS:
-        case = {"what": "train", "input_dim": input_dim, "latent_dim": latent_dim}
+        case = {"part": "train", "input_dim": input_dim, "latent_dim": latent_dim}
         cases.append(compare_calls(case, num_rounds))
     for num_lanes in LANES:
-        case = {"what": "sweep", "num_lanes": num_lanes}
+        case = {"part": "sweep", "num_lanes": num_lanes}
         cases.append(compare_calls(case, num_rounds))
     return cases
 
@@ -50,7 +50,7 @@ def run_quick(num_rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         name = "the demo, persistent cache"
         steps = {name: first_steps(folder)[name]}
-        return [compare({"what": "first step"}, name, steps, num_rounds, 0)]
+        return [compare({"part": "first step"}, name, steps, num_rounds, 0)]
 
 
 def compare(
@@ -72,7 +72,7 @@ def compare(
 def compare_calls(case: dict[str, Any], num_rounds: int) -> dict[str, Any]:
     """The first and the later calls of `train` or `sweep`, which give equal losses."""
     function = f"startup.calls:{case['what']}"
-    sizes = {name: value for name, value in case.items() if name != "what"}
+    sizes = {name: value for name, value in case.items() if name != "part"}
     programs = {
         "first call": Program(function, {"is_first": True} | sizes),
         "later call": Program(function, {"is_first": False} | sizes),
