@@ -116,6 +116,8 @@ def run(
 
     def chunk(shared, state, means, hparams, seed_of):
         data = shared.data if program.source is None else program.source
+        num_seeds, num_lanes = jax.tree.leaves(state)[0].shape[:2]
+        is_vmapped = num_seeds * num_lanes > 1
 
         def lane(state, means, hparams, key, order):
             like = init_state(**static, hparams=hparams, key=key, params=state.params)
@@ -129,7 +131,9 @@ def run(
                 key, shared.step - first, hparams, data, order, program.config
             )
             state, means = run_steps(
-                state, means, batch_at, hparams, first, last, **static
+                *(state, means, batch_at, hparams, first, last),
+                selects=is_vmapped,
+                **static,
             )
             return _of_lane(state), means
 
