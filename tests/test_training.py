@@ -503,6 +503,18 @@ def test_a_diverging_run_stops_at_the_finite_state_before_the_failing_step(gradi
     chex.assert_trees_all_equal(replay.params, before)
 
 
+def test_an_epoch_after_a_failing_step_changes_nothing():
+    hparams, settings = {"learning_rate": jnp.float32(0.1)}, config()
+    static = {"objective": OBJECTIVE, "config": settings}
+    state = training.init_state(OBJECTIVE, hparams, KEY, config=settings)
+    stopped = state._replace(stopped_at=state.step)
+    after, metrics = training.epoch(stopped, hparams, X, **static)
+    chex.assert_trees_all_equal(
+        after._replace(key=None), stopped._replace(key=None, step=after.step)
+    )
+    assert np.isnan(metrics["loss"])  # the mean over no steps
+
+
 def test_a_run_that_converges_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
